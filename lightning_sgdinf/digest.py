@@ -1,0 +1,50 @@
+"""A checksum of a batch, the same in recording and replay."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def batch_digest(batch: Any, seed: int = 0) -> int:
+    """CRC-32 over the structure and the values of a batch.
+
+    Tensors and arrays contribute dtype, shape and bytes; mappings and sequences their items in order; dataclass-like
+    objects their ``__dict__``; anything else its type name and, if it is a string or number, its value.
+
+    Args:
+        batch: What a data loader yields.
+        seed: Checksum to continue.
+
+    Returns:
+        An integer in ``[0, 2**32)``.
+    """
+    if isinstance(batch, Tensor):
+        data = batch.detach()
+        if data.layout is not torch.strided or data.is_quantized:
+            data = data.to_dense()
+        data = data.cpu().contiguous()
+        head = f"{data.dtype}{tuple(data.shape)}".encode()
+        return zlib.crc32(data.view(-1).view(torch.uint8).numpy() if data.numel() else b"", zlib.crc32(head, seed))
+    if isinstance(batch, np.ndarray):
+        head = f"{batch.dtype}{batch.shape}".encode()
+        return zlib.crc32(np.ascontiguousarray(batch).tobytes(), zlib.crc32(head, seed))
+    if isinstance(batch, (str, bytes, int, float, bool, type(None))):
+        return zlib.crc32(f"{type(batch).__name__}:{batch!r}".encode(), seed)
+    if isinstance(batch, Mapping):
+        for key, value in batch.items():
+            seed = batch_digest(value, batch_digest(str(key), seed))
+        return zlib.crc32(b"}", seed)
+    if isinstance(batch, Sequence):
+        for value in batch:
+            seed = batch_digest(value, seed)
+        return zlib.crc32(b"]", seed)
+    if hasattr(batch, "__dict__"):
+        return batch_digest(vars(batch), zlib.crc32(type(batch).__qualname__.encode(), seed))
+    return zlib.crc32(type(batch).__qualname__.encode(), seed)
+

@@ -1,0 +1,163 @@
+"""What a run's record is made of, as plain values.
+
+Recording makes these values and replay reads them; they are all that the two share. Times are counted as follows: a run
+of ``T`` optimizer steps has states ``0 .. T``; step ``t`` takes state ``t`` to state ``t + 1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from lightning_sgdinf.random_state import RandomState
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """One fetch from one data loader.
+
+    Attributes:
+        loader: Position of the loader among the run's loaders (0 unless several are combined).
+        example_ids: Indices that the dataset of that loader was asked for, int64 ``[B]``, in batch order.
+        random: State of the generators in the process that produced the batch, just before its first example was fetched;
+            empty if it was not taken.
+        digest: Checksum of the collated batch, see `lightning_sgdinf.digest`; ``None`` if it was not taken.
+        single: The loader has ``batch_size=None``: the dataset's item is the batch, and is not collated.
+    """
+
+    loader: int = 0
+    example_ids: np.ndarray
+    random: RandomState = field(default_factory=dict)
+    digest: int | None = None
+    single: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """One forward and backward pass.
+
+    Attributes:
+        batch_idx: The index that ``training_step`` was given.
+        draws: Where its examples came from; one entry unless loaders are combined. Empty if examples have no ids
+            (iterable datasets).
+        transferred_with: Generators of the training process when the batch was handed over (before the batch-transfer hooks).
+        stepped_with: Generators of the training process just before ``training_step``.
+    """
+
+    batch_idx: int
+    draws: tuple[Draw, ...]
+    transferred_with: RandomState = field(default_factory=dict)
+    stepped_with: RandomState = field(default_factory=dict)
+
+    @property
+    def example_ids(self) -> np.ndarray:
+        """Ids of all its examples, int64 ``[B]``, loaders one after another."""
+        if len(self.draws) == 1:
+            return self.draws[0].example_ids
+        return np.concatenate([d.example_ids for d in self.draws]) if self.draws else np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParamGroup:
+    """One param group of the optimizer, as it stood when the step was taken.
+
+    Attributes:
+        params: Names of its parameters in the module, in the optimizer's order.
+        options: Every other entry (``lr``, ``momentum``, ``betas``, ``eps``, ``nesterov`` ...); tuples become lists, tensors
+            numbers.
+    """
+
+    params: tuple[str, ...]
+    options: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Gradient clipping as the Trainer did it, between backward and step.
+
+    Attributes:
+        value: ``gradient_clip_val``, > 0.
+        algorithm: ``"norm"`` (joint 2-norm of the optimizer's parameters) or ``"value"`` (elementwise).
+    """
+
+    value: float
+    algorithm: Literal["norm", "value"] = "norm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """All that is needed to take one optimizer step again, but for the state it started from.
+
+    Attributes:
+        index: ``t``, counting from 0 the steps that were really taken.
+        epoch: The Trainer's ``current_epoch``.
+        global_step: The Trainer's ``global_step`` before the step.
+        micro_batches: The passes whose gradients it summed, in order.
+        groups: The optimizer's param groups with the hyper-parameters of this step.
+        accumulation: What each micro-batch's loss was divided by.
+        clip: Gradient clipping, if any.
+        eval_modules: Names of sub-modules that were in eval mode during the step (``""`` is the module itself).
+        average: ``(a, b)`` if a weight-averaging callback did ``average <- a * average + b * params`` after the step,
+            with the parameters after the step.
+        loss: Training loss of the last micro-batch as returned by ``training_step``, for display; may be NaN.
+    """
+
+    index: int
+    epoch: int
+    global_step: int
+    micro_batches: tuple[MicroBatch, ...]
+    groups: tuple[ParamGroup, ...]
+    accumulation: int = 1
+    clip: Clip | None = None
+    eval_modules: tuple[str, ...] = ()
+    average: tuple[float, float] | None = None
+    loss: float | None = None
+
+    @property
+    def example_ids(self) -> np.ndarray:
+        """Ids of all examples of the step, int64, micro-batches one after another."""
+        parts = [m.example_ids for m in self.micro_batches]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """Learning rate of each param group."""
+        return tuple(float(g.options["lr"]) for g in self.groups)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What holds for the whole run.
+
+    Attributes:
+        run_id: Random hexadecimal name of the run.
+        created: ISO 8601 time, UTC.
+        model: Qualified class name of the LightningModule.
+        optimizer: Qualified class name of the optimizer, e.g. ``torch.optim.sgd.SGD``.
+        parameters: Trained parameters in order: name, shape, dtype name.
+        constant_digest: Checksum over the names and values of parameters that are not trained; 0 if there are none.
+        precision: The Trainer's precision, e.g. ``"32-true"``, ``"bf16-mixed"``.
+        keep: Which states are stored, as the user wrote it: ``"every_step"``, ``"every(10)"``, ``"last_epochs(1)"``, ``"final"``.
+        datasets: Per loader: qualified class name and length.
+        replayable: Empty, or why the run cannot be replayed (it is recorded nevertheless).
+        environment: Versions, device, thread count, instruction set, determinism flags.
+        extra: Room for what later releases add; readers ignore what they do not know.
+    """
+
+    run_id: str
+    created: str
+    model: str
+    optimizer: str
+    parameters: tuple[tuple[str, tuple[int, ...], str], ...]
+    constant_digest: int = 0
+    precision: str = "32-true"
+    keep: str = "every_step"
+    datasets: tuple[tuple[str, int], ...] = ()
+    replayable: str = ""
+    environment: Mapping[str, Json] = field(default_factory=dict)
+    extra: Mapping[str, Json] = field(default_factory=dict)
