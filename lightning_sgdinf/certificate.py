@@ -1,0 +1,167 @@
+"""What was checked of a result, and how well it held.
+
+Three checks, each of which can contradict the scores. *Step replay*: every recorded step, done again, must lead to the next
+recorded state. *Gradient check*: the walk's score of a few sampled examples against central differences of a real re-run with
+their weights at ``1 +- eps``. *Trust*: a few sampled examples really left out and the run done again, because even an exact
+derivative stops predicting removal where training is not smooth.
+
+In a `fast` certificate the last two run on a window of the last steps only (from the recorded state at its start), with the
+walk's partial scores for that window; in a `full` one on the whole run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from lightning_sgdinf.errors import ConfigurationError
+
+Level = Literal["fast", "full", "off"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReplay:
+    """Rebuilt states against recorded ones.
+
+    Attributes:
+        steps: Number of steps that were done again and compared.
+        bitwise: How many of them matched bit for bit.
+        largest_deviation: Largest ``max|rebuilt - recorded| / max|recorded step|`` over tensors and steps, dimensionless; 0 is bitwise.
+        step: The step of the largest deviation, or -1.
+        tensor: Its tensor.
+        tolerance: What would have been an error.
+    """
+
+    steps: int
+    bitwise: int
+    largest_deviation: float
+    step: int = -1
+    tensor: str = ""
+    tolerance: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientCheck:
+    """The walk's scores of sampled examples against central differences of a re-run.
+
+    Attributes:
+        first_step: Where the window starts; it ends with the run.
+        example_ids: The sampled examples.
+        predicted: The walk's scores of the window, per example, in units of the query.
+        measured: ``-(q(1 + eps) - q(1 - eps)) / (2 eps)`` of the re-run, same units.
+        relative_error: ``max|predicted - measured| / max|measured|``.
+        tolerance: What would have been an error.
+    """
+
+    first_step: int
+    example_ids: tuple[int, ...]
+    predicted: tuple[float, ...]
+    measured: tuple[float, ...]
+    relative_error: float
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """Predicted against true change for examples that were really left out.
+
+    Attributes:
+        first_step: Where the window starts; it ends with the run.
+        example_ids: The sampled examples.
+        predicted: The walk's scores of the window, in units of the query.
+        measured: ``q(without the example) - q(with it)`` of the re-run.
+        correlation: Pearson correlation, in ``[-1, 1]``.
+        low: Lower end of its 95 % interval (Fisher's z).
+        high: Upper end.
+    """
+
+    first_step: int
+    example_ids: tuple[int, ...]
+    predicted: tuple[float, ...]
+    measured: tuple[float, ...]
+    correlation: float
+    low: float
+    high: float
+
+    @property
+    def is_low(self) -> bool:
+        """Whether a reader should be warned: correlation below 0.9."""
+        return not self.correlation >= 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """The checks that a result carries.
+
+    Attributes:
+        level: ``"fast"``, ``"full"`` or ``"off"``.
+        step_replay: See `StepReplay`; ``None`` if not checked.
+        gradient_check: See `GradientCheck`; ``None`` if not checked (estimators that are not a derivative of the run have none).
+        trust: See `Trust`; ``None`` if not checked.
+        seconds: Wall time the checks took.
+        notes: Sentences a reader must know, e.g. what was treated as constant.
+    """
+
+    level: Level
+    step_replay: StepReplay | None = None
+    gradient_check: GradientCheck | None = None
+    trust: Trust | None = None
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What belongs at the top of a report; empty if all is well."""
+        found: list[str] = []
+        if self.level == "off":
+            found.append("Nothing was checked (certificate='off').")
+        if self.trust is not None and self.trust.is_low:
+            found.append(
+                f"Low trust: for {len(self.trust.example_ids)} examples really left out, predicted and true changes correlate "
+                f"only at {self.trust.correlation:.2f} (95 % interval {self.trust.low:.2f} to {self.trust.high:.2f}). The scores are the "
+                "right derivative, but training is not smooth enough for it to predict removal; smaller steps or smoother "
+                "activations help, and the largest scores should be verified by re-training."
+            )
+        return tuple(found)
+
+    def summary(self) -> tuple[str, ...]:
+        """One sentence per check, for a terminal or the head of a report."""
+        lines: list[str] = []
+        if (r := self.step_replay) is not None:
+            lines.append(
+                f"Step replay: {r.bitwise} of {r.steps} steps rebuilt bit for bit; largest deviation {r.largest_deviation:.1e} of a step."
+            )
+        if (g := self.gradient_check) is not None:
+            lines.append(
+                f"Gradient check: {len(g.example_ids)} examples against central differences from step {g.first_step} on: "
+                f"relative error {g.relative_error:.1e}."
+            )
+        if (t := self.trust) is not None:
+            lines.append(
+                f"Trust: {len(t.example_ids)} examples left out from step {t.first_step} on: correlation {t.correlation:.3f} "
+                f"(95 % interval {t.low:.3f} to {t.high:.3f})."
+            )
+        return (*lines, *self.notes) if lines or self.notes else ("Nothing was checked.",)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for storing beside scores."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Certificate:
+        """The inverse of `to_json`."""
+
+        def part(kind: type, value: Mapping[str, Any] | None) -> Any:
+            return None if value is None else kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+
+        if data.get("level") not in ("fast", "full", "off"):
+            raise ConfigurationError(f"certificate level: expected 'fast', 'full' or 'off', got {data.get('level')!r}")
+        return cls(
+            level=data["level"],
+            step_replay=part(StepReplay, data.get("step_replay")),
+            gradient_check=part(GradientCheck, data.get("gradient_check")),
+            trust=part(Trust, data.get("trust")),
+            seconds=float(data.get("seconds", 0.0)),
+            notes=tuple(data.get("notes", ())),
+        )
