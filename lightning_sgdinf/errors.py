@@ -4,6 +4,7 @@
 
     SgdInfluenceError
     ├── ConfigurationError        what was asked for cannot work; raised before any work is done
+    ├── MissingExtraError         a package that only this part needs is not installed
     ├── UnsupportedRunError       a run that cannot be recorded or replayed rightly
     │   ├── UntappedLossError     a loss term that per-example weights do not reach
     │   └── UnknownOptimizerError no update rule for the recorded optimizer
@@ -34,6 +35,10 @@ class SgdInfluenceError(Exception):
 
 class ConfigurationError(SgdInfluenceError, ValueError):
     """An argument, or a combination of arguments, that cannot work."""
+
+
+class MissingExtraError(SgdInfluenceError, ImportError):
+    """A package that only this part needs is not installed."""
 
 
 class UnsupportedRunError(SgdInfluenceError):
