@@ -1,0 +1,15 @@
+"""How good a ranking, or a cleansing by it, was."""
+
+from lightning_sgdinf.evaluation.agreement import Agreement as Agreement
+from lightning_sgdinf.evaluation.agreement import measure_agreement as measure_agreement
+from lightning_sgdinf.evaluation.agreement import jaccard_of_extremes as jaccard_of_extremes
+from lightning_sgdinf.evaluation.agreement import kendall_tau as kendall_tau
+from lightning_sgdinf.evaluation.agreement import pearson as pearson
+from lightning_sgdinf.evaluation.agreement import spearman as spearman
+from lightning_sgdinf.evaluation.curves import CleansingCurve as CleansingCurve
+from lightning_sgdinf.evaluation.detection import Detection as Detection
+from lightning_sgdinf.evaluation.detection import detect as detect
+from lightning_sgdinf.evaluation.significance import Comparison as Comparison
+from lightning_sgdinf.evaluation.significance import paired_t_test as paired_t_test
+from lightning_sgdinf.evaluation.significance import sign_flip_test as sign_flip_test
+from lightning_sgdinf.evaluation.significance import unpaired_t_test as unpaired_t_test

@@ -1,0 +1,166 @@
+"""Did cleansing help, or was it luck? Tests of the difference between runs before and after.
+
+Which one: runs that share their seed before and after are *paired*. With more than a handful use `paired_t_test`;
+with few, `sign_flip_test` assumes only that luck is symmetric, at the price of a smallest p of ``2 / 2^n``, which is why
+five pairs can never reach 0.05. Runs that have nothing to do with each other need `unpaired_t_test`. All are two-sided.
+
+References:
+    Hartigan. *Using subsample values as typical values*. JASA 64, 1969 (the interval of `sign_flip_test`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+
+MOST_PAIRS = 16
+"""Up to here all sign flips are tried; with more pairs the t test serves as well."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Result of a test of ``after - before``.
+
+    Attributes:
+        test: Name of the test, e.g. ``"paired t test"``.
+        mean_difference: Mean of ``after - before``; negative is a fall.
+        low: Lower end of its confidence interval; ``-inf`` if there are too few runs for one, NaN if undefined.
+        high: Upper end.
+        p_value: Two-sided; NaN if undefined because no run differs from another.
+        n: Number of pairs, or of runs in the smaller group.
+        confidence: Coverage of the interval.
+    """
+
+    test: str
+    mean_difference: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+    confidence: float = 0.95
+
+    @property
+    def significant(self) -> bool:
+        """Whether the test rejects "no difference" at level ``1 - confidence``."""
+        return self.p_value < 1 - self.confidence
+
+    def sentence(self) -> str:
+        """Test, number of runs and p value in words."""
+        if math.isnan(self.p_value):
+            return f"{self.test}, n = {self.n}: undefined, every run changed by the same amount"
+        p_value = f"p = {self.p_value:.3f}" if self.p_value >= 0.001 else f"p = {self.p_value:.1e}"
+        return f"{self.test}, n = {self.n}: {p_value}"
+
+
+def paired_t_test(before: ArrayLike, after: ArrayLike, *, confidence: float = 0.95) -> Comparison:
+    """Student's t test of the mean difference of pairs, ``t = mean(d) / (std(d) / sqrt(n))``, two-sided.
+
+    Args:
+        before: ``[n]`` errors before, one per run.
+        after: ``[n]`` errors after, of the same runs in the same order.
+        confidence: Coverage of the interval, in ``(0, 1)``.
+
+    Raises:
+        ConfigurationError: Fewer than two pairs, or different lengths.
+        NonFiniteError: NaN or infinity among the errors.
+    """
+    a, b = _runs(before, after, paired=True)
+    difference = b - a
+    name = "paired t test"
+    if (
+        np.ptp(difference) <= 1e-12 * np.abs(difference).max()
+    ):  # equal but for rounding: t divides by a spread of nothing
+        return _undefined(name, float(difference.mean()), len(a), confidence)
+    result = stats.ttest_rel(b, a)
+    interval = result.confidence_interval(confidence)
+    return Comparison(
+        test=name,
+        mean_difference=float(difference.mean()),
+        low=float(interval.low),
+        high=float(interval.high),
+        p_value=float(result.pvalue),
+        n=len(a),
+        confidence=confidence,
+    )
+
+
+def unpaired_t_test(before: ArrayLike, after: ArrayLike, *, confidence: float = 0.95) -> Comparison:
+    """Welch's t test of the difference of two means, two-sided; as `paired_t_test`, but lengths may differ."""
+    a, b = _runs(before, after, paired=False)
+    name = "unpaired t test"
+    difference = float(b.mean() - a.mean())
+    if max(np.ptp(a), np.ptp(b)) <= 1e-12 * max(np.abs(a).max(), np.abs(b).max()):
+        return _undefined(name, difference, min(len(a), len(b)), confidence)
+    result = stats.ttest_ind(b, a, equal_var=False)
+    interval = result.confidence_interval(confidence)
+    return Comparison(
+        test=name,
+        mean_difference=difference,
+        low=float(interval.low),
+        high=float(interval.high),
+        p_value=float(result.pvalue),
+        n=min(len(a), len(b)),
+        confidence=confidence,
+    )
+
+
+def sign_flip_test(before: ArrayLike, after: ArrayLike, *, confidence: float = 0.95) -> Comparison:
+    """Exact permutation test of pairs: the share of all sign flips whose mean is at least as far from 0, two-sided.
+
+    ``p = #{s in {-1, 1}^n : |mean(s d)| >= |mean(d)|} / 2^n`` with ``d = after - before``. The interval holds the
+    values that the test would not reject: between the ``c``-th smallest and the ``c``-th largest mean of a subset of ``d``.
+
+    Args:
+        before: ``[n]`` errors before, one per run, ``2 <= n <= 16``.
+        after: ``[n]`` errors after, of the same runs in the same order.
+        confidence: Coverage of the interval, in ``(0, 1)``; the ends are infinite if ``n`` is too small for it.
+
+    Raises:
+        ConfigurationError: Fewer than two pairs or too many, or different lengths.
+        NonFiniteError: NaN or infinity among the errors.
+    """
+    a, b = _runs(before, after, paired=True)
+    n = len(a)
+    if n > MOST_PAIRS:
+        raise ConfigurationError(f"sign_flip_test: expected at most {MOST_PAIRS} pairs, got {n}; use paired_t_test")
+    difference = b - a
+    chosen = (np.arange(2**n)[:, None] >> np.arange(n)) & 1 == 1
+    means = np.where(chosen, difference, -difference).mean(axis=1)
+    slack = 1e-12 * np.abs(difference).max()  # sums in another order differ by rounding, and must count as equal
+    p_value = float(np.mean(np.abs(means) >= abs(difference.mean()) - slack))
+    subsets = chosen[chosen.any(axis=1)]
+    typical = np.sort((subsets * difference).sum(axis=1) / subsets.sum(axis=1))
+    left_out = math.floor((1 - confidence) / 2 * 2**n + 1e-9)
+    low, high = (typical[left_out - 1], typical[-left_out]) if left_out else (-math.inf, math.inf)
+    return Comparison(
+        test="sign-flip test",
+        mean_difference=float(difference.mean()),
+        low=float(low),
+        high=float(high),
+        p_value=p_value,
+        n=n,
+        confidence=confidence,
+    )
+
+
+def _undefined(test: str, difference: float, n: int, confidence: float) -> Comparison:
+    nan = math.nan
+    return Comparison(test=test, mean_difference=difference, low=nan, high=nan, p_value=nan, n=n, confidence=confidence)
+
+
+def _runs(before: ArrayLike, after: ArrayLike, *, paired: bool) -> tuple[np.ndarray, np.ndarray]:
+    a, b = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    if a.ndim != 1 or b.ndim != 1 or min(len(a), len(b)) < 2 or (paired and len(a) != len(b)):
+        wanted = "as many runs after as before, at least 2" if paired else "at least 2 runs before and after"
+        raise ConfigurationError(f"significance: expected {wanted}, got shapes {a.shape} and {b.shape}")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise NonFiniteError(
+            "significance: expected finite errors, got NaN or infinity; leave failed runs out of both groups"
+        )
+    return a, b

@@ -1,0 +1,83 @@
+"""A ranking: the training examples at one end of the order, as a table that says what its signs mean."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+Better: TypeAlias = Literal["lower", "higher"]
+"""Which direction of a query is the good one."""
+
+
+def sign_sentence(query: str, better: Better) -> str:
+    """The sign of a score in words, for the head of a table or the label of an axis."""
+    if better == "lower":
+        return f"negative = harmful: leaving it out lowers {query}"
+    return f"positive = harmful: leaving it out raises {query}"
+
+
+class RankedExample(NamedTuple):
+    """One line of a `Ranking`."""
+
+    example_id: int
+    score: float
+    rank: int
+    label: str | None
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Ranking:
+    """The training examples at one end of the order, the most extreme first; prints as a table.
+
+    Attributes:
+        example_ids: Their ids in the training set.
+        scores: The estimated change of the query had the example been left out, in units of the query.
+        ranks: Place among all ``total`` examples, 1 for the most harmful; equal scores share the better place.
+        labels: Their labels, or ``None``.
+        query: Name of the query.
+        better: Its good direction.
+        total: Number of examples that were ranked.
+    """
+
+    example_ids: tuple[int, ...]
+    scores: tuple[float, ...]
+    ranks: tuple[int, ...]
+    labels: tuple[str, ...] | None
+    query: str
+    better: Better
+    total: int
+
+    def __len__(self) -> int:
+        return len(self.example_ids)
+
+    def __iter__(self) -> Iterator[RankedExample]:
+        labels = self.labels if self.labels is not None else (None,) * len(self)
+        return map(RankedExample, self.example_ids, self.scores, self.ranks, labels)
+
+    @property
+    def header(self) -> str:
+        """What the scores mean and which sign is the harmful one."""
+        return (
+            f"{len(self)} of {self.total} training examples; score = change of {self.query} had the example been left "
+            f"out ({sign_sentence(self.query, self.better)})"
+        )
+
+    def rows(self) -> tuple[tuple[str, ...], ...]:
+        """The table as text: the names of the columns, then one row per example."""
+        table = [("rank", "id", "score", "label")]
+        table += [(str(row.rank), str(row.example_id), f"{row.score:+.4g}", str(row.label)) for row in self]
+        return tuple(table) if self.labels is not None else tuple(row[:3] for row in table)
+
+    def __repr__(self) -> str:
+        rows = self.rows()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+        return "\n".join((self.header, *lines))
+
+    def _repr_html_(self) -> str:
+        head, *body = ([html.escape(cell) for cell in row] for row in self.rows())
+        lines = ("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body)
+        columns = "".join(f"<th>{cell}</th>" for cell in head)
+        return f"<p>{html.escape(self.header)}</p><table><tr>{columns}</tr>{''.join(lines)}</table>"

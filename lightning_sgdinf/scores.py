@@ -1,0 +1,293 @@
+"""Scores: what leaving out each training example would have done to each query.
+
+The sign, once and for all: ``values[j, q]`` estimates the change of query ``q`` had example ``j`` been left out of the
+same run. For a query that is better when lower (a loss), negative is harmful: leaving the example out lowers the loss.
+For one that is better when higher (a margin, an accuracy), positive is harmful. `Scores.harm`, `Scores.order`,
+`Scores.most_harmful` and `Scores.most_helpful` know which is which, so that nobody else has to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_sgdinf.certificate import Certificate
+from lightning_sgdinf.errors import ConfigurationError, LogExistsError, NonFiniteError
+from lightning_sgdinf.extras import require
+from lightning_sgdinf.log.arrays import read_arrays, write_arrays
+from lightning_sgdinf.log.records import Json
+from lightning_sgdinf.ranking import Better, Ranking
+
+if TYPE_CHECKING:
+    import pandas
+
+KIND = "sgdinf-scores/1"
+"""What a file of scores calls itself."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores:
+    """The estimated change of every query had each training example been left out.
+
+    ``N`` is the length of the training set (an example's id is its index there), ``Q`` the number of queries, ``E`` the
+    number of epochs.
+
+    Args:
+        values: ``[N, Q]``, units of the query; kept as float64 on the CPU.
+        queries: ``Q`` different names.
+        labels: ``N`` labels, for display.
+        per_epoch: ``[E, N, Q]``: what each epoch contributed; sums over epochs to ``values``.
+        certificate: What was checked of the values.
+        provenance: Where they come from: digests of log, query and estimator, versions, seconds, bytes.
+        better: The good direction of each query; ``"lower"`` for all if left empty.
+
+    Raises:
+        ConfigurationError: Shapes, names or directions that do not fit together.
+        NonFiniteError: A value is NaN or infinite; names the example.
+    """
+
+    values: Tensor
+    queries: tuple[str, ...]
+    labels: tuple[str, ...] | None = None
+    per_epoch: Tensor | None = None
+    certificate: Certificate | None = None
+    provenance: Mapping[str, Json] = field(default_factory=dict)
+    better: tuple[Better, ...] = ()
+
+    def __post_init__(self) -> None:
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - how a frozen value is normalised
+        put("queries", _names(self.queries))
+        put("better", _directions(self.better, self.queries))
+        put("values", _matrix(self.values, self.queries))
+        put("provenance", dict(self.provenance))
+        if self.labels is not None:
+            put("labels", tuple(str(label) for label in self.labels))
+            if len(self.labels) != len(self):
+                raise ConfigurationError(f"labels: expected one per example ({len(self)}), got {len(self.labels)}")
+        if self.per_epoch is not None:
+            put("per_epoch", _epochs(self.per_epoch, self.values, self.queries))
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+    def __repr__(self) -> str:
+        checked = "none" if self.certificate is None else self.certificate.level
+        return f"Scores({len(self)} training examples, queries={list(self.queries)}, certificate={checked})"
+
+    def query_index(self, query: int | str) -> int:
+        """The column of a query.
+
+        Args:
+            query: Its name, or its position in ``[-Q, Q)``.
+
+        Raises:
+            ConfigurationError: There is no such query; lists those there are.
+        """
+        count = len(self.queries)
+        if isinstance(query, str) and query in self.queries:
+            return self.queries.index(query)
+        if isinstance(query, (int, np.integer)) and not isinstance(query, bool) and -count <= query < count:
+            return int(query) % count
+        known = ", ".join(f"{index}: {name!r}" for index, name in enumerate(self.queries))
+        raise ConfigurationError(f"query: expected one of {{{known}}}, got {query!r}")
+
+    def harm(self, query: int | str = 0) -> Tensor:
+        """How much better the query would be without each example, float64 ``[N]``: positive is harmful, always."""
+        column = self.query_index(query)
+        return self.values[:, column] * (-1.0 if self.better[column] == "lower" else 1.0)
+
+    def order(self, query: int | str = 0) -> Tensor:
+        """All example ids, int64 ``[N]``, the most harmful first; equal scores in order of id."""
+        return torch.argsort(self.harm(query), descending=True, stable=True)
+
+    def ranks(self, query: int | str = 0) -> Tensor:
+        """Each example's place, int64 ``[N]``: 1 plus the number of examples that are more harmful."""
+        harm = self.harm(query)
+        return 1 + torch.searchsorted(torch.sort(-harm).values, -harm, side="left")
+
+    def most_harmful(self, k: int, query: int | str = 0) -> Ranking:
+        """The examples without which the query would be best.
+
+        Args:
+            k: How many, at least 1; all if there are fewer.
+            query: Name or position of the query.
+
+        Raises:
+            ConfigurationError: ``k`` is below 1, or there is no such query.
+        """
+        return self._ranking(self.order(query)[: _count(k)], query)
+
+    def most_helpful(self, k: int, query: int | str = 0) -> Ranking:
+        """The examples without which the query would be worst; arguments as for `most_harmful`."""
+        return self._ranking(torch.argsort(self.harm(query), stable=True)[: _count(k)], query)
+
+    def _ranking(self, ids: Tensor, query: int | str) -> Ranking:
+        column = self.query_index(query)
+        example_ids = tuple(ids.tolist())
+        return Ranking(
+            example_ids=example_ids,
+            scores=tuple(self.values[ids, column].tolist()),
+            ranks=tuple(self.ranks(query)[ids].tolist()),
+            labels=None if self.labels is None else tuple(self.labels[i] for i in example_ids),
+            query=self.queries[column],
+            better=self.better[column],
+            total=len(self),
+        )
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write everything to one HDF5 file, from which `load` makes an equal value.
+
+        Raises:
+            LogExistsError: The path is taken and ``overwrite`` was not asked for.
+        """
+        _refuse_taken(path, overwrite)
+        arrays = {"values": self.values.numpy()}
+        if self.per_epoch is not None:
+            arrays["per_epoch"] = self.per_epoch.numpy()
+        if self.labels is not None:  # bytes of JSON: an attribute is too small for the labels of a large training set
+            arrays["labels"] = np.frombuffer(json.dumps(self.labels).encode(), np.uint8)
+        attributes: dict[str, Json] = {
+            "queries": list(self.queries),
+            "better": list(self.better),
+            "certificate": None if self.certificate is None else self.certificate.to_json(),
+            "provenance": dict(self.provenance),
+        }
+        write_arrays(path, arrays, attributes, kind=KIND)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scores:
+        """Read what `save` wrote."""
+        arrays, attributes = read_arrays(path, kind=KIND)
+        certificate = attributes["certificate"]
+        return cls(
+            values=torch.from_numpy(np.array(arrays["values"])),
+            queries=tuple(attributes["queries"]),
+            labels=tuple(json.loads(arrays["labels"].tobytes())) if "labels" in arrays else None,
+            per_epoch=torch.from_numpy(np.array(arrays["per_epoch"])) if "per_epoch" in arrays else None,
+            certificate=None if certificate is None else Certificate.from_json(certificate),
+            provenance=attributes["provenance"],
+            better=tuple(attributes["better"]),
+        )
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A pandas table: ``example_id``, ``label`` if known, and per query its score and its rank.
+
+        The columns of a query are named for what they hold: ``change_of_<query>_if_left_out`` and ``harm_rank_<query>``
+        (1 for the most harmful example).
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        pandas = require("pandas", extra="report")
+        columns: dict[str, Any] = {"example_id": np.arange(len(self))}
+        if self.labels is not None:
+            columns["label"] = list(self.labels)
+        for index, name in enumerate(self.queries):
+            columns[f"change_of_{name}_if_left_out"] = self.values[:, index].numpy()
+            columns[f"harm_rank_{name}"] = self.ranks(index).numpy()
+        return cast("pandas.DataFrame", pandas.DataFrame(columns))
+
+    def to_csv(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write `to_frame` as CSV; refuses a path that is taken unless ``overwrite``."""
+        frame = self.to_frame()
+        _refuse_taken(path, overwrite)
+        frame.to_csv(path, index=False)
+
+    def to_parquet(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write `to_frame` as Parquet; refuses a path that is taken unless ``overwrite``."""
+        require("pyarrow", extra="report")
+        frame = self.to_frame()
+        _refuse_taken(path, overwrite)
+        frame.to_parquet(path, index=False, engine="pyarrow")
+
+    def report(self, path: str | Path, *, title: str = "Which training examples helped", **details: Any) -> Path:
+        """Write the report: pictures, tables and checks.
+
+        Args:
+            path: A file that ends in ``.html`` for the page alone, which needs no other file; otherwise a folder for
+                the page, its pictures and its tables. What an earlier report left there is replaced.
+            title: Head of the page.
+            **details: Further fields of `lightning_sgdinf.report.ReportData`, e.g. ``examples`` to show.
+
+        Returns:
+            Where the page is.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        report = require("lightning_sgdinf.report", extra="report")
+        data = report.ReportData(title=title, scores=self, **details)
+        write = report.write_page if Path(path).suffix == ".html" else report.write_report
+        return cast(Path, write(data, path))
+
+
+def _count(k: int) -> int:
+    if k < 1:
+        raise ConfigurationError(f"k: expected at least 1 example, got {k}")
+    return k
+
+
+def _refuse_taken(path: str | Path, overwrite: bool) -> None:
+    if not overwrite and Path(path).exists():
+        raise LogExistsError(f"{path} exists; give another path, or overwrite=True to replace it")
+
+
+def _names(queries: tuple[str, ...]) -> tuple[str, ...]:
+    if isinstance(queries, str) or not queries or not all(isinstance(name, str) for name in queries):
+        raise ConfigurationError(f"queries: expected a tuple of at least one name, got {queries!r}")
+    if len(set(queries)) < len(queries):
+        repeated = sorted({name for name in queries if queries.count(name) > 1})
+        raise ConfigurationError(f"queries: expected different names, got {repeated} more than once")
+    return tuple(queries)
+
+
+def _directions(better: tuple[Better, ...], queries: tuple[str, ...]) -> tuple[Better, ...]:
+    directions = tuple(better) or ("lower",) * len(queries)
+    if len(directions) != len(queries) or not set(directions) <= {"lower", "higher"}:
+        raise ConfigurationError(f"better: expected 'lower' or 'higher' for each of {list(queries)}, got {better!r}")
+    return directions
+
+
+def _matrix(values: Tensor, queries: tuple[str, ...]) -> Tensor:
+    if values.ndim != 2 or values.shape[0] == 0 or values.shape[1] != len(queries):
+        raise ConfigurationError(
+            f"values: expected shape [N, {len(queries)}], at least one example and one column per query, "
+            f"got {list(values.shape)}"
+        )
+    values = values.detach().to("cpu", torch.float64).contiguous()
+    bad = (~values.isfinite()).nonzero()
+    if len(bad):
+        example, column = bad[0].tolist()
+        raise NonFiniteError(
+            f"score of example {example} for query {queries[column]!r} is {values[example, column].item()} "
+            f"({len(bad)} of {values.numel()} scores are not finite); look in the log for the first such loss"
+        )
+    return values
+
+
+def _epochs(per_epoch: Tensor, values: Tensor, queries: tuple[str, ...]) -> Tensor:
+    if per_epoch.ndim != 3 or per_epoch.shape[1:] != values.shape:
+        expected = ", ".join(map(str, ("E", *values.shape)))
+        raise ConfigurationError(f"per_epoch: expected shape [{expected}], got {list(per_epoch.shape)}")
+    per_epoch = per_epoch.detach().to("cpu", torch.float64).contiguous()
+    bad = (~per_epoch.isfinite()).nonzero()
+    if len(bad):
+        epoch, example, column = bad[0].tolist()
+        raise NonFiniteError(f"score of example {example} for query {queries[column]!r}: not finite in epoch {epoch}")
+    gap = (per_epoch.sum(0) - values).abs()
+    # Relative to the largest of the column: contributions may have been summed in float32, and they cancel.
+    if (gap > 1e-4 * per_epoch.abs().sum(0).amax(0)).any():
+        example, column = divmod(int(gap.argmax()), len(queries))
+        raise ConfigurationError(
+            "per_epoch: expected contributions that sum to the values, got a sum of "
+            f"{per_epoch[:, example, column].sum().item():.6g} for example {example}, query {queries[column]!r}, "
+            f"whose value is {values[example, column].item():.6g}"
+        )
+    return per_epoch
