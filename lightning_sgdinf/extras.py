@@ -18,7 +18,7 @@ def require(module: str, *, extra: str) -> ModuleType:
 
     Args:
         module: Name of the module, e.g. ``"pandas"`` or ``"matplotlib.figure"``.
-        extra: Name of the extra that installs it, e.g. ``"report"``.
+        extra: Name of the extra that installs it, e.g. ``"cli"``.
 
     Returns:
         The module.

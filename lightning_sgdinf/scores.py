@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from lightning_sgdinf.log.arrays import read_arrays, write_arrays
 from torch import Tensor
 
 from lightning_sgdinf.certificate import Certificate
 from lightning_sgdinf.errors import ConfigurationError, LogExistsError, NonFiniteError
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.log.arrays import read_arrays, write_arrays
 from lightning_sgdinf.log.records import Json
 from lightning_sgdinf.ranking import Better, Ranking
 
@@ -185,7 +185,7 @@ class Scores:
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        pandas = require("pandas", extra="report")
+        pandas = require("pandas", extra="cli")
         columns: dict[str, Any] = {"example_id": np.arange(len(self))}
         if self.labels is not None:
             columns["label"] = list(self.labels)
@@ -202,7 +202,7 @@ class Scores:
 
     def to_parquet(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write `to_frame` as Parquet; refuses a path that is taken unless ``overwrite``."""
-        require("pyarrow", extra="report")
+        require("pyarrow", extra="cli")
         frame = self.to_frame()
         _refuse_taken(path, overwrite)
         frame.to_parquet(path, index=False, engine="pyarrow")
@@ -222,7 +222,7 @@ class Scores:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        report = require("lightning_sgdinf.report", extra="report")
+        report = require("lightning_sgdinf.report", extra="cli")
         data = report.ReportData(title=title, scores=self, **details)
         write = report.write_page if Path(path).suffix == ".html" else report.write_report
         return cast(Path, write(data, path))

@@ -1,9 +1,9 @@
 """How good a ranking, or a cleansing by it, was."""
 
 from lightning_sgdinf.evaluation.agreement import Agreement as Agreement
-from lightning_sgdinf.evaluation.agreement import measure_agreement as measure_agreement
 from lightning_sgdinf.evaluation.agreement import jaccard_of_extremes as jaccard_of_extremes
 from lightning_sgdinf.evaluation.agreement import kendall_tau as kendall_tau
+from lightning_sgdinf.evaluation.agreement import measure_agreement as measure_agreement
 from lightning_sgdinf.evaluation.agreement import pearson as pearson
 from lightning_sgdinf.evaluation.agreement import spearman as spearman
 from lightning_sgdinf.evaluation.curves import CleansingCurve as CleansingCurve

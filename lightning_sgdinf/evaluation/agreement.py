@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+from lightning_sgdinf.extras import require
+
+stats = require("scipy.stats", extra="cli")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +82,7 @@ def pearson(estimated: ArrayLike, true: ArrayLike) -> float:
 
 
 def jaccard_of_extremes(estimated: ArrayLike, true: ArrayLike, *, k: int = 10) -> float:
-    """Overlap ``|A & B| / |A | B|`` of the ``k`` smallest together with the ``k`` largest scores; ties go to the lower id.
+    """Overlap ``|A & B| / |A | B|`` of the ``k`` smallest and ``k`` largest scores; ties go to the lower id.
 
     Raises:
         ConfigurationError: Different lengths, or ``k`` outside ``[1, N / 2]``.

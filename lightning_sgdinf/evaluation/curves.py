@@ -7,9 +7,11 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+from lightning_sgdinf.extras import require
+
+stats = require("scipy.stats", extra="cli")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,8 +1,8 @@
 """Did cleansing help, or was it luck? Tests of the difference between runs before and after.
 
 Which one: runs that share their seed before and after are *paired*. With more than a handful use `paired_t_test`;
-with few, `sign_flip_test` assumes only that luck is symmetric, at the price of a smallest p of ``2 / 2^n``, which is why
-five pairs can never reach 0.05. Runs that have nothing to do with each other need `unpaired_t_test`. All are two-sided.
+with few, `sign_flip_test` assumes only that luck is symmetric, at the price of a smallest p of ``2 / 2^n``, which is
+why five pairs can never reach 0.05. Runs that have nothing to do with each other need `unpaired_t_test`. All are two-sided.
 
 References:
     Hartigan. *Using subsample values as typical values*. JASA 64, 1969 (the interval of `sign_flip_test`).
@@ -15,9 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+from lightning_sgdinf.extras import require
+
+stats = require("scipy.stats", extra="cli")
 
 MOST_PAIRS = 16
 """Up to here all sign flips are tried; with more pairs the t test serves as well."""
@@ -114,7 +116,7 @@ def sign_flip_test(before: ArrayLike, after: ArrayLike, *, confidence: float = 0
     """Exact permutation test of pairs: the share of all sign flips whose mean is at least as far from 0, two-sided.
 
     ``p = #{s in {-1, 1}^n : |mean(s d)| >= |mean(d)|} / 2^n`` with ``d = after - before``. The interval holds the
-    values that the test would not reject: between the ``c``-th smallest and the ``c``-th largest mean of a subset of ``d``.
+    values that the test would not reject: from the ``c``-th smallest to the ``c``-th largest mean of a subset of ``d``.
 
     Args:
         before: ``[n]`` errors before, one per run, ``2 <= n <= 16``.
