@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,10 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _fixed_seeds() -> Iterator[None]:
+def _fixed_seeds() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
-    yield
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,96 @@
+"""The networks of the experiments: functions of the image shape and the number of classes.
+
+``image_shape`` is ``(channels, height, width)``; every network maps ``[B, C, H, W]`` to logits ``[B, classes]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Literal
+
+from torch import nn
+
+from lightning_sgdinf.errors import ConfigurationError
+
+Shape = tuple[int, int, int]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
+
+
+def logistic_regression(image_shape: Shape, classes: int) -> nn.Sequential:
+    """One linear layer on the pixels; its loss is convex."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(prod(image_shape), classes))
+
+
+def mlp(
+    image_shape: Shape,
+    classes: int,
+    *,
+    hidden: Sequence[int] = (32,),
+    activation: Literal["relu", "tanh", "gelu"] = "relu",
+) -> nn.Sequential:
+    """Fully connected layers.
+
+    Args:
+        image_shape: Channels, height, width.
+        classes: Number of classes.
+        hidden: Width of each hidden layer.
+        activation: Between the layers; a smooth one makes first-order predictions of removal more faithful.
+
+    Raises:
+        ConfigurationError: The activation is unknown.
+    """
+    if activation not in _ACTIVATIONS:
+        raise ConfigurationError(f"activation: expected one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
+    layers: list[nn.Module] = [nn.Flatten()]
+    width = prod(image_shape)
+    for size in hidden:
+        layers += [nn.Linear(width, size), _ACTIVATIONS[activation]()]
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, classes))
+
+
+def mnist_net(image_shape: Shape, classes: int) -> nn.Sequential:
+    """The convolutional network of the SGD-influence paper's MNIST experiment; 13,750 parameters for its images.
+
+    References:
+        Hara, Nitanda, Maehara: Data Cleansing for Models Trained with SGD, NeurIPS 2019.
+    """
+    channels, height, width = image_shape
+    features = 20 * _halved(height - 4) * _halved(width - 4)
+    return nn.Sequential(
+        nn.Conv2d(channels, 20, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(20, 20, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(features, classes),
+    )
+
+
+def cifar_net(image_shape: Shape, classes: int) -> nn.Sequential:
+    """Six convolutions in three blocks, BatchNorm after the first of each; 307,946 parameters for 3 x 32 x 32 images.
+
+    References:
+        Hara, Nitanda, Maehara: Data Cleansing for Models Trained with SGD, NeurIPS 2019.
+    """
+    channels, height, width = image_shape
+    if min(height, width) < 8:
+        raise ConfigurationError(f"cifar_net: expected images of at least 8 x 8 pixels, got {height} x {width}")
+    layers: list[nn.Module] = []
+    for size in (32, 64, 128):
+        layers += [nn.Conv2d(channels, size, 3, padding=1), nn.BatchNorm2d(size), nn.ReLU()]
+        layers += [nn.Conv2d(size, size, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        channels = size
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * (height // 8) * (width // 8), classes))
+
+
+def _halved(size: int) -> int:
+    """Side of the feature map after pooling, a second 5 x 5 convolution and pooling."""
+    after = (size // 2 - 4) // 2
+    if after < 1:
+        raise ConfigurationError(f"mnist_net: expected images of at least 16 x 16 pixels, got a side of {size + 4}")
+    return after
