@@ -172,7 +172,9 @@ def test_repository_speaks_of_the_product_alone() -> None:
     if not tracked:
         pytest.skip("not a git checkout")
     plans = "|".join(["DES" + "IGN", "METH" + "ODS", "HOST-" + "FACTS", "STOR" + "AGE", "PE" + "ERS", "ST" + "YLE"])
-    words = re.compile(rf"/wo{''}rk/|\b(?:{plans})\.md|\bTO{''}DO\b|\bFIX{''}ME\b|pypi\.{''}org|files\.python{''}hosted")
+    words = re.compile(
+        rf"/wo{''}rk/|\b(?:{plans})\.md|\bTO{''}DO\b|\bFIX{''}ME\b|pypi\.{''}org|files\.python{''}hosted"
+    )
     found = []
     for path in tracked:
         file = ROOT / path
