@@ -24,19 +24,33 @@ def capture(*, devices: bool = True) -> dict[str, bytes]:
     Args:
         devices: Also take the CUDA generators, if CUDA is initialised (never in a worker process).
     """
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
-    del kind
+    state = {"torch": torch_state(), "numpy": numpy_state(), "python": python_state()}
+    return state | device_states() if devices else state
+
+
+def torch_state() -> bytes:
+    """The state of torch's generator for the CPU."""
+    return torch.random.get_rng_state().numpy().tobytes()
+
+
+def numpy_state() -> bytes:
+    """The state of numpy's global generator: 624 words and the position in them, then the cached normal deviate."""
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    return np.asarray(keys, "<u4").tobytes() + struct.pack("<iid", position, has_gauss, cached)
+
+
+def python_state() -> bytes:
+    """The state of python's global generator: 624 words and the position in them, then the cached normal deviate."""
     version, words, gauss = random.getstate()
-    state = {
-        "torch": torch.random.get_rng_state().numpy().tobytes(),
-        "numpy": np.asarray(keys, "<u4").tobytes() + struct.pack("<iid", position, has_gauss, cached),
-        "python": np.asarray(words, "<u4").tobytes()
-        + struct.pack("<i?d", version, gauss is not None, gauss if gauss is not None else 0.0),
-    }
-    if devices and torch.cuda.is_available() and torch.cuda.is_initialized():
-        for index in range(torch.cuda.device_count()):
-            state[f"cuda:{index}"] = torch.cuda.get_rng_state(index).numpy().tobytes()
-    return state
+    tail = struct.pack("<i?d", version, gauss is not None, gauss if gauss is not None else 0.0)
+    return struct.pack(f"<{len(words)}I", *words) + tail
+
+
+def device_states() -> dict[str, bytes]:
+    """The states of the CUDA generators, if CUDA is in use."""
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return {}
+    return {f"cuda:{i}": torch.cuda.get_rng_state(i).numpy().tobytes() for i in range(torch.cuda.device_count())}
 
 
 def restore(state: RandomState) -> None:

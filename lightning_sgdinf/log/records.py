@@ -105,6 +105,8 @@ class Step:
         average: ``(a, b)`` if a weight-averaging callback did ``average <- a * average + b * params`` after the step,
             with the parameters after the step.
         loss: Training loss of the last micro-batch as returned by ``training_step``, for display; may be NaN.
+        changed: Tensors that something other than the optimizer changed just before this step, as `TensorSpec.label` calls
+            them: state ``t`` is then not what step ``t - 1`` led to.
     """
 
     index: int
@@ -117,6 +119,7 @@ class Step:
     eval_modules: tuple[str, ...] = ()
     average: tuple[float, float] | None = None
     loss: float | None = None
+    changed: tuple[str, ...] = ()
 
     @property
     def example_ids(self) -> np.ndarray:
