@@ -1,0 +1,1 @@
+"""Recorded steps done again, forwards, and differentiated, backwards."""

@@ -1,0 +1,132 @@
+"""The gradient of a query at a given state: where a walk starts."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_sgdinf import random_state
+from lightning_sgdinf.adjoint.intercept import ATTENTION, Interceptor
+from lightning_sgdinf.adjoint.objective import Objective
+from lightning_sgdinf.adjoint.running_statistics import RunningStatistics
+from lightning_sgdinf.adjoint.session import set_modes
+from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+from lightning_sgdinf.query import Query, ValidationData
+from lightning_sgdinf.state import ModelState
+
+
+class Context(Protocol):
+    """Makes the precision context of a validation step."""
+
+    def __call__(self) -> AbstractContextManager[Any]:
+        """A fresh context manager."""
+        ...
+
+
+def value_of(objective: Objective, state: ModelState, query: Query, data: ValidationData, context: Context = nullcontext) -> Tensor:
+    """The queries' values at a state, float64 ``[Q]``."""
+    return _evaluate(objective, state, query, data, context, gradient=False)[0]
+
+
+def gradient_of(
+    objective: Objective,
+    state: ModelState,
+    query: Query,
+    data: ValidationData,
+    context: Context = nullcontext,
+    *,
+    of_average: bool = False,
+) -> tuple[Tensor, Adjoint]:
+    """The queries' values and their adjoint at a state.
+
+    Args:
+        objective: The opened model.
+        state: Where to evaluate; if ``of_average``, with averaged parameters in place of the last ones.
+        query: What is asked.
+        data: Validation data.
+        context: Precision.
+        of_average: The parameters are the running average's, so the adjoint is the average's too.
+
+    Returns:
+        Values, float64 ``[Q]``, and the `Adjoint`.
+
+    Raises:
+        ConfigurationError: If there are no validation examples, or the query does not depend on the parameters.
+        NonFiniteError: If a value or a gradient is not finite.
+    """
+    values, params, buffers = _evaluate(objective, state, query, data, context, gradient=True)
+    names = query.names(data)
+    flat = bool(len(params)) and not params.any(dim=1).all()
+    if flat:
+        where = [n for n, row in zip(names, params, strict=True) if not row.any()]
+        raise ConfigurationError(
+            f"the query {where[0]!r} does not depend on the trained parameters (its gradient is zero), so no example influences it"
+        )
+    if not bool(torch.isfinite(params).all()):
+        raise NonFiniteError(f"the gradient of the query {names[0]!r} is not finite at the final model")
+    if of_average:
+        zero = torch.zeros_like(params)
+        return values, Adjoint(params=zero, average=params, average_buffers=buffers)
+    return values, Adjoint(params=params, buffers=buffers)
+
+
+def _evaluate(
+    objective: Objective, state: ModelState, query: Query, data: ValidationData, context: Context, *, gradient: bool
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    if data.size == 0:
+        raise ConfigurationError("the validation set is empty; a query needs validation examples (pass val_dataloaders)")
+    vector = objective.vector
+    count = len(query.names(data))
+    dtype, device = objective.parameters[0].dtype, objective.host.device
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    values, weights = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+    params = torch.zeros(count if gradient else 0, vector.size, dtype=wide, device=device)
+    buffers: dict[str, Tensor] = {}
+    objective.load(state)
+    set_modes(objective.module, [n for n, _ in objective.module.named_modules()])
+    watch = RunningStatistics(objective.module)
+    try:
+        with random_state.preserved(), torch.set_grad_enabled(True), context():
+            with Interceptor({**ATTENTION, **watch.handlers()}):
+                for number, weight, term in query.terms(objective.module, data):
+                    values[number] += weight * float(term.detach())
+                    weights[number] += weight
+                    if gradient:
+                        _add_gradient(objective, watch, term, weight, params[number], buffers, number, count)
+    finally:
+        objective.forget_modes()
+    if bool((weights == 0).any()):
+        raise ConfigurationError("a query got no validation examples; check the validation loader and the ids asked for")
+    values /= weights
+    if not bool(torch.isfinite(values).all()):
+        raise NonFiniteError(f"a query is {values.tolist()} at the final model; scores need a finite value")
+    if gradient:
+        params /= weights.to(device, wide)[:, None]
+        buffers = {n: b / weights.to(b.device, b.dtype).view(-1, *[1] * (b.ndim - 1)) for n, b in buffers.items()}
+    return values, params, buffers
+
+
+def _add_gradient(
+    objective: Objective,
+    watch: RunningStatistics,
+    term: Tensor,
+    weight: float,
+    row: Tensor,
+    buffers: dict[str, Tensor],
+    number: int,
+    count: int,
+) -> None:
+    leaves = dict(watch.leaves)
+    if not term.requires_grad:
+        return
+    found = torch.autograd.grad(term, [*objective.parameters, *leaves.values()], allow_unused=True, retain_graph=True)
+    own = [torch.zeros_like(p) if g is None else g for p, g in zip(objective.parameters, found, strict=False)]
+    row.add_(objective.vector.join(own), alpha=weight)
+    for (name, leaf), value in zip(leaves.items(), found[len(own) :], strict=True):
+        if value is not None:
+            buffers.setdefault(name, torch.zeros(count, *leaf.shape, dtype=leaf.dtype, device=leaf.device))
+            buffers[name][number] += weight * value

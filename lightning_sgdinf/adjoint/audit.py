@@ -1,0 +1,90 @@
+"""Does the example weighting reach every term of the loss that depends on the data?
+
+With all weights at zero, what is left of the gradient must not depend on the batch (a penalty on the weights is fine), and the gradient
+must be linear in the weights. A loss term written by hand, which no tap reaches, fails the first; one tapped twice fails the second.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_sgdinf.adjoint.objective import Objective
+from lightning_sgdinf.errors import UntappedLossError
+from lightning_sgdinf.log.records import MicroBatch, Step
+from lightning_sgdinf.state import ModelState
+
+_WAYS_OUT = (
+    "Two ways out: name the sub-module whose output rows each feed only their own example's loss, InfluenceRunner(tap='head'); or give the "
+    "LightningModule a method per_example_loss(batch, batch_idx) that returns the loss of each example, shape [B]."
+)
+
+
+def audit_loss(objective: Objective, state: ModelState, one: Step, other: Step, *, tolerance: float = 1e-4) -> tuple[str, ...]:
+    """Check the loss of one step.
+
+    Args:
+        objective: The opened model.
+        state: Where to evaluate.
+        one: A recorded step.
+        other: A step with other examples; may be the same if the run has only one.
+        tolerance: Share of the gradient, in ``(0, 1)``, that may fail to follow the weights.
+
+    Returns:
+        Names of the loss functions that carry the weights.
+
+    Raises:
+        UntappedLossError: If a data-dependent term of the loss does not follow the weights; names the ways out.
+    """
+    full, taps = _gradient(objective, state, one, one.micro_batches[0], 1.0)
+    size = full.norm().clamp_min(torch.finfo(full.dtype).tiny)
+    if not taps:
+        raise UntappedLossError(
+            f"step {one.index}: the loss calls none of torch.nn.functional's loss functions, so example weights cannot enter it. {_WAYS_OUT}"
+        )
+    if objective.weighs_by_method:
+        plain = objective.gradient(_loss(objective, state, one, one.micro_batches[0], None))
+        gap = ((_joined(objective, plain) - full).norm() / size).item()
+        if not gap <= tolerance:
+            raise UntappedLossError(
+                f"step {one.index}: the mean of per_example_loss has another gradient than training_step's loss (relative difference {gap:.1e}). "
+                "per_example_loss must return what each example adds to the loss, times the batch size."
+            )
+    rest, _ = _gradient(objective, state, one, one.micro_batches[0], 0.0)
+    elsewhere, _ = _gradient(objective, state, other, other.micro_batches[0], 0.0)
+    untapped = ((rest - elsewhere).norm() / size).item() if other.index != one.index else 0.0
+    if not untapped <= tolerance:
+        raise UntappedLossError(
+            f"step {one.index}: {untapped:.1%} of the gradient comes from a term of the loss that depends on the data but not on example weights "
+            f"(tapped: {', '.join(sorted(set(taps)))}). {_WAYS_OUT}"
+        )
+    double, _ = _gradient(objective, state, one, one.micro_batches[0], 2.0)
+    bent = ((double - 2 * full + rest).norm() / size).item()
+    if not bent <= tolerance:
+        raise UntappedLossError(
+            f"step {one.index}: the gradient is not linear in the example weights (by {bent:.1%}): one loss function feeds another, so "
+            f"weights enter twice (tapped: {', '.join(taps)}). {_WAYS_OUT}"
+        )
+    return tuple(sorted(set(taps)))
+
+
+def _gradient(objective: Objective, state: ModelState, step: Step, micro: MicroBatch, weight: float) -> tuple[Tensor, tuple[str, ...]]:
+    weights = torch.full((len(micro.example_ids),), weight, dtype=objective.parameters[0].dtype, device=objective.host.device)
+    taps: list[str] = []
+    loss = _loss(objective, state, step, micro, weights, taps)
+    return _joined(objective, objective.gradient(loss)), tuple(taps)
+
+
+def _loss(
+    objective: Objective, state: ModelState, step: Step, micro: MicroBatch, weights: Tensor | None, taps: list[str] | None = None
+) -> Tensor:
+    objective.load(state)
+    trace = objective.trace(step, micro, objective.batch(step, micro), weights)
+    if taps is not None:
+        taps.extend(trace.taps)
+    return trace.loss
+
+
+def _joined(objective: Objective, grads: list[Tensor | None]) -> Tensor:
+    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(objective.parameters, grads, strict=True)]
+    return objective.vector.join(filled).detach().double()

@@ -1,0 +1,99 @@
+"""Recorded batches made again: the same examples, collated the same way, under the same random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from lightning_sgdinf import random_state
+from lightning_sgdinf.digest import batch_digest
+from lightning_sgdinf.errors import DataMismatchError, UnsupportedRunError
+from lightning_sgdinf.log.records import Draw, Header, MicroBatch
+
+
+class Loader(Protocol):
+    """What replay needs of a data loader: its data set and how examples become a batch. A ``DataLoader`` has both."""
+
+    dataset: Any
+    collate_fn: Any
+
+
+class Transfer(Protocol):
+    """The way of a batch from loader to ``training_step``: precision, device, batch-transfer hooks."""
+
+    def __call__(self, batch: Any) -> Any:
+        """The batch as ``training_step`` gets it."""
+        ...
+
+
+class BatchSource:
+    """Gives the batches of a recorded run.
+
+    Args:
+        loaders: The run's training loaders; only their data sets and ``collate_fn`` are used, order and batching come from the log.
+        header: The log's header, to compare the data sets' lengths with.
+        check: Compare each batch with the recorded checksum.
+
+    Raises:
+        DataMismatchError: If the number of loaders or the length of a data set differs from the record.
+    """
+
+    def __init__(self, loaders: Sequence[Loader], header: Header, *, check: bool = True) -> None:
+        self._loaders = list(loaders)
+        self._check = check
+        if header.datasets and len(header.datasets) != len(self._loaders):
+            raise DataMismatchError(
+                f"the run was trained with {len(header.datasets)} data loaders, got {len(self._loaders)}; pass the loaders of training"
+            )
+        for position, (loader, (kind, length)) in enumerate(zip(self._loaders, header.datasets, strict=False)):
+            found = len(loader.dataset)
+            if length >= 0 and found != length:
+                raise DataMismatchError(
+                    f"loader {position}: the run was trained on {kind} with {length} examples, this data set "
+                    f"({type(loader.dataset).__qualname__}) has {found}. Pass the data set of training, unshortened and in the same order."
+                )
+
+    @property
+    def size(self) -> int:
+        """Number of training examples, ``N``."""
+        return len(self._loaders[0].dataset)
+
+    def batch(self, micro: MicroBatch, *, step: int) -> Any:
+        """The collated batch, on the CPU, before the batch-transfer hooks.
+
+        Raises:
+            UnsupportedRunError: If the batch had no example ids or came from several loaders.
+            DataMismatchError: If its checksum differs from the recorded one.
+        """
+        if len(micro.draws) != 1:
+            what = "no example ids (an iterable data set)" if not micro.draws else f"examples from {len(micro.draws)} loaders at once"
+            raise UnsupportedRunError(
+                f"step {step} used {what}; influence needs one map-style data loader. Combine the data sets (ConcatDataset) and train with one loader."
+            )
+        draw = micro.draws[0]
+        batch = self._produce(draw)
+        if self._check and draw.digest is not None and (found := batch_digest(batch)) != draw.digest:
+            raise DataMismatchError(
+                f"step {step}: the batch of examples {draw.example_ids[:4].tolist()}... differs from the one trained on "
+                f"(checksum {draw.digest:08x} recorded, {found:08x} now). Usual causes: another data set or order, another transform, or a "
+                "data set with random numbers of its own (a generator kept as attribute) instead of torch's, numpy's or python's global one."
+            )
+        return batch
+
+    def _produce(self, draw: Draw) -> Any:
+        loader = self._loaders[draw.loader]
+        random_state.restore(draw.random)
+        ids = draw.example_ids.tolist()
+        if draw.single:
+            return loader.collate_fn(loader.dataset[ids[0]])
+        fetch = getattr(loader.dataset, "__getitems__", None)
+        return loader.collate_fn(fetch(ids) if fetch is not None else [loader.dataset[i] for i in ids])
+
+
+def cast_floats(batch: Any, dtype: torch.dtype) -> Any:
+    """The batch with its floating-point tensors in another precision."""
+    return tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, batch)

@@ -1,0 +1,239 @@
+"""An unmodified LightningModule's ``training_step`` as a function of parameters and example weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sgdinf import random_state
+from lightning_sgdinf.adjoint.batches import BatchSource, cast_floats
+from lightning_sgdinf.adjoint.intercept import ATTENTION, Interceptor
+from lightning_sgdinf.adjoint.running_statistics import RunningStatistics
+from lightning_sgdinf.adjoint.session import TrainerStandIn, borrowed, set_modes
+from lightning_sgdinf.adjoint.tap import LossTap, tapped_output
+from lightning_sgdinf.adjoint.vector import ParameterVector
+from lightning_sgdinf.errors import ConfigurationError, ModelMismatchError, NonFiniteError, UnsupportedRunError
+from lightning_sgdinf.log.records import Header, MicroBatch, Step
+from lightning_sgdinf.state import ModelState
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What the Trainer did around ``training_step``, to be done again.
+
+    Attributes:
+        device: Where to compute.
+        convert_input: The precision plugin's conversion of a batch.
+        transfer: Batch-transfer hooks and the move to the device.
+        step_context: Makes the precision plugin's context of a step (autocast).
+        stand_in: Takes the Trainer's place.
+    """
+
+    device: torch.device = torch.device("cpu")
+    convert_input: Callable[[Any], Any] = _as_it_is
+    transfer: Callable[[Any], Any] = _as_it_is
+    step_context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    stand_in: TrainerStandIn = field(default_factory=TrainerStandIn)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One pass through ``training_step`` with its graph.
+
+    Attributes:
+        loss: What the step's gradient is taken of: the returned loss over the accumulation divisor.
+        statistics: Running statistics that the pass moved or read.
+        taps: Names of the loss functions that were tapped.
+    """
+
+    loss: Tensor
+    statistics: RunningStatistics | None
+    taps: tuple[str, ...]
+
+
+class Objective:
+    """The training loss of a recorded step.
+
+    Made by `open_objective`, and valid inside it.
+
+    Attributes:
+        module: The borrowed module.
+        vector: Names, shapes and order of the trained parameters.
+        parameters: The module's own tensors of these, in that order.
+    """
+
+    def __init__(
+        self, module: nn.Module, header: Header, source: BatchSource, host: Host, *, tap: str | None, dtype: torch.dtype | None
+    ) -> None:
+        self.module = module
+        self.source = source
+        self.host = host
+        self._tap = tap
+        self._dtype = dtype
+        self.vector = ParameterVector(
+            tuple(n for n, _, _ in header.parameters), tuple(tuple(s) for _, s, _ in header.parameters)
+        )
+        named = dict(module.named_parameters())
+        self.parameters: list[nn.Parameter] = [named[n] for n in self.vector.names]
+        self.buffers: dict[str, Tensor] = dict(module.named_buffers())
+        self._modes: tuple[str, ...] | None = None
+        for name, shape, parameter in zip(self.vector.names, self.vector.shapes, self.parameters, strict=True):
+            if tuple(parameter.shape) != shape:
+                raise ModelMismatchError(
+                    f"parameter {name!r}: the log has shape {shape}, this model {tuple(parameter.shape)}. "
+                    "Pass the model configuration that was trained."
+                )
+
+    @property
+    def weighs_by_method(self) -> bool:
+        """Whether the module says its per-example losses itself."""
+        return callable(getattr(self.module, "per_example_loss", None))
+
+    def forget_modes(self) -> None:
+        """Say that train and eval modes were changed from outside."""
+        self._modes = None
+
+    def load(self, state: ModelState) -> None:
+        """Give the module the parameters and buffers of a state."""
+        with torch.no_grad():
+            for name, parameter in zip(self.vector.names, self.parameters, strict=True):
+                parameter.copy_(state.params[name])
+            self.load_buffers(state.buffers)
+
+    def load_buffers(self, buffers: Mapping[str, Tensor]) -> None:
+        """Give the module its buffers.
+
+        Raises:
+            ModelMismatchError: If a recorded buffer is not there; names it.
+        """
+        for name, value in buffers.items():
+            if name not in self.buffers:
+                raise ModelMismatchError(f"the log has a buffer {name!r} that this model lacks; pass the model that was trained")
+            self.buffers[name].copy_(value)
+
+    def read_buffers(self) -> dict[str, Tensor]:
+        """Copies of the module's buffers as they are now."""
+        return {n: b.detach().clone() for n, b in self.buffers.items()}
+
+    def batch(self, step: Step, micro: MicroBatch) -> Any:
+        """The batch as ``training_step`` got it."""
+        batch = self.source.batch(micro, step=step.index)
+        random_state.restore(micro.transferred_with)
+        batch = self.host.transfer(self.host.convert_input(batch))
+        return cast_floats(batch, self._dtype) if self._dtype is not None else batch
+
+    def trace(
+        self, step: Step, micro: MicroBatch, batch: Any, weights: Tensor | None = None, *, statistics: bool = False
+    ) -> Trace:
+        """Run ``training_step`` at the loaded state.
+
+        Args:
+            step: The step it belongs to.
+            micro: The pass of it.
+            batch: From `batch`.
+            weights: Example weights ``[B]`` that enter the gradient; ``None`` leaves the loss alone.
+            statistics: Watch BatchNorm's running statistics, so that they can be differentiated.
+
+        Raises:
+            UnsupportedRunError: If ``training_step`` returned no loss.
+            NonFiniteError: If the loss is NaN or infinite; names the step.
+        """
+        self.host.stand_in.current_epoch, self.host.stand_in.global_step = step.epoch, step.global_step
+        if self._modes != step.eval_modules:
+            set_modes(self.module, step.eval_modules)
+            self._modes = step.eval_modules
+        random_state.restore(micro.stepped_with)
+        watch = RunningStatistics(self.module) if statistics and self.buffers else None
+        taps: list[str] = []
+        with torch.enable_grad(), self.host.step_context():
+            if weights is not None and self.weighs_by_method:
+                losses = self.module.per_example_loss(batch, micro.batch_idx)  # type: ignore[operator]
+                loss, taps = (losses * weights).sum() / len(weights), ["per_example_loss"]
+            else:
+                with self._handling(weights, watch, taps):
+                    loss = _loss_of(self.module.training_step(batch, micro.batch_idx), step)  # type: ignore[operator]
+        if not torch.isfinite(loss.detach()).all():
+            raise NonFiniteError(f"the training loss of step {step.index} is {loss.item()}; replay stops here. Scores need a finite run.")
+        return Trace(loss / step.accumulation if step.accumulation != 1 else loss, watch, tuple(taps))
+
+    @contextmanager
+    def _handling(self, weights: Tensor | None, watch: RunningStatistics | None, taps: list[str]) -> Iterator[None]:
+        handlers: dict[Callable[..., Any], Any] = dict(ATTENTION) if weights is not None else {}
+        tap = LossTap(weights) if weights is not None else None
+        with ExitStack() as stack:
+            if tap is not None and self._tap is None:
+                handlers.update(tap.handlers())
+            if tap is not None and self._tap is not None:
+                stack.enter_context(tapped_output(self.module.get_submodule(self._tap), tap))
+            if watch is not None:
+                handlers.update(watch.handlers())
+            if handlers:
+                stack.enter_context(Interceptor(handlers))
+            yield
+        if tap is not None:
+            taps.extend(tap.calls)
+
+    def gradient(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor | None]:
+        """Gradient of a loss in the trained parameters; ``None`` where it does not depend on one."""
+        return list(torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True))
+
+
+@contextmanager
+def open_objective(
+    module: nn.Module,
+    header: Header,
+    source: BatchSource,
+    host: Host,
+    *,
+    tap: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Iterator[Objective]:
+    """Borrow a module and see it as an `Objective`; on leaving, it is as it was, and so are the random generators.
+
+    Args:
+        module: The user's module.
+        header: The log's header.
+        source: Gives the recorded batches.
+        host: What the Trainer did around a step.
+        tap: Name of a sub-module whose output is tapped in place of loss functions.
+        dtype: Compute in another floating-point precision than recorded (for checks).
+
+    Raises:
+        ConfigurationError: If there is no sub-module called ``tap``; lists what there is.
+        ModelMismatchError: If parameters differ from the recorded ones.
+    """
+    parts = [n for n, _ in module.named_modules() if n]
+    if tap is not None and tap not in parts:
+        raise ConfigurationError(f"tap={tap!r}: the model has no such sub-module; it has {parts}")
+    trained: Sequence[str] = [n for n, _, _ in header.parameters]
+    wanted = dtype or _common_dtype(header)
+    with (
+        random_state.preserved(),
+        borrowed(module, trained=trained, device=host.device, dtype=wanted, stand_in=host.stand_in),
+    ):
+        yield Objective(module, header, source, host, tap=tap, dtype=dtype)
+
+
+def _common_dtype(header: Header) -> torch.dtype | None:
+    """The dtype all trained parameters were recorded in, so that a fresh model of another default fits."""
+    kinds = {d for _, _, d in header.parameters}
+    return getattr(torch, kinds.pop()) if len(kinds) == 1 else None
+
+
+def _loss_of(output: Any, step: Step) -> Tensor:
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        raise UnsupportedRunError(
+            f"step {step.index}: training_step returned {type(output).__name__} instead of a loss tensor with a gradient; "
+            "return the loss, or a dict with 'loss'"
+        )
+    return loss

@@ -1,0 +1,184 @@
+"""Recorded steps taken again, forwards: as they were, or with other example weights or labels.
+
+This is training without the Trainer: the user's ``training_step`` on the recorded batches under the recorded random numbers, gradient
+clipping by torch's own functions, the step by the recorded optimizer class itself. With nothing changed it reproduces the run bit
+for bit on the same machine. With weights it is counterfactual SGD: the same batches, initial state, learning rates and divisor.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_sgdinf.adjoint.objective import Objective
+from lightning_sgdinf.errors import ConfigurationError, UnknownOptimizerError
+from lightning_sgdinf.log.records import Clip, ParamGroup, Step
+from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.state import ModelState
+
+ReplaceLabels = Callable[[Any, Sequence[int], Sequence[int]], Any]
+"""Is given a collated batch, positions in it and their new labels; returns the batch with these labels."""
+
+
+def replace_second(batch: Any, positions: Sequence[int], labels: Sequence[int]) -> Any:
+    """New labels in a batch ``(x, y, ...)`` whose second item is a tensor of labels ``[B]``."""
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[1], Tensor):
+        raise ConfigurationError(
+            f"cannot find the labels in a batch of type {type(batch).__name__}; pass replace_labels, a function (batch, positions, labels) -> batch"
+        )
+    target = batch[1].clone()
+    target[list(positions)] = torch.as_tensor(list(labels), dtype=target.dtype, device=target.device)
+    return type(batch)((batch[0], target, *batch[2:])) if isinstance(batch, list) else (batch[0], target, *batch[2:])
+
+
+class Retracer:
+    """Takes recorded steps again.
+
+    Args:
+        log: The record.
+        objective: The model's training step, opened.
+        replace_labels: How labels are changed in a batch, for runs with ``relabel``.
+    """
+
+    def __init__(self, log: Trajectory, objective: Objective, *, replace_labels: ReplaceLabels = replace_second) -> None:
+        self.log = log
+        self.objective = objective
+        self._replace = replace_labels
+        self._optimizer_class = _optimizer_class(log.header.optimizer)
+
+    def advance(
+        self, state: ModelState, step: Step, *, weights: Tensor | None = None, relabel: Mapping[int, int] | None = None
+    ) -> ModelState:
+        """Take one step; see `run`."""
+        return self._take(state, [step], weights, relabel)
+
+    def run(
+        self,
+        state: ModelState,
+        start: int,
+        stop: int,
+        *,
+        weights: Tensor | None = None,
+        relabel: Mapping[int, int] | None = None,
+    ) -> ModelState:
+        """Take steps ``start .. stop - 1`` from a given state.
+
+        Args:
+            state: State ``start``, as recorded or not.
+            start: First step.
+            stop: One past the last step, at most ``T``.
+            weights: Weight of each training example's loss term, ``[N]``; 0 leaves it out, the divisor stays the batch's size. ``None``
+                is the run as recorded.
+            relabel: New labels by example id.
+
+        Returns:
+            State ``stop``, in memory of its own.
+
+        Raises:
+            ConfigurationError: If the steps are not in the log.
+        """
+        if not 0 <= start <= stop <= len(self.log):
+            raise ConfigurationError(f"steps {start} to {stop}: expected 0 <= start <= stop <= {len(self.log)}, the length of the log")
+        return self._take(state, self.log.steps(start, stop), weights, relabel)
+
+    def _take(self, state: ModelState, steps: Any, weights: Tensor | None, relabel: Mapping[int, int] | None) -> ModelState:
+        objective = self.objective
+        objective.load(state)
+        optimizer: torch.optim.Optimizer | None = None
+        layout: tuple[tuple[str, ...], ...] = ()
+        optimizer_state = state.optimizer
+        for step in steps:
+            self._backward(step, weights, relabel)
+            clip_parameters(objective.parameters, step, objective.vector.names)
+            names = tuple(g.params for g in step.groups)
+            if optimizer is None or names != layout:
+                if optimizer is not None:
+                    optimizer_state = self._read(optimizer, layout)
+                optimizer, layout = self._optimizer(step.groups, optimizer_state), names
+            for group, recorded in zip(optimizer.param_groups, step.groups, strict=True):
+                group.update(_options(recorded))
+            optimizer.step()
+            for parameter in objective.parameters:
+                parameter.grad = None
+        return ModelState(
+            params={n: p.detach().clone() for n, p in zip(objective.vector.names, objective.parameters, strict=True)},
+            buffers=objective.read_buffers(),
+            optimizer=self._read(optimizer, layout) if optimizer is not None else state.optimizer,
+        )
+
+    def _backward(self, step: Step, weights: Tensor | None, relabel: Mapping[int, int] | None) -> None:
+        objective = self.objective
+        for micro in step.micro_batches:
+            batch = objective.batch(step, micro)
+            ids = micro.example_ids
+            if relabel:
+                changed = [i for i, j in enumerate(ids.tolist()) if j in relabel]
+                if changed:
+                    batch = self._replace(batch, changed, [relabel[int(ids[i])] for i in changed])
+            own = None
+            if weights is not None:
+                own = weights[torch.from_numpy(ids)].to(objective.host.device, objective.parameters[0].dtype)
+            objective.trace(step, micro, batch, own).loss.backward()
+
+    def _optimizer(self, groups: Sequence[ParamGroup], state: Mapping[str, Mapping[str, Tensor]]) -> torch.optim.Optimizer:
+        by_name = dict(zip(self.objective.vector.names, self.objective.parameters, strict=True))
+        optimizer = self._optimizer_class([{"params": [by_name[n] for n in g.params], **_options(g)} for g in groups], **_required(groups))
+        for name, entries in state.items():
+            parameter = by_name[name]
+            optimizer.state[parameter] = {
+                k: v.detach().clone().to(parameter.device if v.ndim else v.device, parameter.dtype if _like(v, parameter) else v.dtype)
+                for k, v in entries.items()
+            }
+        return optimizer
+
+    def _read(self, optimizer: torch.optim.Optimizer, layout: Sequence[Sequence[str]]) -> dict[str, dict[str, Tensor]]:
+        found: dict[str, dict[str, Tensor]] = {}
+        entries = {id(p): s for p, s in optimizer.state.items()}
+        held = {n for group in layout for n in group}
+        for name, parameter in zip(self.objective.vector.names, self.objective.parameters, strict=True):
+            own = entries.get(id(parameter), {})
+            values = {k: v.detach().clone() for k, v in own.items() if isinstance(v, Tensor)}
+            if name in held and values:
+                found[name] = values
+        return found
+
+
+def clip_parameters(parameters: Sequence[torch.nn.Parameter], step: Step, names: Sequence[str]) -> None:
+    """Clip ``.grad`` in place as the Trainer did before the recorded step."""
+    clip: Clip | None = step.clip
+    if clip is None:
+        return
+    held = {n for g in step.groups for n in g.params}
+    own = [p for n, p in zip(names, parameters, strict=True) if n in held]
+    if clip.algorithm == "norm":
+        torch.nn.utils.clip_grad_norm_(own, clip.value)
+    else:
+        torch.nn.utils.clip_grad_value_(own, clip.value)
+
+
+def _options(group: ParamGroup) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in group.options.items()}
+
+
+def _required(groups: Sequence[ParamGroup]) -> dict[str, Any]:
+    """``lr`` is a required argument of some constructors even if every group has its own."""
+    return {"lr": groups[0].options["lr"]} if "lr" in groups[0].options else {}
+
+
+def _like(value: Tensor, parameter: Tensor) -> bool:
+    return value.is_floating_point() and value.shape == parameter.shape and value.ndim > 0
+
+
+def _optimizer_class(path: str) -> Callable[..., torch.optim.Optimizer]:
+    module, _, name = path.rpartition(".")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UnknownOptimizerError(f"the run used the optimizer {path}, which cannot be imported here: {error}") from error
+    return found

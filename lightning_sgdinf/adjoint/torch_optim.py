@@ -1,0 +1,122 @@
+"""Any elementwise optimizer of ``torch.optim``, differentiated through torch's own step.
+
+The step is taken with ``differentiable=True`` on a stretch of the parameter vector, and autograd pulls the adjoint back. Nothing of
+an optimizer is written down here, so there is nothing to get wrong, but for one thing: at a second moment of exactly zero
+(pixels that are never lit) the chain rule through the square root gives ``inf * 0``. That product's limit is zero, and is taken as such.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_sgdinf.adjoint.intercept import Interceptor
+from lightning_sgdinf.adjoint.rules import Options, Pulled, Update, register_rule
+
+ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.Adamax,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.RMSprop,
+    torch.optim.ASGD,
+    torch.optim.Rprop,
+)
+"""Optimizers whose step is differentiable and works element by element."""
+
+
+class _SafeSqrt(torch.autograd.Function):
+    """Square root with derivative 0 at 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        root = x.sqrt()
+        ctx.save_for_backward(root)
+        return root
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (root,) = ctx.saved_tensors
+        return torch.where(root > 0, grad / (2 * root), torch.zeros_like(grad))
+
+
+def _sqrt(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return func(*args, **kwargs) if kwargs or not args[0].requires_grad else _SafeSqrt.apply(args[0])
+
+
+_SQRT = {torch.sqrt: _sqrt, Tensor.sqrt: _sqrt}
+
+
+class TorchOptimRule:
+    """`UpdateRule` of an elementwise ``torch.optim`` optimizer, through its own code.
+
+    Args:
+        kind: The optimizer's class.
+    """
+
+    needs_gradient = True
+
+    def __init__(self, kind: type[torch.optim.Optimizer]) -> None:
+        self._kind = kind
+        self._accepted = set(inspect.signature(kind.__init__).parameters) - {"self", "params"}
+
+    def take(self, params: Tensor, grad: Tensor, state: Mapping[str, Tensor], options: Options) -> Update:
+        """See `UpdateRule.take`."""
+        theta, g = params.detach().requires_grad_(), grad.detach().requires_grad_()
+        leaves = {k: v.detach().clone() for k, v in state.items()}
+        moving = {k: v.requires_grad_() for k, v in leaves.items() if v.shape == theta.shape and v.is_floating_point()}
+        with torch.enable_grad(), Interceptor(_SQRT):
+            after, new_state = self._step(theta, g, leaves, options)
+        inputs = [theta, g, *moving.values()]
+
+        def pull(u: Tensor, adjoint: Mapping[str, Tensor]) -> Pulled:
+            keys = [k for k in adjoint if k in new_state and new_state[k].requires_grad]
+            outputs = [after, *(new_state[k] for k in keys)]
+            rows = [
+                torch.autograd.grad(
+                    outputs, inputs, [u[q], *(adjoint[k][q] for k in keys)], allow_unused=True, retain_graph=True
+                )
+                for q in range(len(u))
+            ]
+            columns = [
+                torch.stack([x if x is not None else torch.zeros_like(i) for x in column])
+                for i, column in zip(inputs, zip(*rows, strict=True), strict=True)
+            ]
+            return Pulled(columns[0], dict(zip(moving, columns[2:], strict=True)), columns[1])
+
+        return Update(after.detach(), {k: v.detach() for k, v in new_state.items()}, pull)
+
+    def _step(self, theta: Tensor, g: Tensor, state: Mapping[str, Tensor], options: Options) -> tuple[Tensor, dict[str, Tensor]]:
+        shell = torch.nn.Parameter(torch.empty_like(theta))
+        chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if k in self._accepted}
+        for name in ("foreach", "fused", "capturable"):
+            if name in chosen:
+                chosen[name] = False
+        chosen["differentiable"] = True
+        optimizer = self._kind([shell], **chosen)
+        # The optimizer updates in place: it is given copies that carry the graph, where its constructor wants a leaf.
+        parameter = theta.clone()
+        parameter.grad = g
+        optimizer.param_groups[0]["params"] = [parameter]
+        fresh = optimizer.state.pop(shell, None)
+        if state:
+            optimizer.state[parameter] = {k: v.clone() for k, v in state.items()}
+        elif fresh:
+            optimizer.state[parameter] = fresh
+        optimizer.step()
+        return parameter, {k: v for k, v in optimizer.state[parameter].items() if isinstance(v, Tensor)}
+
+
+def _register(kind: type[torch.optim.Optimizer]) -> None:
+    register_rule(f"{kind.__module__}.{kind.__qualname__}", lambda: TorchOptimRule(kind))
+
+
+for _kind in ELEMENTWISE:
+    _register(_kind)

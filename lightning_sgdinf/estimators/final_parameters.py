@@ -1,0 +1,56 @@
+"""The walk with the final parameters in the place of every recorded state.
+
+Gradients and Hessian-vector products of the last epochs' batches are all taken at the end of the run, so that no trajectory
+has to be stored (``keep="final"``): only the ids, learning rates and random numbers.
+
+Not exact: it answers for a run that stood still at its end. Close to `LastEpochs` where training has converged.
+
+References:
+    Suzuki, Kobayashi and Narihira, "Data Cleansing for Deep Neural Networks with Storage-efficient Approximation of Influence
+    Functions", 2021 (arXiv:2103.11807).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_sgdinf.adjoint.replay import ReplayedStep
+from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.estimators.base import epoch_start
+from lightning_sgdinf.log.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class FinalParameters:
+    """SGD-influence from final parameters only.
+
+    Attributes:
+        epochs: How many of the last epochs are retraced (1 in the reference), at least 1.
+    """
+
+    epochs: int = 1
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigurationError(f"FinalParameters(epochs): expected epochs >= 1, got {self.epochs}")
+
+    @property
+    def exact(self) -> bool:
+        """No."""
+        return False
+
+    def first_step(self, log: Trajectory) -> int:
+        """The first step of the last epochs."""
+        return epoch_start(log, self.epochs)
+
+    def state_for(self, step: int, log: Trajectory) -> int:
+        """The last."""
+        del step
+        return len(log)
+
+    def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+        """Pull the adjoint through the step as if it had been taken at the end of the run."""
+        return at.pull(adjoint)

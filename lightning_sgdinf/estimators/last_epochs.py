@@ -1,0 +1,57 @@
+"""Another estimator, stopped early."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lightning_sgdinf.adjoint.replay import ReplayedStep
+from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.estimators.base import Estimator, epoch_start
+from lightning_sgdinf.estimators.sgd_influence import SgdInfluence
+from lightning_sgdinf.log.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class LastEpochs:
+    """An estimator that only retraces the last epochs ("Proposed (Approx.)" of Hara et al. with ``n=1``).
+
+    It is the exact effect of leaving an example out of the last ``n`` epochs only. Needs the states of those alone
+    (``keep="last_epochs(n)"``), and costs ``n`` epochs' share of the whole walk.
+
+    In Hydra::
+
+        estimator:
+          _target_: lightning_sgdinf.estimators.LastEpochs
+          n: 1
+
+    Attributes:
+        n: How many epochs, at least 1.
+        inner: What is done at each of their steps.
+    """
+
+    n: int = 1
+    inner: Estimator = field(default_factory=SgdInfluence)
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ConfigurationError(f"LastEpochs(n): expected n >= 1, got {self.n}")
+
+    @property
+    def exact(self) -> bool:
+        """As the inner estimator."""
+        return self.inner.exact
+
+    def first_step(self, log: Trajectory) -> int:
+        """The first step of the last ``n`` epochs."""
+        return max(epoch_start(log, self.n), self.inner.first_step(log))
+
+    def state_for(self, step: int, log: Trajectory) -> int:
+        """As the inner estimator."""
+        return self.inner.state_for(step, log)
+
+    def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+        """As the inner estimator."""
+        return self.inner.visit(at, adjoint)

@@ -1,0 +1,43 @@
+r"""SGD-influence without its Hessian term.
+
+The adjoint is moved by the optimizer's own part only (momentum, weight decay, moments), never by :math:`H_t\,push`. For plain SGD it stays
+the query's gradient at the end of the run, and the score is :math:`\sum_t (\eta_t/|S_t|) \langle\nabla q(\theta_T), \nabla l_j(\theta_t)\rangle`: what the
+reference code calls ``nohess``.
+
+Cost: a little less than the exact walk, since the second pass stops at the weights. Not recommended beyond comparison: it
+ignores that later steps amplify or damp an early change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_sgdinf.adjoint.replay import ReplayedStep
+from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.log.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class NoHessian:
+    """SGD-influence with the Hessian-vector product left out; see the module's text."""
+
+    @property
+    def exact(self) -> bool:
+        """No."""
+        return False
+
+    def first_step(self, log: Trajectory) -> int:
+        """All steps."""
+        del log
+        return 0
+
+    def state_for(self, step: int, log: Trajectory) -> int:
+        """The step's own."""
+        del log
+        return step
+
+    def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+        """Pull the adjoint through the optimizer only."""
+        return at.pull(adjoint, curvature=False)

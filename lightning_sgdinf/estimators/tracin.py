@@ -1,0 +1,61 @@
+r"""TracIn over the steps that really happened.
+
+:math:`\sum_t \langle push_t, \nabla l_j(\theta_t)\rangle` with the query's gradient taken anew along the run: for plain SGD
+:math:`push_t = -\eta_t \nabla q(\theta_{t'})`, with :math:`t'` the last refresh at or after ``t``. Refreshed at every step it is the idealised
+influence of the reference; the default refreshes once per epoch, as its checkpoints do.
+
+Cost: the exact walk less the Hessian term, plus one query gradient per refresh. It describes how single steps moved the query while they
+happened, not what leaving an example out does to the final model.
+
+References:
+    Pruthi, Liu, Kale and Sundararajan, "Estimating Training Data Influence by Tracing Gradient Descent", NeurIPS 2020 (arXiv:2002.08484).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_sgdinf.adjoint.replay import ReplayedStep
+from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.log.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class TracIn:
+    """TracIn on the recorded steps.
+
+    Attributes:
+        every: Steps between two refreshes of the query's gradient; ``None`` refreshes at the last step of each epoch.
+    """
+
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise ConfigurationError(f"TracIn(every): expected None or a number of steps >= 1, got {self.every}")
+
+    @property
+    def exact(self) -> bool:
+        """No."""
+        return False
+
+    def first_step(self, log: Trajectory) -> int:
+        """All steps."""
+        del log
+        return 0
+
+    def state_for(self, step: int, log: Trajectory) -> int:
+        """The step's own."""
+        del log
+        return step
+
+    def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+        """Score with the last refreshed gradient; the optimizer's memory of it is dropped."""
+        if at.is_epoch_end if self.every is None else at.step.index % self.every == 0:
+            fresh = at.query_gradient()
+            adjoint = fresh if fresh.average is None else Adjoint(params=fresh.average)
+        _, slopes = at.pull(Adjoint(params=adjoint.params), curvature=False)
+        return adjoint, slopes

@@ -1,0 +1,270 @@
+r"""What is asked of the final model: scalars :math:`q(\theta_T)` whose change scores explain.
+
+A query is a weighted mean of scalar terms, each computed from one batch of validation data by the model in eval mode. Its gradient,
+in the parameters and in the buffers that an eval-mode model reads, starts the walk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from lightning_sgdinf.errors import ConfigurationError
+
+Better = Literal["lower", "higher"]
+Term = tuple[int, float, Tensor]
+"""Number of the query, weight of the term in its mean, scalar with a graph."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationData:
+    """The examples a query is computed from.
+
+    Attributes:
+        loader: The validation loader; its order does not matter.
+        transfer: Brings a batch to where the model is.
+    """
+
+    loader: DataLoader[Any]
+    transfer: Callable[[Any], Any]
+
+    @property
+    def size(self) -> int:
+        """Number of validation examples."""
+        return len(self.loader.dataset)  # type: ignore[arg-type]
+
+    def batches(self, ids: Sequence[int] | None = None) -> Iterator[tuple[Any, int, int]]:
+        """``(batch, batch index, number of examples)`` of all examples, or of chosen ones."""
+        loader = self.loader
+        if ids is not None:
+            size = loader.batch_size or 1
+            loader = DataLoader(Subset(loader.dataset, list(ids)), batch_size=size, collate_fn=loader.collate_fn)
+        for index, batch in enumerate(loader):
+            yield self.transfer(batch), index, batch_size(batch)
+
+    def labels(self) -> list[int]:
+        """The second item of every example, as integers.
+
+        Raises:
+            ConfigurationError: If examples are not ``(x, y)`` with an integer ``y``.
+        """
+        dataset = self.loader.dataset
+        try:
+            return [int(dataset[i][1]) for i in range(self.size)]
+        except (TypeError, ValueError, IndexError, KeyError) as error:
+            raise ConfigurationError(
+                f"this query needs examples (x, y) with an integer label y; the validation set gives {type(dataset[0]).__name__}. "
+                "Use MeanLoss, or FunctionQuery with a function of your own."
+            ) from error
+
+
+class Query(Protocol):
+    """One or more scalars of the final model."""
+
+    def names(self, data: ValidationData) -> tuple[str, ...]:
+        """A name per scalar; their number is ``Q``."""
+        ...
+
+    @property
+    def better(self) -> Better:
+        """Whether a lower or a higher value is the better one."""
+        ...
+
+    def terms(self, model: nn.Module, data: ValidationData) -> Iterator[Term]:
+        """The terms whose weighted means are the scalars; each with its own graph, freed after use."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MeanLoss:
+    """The mean loss over the validation set, in eval mode.
+
+    The loss is what ``validation_step`` returns, if it returns one, and what ``training_step`` returns for the batch otherwise.
+
+    In Hydra::
+
+        query:
+          _target_: lightning_sgdinf.query.MeanLoss
+
+    Attributes:
+        step: ``"auto"`` as above, or the step to use.
+    """
+
+    step: Literal["auto", "validation_step", "training_step"] = "auto"
+
+    @property
+    def better(self) -> Better:
+        """Losses: lower."""
+        return "lower"
+
+    def names(self, data: ValidationData) -> tuple[str, ...]:
+        """One scalar."""
+        del data
+        return ("mean validation loss",)
+
+    def terms(self, model: nn.Module, data: ValidationData) -> Iterator[Term]:
+        """One term per batch, weighted by its size."""
+        for batch, index, size in data.batches():
+            yield 0, float(size), loss_of(model, batch, index, self.step)
+
+
+@dataclass(frozen=True, slots=True)
+class PerClassLoss:
+    """The mean loss over the validation examples of each class: one scalar per class.
+
+    Attributes:
+        step: As in `MeanLoss`.
+    """
+
+    step: Literal["auto", "validation_step", "training_step"] = "auto"
+
+    @property
+    def better(self) -> Better:
+        """Losses: lower."""
+        return "lower"
+
+    def names(self, data: ValidationData) -> tuple[str, ...]:
+        """One scalar per label that occurs."""
+        return tuple(f"loss of class {c}" for c in sorted(set(data.labels())))
+
+    def terms(self, model: nn.Module, data: ValidationData) -> Iterator[Term]:
+        """One term per class and batch."""
+        labels = data.labels()
+        for number, kind in enumerate(sorted(set(labels))):
+            for batch, index, size in data.batches([i for i, y in enumerate(labels) if y == kind]):
+                yield number, float(size), loss_of(model, batch, index, self.step)
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleLoss:
+    """The loss of each of some chosen validation examples: one scalar per example.
+
+    Attributes:
+        ids: Indices in the validation set.
+        step: As in `MeanLoss`.
+    """
+
+    ids: Sequence[int]
+    step: Literal["auto", "validation_step", "training_step"] = "auto"
+
+    @property
+    def better(self) -> Better:
+        """Losses: lower."""
+        return "lower"
+
+    def names(self, data: ValidationData) -> tuple[str, ...]:
+        """One scalar per chosen example."""
+        _check_ids(self.ids, data)
+        return tuple(f"loss of validation example {i}" for i in self.ids)
+
+    def terms(self, model: nn.Module, data: ValidationData) -> Iterator[Term]:
+        """One term per example."""
+        for number, chosen in enumerate(self.ids):
+            for batch, index, _ in data.batches([chosen]):
+                yield number, 1.0, loss_of(model, batch, index, self.step)
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """How far the right class is ahead, for each of some chosen validation examples.
+
+    ``logit[y] - max(logit[c] for c != y)``, from ``model(x)``; negative where the example is classified wrongly.
+
+    Attributes:
+        ids: Indices in the validation set; ``None`` for one scalar, the mean over all.
+    """
+
+    ids: Sequence[int] | None = None
+
+    @property
+    def better(self) -> Better:
+        """Margins: higher."""
+        return "higher"
+
+    def names(self, data: ValidationData) -> tuple[str, ...]:
+        """One scalar per chosen example, or one."""
+        if self.ids is None:
+            return ("mean margin",)
+        _check_ids(self.ids, data)
+        return tuple(f"margin of validation example {i}" for i in self.ids)
+
+    def terms(self, model: nn.Module, data: ValidationData) -> Iterator[Term]:
+        """One term per example or batch."""
+        groups: Sequence[Sequence[int] | None] = [None] if self.ids is None else [[i] for i in self.ids]
+        for number, chosen in enumerate(groups):
+            for (x, y, *_), _, size in data.batches(chosen):
+                logits = model(x)
+                right = logits.gather(1, y[:, None])[:, 0]
+                others = logits.masked_fill(nn.functional.one_hot(y, logits.shape[1]).bool(), float("-inf"))
+                yield number, float(size), (right - others.amax(1)).mean()
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionQuery:
+    """Any function of the model.
+
+    Attributes:
+        function: Is given the model (eval mode, gradients on) and `ValidationData`; returns a scalar tensor or ``[Q]``.
+        labels: A name per scalar.
+        better: Which direction is the better one.
+    """
+
+    function: Callable[[nn.Module, ValidationData], Tensor]
+    labels: tuple[str, ...] = ("query",)
+    better: Better = "lower"
+
+    def names(self, data: ValidationData) -> tuple[str, ...]:
+        """As given."""
+        del data
+        return self.labels
+
+    def terms(self, model: nn.Module, data: ValidationData) -> Iterator[Term]:
+        """One term per scalar, of one graph."""
+        values = self.function(model, data).reshape(-1)
+        if len(values) != len(self.labels):
+            raise ConfigurationError(f"the query function returned {len(values)} values for {len(self.labels)} names {self.labels}")
+        for number in range(len(values)):
+            yield number, 1.0, values[number]
+
+
+def loss_of(model: nn.Module, batch: Any, batch_idx: int, step: str) -> Tensor:
+    """The scalar loss of a batch by the model's own step; see `MeanLoss`.
+
+    Raises:
+        ConfigurationError: If the step asked for returns no loss.
+    """
+    output: Any = None
+    if step != "training_step" and callable(getattr(model, "validation_step", None)):
+        output = _loss(model.validation_step(batch, batch_idx))  # type: ignore[operator]
+        if output is None and step == "validation_step":
+            raise ConfigurationError(
+                "validation_step returns no loss with a gradient; return the loss from it, or use MeanLoss(step='training_step')"
+            )
+    if output is None:
+        output = _loss(model.training_step(batch, batch_idx))  # type: ignore[operator]
+    if output is None:
+        raise ConfigurationError("neither validation_step nor training_step returns a loss tensor; use FunctionQuery")
+    return output
+
+
+def batch_size(batch: Any) -> int:
+    """Length of the first tensor found in a batch; 1 if there is none."""
+    found = torch.utils._pytree.tree_leaves(batch)
+    sizes = [t.shape[0] for t in found if isinstance(t, Tensor) and t.ndim > 0]
+    return sizes[0] if sizes else 1
+
+
+def _loss(output: Any) -> Tensor | None:
+    value = output.get("loss") if isinstance(output, Mapping) else output
+    return value if isinstance(value, Tensor) and value.requires_grad and value.numel() == 1 else None
+
+
+def _check_ids(ids: Sequence[int], data: ValidationData) -> None:
+    wrong = [i for i in ids if not 0 <= i < data.size]
+    if wrong or not len(ids):
+        raise ConfigurationError(f"validation ids: expected some of 0 .. {data.size - 1}, got {wrong[:5] if wrong else 'none'}")
