@@ -1,0 +1,32 @@
+"""Scores in, a selection out; training again on a selection."""
+
+from lightning_sgdinf.cleansing.base import CleansingContext as CleansingContext
+from lightning_sgdinf.cleansing.base import CleansingStrategy as CleansingStrategy
+from lightning_sgdinf.cleansing.base import Selection as Selection
+from lightning_sgdinf.cleansing.base import Trial as Trial
+from lightning_sgdinf.cleansing.curve import cleansing_curve as cleansing_curve
+from lightning_sgdinf.cleansing.curve import random_ranking as random_ranking
+from lightning_sgdinf.cleansing.datasets import ReducedDataset as ReducedDataset
+from lightning_sgdinf.cleansing.datasets import RelabelledDataset as RelabelledDataset
+from lightning_sgdinf.cleansing.datasets import cleansed_dataset as cleansed_dataset
+from lightning_sgdinf.cleansing.datasets import replace_label as replace_label
+from lightning_sgdinf.cleansing.evaluate import Evaluation as Evaluation
+from lightning_sgdinf.cleansing.evaluate import ModelPredictions as ModelPredictions
+from lightning_sgdinf.cleansing.evaluate import StateEvaluation as StateEvaluation
+from lightning_sgdinf.cleansing.evaluate import evaluate_classifier as evaluate_classifier
+from lightning_sgdinf.cleansing.evaluate import held_out_value as held_out_value
+from lightning_sgdinf.cleansing.evaluate import logits_and_labels as logits_and_labels
+from lightning_sgdinf.cleansing.holdout import Halves as Halves
+from lightning_sgdinf.cleansing.holdout import halve as halve
+from lightning_sgdinf.cleansing.loading import load_state as load_state
+from lightning_sgdinf.cleansing.loading import state_of as state_of
+from lightning_sgdinf.cleansing.loading import with_state as with_state
+from lightning_sgdinf.cleansing.negative import Negative as Negative
+from lightning_sgdinf.cleansing.relabel import Relabel as Relabel
+from lightning_sgdinf.cleansing.retrain import CounterfactualRetraining as CounterfactualRetraining
+from lightning_sgdinf.cleansing.retrain import Retrained as Retrained
+from lightning_sgdinf.cleansing.retrain import Retraining as Retraining
+from lightning_sgdinf.cleansing.scratch import ScratchRetraining as ScratchRetraining
+from lightning_sgdinf.cleansing.top_fraction import TopFraction as TopFraction
+from lightning_sgdinf.cleansing.top_k import TopK as TopK
+from lightning_sgdinf.cleansing.validated import Validated as Validated

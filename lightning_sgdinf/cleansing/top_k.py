@@ -1,0 +1,46 @@
+"""The ``k`` most harmful examples are left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from lightning_sgdinf.cleansing.base import CleansingContext, Selection, most_harmful_ids
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.scores import Scores
+
+
+@final
+@dataclass(frozen=True)
+class TopK:
+    """Drop the ``k`` most harmful examples, harmful in truth or not.
+
+    Selections of growing ``k`` are nested. In a configuration file::
+
+        _target_: lightning_sgdinf.cleansing.TopK
+        k: 30
+
+    Args:
+        k: How many, from 0 on and below the number of training examples.
+
+    Raises:
+        ConfigurationError: ``k`` is negative.
+
+    References:
+        S. Hara, A. Nitanda, T. Maehara, Data Cleansing for Models Trained with SGD, NeurIPS 2019, section 7.2.
+    """
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.k < 0:
+            raise ConfigurationError(f"k: expected 0 or more examples to drop, got {self.k}.")
+
+    def select(self, scores: Scores, context: CleansingContext, query: int | str = 0) -> Selection:
+        """Choose what to drop; see `TopK`.
+
+        Raises:
+            ConfigurationError: There are not more than ``k`` training examples.
+        """
+        del context
+        return Selection(drop=most_harmful_ids(scores, self.k, query), reason=f"the {self.k} most harmful examples")

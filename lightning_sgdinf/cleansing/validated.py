@@ -1,0 +1,100 @@
+"""How many examples to leave out is chosen by training again and looking at held-out examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import final
+
+from lightning_sgdinf.cleansing.base import CleansingContext, CleansingStrategy, Selection, Trial
+from lightning_sgdinf.cleansing.top_k import TopK
+from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+from lightning_sgdinf.scores import Scores
+
+GRID = (1, 3, 6, 10, 30, 60, 100, 300, 600, 1000, 3000, 6000, 10000)
+"""Numbers of removed examples in the experiments of Hara et al. (2019), section 7.2."""
+
+
+@final
+@dataclass(frozen=True)
+class Validated:
+    """Change as many of the most harmful examples as serves held-out data best.
+
+    Every count of the grid, and 0, is tried: the model is trained again and `CleansingContext.evaluate` says how well
+    it then does. The smallest count with the lowest value wins, so examples are changed only where that helped. The
+    scores must come from another part of the validation set than the values (`lightning_sgdinf.cleansing.holdout`),
+    and neither from the test set: choosing on data that the scores were made for is optimistic. The cost is one
+    retraining per count. In a configuration file::
+
+        _target_: lightning_sgdinf.cleansing.Validated
+        grid: [1, 3, 10, 30, 100, 300]
+        patience: 3
+
+    Args:
+        grid: Counts to try, from 1 on, increasing; those not below the number of training examples are passed over.
+        patience: Stop after so many counts in a row without a new best; ``None`` tries them all.
+        treatment: Makes the strategy for one count: `TopK` drops, `Relabel` gives other labels.
+
+    Raises:
+        ConfigurationError: The grid is empty, not increasing or not above 0, or ``patience`` is below 1.
+    """
+
+    grid: Sequence[int] = GRID
+    patience: int | None = None
+    treatment: Callable[[int], CleansingStrategy] = TopK
+
+    def __post_init__(self) -> None:
+        grid = tuple(self.grid)
+        if not grid or grid[0] < 1 or any(a >= b for a, b in pairwise(grid)):
+            raise ConfigurationError(
+                f"grid: expected counts that increase from 1 or more, got {grid}; 0 is always tried."
+            )
+        if self.patience is not None and self.patience < 1:
+            raise ConfigurationError(
+                f"patience: expected 1 or more counts without a new best, or None, got {self.patience}."
+            )
+        object.__setattr__(self, "grid", grid)
+
+    def select(self, scores: Scores, context: CleansingContext, query: int | str = 0) -> Selection:
+        """Choose the number and with it the examples; see `Validated`.
+
+        Returns:
+            The best selection tried; ``trace`` holds every count tried with its value.
+
+        Raises:
+            ConfigurationError: The context has no ``evaluate``.
+            NonFiniteError: A value is NaN or infinite; names the count.
+        """
+        if context.evaluate is None:
+            raise ConfigurationError(
+                "choosing by validation needs `evaluate` in the cleansing context: a function from a selection to the "
+                "held-out loss or error after training again with it."
+            )
+        best = Selection()
+        trials = [_tried(best, 0, context.evaluate)]
+        lowest, since = trials[0], 0
+        for count in self.grid:
+            if count >= len(scores) or since == self.patience:
+                break
+            selection = self.treatment(count).select(scores, context, query)
+            trials.append(_tried(selection, count, context.evaluate))
+            since += 1
+            if trials[-1].value < lowest.value:
+                best, lowest, since = selection, trials[-1], 0
+        reason = (
+            f"of {len(trials)} counts tried, {lowest.count} has the lowest held-out value: "
+            f"{lowest.value:.6g} against {trials[0].value:.6g} with 0" + (f"; {best.reason}" if best.reason else "")
+        )
+        return replace(best, reason=reason, trace=tuple(trials))
+
+
+def _tried(selection: Selection, count: int, evaluate: Callable[[Selection], float]) -> Trial:
+    value = float(evaluate(selection))
+    if not math.isfinite(value):
+        raise NonFiniteError(
+            f"held-out value with {count} examples changed: expected a finite number, got {value}; did training "
+            "without them diverge? Take smaller counts or a smaller learning rate."
+        )
+    return Trial(count, value)
