@@ -23,6 +23,7 @@ class CleansingCurve:
         counts: ``[M]`` numbers of examples left out, increasing; 0 is the model before.
         errors: ``[S, M]``: test error of run ``s`` without ``counts[m]`` examples; one run may be given as ``[M]``.
         metric: What the errors are, for the axis.
+        percent: The errors are shares, to be shown in percent.
 
     Raises:
         ConfigurationError: Shapes that do not fit, or counts that do not increase from 0 or more.
@@ -33,6 +34,7 @@ class CleansingCurve:
     counts: tuple[int, ...]
     errors: ArrayLike
     metric: str = "test error"
+    percent: bool = True
 
     def __post_init__(self) -> None:
         counts = tuple(int(count) for count in self.counts)

@@ -2,7 +2,8 @@
 
 Which one: runs that share their seed before and after are *paired*. With more than a handful use `paired_t_test`;
 with few, `sign_flip_test` assumes only that luck is symmetric, at the price of a smallest p of ``2 / 2^n``, which is
-why five pairs can never reach 0.05. Runs that have nothing to do with each other need `unpaired_t_test`. All are two-sided.
+why five pairs can never reach 0.05. Runs that have nothing to do with each other need `unpaired_t_test`. All are
+two-sided.
 
 References:
     Hartigan. *Using subsample values as typical values*. JASA 64, 1969 (the interval of `sign_flip_test`).

@@ -1,0 +1,243 @@
+"""The figures of a report. Each is a function from the data to a matplotlib figure; none touches pyplot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lightning_sgdinf.evaluation.detection import Detection
+from lightning_sgdinf.ranking import Better, Ranking, sign_sentence
+from lightning_sgdinf.report.model import BeforeAfter, Example, ReportData
+from lightning_sgdinf.report.style import HARM, HELP, INK, MUTED, SIZE, dress, legend, new_figure, plain, series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def score_axis(query: str, better: Better) -> str:
+    """Label of an axis of scores, in two lines: what it is, and which sign harms."""
+    return f"change of {query} if the example is left out\n({sign_sentence('it', better)})"
+
+
+def score_distribution(data: ReportData) -> Figure:
+    """Histogram of all scores, known corrupt examples apart; counts on a logarithmic axis, because the tails matter."""
+    figure = new_figure()
+    axes = figure.subplots()
+    values = data.scores.values[:, data.scores.query_index(data.query)].numpy()
+    marked = np.zeros(len(values), bool)
+    marked[list(data.known_corrupt)] = True
+    edges = np.histogram_bin_edges(values, bins=min(60, max(10, round(math.sqrt(len(values))))))
+    style = {"bins": edges, "histtype": "stepfilled", "linewidth": 1.0}
+    axes.hist(values[~marked], **style, facecolor="#cfd4d8", edgecolor=MUTED, label=f"others ({(~marked).sum():,})")
+    if marked.any():
+        label = f"known corrupt ({marked.sum():,})"
+        axes.hist(values[marked], **style, facecolor=HARM + "66", edgecolor=HARM, hatch="///", label=label)
+        legend(axes)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.7)
+    dress(axes, x=score_axis(data.query_name, data.better), y="training examples (log scale)")
+    return figure
+
+
+def cleansing_curves(data: ReportData) -> Figure:
+    """Mean test error against the number of examples left out, with 95 % intervals, one line per method."""
+    figure = new_figure()
+    axes = figure.subplots()
+    scale = 100 if data.curves[0].percent else 1
+    for index, curve in enumerate(data.curves):
+        low, high = curve.interval()
+        look = series(index)
+        name = plain(curve.method)
+        axes.plot(curve.counts, scale * curve.mean, **look, markersize=4, linewidth=1.6, label=name)
+        if curve.runs > 1:
+            axes.fill_between(curve.counts, scale * low, scale * high, color=look["color"], alpha=0.14, linewidth=0)
+    starts = [curve.mean[0] for curve in data.curves if curve.counts[0] == 0]
+    if starts:
+        axes.axhline(scale * float(np.mean(starts)), color=MUTED, linewidth=1, linestyle="--", label="nothing left out")
+    runs = max(curve.runs for curve in data.curves)
+    band = f"\n(mean of {runs} runs, 95 % interval)" if runs > 1 else ""
+    dress(
+        axes,
+        x="training examples left out",
+        y=f"{data.curves[0].metric}{' in %' if data.curves[0].percent else ''}{band}",
+    )
+    legend(axes)
+    return figure
+
+
+def before_after(changes: tuple[BeforeAfter, ...]) -> Figure:
+    """Every run before and after cleansing, joined by a line, and the means; one panel per metric."""
+    figure = new_figure(max(3.4, 2.7 * len(changes)))
+    for axes, change in zip(np.atleast_1d(figure.subplots(1, len(changes))), changes, strict=True):
+        scale = 100 if change.percent else 1
+        if len(change.before) == len(change.after):
+            runs = scale * np.array([change.before, change.after])
+            axes.plot([0, 1], runs, color=MUTED, linewidth=0.8, marker="o", markersize=3, alpha=0.8)
+        colour = HELP if change.improved else HARM
+        means = [scale * mean for mean in change.means]
+        axes.plot([0, 1], means, color=colour, linewidth=2.4, marker="o", markersize=7, label="mean")
+        for place, mean in enumerate(means):
+            axes.annotate(
+                f"{mean:.4g}",
+                (place, mean),
+                (-9 if place == 0 else 9, 0),
+                textcoords="offset points",
+                ha="right" if place == 0 else "left",
+                va="center",
+                fontsize=SIZE,
+                color=colour,
+                fontweight="bold",
+            )
+        axes.set_xlim(-0.55, 1.55)
+        axes.set_xticks([0, 1], ["before", "after"])
+        dress(axes, x="", y=f"{change.metric}{' in %' if change.percent else ''} ({change.better} is better)")
+    return figure
+
+
+def found_curve(detections: Mapping[str, Detection]) -> Figure:
+    """Share of the corrupt examples found against the share inspected, one line per method."""
+    figure = new_figure()
+    axes = figure.subplots()
+    for index, (method, found) in enumerate(detections.items()):
+        inspected = 100 * np.arange(found.total + 1) / found.total
+        colour = series(index)["color"]
+        axes.plot(inspected, 100 * found.found / found.corrupt, color=colour, linewidth=1.6, label=plain(method))
+    share = 100 * max(found.corrupt / found.total for found in detections.values())
+    axes.plot([0, share, 100], [0, 100, 100], color=INK, linewidth=0.8, linestyle=":", label="perfect")
+    axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, linestyle="--", label="chance")
+    dress(axes, x="training examples inspected in %, most harmful first", y="corrupt examples found in %")
+    legend(axes, "lower right")
+    return figure
+
+
+def precision_recall(detections: Mapping[str, Detection]) -> Figure:
+    """Precision against recall of finding the corrupt examples, one line per method."""
+    figure = new_figure()
+    axes = figure.subplots()
+    for index, (method, found) in enumerate(detections.items()):
+        label = plain(f"{method} (AP {found.average_precision:.2f})")
+        axes.plot(
+            found.recall,
+            found.precision,
+            color=series(index)["color"],
+            linewidth=1.6,
+            drawstyle="steps-post",
+            label=label,
+        )
+    chance = max(found.corrupt / found.total for found in detections.values())
+    axes.axhline(chance, color=MUTED, linewidth=0.8, linestyle="--", label="chance")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.03)
+    dress(axes, x="recall: share of the corrupt ones found", y="precision: share of those\ninspected that are corrupt")
+    legend(axes)
+    return figure
+
+
+def epoch_contributions(data: ReportData) -> Figure:
+    """Mean contribution of each epoch to the scores of the most harmful, the most helpful and all examples."""
+    assert data.scores.per_epoch is not None  # the page asks only then
+    figure = new_figure()
+    axes = figure.subplots()
+    contributions = data.scores.per_epoch[:, :, data.scores.query_index(data.query)].numpy()
+    epochs = np.arange(len(contributions))
+    harmful = list(data.scores.most_harmful(data.shown, data.query).example_ids)
+    helpful = list(data.scores.most_helpful(data.shown, data.query).example_ids)
+    for ids, label, colour, marker in (
+        (harmful, f"{len(harmful)} most harmful", HARM, "o"),
+        (helpful, f"{len(helpful)} most helpful", HELP, "s"),
+        (slice(None), "all", MUTED, "^"),
+    ):
+        mean = contributions[:, ids].mean(axis=1)
+        axes.plot(epochs, mean, color=colour, marker=marker, markersize=4, linewidth=1.6, label=label)
+    axes.axhline(0, color=INK, linewidth=0.6)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    name = f"mean contribution to the\nchange of {data.query_name}"
+    dress(axes, x="training epoch", y=name)
+    legend(axes)
+    return figure
+
+
+def predicted_against_measured(data: ReportData) -> Figure:
+    """The certificate's sampled examples: predicted against really measured change, with the line of equality."""
+    certificate = data.scores.certificate
+    assert certificate is not None
+    figure = new_figure()
+    axes = figure.subplots()
+    everything: list[float] = []
+    for check, label, look in (
+        (certificate.trust, "really left out", {"color": HARM, "marker": "o"}),
+        (certificate.gradient_check, "central difference", {"color": HELP, "marker": "+"}),
+    ):
+        if check is not None:
+            axes.plot(check.measured, check.predicted, linestyle="none", markersize=6, label=label, **look)
+            everything += [*check.measured, *check.predicted]
+    span = [min(everything), max(everything)]
+    axes.plot(span, span, color=MUTED, linewidth=0.8, linestyle="--", label="equal", zorder=1)
+    dress(axes, x=f"measured change of {data.query_name}", y=f"predicted change of {data.query_name}")
+    legend(axes)
+    return figure
+
+
+def contact_sheet(data: ReportData, ranking: Ranking, columns: int = 8) -> Figure | None:
+    """Pictures of the ranked examples with label, id and score, mislabelled ones outlined; none without pictures."""
+    shown = [(row, data.examples[row.example_id]) for row in ranking if row.example_id in data.examples]
+    shown = [(row, example) for row, example in shown if example.image is not None]
+    if not shown:
+        return None
+    columns = min(columns, len(shown))
+    lines = math.ceil(len(shown) / columns)
+    figure = new_figure(1.25 * columns, 1.6 * lines + 0.4)
+    figure.suptitle(plain(ranking.header.partition("(")[2].rstrip(")")), fontsize=SIZE, color=INK)
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in grid[len(shown) :]:
+        axes.set_axis_off()
+    for axes, (row, example) in zip(grid, shown, strict=False):
+        _picture(axes, example, corrupt=row.example_id in data.known_corrupt)
+        label = row.label if row.label is not None else example.label
+        truth = f", truly {example.true_label}" if example.mislabelled else ""
+        colour = HARM if truth or row.example_id in data.known_corrupt else INK
+        axes.set_title(plain(f"{label}{truth}"), fontsize=SIZE, color=colour)
+        axes.set_xlabel(f"#{row.example_id}\n{row.score:+.2g}", fontsize=SIZE - 2, color=INK)
+    return figure
+
+
+def _picture(axes: Axes, example: Example, *, corrupt: bool) -> None:
+    assert example.image is not None
+    axes.imshow(np.asarray(example.image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(HARM if corrupt or example.mislabelled else "#cccccc")
+        spine.set_linewidth(2.5 if corrupt or example.mislabelled else 0.5)
+
+
+def all_figures(data: ReportData) -> dict[str, Figure]:
+    """Every figure for which there are data, by name."""
+    figures = {"score-distribution": score_distribution(data)}
+    if data.before_after:
+        figures["before-after"] = before_after(data.before_after)
+    if data.curves:
+        figures["cleansing-curves"] = cleansing_curves(data)
+    if data.detections:
+        figures["corrupt-found"] = found_curve(data.detections)
+        figures["precision-recall"] = precision_recall(data.detections)
+    if data.scores.per_epoch is not None:
+        figures["epoch-contributions"] = epoch_contributions(data)
+    certificate = data.scores.certificate
+    if certificate is not None and (certificate.trust is not None or certificate.gradient_check is not None):
+        figures["predicted-measured"] = predicted_against_measured(data)
+    return figures
+
+
+def contact_sheets(data: ReportData) -> dict[str, Figure]:
+    """The contact sheets of both ends, by name, if there are pictures."""
+    sheets = {
+        "most-harmful": contact_sheet(data, data.scores.most_harmful(data.shown, data.query)),
+        "most-helpful": contact_sheet(data, data.scores.most_helpful(data.shown, data.query)),
+    }
+    return {name: sheet for name, sheet in sheets.items() if sheet is not None}

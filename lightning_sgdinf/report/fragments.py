@@ -1,0 +1,120 @@
+"""Pieces of the page: figures, tables, tiles. Everything that comes from data is escaped here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import TYPE_CHECKING
+
+from lightning_sgdinf.report.images import data_address, png
+from lightning_sgdinf.report.model import Example
+from lightning_sgdinf.report.style import to_svg
+from lightning_sgdinf.report.tables import Cell, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number as a person writes it, with a true minus sign."""
+    if math.isinf(value):
+        return "∞" if value > 0 else f"{MINUS}∞"
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        places = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
+        return f"{value:.{places}f}".replace("-", MINUS)
+    return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e").replace("-", MINUS)
+
+
+def signed(value: float) -> str:
+    """A change: a number that shows its sign even if it is a plus."""
+    return ("+" if value > 0 else "") + number(value)
+
+
+def chart(figure: Figure, caption: str, alternative: str) -> str:
+    """A figure with its caption, as a picture inside the page."""
+    source = data_address(to_svg(figure).encode(), "image/svg+xml")
+    return (
+        f'<figure class="chart"><img src="{source}" alt="{escape(alternative)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def table(content: Table) -> str:
+    """A table with its caption; numbers to the right."""
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in content.columns)
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in content.rows)
+    return (
+        f'<div class="scroll"><table><caption>{escape(content.caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(value: Cell) -> str:
+    if value is None:
+        return "<td></td>"
+    if isinstance(value, str):
+        return f"<td>{escape(value)}</td>"
+    text = f"{value:,}" if isinstance(value, int) else ("undefined" if math.isnan(value) else number(value, 4))
+    return f'<td class="n">{text}</td>'
+
+
+def folded(summary: str, content: str) -> str:
+    """Content behind a line that opens it."""
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def pairs(items: Mapping[str, str]) -> str:
+    """Names and values in two columns."""
+    return (
+        '<dl class="pairs">' + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in items.items()) + "</dl>"
+    )
+
+
+def fact(value: str, meaning: str) -> str:
+    """One number worth a glance."""
+    return f'<div class="fact"><b>{escape(value)}</b><span>{escape(meaning)}</span></div>'
+
+
+def paragraphs(sentences: Iterable[str]) -> str:
+    """One paragraph per sentence."""
+    return "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+
+
+def tile(example: Example | None, *, name: str, label: str = "", note: str = "", corrupt: bool = False) -> str:
+    """One example: picture or text, label, what the label should be, name and a note; outlined if it is corrupt."""
+    label = label or (example.label if example is not None else "")
+    wrong = corrupt or (example is not None and example.mislabelled)
+    truth = ""
+    if example is not None and example.mislabelled:
+        truth = f'<span class="truth">truly {escape(str(example.true_label))}</span>'
+    elif corrupt:
+        truth = '<span class="truth">corrupt</span>'
+    return (
+        f'<figure class="tile{" wrong" if wrong else ""}">{_face(example, name)}'
+        f'<figcaption><span class="label">{escape(label)}</span>{truth}'
+        f'<span class="name">{escape(name)}</span><span class="note">{escape(note)}</span></figcaption></figure>'
+    )
+
+
+def _face(example: Example | None, name: str) -> str:
+    if example is None or (example.image is None and not example.text):
+        return ""
+    if example.image is None:
+        return f'<blockquote class="face">{escape(example.text)}</blockquote>'
+    source = data_address(png(example), "image/png")
+    crisp = " crisp" if max(example.image.shape[:2]) <= 64 else ""  # type: ignore[union-attr]
+    return f'<img class="face{crisp}" src="{source}" alt="{escape(f"{name}, labelled {example.label}")}">'
+
+
+def tiles(content: Iterable[str]) -> str:
+    """A sheet of tiles."""
+    return f'<div class="tiles">{"".join(content)}</div>'
+
+
+def section(name: str, heading: str, *content: str) -> str:
+    """A section of the page that links can point at."""
+    return f'<section id="{escape(name)}"><h2>{escape(heading)}</h2>{"".join(content)}</section>'

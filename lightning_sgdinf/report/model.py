@@ -1,0 +1,242 @@
+"""What a report can show, as one value; only a title and the scores are needed, every further field adds a section."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+from lightning_sgdinf.evaluation.curves import CleansingCurve
+from lightning_sgdinf.evaluation.detection import Detection
+from lightning_sgdinf.evaluation.significance import Comparison
+from lightning_sgdinf.ranking import Better
+from lightning_sgdinf.scores import Scores
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Example:
+    """One example as a person sees it.
+
+    Args:
+        image: ``[H, W]`` or ``[H, W, C]`` with ``C`` 1, 3 or 4, in ``[0, 1]``; values outside are clipped.
+        text: What to show of an example that is not an image.
+        label: The label it was trained with.
+        true_label: What the label should be, where that is known.
+
+    Raises:
+        ConfigurationError: The image has another shape.
+        NonFiniteError: A pixel is NaN or infinite.
+    """
+
+    image: ArrayLike | None = None
+    text: str = ""
+    label: str = ""
+    true_label: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.image is None:
+            return
+        image = np.asarray(self.image, np.float32)
+        if image.ndim == 3 and image.shape[2] == 1:
+            image = image[:, :, 0]
+        if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)) or image.size == 0:
+            raise ConfigurationError(f"image: expected shape [H, W] or [H, W, 1, 3 or 4], got {list(image.shape)}")
+        if not np.isfinite(image).all():
+            raise NonFiniteError(
+                "image: expected finite pixels, got NaN or infinity; look at the transform that made it"
+            )
+        object.__setattr__(self, "image", np.clip(image, 0, 1))
+
+    @property
+    def mislabelled(self) -> bool:
+        """Whether the label is known to be wrong."""
+        return self.true_label is not None and self.true_label != self.label
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Explanation:
+    """A prediction, and the training examples that brought it about.
+
+    Attributes:
+        title: What happened, e.g. ``"a 3, read as 5"``.
+        example: The example that was predicted.
+        causes: ``(training id, change of the query had it been left out)``, the most important first.
+        query: What was explained, e.g. ``"loss of validation example 17"``.
+        better: The good direction of that query.
+    """
+
+    title: str
+    example: Example
+    causes: tuple[tuple[int, float], ...]
+    query: str
+    better: Better = "lower"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeforeAfter:
+    """A metric before and after cleansing, over several runs.
+
+    Attributes:
+        metric: Its name, e.g. ``"test error"``.
+        before: One value per run.
+        after: One value per run, in the same order.
+        test: A test of the difference.
+        better: The good direction of the metric.
+        removed: How many examples were left out.
+        percent: The values are shares, to be shown in percent.
+    """
+
+    metric: str
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    test: Comparison | None = None
+    better: Better = "lower"
+    removed: int | None = None
+    percent: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.before or not self.after:
+            raise ConfigurationError(f"{self.metric}: expected at least one value before and one after")
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """Mean before and mean after."""
+        return float(np.mean(self.before)), float(np.mean(self.after))
+
+    @property
+    def improved(self) -> bool:
+        """Whether the mean moved in the good direction."""
+        before, after = self.means
+        return after < before if self.better == "lower" else after > before
+
+    def show(self, value: float) -> str:
+        """A value of the metric as text."""
+        return f"{100 * value:.2f} %" if self.percent else f"{value:.4g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one part of the work took.
+
+    Attributes:
+        part: Its name.
+        seconds: Wall time.
+        size_bytes: Bytes on disk or in memory; the name says which.
+    """
+
+    part: str
+    seconds: float | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReportData:
+    """Everything a report shows.
+
+    Args:
+        title: Head of the page.
+        scores: The ranking the report is about, with its certificate and provenance.
+        query: Which of its queries the report is about.
+        headline: The result in one sentence; made from the other fields if empty.
+        asked: What was asked, name to value: estimator, data set, model, log, ...
+        command: The command line that made it.
+        config: The configuration, as text.
+        examples: Training examples to show, by id; others appear in tables only.
+        shown: How many examples of each end to show.
+        corrupt: Ids of training examples known to be corrupt.
+        detections: How well each method found them, by name of the method; the report's own first.
+        before_after: What cleansing changed.
+        curves: Test error against the number of examples left out, one per method.
+        explanations: Single predictions and what brought them about.
+        costs: Times and bytes.
+        warnings: What must be said first, besides the certificate's own warnings.
+
+    Raises:
+        ConfigurationError: An unknown query, a shown count below 1, or ids outside the training set.
+    """
+
+    title: str
+    scores: Scores
+    query: int | str = 0
+    headline: str = ""
+    asked: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
+    config: str = ""
+    examples: Mapping[int, Example] = field(default_factory=dict)
+    shown: int = 24
+    corrupt: frozenset[int] | None = None
+    detections: Mapping[str, Detection] = field(default_factory=dict)
+    before_after: tuple[BeforeAfter, ...] = ()
+    curves: tuple[CleansingCurve, ...] = ()
+    explanations: tuple[Explanation, ...] = ()
+    costs: tuple[Cost, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.scores.query_index(self.query)
+        if self.shown < 1:
+            raise ConfigurationError(f"shown: expected at least 1, got {self.shown}")
+        named = {*self.examples, *(self.corrupt or ()), *(i for e in self.explanations for i, _ in e.causes)}
+        outside = sorted(i for i in named if not 0 <= i < len(self.scores))
+        if outside:
+            raise ConfigurationError(
+                f"expected ids of training examples, 0 to {len(self.scores) - 1}, got {outside[:5]} in examples, "
+                "corrupt or explanations"
+            )
+
+    @property
+    def query_name(self) -> str:
+        """Name of the query the report is about."""
+        return self.scores.queries[self.scores.query_index(self.query)]
+
+    @property
+    def better(self) -> Better:
+        """The good direction of that query."""
+        return self.scores.better[self.scores.query_index(self.query)]
+
+    @property
+    def all_warnings(self) -> tuple[str, ...]:
+        """The certificate's warnings and the others."""
+        certificate = self.scores.certificate
+        return (*(certificate.warnings if certificate is not None else ()), *self.warnings)
+
+    @property
+    def known_corrupt(self) -> frozenset[int]:
+        """Ids of corrupt examples: as given, or those of the shown examples whose label is known to be wrong."""
+        if self.corrupt is not None:
+            return frozenset(self.corrupt)
+        return frozenset(i for i, example in self.examples.items() if example.mislabelled)
+
+    def result(self) -> str:
+        """The result in one sentence."""
+        if self.headline:
+            return self.headline
+        if self.before_after:
+            return _cleansing_result(self.before_after[0])
+        if self.detections:
+            method, detection = next(iter(self.detections.items()))
+            return (
+                f"Of the {detection.corrupt} examples that {method} ranks most harmful, {detection.hits} are known to "
+                f"be corrupt; chance would find {detection.corrupt**2 / detection.total:.1f}."
+            )
+        (worst,) = self.scores.most_harmful(1, self.query)
+        if self.scores.harm(self.query).max() <= 0:
+            return f"No training example harms {self.query_name}: leaving out any one would not improve it."
+        change = "lower" if self.better == "lower" else "raise"
+        return (
+            f"The most harmful training example is {worst.example_id}: leaving it out would {change} {self.query_name} "
+            f"by {abs(worst.score):.3g}."
+        )
+
+
+def _cleansing_result(change: BeforeAfter) -> str:
+    before, after = change.means
+    left_out = "" if change.removed is None else f"the {change.removed:,} most harmful examples "
+    moved = "left" if before == after else "lowered" if after < before else "raised"
+    values = f"at {change.show(before)}" if before == after else f"from {change.show(before)} to {change.show(after)}"
+    test = "" if change.test is None else f" ({change.test.sentence()})"
+    subject = f"Leaving out {left_out}" if left_out else "Cleansing "
+    return f"{subject}{moved} {change.metric} {values}{test}."

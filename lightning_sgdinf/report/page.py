@@ -1,0 +1,183 @@
+"""The report as one HTML page that needs no other file, no network and no script."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from collections.abc import Iterator
+from html import escape
+
+from lightning_sgdinf.ranking import Ranking, sign_sentence
+from lightning_sgdinf.report import figures, fragments, tables
+from lightning_sgdinf.report.model import Explanation, ReportData
+
+
+def render_page(data: ReportData) -> str:
+    """The whole page."""
+    sections = list(_sections(data))
+    style = importlib.resources.files("lightning_sgdinf.report").joinpath("page.css").read_text(encoding="utf-8")
+    links = "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in sections)
+    body = "".join(fragments.section(name, heading, *content) for name, heading, content in sections)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(data.title)}</title><style>{style}</style></head>\n<body>{_head(data)}"
+        f'<nav aria-label="Sections">{links}</nav>\n<main>{body}</main>\n{_foot(data)}</body></html>\n'
+    )
+
+
+def _head(data: ReportData) -> str:
+    about = f"{len(data.scores):,} training examples, judged by their effect on {data.query_name}"
+    warnings = "".join(f"<p><strong>Warning.</strong> {escape(warning)}</p>" for warning in data.all_warnings)
+    warnings = f'<aside class="warning" role="note">{warnings}</aside>' if warnings else ""
+    return (
+        f'<header><h1>{escape(data.title)}</h1><p class="about">{escape(about)}</p>{warnings}'
+        f'<p class="headline">{escape(data.result())}</p><div class="facts">{"".join(_facts(data))}</div></header>\n'
+    )
+
+
+def _facts(data: ReportData) -> Iterator[str]:
+    yield fragments.fact(f"{len(data.scores):,}", "training examples ranked")
+    harmful = int((data.scores.harm(data.query) > 0).sum())
+    yield fragments.fact(
+        f"{100 * harmful / len(data.scores):.0f} %", f"of them would improve {data.query_name} by leaving"
+    )
+    for change in data.before_after[:2]:
+        before, after = (change.show(value) for value in change.means)
+        yield fragments.fact(f"{before} → {after}", f"{change.metric}, before → after")
+    for method, found in list(data.detections.items())[:1]:
+        yield fragments.fact(f"{found.hits} of {found.corrupt}", f"known corrupt examples at the top of {method}")
+    certificate = data.scores.certificate
+    if certificate is not None and certificate.trust is not None:
+        yield fragments.fact(f"{certificate.trust.correlation:.3f}", "correlation of predicted and true removals")
+
+
+def _sections(data: ReportData) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    drawn = figures.all_figures(data)
+    if data.before_after or data.curves:
+        yield "effect", "Did leaving them out help?", _effect(data, drawn)
+    harmful = data.scores.most_harmful(data.shown, data.query)
+    helpful = data.scores.most_helpful(data.shown, data.query)
+    yield "harmful", "Most harmful examples", _sheet(data, harmful, "most-harmful")
+    yield "helpful", "Most helpful examples", _sheet(data, helpful, "most-helpful")
+    yield "scores", "All scores" if not data.detections else "Scores and corrupt examples", _distribution(data, drawn)
+    if data.explanations:
+        yield (
+            "causes",
+            "Behind single predictions",
+            tuple(_case(data, explanation) for explanation in data.explanations),
+        )
+    yield "trust", "Can the scores be trusted?", _trust(data, drawn)
+    if "epoch-contributions" in drawn:
+        caption = "Each epoch's share of the scores; the shares of all epochs add up to the score."
+        chart = fragments.chart(drawn["epoch-contributions"], caption, "Mean contribution of each epoch to the scores")
+        yield "epochs", "When in training it happened", (_charts(chart),)
+    if data.costs:
+        yield "costs", "What it took", (fragments.table(tables.cost_table(data)),)
+    if data.asked or data.command or data.config or data.scores.provenance:
+        yield "asked", "What was asked", _asked(data)
+
+
+def _charts(*charts: str) -> str:
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def _effect(data: ReportData, drawn: dict) -> tuple[str, ...]:
+    charts: list[str] = []
+    content: list[str] = []
+    if data.before_after:
+        caption = "Thin lines are single runs, the thick one is their mean."
+        charts.append(fragments.chart(drawn["before-after"], caption, "Metrics before and after cleansing"))
+        content.append(fragments.table(tables.before_after_table(data)))
+    if data.curves:
+        caption = "Re-trained without the examples each method ranks most harmful."
+        alternative = "Test error against the number of examples left out, per method"
+        charts.append(fragments.chart(drawn["cleansing-curves"], caption, alternative))
+        content.append(fragments.folded("Every point of the curves", fragments.table(tables.curve_table(data))))
+    return (_charts(*charts), *content)
+
+
+def _sheet(data: ReportData, ranking: Ranking, name: str) -> tuple[str, ...]:
+    known = " Outlined: known to be corrupt." if data.known_corrupt.intersection(ranking.example_ids) else ""
+    sentence = (
+        f"The number under each example is the change of {ranking.query} had it been left out; "
+        f"{sign_sentence('it', ranking.better)}.{known}"
+    )
+    table = fragments.table(tables.ranking_table(data, ranking, name))
+    sheet = [
+        fragments.tile(
+            data.examples[row.example_id],
+            name=f"#{row.example_id}",
+            label=row.label or "",
+            note=fragments.signed(row.score),
+            corrupt=row.example_id in data.known_corrupt,
+        )
+        for row in ranking
+        if row.example_id in data.examples
+    ]
+    head = f'<p class="sign">{escape(sentence)}</p>'
+    if not sheet:
+        return (table,)
+    return (head, fragments.tiles(sheet), fragments.folded(f"As a table ({len(ranking)} rows)", table))
+
+
+def _distribution(data: ReportData, drawn: dict) -> tuple[str, ...]:
+    caption = f"Distribution of all scores; {sign_sentence(data.query_name, data.better)}."
+    charts = [fragments.chart(drawn["score-distribution"], caption, "Histogram of the scores")]
+    if not data.detections:
+        return (_charts(*charts),)
+    caption = "How many of the known corrupt examples a person finds who inspects in the order of each ranking."
+    charts.append(fragments.chart(drawn["corrupt-found"], caption, "Corrupt examples found against examples inspected"))
+    caption = "Precision and recall of finding them; AP is the average precision."
+    charts.append(fragments.chart(drawn["precision-recall"], caption, "Precision against recall, per method"))
+    return (_charts(*charts), fragments.table(tables.detection_table(data)))
+
+
+def _case(data: ReportData, explanation: Explanation) -> str:
+    sentence = (
+        f"Training examples behind it, with the change of {explanation.query} had each been left out; "
+        f"{sign_sentence('it', explanation.better)}."
+    )
+    labels = data.scores.labels
+    causes = (
+        fragments.tile(
+            data.examples.get(example_id),
+            name=f"#{example_id}",
+            label="" if labels is None else labels[example_id],
+            note=fragments.signed(score),
+            corrupt=example_id in data.known_corrupt,
+        )
+        for example_id, score in explanation.causes
+    )
+    return (
+        f'<div class="case"><h3>{escape(explanation.title)}</h3><p class="sign">{escape(sentence)}</p>'
+        f"{fragments.tile(explanation.example, name='the example')}{fragments.tiles(causes)}</div>"
+    )
+
+
+def _trust(data: ReportData, drawn: dict) -> tuple[str, ...]:
+    certificate = data.scores.certificate
+    if certificate is None:
+        return (fragments.paragraphs(("This ranking carries no certificate: nothing was checked.",)),)
+    text = fragments.paragraphs(certificate.summary())
+    if "predicted-measured" not in drawn:
+        return (text,)
+    caption = "Each point is a sampled training example whose effect was measured by really running the steps again."
+    return (text, _charts(fragments.chart(drawn["predicted-measured"], caption, "Predicted against measured change")))
+
+
+def _asked(data: ReportData) -> tuple[str, ...]:
+    origin = {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in data.scores.provenance.items()
+    }
+    content = [fragments.pairs({**data.asked, **{k: v for k, v in origin.items() if k not in data.asked}})]
+    if data.command:
+        content.append(f"<pre>{escape(data.command)}</pre>")
+    if data.config:
+        content.append(fragments.folded("Configuration", f"<pre>{escape(data.config)}</pre>"))
+    return tuple(content)
+
+
+def _foot(data: ReportData) -> str:
+    return f"<footer>lightning_sgdinf. Sign of a score: {escape(sign_sentence(data.query_name, data.better))}.</footer>"

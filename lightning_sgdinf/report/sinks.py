@@ -1,0 +1,135 @@
+"""Where a report goes: a page, a folder of files, a Lightning logger."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.report.figures import all_figures, contact_sheets
+from lightning_sgdinf.report.model import ReportData
+from lightning_sgdinf.report.page import render_page
+from lightning_sgdinf.report.style import to_png
+from lightning_sgdinf.report.tables import all_tables, write_csv
+from lightning_sgdinf.report.wandb_sink import is_wandb, log_to_wandb
+
+
+class MetricsLogger(Protocol):
+    """What is asked of a logger: Lightning's loggers have it."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Take numbers by name."""
+
+
+def write_page(data: ReportData, path: str | Path) -> Path:
+    """Write the page alone; an earlier one at the path is replaced, at once and never by half.
+
+    Args:
+        data: What to show.
+        path: File to write; missing folders are made.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = render_page(data)
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(draft).chmod(0o644)
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_report(data: ReportData, folder: str | Path) -> Path:
+    """Write the page as ``report.html``, every figure as PNG under ``figures`` and every table as CSV under ``tables``.
+
+    Args:
+        data: What to show.
+        folder: Made if missing; files of an earlier report with the same names are replaced.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        ConfigurationError: The folder is a file.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise ConfigurationError(
+            f"expected a folder for the report, got the file {folder}; for a page alone use write_page"
+        )
+    for part in ("figures", "tables"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    page = write_page(data, folder / "report.html")
+    for name, figure in {**all_figures(data), **contact_sheets(data)}.items():
+        (folder / "figures" / f"{name}.png").write_bytes(to_png(figure))
+    for table in all_tables(data):
+        write_csv(table, folder / "tables" / f"{table.name}.csv")
+    return page
+
+
+def log_report(data: ReportData, logger: MetricsLogger | Iterable[MetricsLogger] | None) -> None:
+    """Give a report to a Lightning logger, or to each of several.
+
+    Every logger gets the numbers; Weights & Biases also gets tables, pictures, figures and the page.
+
+    Args:
+        data: What to show.
+        logger: ``trainer.logger``, ``trainer.loggers`` or ``None``.
+
+    Raises:
+        ConfigurationError: Something that has no ``log_metrics``.
+    """
+    if logger is None:
+        return
+    if isinstance(logger, Iterable):
+        for single in logger:
+            log_report(data, single)
+        return
+    if not hasattr(logger, "log_metrics"):
+        raise ConfigurationError(f"logger: expected a Lightning logger, got {type(logger).__qualname__}")
+    logger.log_metrics(metrics(data))
+    if is_wandb(logger):
+        log_to_wandb(data, logger)
+    save: Any = getattr(logger, "save", None)
+    if callable(save):
+        save()
+
+
+def metrics(data: ReportData) -> dict[str, float]:
+    """The numbers of a report, under names that every logger can keep: letters, digits, ``_`` and ``/``."""
+    harm = data.scores.harm(data.query)
+    found: dict[str, float] = {
+        "examples": float(len(harm)),
+        "share_harmful": float((harm > 0).double().mean()),
+        "largest_harm": float(harm.max()),
+        "largest_help": float((-harm).max()),
+    }
+    for change in data.before_after:
+        before, after = change.means
+        found |= {f"{change.metric}/before": before, f"{change.metric}/after": after}
+        if change.test is not None and change.test.p_value == change.test.p_value:
+            found[f"{change.metric}/p_value"] = change.test.p_value
+    for method, detection in data.detections.items():
+        found |= {
+            f"{method}/auroc": detection.auroc,
+            f"{method}/average_precision": detection.average_precision,
+            f"{method}/found_at_top": float(detection.hits),
+        }
+    for curve in data.curves:
+        count, error = curve.best()
+        found |= {f"{curve.method}/best_{curve.metric}": error, f"{curve.method}/best_count": float(count)}
+    certificate = data.scores.certificate
+    if certificate is not None and certificate.trust is not None:
+        found["trust_correlation"] = certificate.trust.correlation
+    return {"report/" + re.sub(r"[^A-Za-z0-9_/]+", "_", name): value for name, value in found.items()}

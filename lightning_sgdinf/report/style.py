@@ -1,0 +1,68 @@
+"""How all figures of a report look, without touching matplotlib's global settings."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from lightning_sgdinf.extras import require
+
+if TYPE_CHECKING:
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+else:
+    matplotlib = require("matplotlib", extra="cli")
+    Figure = require("matplotlib.figure", extra="cli").Figure
+
+# Okabe and Ito's colours, told apart with any colour vision; harm and help also differ in lightness.
+HARM, HELP, INK, MUTED, RULE = "#d55e00", "#0072b2", "#222222", "#8c8c8c", "#dddddd"
+SERIES = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SIZE = 9
+
+
+def new_figure(width: float = 5.2, height: float = 3.2) -> Figure:
+    """An empty figure, in inches, drawn without pyplot."""
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def series(index: int) -> dict[str, str]:
+    """Colour and marker of the ``index``-th series."""
+    return {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib shows as it is: a dollar sign would begin a formula."""
+    return text.replace("\\", "\\\\").replace("$", r"\$") if "$" in text else text
+
+
+def dress(axes: Axes, *, x: str, y: str) -> None:
+    """Name the axes and remove what carries no information."""
+    axes.set_xlabel(plain(x), fontsize=SIZE, color=INK)
+    axes.set_ylabel(plain(y), fontsize=SIZE, color=INK)
+    axes.tick_params(labelsize=SIZE - 1, colors=INK, length=3, width=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_linewidth(0.6)
+    axes.grid(axis="y", color=RULE, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def legend(axes: Axes, location: str = "best") -> None:
+    """A legend without a frame."""
+    axes.legend(loc=location, fontsize=SIZE - 1, frameon=True, framealpha=0.85, edgecolor="none", labelcolor=INK)
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as SVG, the same bytes for the same figure."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "lightning-sgdinf", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def to_png(figure: Figure, dots_per_inch: int = 160) -> bytes:
+    """The figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dots_per_inch)
+    return buffer.getvalue()

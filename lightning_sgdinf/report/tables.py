@@ -1,0 +1,128 @@
+"""The tables of a report: plain rows that the page shows, CSV files keep and loggers take."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from lightning_sgdinf.ranking import Ranking, sign_sentence
+from lightning_sgdinf.report.model import ReportData
+
+Cell: TypeAlias = "str | int | float | None"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns.
+
+    Attributes:
+        name: For file names and loggers: lower case, no spaces.
+        caption: One line that says what it shows, and the meaning of its signs.
+        columns: Names of the columns.
+        rows: As many cells each as there are columns.
+    """
+
+    name: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def ranking_table(data: ReportData, ranking: Ranking, name: str) -> Table:
+    """A ranking with what is known of its examples."""
+    column = f"change of {ranking.query} if left out"
+    rows: list[tuple[Cell, ...]] = []
+    for row in ranking:
+        example = data.examples.get(row.example_id)
+        label = row.label if row.label is not None else (example.label if example is not None else None)
+        truth = example.true_label if example is not None else None
+        corrupt = "yes" if row.example_id in data.known_corrupt else ""
+        rows.append((row.rank, row.example_id, label, truth, corrupt, row.score))
+    table = Table(
+        name, ranking.header, ("rank", "example id", "label", "true label", "known corrupt", column), tuple(rows)
+    )
+    return _without_empty_columns(table)
+
+
+def detection_table(data: ReportData) -> Table:
+    """How well each method found the known corrupt examples."""
+    rows = tuple(
+        (method, found.auroc, found.average_precision, found.hits, found.corrupt, found.total)
+        for method, found in data.detections.items()
+    )
+    columns = ("method", "AUROC", "average precision", "found at the top", "corrupt", "examples")
+    caption = "Found at the top: corrupt ones among as many examples as there are corrupt ones. Chance: AUROC 0.5."
+    return Table("detection", caption, columns, rows)
+
+
+def before_after_table(data: ReportData) -> Table:
+    """What cleansing changed, with its tests."""
+    rows: list[tuple[Cell, ...]] = []
+    for change in data.before_after:
+        before, after = change.means
+        test = change.test
+        bounds = (None, None, None) if test is None else (test.low, test.high, test.p_value)
+        name = None if test is None else test.test
+        rows.append((change.metric, change.removed, before, after, after - before, *bounds, name, len(change.before)))
+    columns = ("metric", "left out", "before", "after", "change", "change, low", "change, high", "p", "test", "runs")
+    return Table("before-after", "Means over runs; the interval is that of the test.", columns, tuple(rows))
+
+
+def curve_table(data: ReportData) -> Table:
+    """Every point of the cleansing curves."""
+    rows: list[tuple[Cell, ...]] = []
+    for curve in data.curves:
+        low, high = curve.interval()
+        for column, count in enumerate(curve.counts):
+            rows.append(
+                (curve.method, count, float(curve.mean[column]), float(low[column]), float(high[column]), curve.runs)
+            )
+    columns = ("method", "left out", "error", "error, low", "error, high", "runs")
+    return Table("curves", "Mean over runs with its 95 % interval.", columns, tuple(rows))
+
+
+def cause_table(data: ReportData) -> Table:
+    """The training examples behind each explained prediction."""
+    rows = tuple(
+        (explanation.title, explanation.query, sign_sentence("it", explanation.better), example_id, score)
+        for explanation in data.explanations
+        for example_id, score in explanation.causes
+    )
+    columns = ("prediction", "query", "sign", "example id", "change of the query if left out")
+    return Table("explanations", "Training examples behind single predictions.", columns, rows)
+
+
+def cost_table(data: ReportData) -> Table:
+    """What each part of the work took."""
+    rows = tuple((cost.part, cost.seconds, cost.size_bytes) for cost in data.costs)
+    return Table("costs", "Wall time and size of each part.", ("part", "seconds", "bytes"), rows)
+
+
+def all_tables(data: ReportData) -> tuple[Table, ...]:
+    """Every table that has rows."""
+    tables = (
+        ranking_table(data, data.scores.most_harmful(data.shown, data.query), "most-harmful"),
+        ranking_table(data, data.scores.most_helpful(data.shown, data.query), "most-helpful"),
+        before_after_table(data),
+        curve_table(data),
+        detection_table(data),
+        cause_table(data),
+        cost_table(data),
+    )
+    return tuple(table for table in tables if table.rows)
+
+
+def write_csv(table: Table, path: Path) -> None:
+    """Write a table as CSV, UTF-8, numbers in full precision, unknown cells empty."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(table.columns)
+        writer.writerows(table.rows)
+
+
+def _without_empty_columns(table: Table) -> Table:
+    used = [i for i in range(len(table.columns)) if any(row[i] not in (None, "") for row in table.rows)]
+    columns = tuple(table.columns[i] for i in used)
+    return Table(table.name, table.caption, columns, tuple(tuple(row[i] for i in used) for row in table.rows))
