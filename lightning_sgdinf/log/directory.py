@@ -1,0 +1,207 @@
+"""The files of a log, and who may write them.
+
+``<run>.tlog/`` holds ``LOCK``; sealed segments ``seg-<first step>.h5``; at most one ``live-<first step>.h5``, which is being
+written or was when its writer died; ``reserve``, space to give back when the disk is full; and, once the run has ended,
+``end.h5``. ``tmp-*`` is unfinished business.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import socket
+from pathlib import Path
+
+from lightning_sgdinf.errors import LogExistsError, LogLockedError, LogNotFoundError, LogWriteError
+
+SEGMENT_FORMAT = "sgdinf-log/1"
+END_FORMAT = "sgdinf-log-end/1"
+
+_OURS = re.compile(r"LOCK|reserve|end\.h5|(seg|live)-\d{10}\.h5|tmp-.*")
+_CONTENT = re.compile(r"end\.h5|(seg|live)-\d{10}\.h5")
+_RESERVE_BYTES = 8 << 20
+
+
+class LogDirectory:
+    """Paths in one log.
+
+    Args:
+        path: The directory.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @property
+    def end(self) -> Path:
+        """The end mark."""
+        return self.path / "end.h5"
+
+    def sealed(self, first: int) -> Path:
+        """The sealed segment that begins with step ``first``."""
+        return self.path / f"seg-{first:010d}.h5"
+
+    def live(self, first: int) -> Path:
+        """The segment in writing that begins with step ``first``."""
+        return self.path / f"live-{first:010d}.h5"
+
+    def segments(self, kind: str) -> dict[int, Path]:
+        """First step and path of the ``"seg"`` or ``"live"`` segments, in order."""
+        found = {int(p.stem.split("-")[1]): p for p in self.path.glob(f"{kind}-*.h5") if _CONTENT.fullmatch(p.name)}
+        return dict(sorted(found.items()))
+
+    def size_bytes(self) -> int:
+        """Bytes of all files that hold data of the run."""
+        return sum(p.stat().st_size for p in self.path.iterdir() if _CONTENT.fullmatch(p.name))
+
+    def require(self) -> None:
+        """Check that there is something to read.
+
+        Raises:
+            LogNotFoundError: There is not; says what is there instead.
+        """
+        if not self.path.exists():
+            raise LogNotFoundError(f"{self.path}: no such directory, expected the log of a run")
+        if not self.path.is_dir():
+            raise LogNotFoundError(f"{self.path} is a file, expected a directory; give the log itself, not a part of it")
+        names = sorted(p.name for p in self.path.iterdir())
+        if not any(_CONTENT.fullmatch(name) for name in names):
+            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
+            raise LogNotFoundError(f"{self.path} holds no segments of a log, but {shown}")
+
+    def is_being_written(self) -> bool:
+        """Whether a living process holds the lock."""
+        try:
+            descriptor = os.open(self.path / "LOCK", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+
+class WritableDirectory(LogDirectory):
+    """A log directory whose lock this process holds, empty but for what it writes.
+
+    Args:
+        path: Made if missing.
+        overwrite: Delete a log that is there.
+
+    Raises:
+        LogExistsError: The path is taken.
+        LogLockedError: Another writer is at it.
+        LogWriteError: The directory, its lock or its reserve cannot be made.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool) -> None:
+        super().__init__(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise LogExistsError(f"{self.path} is a file, expected a free path for a directory; choose another")
+        if self.path.exists():
+            self._refuse_strangers()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = _take_lock(self.path / "LOCK")
+        except LogLockedError:
+            raise
+        except OSError as error:
+            raise LogWriteError(f"{self.path} cannot be made or locked: {error}; choose a local, writable disk") from error
+        try:
+            self._clear(overwrite)
+            self._reserved = 0
+            self.reserve(_RESERVE_BYTES)
+        except BaseException:
+            self.release()
+            raise
+
+    def reserve(self, size_bytes: int) -> None:
+        """Set space aside that a failing write can be given; grows only."""
+        if size_bytes <= self._reserved:
+            return
+        descriptor = os.open(self.path / "reserve", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, 0, size_bytes)
+            else:
+                for start in range(0, size_bytes, 1 << 20):
+                    os.pwrite(descriptor, bytes(min(1 << 20, size_bytes - start)), start)
+        except OSError as error:
+            self.free_reserve()
+            raise LogWriteError(f"{self.path}: no room for {size_bytes} bytes ({error}); free some space") from error
+        finally:
+            os.close(descriptor)
+        self._reserved = size_bytes
+
+    def free_reserve(self) -> None:
+        """Give the reserved space back."""
+        (self.path / "reserve").unlink(missing_ok=True)
+        self._reserved = 0
+
+    def release(self) -> None:
+        """Let others write; harmless when done twice."""
+        if self._lock is not None:
+            os.ftruncate(self._lock, 0)
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            os.close(self._lock)
+            self._lock = None
+
+    def forget(self) -> None:
+        """In a forked child: the lock is the parent's."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _refuse_strangers(self) -> None:
+        strangers = sorted(p.name for p in self.path.iterdir() if not _OURS.fullmatch(p.name))
+        if strangers:
+            raise LogExistsError(
+                f"{self.path} holds {', '.join(strangers[:5])}, which no log has; nothing was touched, choose another path"
+            )
+
+    def _clear(self, overwrite: bool) -> None:
+        content = sorted((p for p in self.path.iterdir() if _CONTENT.fullmatch(p.name)), reverse=True)
+        if content and not overwrite:
+            raise LogExistsError(f"{self.path} holds the log of a run; choose another path, or pass overwrite=True")
+        for path in content:  # newest segments first, so that no hole is left if this is interrupted
+            path.unlink()
+        for path in self.path.glob("tmp-*"):
+            path.unlink()
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file, or a directory's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Give a finished file its name, durably."""
+    sync_file(temporary)
+    temporary.rename(final)
+    sync_file(final.parent)
+
+
+def _take_lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+        os.close(descriptor)
+        raise LogLockedError(
+            f"{path.parent} is being written by {holder}; wait until it ends, or choose another path"
+        ) from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}@{socket.gethostname()}".encode(), 0)
+    return descriptor

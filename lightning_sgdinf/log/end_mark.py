@@ -1,0 +1,145 @@
+"""The end mark of a log: how the run ended, its last state, and what segments there must be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from torch import Tensor
+
+from lightning_sgdinf.errors import LogCorruptError
+from lightning_sgdinf.log.checksum import StateChecksum
+from lightning_sgdinf.log.directory import END_FORMAT, LogDirectory, publish
+from lightning_sgdinf.log.documents import (
+    from_json,
+    header_from_json,
+    header_to_json,
+    layout_from_json,
+    layout_to_json,
+    to_json,
+)
+from lightning_sgdinf.log.hdf5 import checked_dataset, create_file, open_file, read_document, reading, write_document
+from lightning_sgdinf.log.records import Header
+from lightning_sgdinf.log.words import to_words, word_type
+from lightning_sgdinf.state import Layout, ModelState
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentEntry:
+    """One sealed segment.
+
+    Attributes:
+        first: Number of its first step.
+        steps: Number of its steps.
+        checksum: CRC-32 of its column ``crc`` followed by its column ``state_index``.
+    """
+
+    first: int
+    steps: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndMark:
+    """What ``end.h5`` says.
+
+    Attributes:
+        header: The run's.
+        steps: Number of recorded steps.
+        reason: How the run ended.
+        segments: All of them, in order.
+        state: The state after the last step; ``None`` if the run was given up.
+        state_crc: Its checksum.
+        average: Averaged parameters, if there are any.
+    """
+
+    header: Header
+    steps: int
+    reason: str
+    segments: tuple[SegmentEntry, ...]
+    state: ModelState | None = None
+    state_crc: int | None = None
+    average: Mapping[str, Tensor] | None = None
+
+
+def write_end_mark(
+    directory: LogDirectory,
+    *,
+    header: Header,
+    steps: int,
+    reason: str,
+    segments: tuple[SegmentEntry, ...],
+    final: tuple[Layout, Mapping[str, Tensor]] | None,
+    average: Mapping[str, Tensor] | None,
+) -> None:
+    """Write it whole, then give it its name."""
+    temporary = directory.path / f"tmp-end-{os.getpid()}.h5"
+    temporary.unlink(missing_ok=True)
+    with create_file(temporary, END_FORMAT) as file:
+        write_document(file, "header", header_to_json(header))
+        summary = {"run_id": header.run_id, "steps": steps, "reason": reason, "segments": [asdict(s) for s in segments]}
+        write_document(file, "summary", to_json(summary))
+        if final is not None:
+            _write_state(file, "state", *final)
+        if average is not None:
+            state = ModelState(params={name: value.detach().cpu() for name, value in average.items()})
+            layout = Layout.of(state)
+            lanes = layout.empty()
+            layout.pack(state, lanes)
+            _write_state(file, "average", layout, lanes)
+    publish(temporary, directory.end)
+
+
+def read_end_mark(path: Path) -> EndMark:
+    """Read and check ``end.h5``.
+
+    Raises:
+        LogVersionError: It has another format.
+        LogCorruptError: It differs from what was written.
+    """
+    with open_file(path, END_FORMAT) as file:
+        header, summary = read_document(file, "header", path), read_document(file, "summary", path)
+        with reading(path, "header and summary"):
+            known = from_json(summary)
+            mark = {
+                "header": header_from_json(header),
+                "steps": known["steps"],
+                "reason": known["reason"],
+                "segments": tuple(SegmentEntry(s["first"], s["steps"], s["checksum"]) for s in known["segments"]),
+            }
+        state, crc = _read_state(file, "state", path) if "state" in file else (None, None)
+        average = _read_state(file, "average", path)[0].params if "average" in file else None
+    return EndMark(**mark, state=state, state_crc=crc, average=average)
+
+
+def _write_state(file: h5py.File, name: str, layout: Layout, lanes: Mapping[str, Tensor]) -> None:
+    group = file.create_group(name)
+    write_document(file, f"{name}/layout", layout_to_json(layout))
+    words = {dtype: to_words(lanes[dtype], dtype) for dtype in layout.lanes}
+    group.attrs["crc32"] = np.uint32(StateChecksum(layout).of_words(words))
+    for dtype, values in words.items():
+        if len(values):
+            group.create_dataset(dtype, data=values.view(word_type(dtype).plain), track_times=False)
+
+
+def _read_state(file: h5py.File, name: str, path: Path) -> tuple[ModelState, int]:
+    with reading(path, f"layout of {name}"):
+        layout = layout_from_json(read_document(file, f"{name}/layout", path))
+        sizes = {dtype: n * word_type(dtype).per_element for dtype, n in layout.lanes.items()}
+        for dtype, words in sizes.items():
+            if words and checked_dataset(file, f"{name}/{dtype}", word_type(dtype).plain).shape != (words,):
+                raise ValueError(f"{name}/{dtype} does not have the {words} words of its layout")
+    lanes = layout.empty()
+    views = {dtype: to_words(lane, dtype) for dtype, lane in lanes.items()}
+    with reading(path, name):
+        for dtype, view in views.items():
+            if len(view):
+                file[f"{name}/{dtype}"].read_direct(view.view(word_type(dtype).plain))
+        recorded = int(file[name].attrs["crc32"])
+    if StateChecksum(layout).of_words(views) != recorded:
+        raise LogCorruptError(f"{path}: {name} differs from its checksum; restore the file from a copy")
+    return layout.unpack(lanes), recorded

@@ -1,0 +1,141 @@
+"""The few HDF5 operations a log needs; what goes wrong in them names the file and the object."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin  # noqa: F401  registers the filters
+import numpy as np
+
+from lightning_sgdinf.errors import LogCorruptError, LogError, LogNotFoundError, LogVersionError
+
+LIBVER = ("v110", "v110")  # checksummed metadata, and what a single writer with readers needs
+
+_UNWRITTEN_BYTES = 64 << 20
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever reading a damaged file raises into `LogCorruptError`."""
+    try:
+        yield
+    except LogError:
+        raise
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError, UnicodeError) as error:
+        reason = " ".join(str(error).split())
+        raise LogCorruptError(
+            f"{path}: {what} cannot be read ({type(error).__name__}: {reason}); the file is damaged, restore it from a copy"
+        ) from error
+
+
+def create_file(path: Path, format_name: str) -> h5py.File:
+    """A new file; never replaces one."""
+    file = h5py.File(path, "x", libver=LIBVER, locking=False)
+    file.attrs["format"] = format_name
+    return file
+
+
+def open_file(path: Path, format_name: str, *, label: Path | None = None) -> h5py.File:
+    """Open for reading what `create_file` made.
+
+    Args:
+        path: File.
+        format_name: Format it must have.
+        label: How errors call the file.
+
+    Raises:
+        LogNotFoundError: There is no such file.
+        LogVersionError: The file says another format, or none.
+        LogCorruptError: It is no readable HDF5 file.
+    """
+    label = path if label is None else label
+    if not path.is_file():
+        raise LogNotFoundError(f"{label}: no such file")
+    with reading(label, "the file"):
+        file = h5py.File(path, "r", locking=False)
+    try:
+        with reading(label, "attribute format"):
+            found = file.attrs.get("format")
+        if found != format_name:
+            said = "says no format" if found is None else f"has format {found!r}"
+            raise LogVersionError(
+                f"{label}: the file {said}, this release reads {format_name!r}; use the release that wrote it"
+            )
+    except LogError:
+        file.close()
+        raise
+    return file
+
+
+def write_document(file: h5py.File, name: str, data: bytes) -> None:
+    """Store a byte string with its CRC-32 in attribute ``crc32``."""
+    dataset = file.create_dataset(name, data=np.frombuffer(data, np.uint8), track_times=False)
+    dataset.attrs["crc32"] = np.uint32(zlib.crc32(data))
+
+
+def read_document(file: h5py.File, name: str, path: Path) -> bytes:
+    """What `write_document` stored, checked."""
+    data = read_column(file, name, path, "|u1").tobytes()
+    with reading(path, f"attribute crc32 of {name}"):
+        recorded = int(file[name].attrs["crc32"])
+    if zlib.crc32(data) != recorded:
+        raise LogCorruptError(f"{path}: {name} differs from its checksum; restore the file from a copy")
+    return data
+
+
+def read_column(
+    file: h5py.File, name: str, path: Path, dtype: str, columns: int | None = None, *, sealed: bool = True
+) -> np.ndarray:
+    """A whole unfiltered dataset, after its claims were held against the bytes that are there.
+
+    Args:
+        file: Open file.
+        name: Dataset.
+        path: File, for errors.
+        dtype: Type it must have.
+        columns: Size of the second dimension; ``None`` for a vector.
+        sealed: See `checked_dataset`.
+    """
+    with reading(path, f"dataset {name}"):
+        dataset = checked_dataset(file, name, dtype, columns, sealed=sealed)
+        return dataset[()]
+
+
+def checked_dataset(
+    file: h5py.File, name: str, dtype: str, columns: int | None = None, *, sealed: bool = True
+) -> h5py.Dataset:
+    """A dataset of the type, shape and allocation that the format demands.
+
+    Args:
+        file: Open file.
+        name: Dataset.
+        dtype: Type it must have.
+        columns: Size of the second dimension; ``None`` for a vector.
+        sealed: The file was finished; otherwise rows may be announced whose bytes never came.
+
+    Raises:
+        ValueError: It has others.
+        KeyError: There is none.
+    """
+    dataset = file[name]
+    expected = (columns,) if columns is not None else ()
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype != np.dtype(dtype) or dataset.shape[1:] != expected:
+        raise ValueError(f"found {dataset}, expected {dtype} of shape (n, {', '.join(map(str, expected))})")
+    if not dataset.id.get_create_plist().get_nfilters():
+        there = dataset.id.get_storage_size() if sealed else file.id.get_filesize() + _UNWRITTEN_BYTES
+        if dataset.nbytes > there:
+            raise ValueError(f"{dataset.nbytes} bytes are claimed and {there} are there")
+    return dataset
+
+
+def append(dataset: h5py.Dataset, values: Any) -> None:
+    """Add rows at the end."""
+    if len(values):
+        start = dataset.shape[0]
+        dataset.resize(start + len(values), axis=0)
+        dataset[start:] = values

@@ -1,0 +1,131 @@
+"""Read one segment."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from functools import cached_property
+from pathlib import Path
+
+from lightning_sgdinf.errors import LogCorruptError, StateNotStoredError
+from lightning_sgdinf.log.codecs import Codec, codec_named
+from lightning_sgdinf.log.directory import SEGMENT_FORMAT
+from lightning_sgdinf.log.documents import header_from_json, layout_from_json
+from lightning_sgdinf.log.hdf5 import open_file, read_document, reading
+from lightning_sgdinf.log.records import Header
+from lightning_sgdinf.log.state_table import StateTable
+from lightning_sgdinf.log.step_table import StepTable
+from lightning_sgdinf.log.superblock import repair
+from lightning_sgdinf.state import Layout, ModelState
+
+
+class SegmentReader:
+    """Steps ``first .. first + len(self.steps) - 1`` of a run.
+
+    Args:
+        path: The file.
+        first: Number of its first step, as its name says.
+        run_id: Run that it must belong to; ``None`` to accept any.
+        copy: Where its content is, if not at ``path``.
+
+    Raises:
+        LogVersionError: It has another format.
+        LogCorruptError: It cannot be read, or is not the segment its name says.
+    """
+
+    def __init__(self, path: Path, first: int, *, run_id: str | None = None, copy: Path | None = None) -> None:
+        self.path, self.first = path, first
+        self._partial = copy is not None
+        self._file = open_file(path if copy is None else copy, SEGMENT_FORMAT, label=path)
+        try:
+            self._identify(run_id)
+        except BaseException:
+            self._file.close()
+            raise
+
+    @classmethod
+    def of_unsealed(cls, path: Path, first: int) -> SegmentReader:
+        """The longest whole prefix of a segment whose writer died; the file is left as it is.
+
+        Raises:
+            LogCorruptError: Not even the beginning can be read.
+        """
+        with tempfile.TemporaryDirectory(prefix="sgdinf-") as directory:
+            copy = Path(directory) / path.name
+            with reading(path, "the file"):
+                shutil.copyfile(path, copy)
+                repair(copy)
+            segment = cls(path, first, copy=copy)  # stays readable when its name is gone
+        try:
+            segment._keep_whole_prefix()
+        except BaseException:
+            segment.close()
+            raise
+        return segment
+
+    @cached_property
+    def header(self) -> Header:
+        """The run's header."""
+        document = read_document(self._file, "header", self.path)
+        with reading(self.path, "header"):
+            return header_from_json(document)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Of all its states."""
+        document = read_document(self._file, "layout", self.path)
+        with reading(self.path, "layout"):
+            return layout_from_json(document)
+
+    @cached_property
+    def steps(self) -> StepTable:
+        """Its steps."""
+        return StepTable(self._file, self.path, self.first, partial=self._partial)
+
+    @cached_property
+    def states(self) -> StateTable:
+        """Its stored states."""
+        return StateTable(
+            self._file, self.path, self.layout, self.codec, len(self.steps.stored), sealed=not self._partial
+        )
+
+    def state(self, index: int) -> ModelState:
+        """Stored state ``index``.
+
+        Raises:
+            StateNotStoredError: Only its checksum is known.
+            LogCorruptError: It differs from what was written.
+        """
+        row = int(self.steps.stored.searchsorted(index))
+        if row == len(self.steps.stored) or self.steps.stored[row] != index:
+            self.steps.check(index)
+            raise StateNotStoredError(
+                f"{self.path}: state {index} was not kept, only its checksum; read an earlier one and replay from there"
+            )
+        return self.states.state(row, index, self.steps.state_crc[index - self.first])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _identify(self, run_id: str | None) -> None:
+        with reading(self.path, "attributes"):
+            attributes = {name: self._file.attrs[name] for name in ("first_step", "run_id", "codec")}
+            self.run_id = str(attributes["run_id"])
+            self.codec: Codec = codec_named(str(attributes["codec"]))
+            said = int(attributes["first_step"])
+        if said != self.first:
+            raise LogCorruptError(f"{self.path}: the segment begins with step {said}, its name says {self.first}")
+        if run_id is not None and self.run_id != run_id:
+            raise LogCorruptError(f"{self.path}: the segment belongs to run {self.run_id}, the log to run {run_id}")
+
+    def _keep_whole_prefix(self) -> None:
+        steps, kept = self.steps, 0
+        try:
+            for index in range(self.first, self.first + len(steps)):
+                steps.check(index)
+                if kept < len(steps.stored) and steps.stored[kept] == index:
+                    self.state(index)
+                    kept += 1
+        except LogCorruptError:
+            steps.truncate(index - self.first)

@@ -1,0 +1,202 @@
+"""One step as a short JSON document, its example ids, and the byte strings it refers to.
+
+What rarely changes is kept apart: generator states, and one *frame* per combination of parameter names, constant options,
+accumulation, clipping and eval modes. These are byte strings that a document names by their position in the step's own
+list (the frame is position 0), and that a segment stores once however often they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lightning_sgdinf.log.documents import from_json, to_json
+from lightning_sgdinf.log.records import Clip, Draw, MicroBatch, ParamGroup, Step
+from lightning_sgdinf.random_state import RandomState
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedStep:
+    """A step in the terms of the file.
+
+    Attributes:
+        document: JSON.
+        example_ids: Of all draws one after another, int64.
+        learning_rates: Per param group, float64; for plain tools, the document has them too.
+        blobs: Byte strings the document refers to, by position.
+    """
+
+    document: bytes
+    example_ids: np.ndarray
+    learning_rates: np.ndarray
+    blobs: tuple[bytes, ...]
+
+
+def encode_step(step: Step) -> EncodedStep:
+    """Take a step apart.
+
+    Raises:
+        TypeError: An option or other value that JSON does not know.
+        ValueError: Example ids that are not a vector of integers.
+    """
+    positions: dict[bytes, int] = {_frame_of(step): 0}
+
+    def random(state: RandomState) -> dict[str, int]:
+        return {name: positions.setdefault(data, len(positions)) for name, data in state.items()}
+
+    document: dict[str, Any] = {
+        "epoch": step.epoch,
+        "global_step": step.global_step,
+        "options": [{k: v for k, v in g.options.items() if _is_inline(v)} for g in step.groups],
+        "micro_batches": [_micro_batch_document(m, random) for m in step.micro_batches],
+    }
+    if step.loss is not None:
+        document["loss"] = step.loss
+    if step.average is not None:
+        document["average"] = step.average
+    if step.changed:
+        document["changed"] = step.changed
+    ids = step.example_ids
+    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
+        raise ValueError(f"example ids have dtype {ids.dtype} and shape {ids.shape}, expected a vector of integers")
+    rates = [float(g.options.get("lr", np.nan)) for g in step.groups]  # type: ignore[arg-type]
+    return EncodedStep(
+        document=to_json(document),
+        example_ids=np.ascontiguousarray(ids, "<i8"),
+        learning_rates=np.array(rates, "<f8"),
+        blobs=tuple(positions),
+    )
+
+
+def decode_step(index: int, document: bytes, ids: np.ndarray, blobs: Sequence[bytes], frame: Frame | None = None) -> Step:
+    """Put a step together again.
+
+    Args:
+        index: Number of the step.
+        document: JSON.
+        ids: Example ids of all draws; kept, not copied.
+        blobs: The byte strings of the step, by position.
+        frame: ``read_frame(blobs[0])``, if at hand.
+
+    Raises:
+        KeyError, ValueError, TypeError: The document is not one of this format.
+    """
+    content = from_json(document)
+    frame = read_frame(blobs[0]) if frame is None else frame
+    offset = 0
+    micro_batches = []
+    for micro in content["micro_batches"]:
+        draws = []
+        for draw in micro["draws"]:
+            end = offset + draw["n"]
+            draws.append(_draw_of(draw, ids[offset:end], blobs))
+            offset = end
+        micro_batches.append(
+            MicroBatch(
+                batch_idx=micro["batch_idx"],
+                draws=tuple(draws),
+                transferred_with=_random_of(micro.get("transferred_with"), blobs),
+                stepped_with=_random_of(micro.get("stepped_with"), blobs),
+            )
+        )
+    if offset != len(ids):
+        raise ValueError(f"the document of step {index} has {offset} example ids, the step {len(ids)}")
+    average = content.get("average")
+    return Step(
+        index=index,
+        epoch=content["epoch"],
+        global_step=content["global_step"],
+        micro_batches=tuple(micro_batches),
+        groups=tuple(
+            ParamGroup(params=params, options={**constant, **inline})
+            for (params, constant), inline in zip(frame.groups, content["options"], strict=True)
+        ),
+        accumulation=frame.accumulation,
+        clip=frame.clip,
+        eval_modules=frame.eval_modules,
+        average=None if average is None else (average[0], average[1]),
+        loss=content.get("loss"),
+        changed=tuple(content.get("changed", ())),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What of a step rarely changes: per group its parameter names and constant options, and more."""
+
+    groups: tuple[tuple[tuple[str, ...], dict[str, Any]], ...]
+    accumulation: int
+    clip: Clip | None
+    eval_modules: tuple[str, ...]
+
+
+def read_frame(data: bytes) -> Frame:
+    """The frame of a byte string."""
+    content = from_json(data)
+    clip = content["clip"]
+    return Frame(
+        groups=tuple((tuple(g["params"]), g["options"]) for g in content["groups"]),
+        accumulation=content["accumulation"],
+        clip=None if clip is None else Clip(clip["value"], clip["algorithm"]),
+        eval_modules=tuple(content["eval_modules"]),
+    )
+
+
+def _frame_of(step: Step) -> bytes:
+    clip = step.clip
+    return to_json(
+        {
+            "groups": [
+                {"params": g.params, "options": {k: v for k, v in g.options.items() if not _is_inline(v)}}
+                for g in step.groups
+            ],
+            "accumulation": step.accumulation,
+            "clip": None if clip is None else {"value": clip.value, "algorithm": clip.algorithm},
+            "eval_modules": step.eval_modules,
+        }
+    )
+
+
+def _is_inline(value: Any) -> bool:
+    """Floats, alone or in a list, are what schedulers change."""
+    if isinstance(value, (list, tuple)):
+        return any(isinstance(entry, float) for entry in value)
+    return isinstance(value, float)
+
+
+def _micro_batch_document(micro: MicroBatch, random: Callable[[RandomState], dict[str, int]]) -> dict[str, Any]:
+    draws = []
+    for draw in micro.draws:
+        entry: dict[str, Any] = {"n": len(draw.example_ids)}
+        if draw.loader:
+            entry["loader"] = draw.loader
+        if draw.digest is not None:
+            entry["digest"] = draw.digest
+        if draw.single:
+            entry["single"] = True
+        if draw.random:
+            entry["random"] = random(draw.random)
+        draws.append(entry)
+    document: dict[str, Any] = {"batch_idx": micro.batch_idx, "draws": draws}
+    if micro.transferred_with:
+        document["transferred_with"] = random(micro.transferred_with)
+    if micro.stepped_with:
+        document["stepped_with"] = random(micro.stepped_with)
+    return document
+
+
+def _draw_of(entry: dict[str, Any], ids: np.ndarray, blobs: Sequence[bytes]) -> Draw:
+    return Draw(
+        loader=entry.get("loader", 0),
+        example_ids=ids,
+        random=_random_of(entry.get("random"), blobs),
+        digest=entry.get("digest"),
+        single=entry.get("single", False),
+    )
+
+
+def _random_of(positions: dict[str, int] | None, blobs: Sequence[bytes]) -> dict[str, bytes]:
+    return {} if positions is None else {name: blobs[position] for name, position in positions.items()}

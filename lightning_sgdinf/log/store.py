@@ -1,0 +1,175 @@
+"""Write a log, one call after another; `LogWriter` calls this from its thread."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lightning_sgdinf.log.codecs import Codec
+from lightning_sgdinf.log.directory import WritableDirectory
+from lightning_sgdinf.log.documents import header_to_json
+from lightning_sgdinf.log.end_mark import SegmentEntry, write_end_mark
+from lightning_sgdinf.log.records import Header, Step
+from lightning_sgdinf.log.segment_writer import SegmentWriter
+from lightning_sgdinf.log.step_documents import encode_step
+from lightning_sgdinf.log.words import word_type
+from lightning_sgdinf.state import Layout
+
+_FLUSH_SECONDS = 1.0
+_RESERVE_SLACK = 1 << 20
+
+
+class LogStore:
+    """The segments and the end mark of one log.
+
+    Args:
+        directory: Held by this process.
+        header: Of the run.
+        codec: How states are stored.
+        flush_every: Steps between two flushes.
+        segment_bytes: See `SegmentWriter`.
+        durable: Wait for the disk at each flush.
+    """
+
+    def __init__(
+        self,
+        directory: WritableDirectory,
+        *,
+        header: Header,
+        codec: Codec,
+        flush_every: int,
+        segment_bytes: int,
+        durable: bool,
+    ) -> None:
+        self.directory = directory
+        self.descriptor: int | None = None
+        self._header, self._header_document = header, header_to_json(header)
+        self._codec, self._flush_every, self._segment_bytes, self._durable = codec, flush_every, segment_bytes, durable
+        self._segment: SegmentWriter | None = None
+        self._sealed: list[SegmentEntry] = []
+        self._steps = 0
+        self._unflushed = 0
+        self._flushed_at = time.monotonic()
+
+    @property
+    def seconds_until_flush(self) -> float | None:
+        """When the next flush is due; ``None`` if there is nothing to flush."""
+        if not self._unflushed:
+            return None
+        return max(0.0, self._flushed_at + _FLUSH_SECONDS - time.monotonic())
+
+    def add(self, step: Step, layout: Layout, lanes: Mapping[str, Tensor], *, store: bool) -> bool:
+        """Add a step and the state before it; see `SegmentWriter.add`."""
+        encoded = encode_step(step)
+        groups = len(encoded.learning_rates)
+        segment = self._segment
+        if segment is not None and (segment.full or segment.groups != groups or not _same(segment.layout, layout)):
+            self._seal()
+        if self._segment is None:
+            self._begin(layout, groups)
+        assert self._segment is not None
+        keep = self._segment.add(encoded, lanes, store=store)
+        self._steps += 1
+        self._unflushed += 1
+        if self._unflushed >= self._flush_every or self.seconds_until_flush == 0.0:
+            self.flush()
+        return keep
+
+    def flush(self) -> None:
+        """Make everything added so far survive the death of the process."""
+        if self._segment is not None and self._unflushed:
+            self._segment.flush(durable=self._durable)
+        self._unflushed = 0
+        self._flushed_at = time.monotonic()
+
+    def finish(
+        self, layout: Layout, lanes: Mapping[str, Tensor], *, average: Mapping[str, Tensor] | None, reason: str
+    ) -> None:
+        """Seal, and write the end mark with the state after the last step."""
+        self._seal()
+        self._end(reason, (layout, lanes), average)
+
+    def abandon(self, reason: str) -> None:
+        """Seal, and write an end mark without a state; a log without a step leaves nothing behind."""
+        self._seal()
+        if self._steps:
+            self._end(reason, None, None)
+        self.close()
+
+    def rescue(self) -> None:
+        """After a failed write: save what was flushed, and leave HDF5 nothing that would fail again."""
+        segment, self._segment = self._segment, None
+        self.directory.free_reserve()
+        if segment is not None:
+            try:
+                segment.shrink_to_last_flush()
+                if not segment.steps:
+                    raise OSError("nothing was flushed")
+                segment.seal()
+            except Exception:  # whatever HDF5 says now, the descriptor must go before the interpreter ends
+                if self.descriptor is not None:
+                    redirect(self.descriptor)
+                segment.discard()
+        self.close()
+
+    def close(self) -> None:
+        """Give reserve and lock back."""
+        self.descriptor = None
+        self.directory.free_reserve()
+        self.directory.release()
+
+    def _begin(self, layout: Layout, groups: int) -> None:
+        row_bytes = sum(
+            n * word_type(d).per_element * word_type(d).pattern.itemsize for d, n in layout.lanes.items()
+        )
+        self.directory.reserve(2 * row_bytes + _RESERVE_SLACK)
+        self._segment = SegmentWriter(
+            self.directory,
+            self._steps,
+            run_id=self._header.run_id,
+            header=self._header_document,
+            layout=layout,
+            groups=groups,
+            codec=self._codec,
+            segment_bytes=self._segment_bytes,
+        )
+        self.descriptor = self._segment.descriptor
+
+    def _seal(self) -> None:
+        if self._segment is not None:
+            self._sealed.append(self._segment.seal())
+            self._segment, self.descriptor = None, None
+            self._unflushed = 0
+
+    def _end(
+        self,
+        reason: str,
+        final: tuple[Layout, Mapping[str, Tensor]] | None,
+        average: Mapping[str, Tensor] | None,
+    ) -> None:
+        write_end_mark(
+            self.directory,
+            header=self._header,
+            steps=self._steps,
+            reason=reason,
+            segments=tuple(self._sealed),
+            final=final,
+            average=average,
+        )
+        self.close()
+
+
+def redirect(descriptor: int) -> None:
+    """Let writes to a file go nowhere, but succeed."""
+    nowhere = os.memfd_create("discarded", os.MFD_CLOEXEC) if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
+    try:
+        os.dup2(nowhere, descriptor, inheritable=False)
+    finally:
+        os.close(nowhere)
+
+
+def _same(one: Layout, other: Layout) -> bool:
+    return one is other or one == other

@@ -1,0 +1,72 @@
+"""Make the file of a killed writer readable.
+
+An HDF5 file that was open for writing says so in its first 48 bytes, and its recorded end may lag behind the data that
+was flushed; readers then refuse it. The usual tools cut such a file at the stale end. Setting the end to the size the file
+has, and the flags to zero, loses nothing.
+
+Layout (HDF5 file format specification, superblock versions 2 and 3): signature 8, version 1, size of offsets 1, size of
+lengths 1, consistency flags 1, base address 8, extension address 8, end of file 8, root group 8, checksum 4.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_SIZE, _CHECKED, _FLAGS, _END = 48, 44, 11, 28
+_MASK = 0xFFFFFFFF
+
+
+def repair(path: Path) -> None:
+    """Clear the consistency flags and set the end of file, in place; do this to a copy.
+
+    Args:
+        path: File to change.
+
+    Raises:
+        ValueError: Its superblock is not one that can be repaired.
+    """
+    with path.open("r+b") as file:
+        block = bytearray(file.read(_SIZE))
+        size = file.seek(0, 2)
+        if len(block) < _SIZE or not block.startswith(_SIGNATURE) or block[8] < 2:
+            raise ValueError("no HDF5 superblock of version 2 or 3")
+        if struct.unpack_from("<I", block, _CHECKED)[0] != lookup3(bytes(block[:_CHECKED])):
+            raise ValueError("the superblock differs from its checksum")
+        recorded = struct.unpack_from("<Q", block, _END)[0]
+        if size < recorded:
+            file.truncate(recorded)  # the missing tail reads as zeros, which the checksums of the log judge
+        struct.pack_into("<Q", block, _END, max(size, recorded))
+        block[_FLAGS] = 0
+        struct.pack_into("<I", block, _CHECKED, lookup3(bytes(block[:_CHECKED])))
+        file.seek(0)
+        file.write(block)
+
+
+def lookup3(data: bytes) -> int:
+    """Bob Jenkins' ``hashlittle`` with initial value 0, HDF5's checksum of metadata (burtleburtle.net/bob/c/lookup3.c)."""
+    a = b = c = (0xDEADBEEF + len(data)) & _MASK
+    if not data:
+        return c
+    words = struct.unpack(f"<{-(-len(data) // 12) * 3}I", data + b"\0" * (-len(data) % 12))
+    for i in range(0, len(words) - 3, 3):
+        a, b, c = (a + words[i]) & _MASK, (b + words[i + 1]) & _MASK, (c + words[i + 2]) & _MASK
+        a, c = (a - c) & _MASK ^ _rotate(c, 4), (c + b) & _MASK
+        b, a = (b - a) & _MASK ^ _rotate(a, 6), (a + c) & _MASK
+        c, b = (c - b) & _MASK ^ _rotate(b, 8), (b + a) & _MASK
+        a, c = (a - c) & _MASK ^ _rotate(c, 16), (c + b) & _MASK
+        b, a = (b - a) & _MASK ^ _rotate(a, 19), (a + c) & _MASK
+        c, b = (c - b) & _MASK ^ _rotate(b, 4), (b + a) & _MASK
+    a, b, c = (a + words[-3]) & _MASK, (b + words[-2]) & _MASK, (c + words[-1]) & _MASK
+    c = ((c ^ b) - _rotate(b, 14)) & _MASK
+    a = ((a ^ c) - _rotate(c, 11)) & _MASK
+    b = ((b ^ a) - _rotate(a, 25)) & _MASK
+    c = ((c ^ b) - _rotate(b, 16)) & _MASK
+    a = ((a ^ c) - _rotate(c, 4)) & _MASK
+    b = ((b ^ a) - _rotate(a, 14)) & _MASK
+    return ((c ^ b) - _rotate(b, 24)) & _MASK
+
+
+def _rotate(x: int, k: int) -> int:
+    return (x << k | x >> (32 - k)) & _MASK

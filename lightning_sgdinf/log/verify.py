@@ -1,0 +1,52 @@
+"""Read a whole log once and hold it against its checksums."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightning_sgdinf.errors import LogError
+
+if TYPE_CHECKING:
+    from lightning_sgdinf.log.reader import RunLog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What `RunLog.verify` found.
+
+    Attributes:
+        steps: Steps that agree with their checksums.
+        states: Stored states that agree with theirs.
+        problem: The first disagreement, with segment and step; empty if there is none.
+    """
+
+    steps: int
+    states: int
+    problem: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything agrees."""
+        return not self.problem
+
+
+def verify_log(log: RunLog) -> VerifyReport:
+    """Check every step, every stored state and every anchor of a log."""
+    steps = states = 0
+    try:
+        for segment in log.segments():
+            stored = set(segment.steps.stored.tolist())
+            for index in range(segment.first, segment.first + len(segment.steps)):
+                segment.steps.step(index)
+                steps += 1
+                if index in stored:
+                    segment.state(index)
+                    states += 1
+            segment.states.check_last_anchor()
+        if log.finished:
+            log.state(len(log))
+            states += 1
+    except LogError as error:
+        return VerifyReport(steps=steps, states=states, problem=str(error))
+    return VerifyReport(steps=steps, states=states)

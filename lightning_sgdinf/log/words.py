@@ -1,0 +1,68 @@
+"""How the elements of a lane look in a file: bit patterns of little-endian words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_sgdinf.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class WordType:
+    """The words a torch dtype is stored as.
+
+    Attributes:
+        plain: numpy dtype of stored values; unsigned integers where numpy has no such type.
+        per_element: Words per element, 2 for complex numbers.
+    """
+
+    plain: str
+    per_element: int = 1
+
+    @property
+    def pattern(self) -> np.dtype:
+        """Unsigned integer of the same width."""
+        return np.dtype(f"<u{np.dtype(self.plain).itemsize}")
+
+
+_WORDS = {
+    "float64": WordType("<f8"),
+    "float32": WordType("<f4"),
+    "float16": WordType("<f2"),
+    "bfloat16": WordType("<u2"),
+    "int64": WordType("<i8"),
+    "int32": WordType("<i4"),
+    "int16": WordType("<i2"),
+    "int8": WordType("|i1"),
+    "uint8": WordType("|u1"),
+    "bool": WordType("|u1"),
+    "complex64": WordType("<f4", 2),
+    "complex128": WordType("<f8", 2),
+}
+
+
+def word_type(dtype: str) -> WordType:
+    """The words of a torch dtype given by name.
+
+    Raises:
+        ConfigurationError: A dtype that a log cannot hold.
+    """
+    try:
+        return _WORDS[dtype]
+    except KeyError:
+        raise ConfigurationError(
+            f"the state has a tensor of dtype {dtype}, expected one of {', '.join(_WORDS)}; convert it, or keep it out of "
+            "the module's parameters, buffers and optimizer state"
+        ) from None
+
+
+def to_words(lane: Tensor, dtype: str) -> np.ndarray:
+    """The bit patterns of a contiguous one-dimensional CPU tensor; shares its memory."""
+    pattern = word_type(dtype).pattern
+    if not lane.numel():
+        return np.empty(0, pattern)
+    return lane.detach().view(torch.uint8).numpy().view(pattern)

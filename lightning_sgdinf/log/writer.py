@@ -1,0 +1,308 @@
+"""Record a run: states and steps go in, a background thread stores them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from torch import Tensor
+
+from lightning_sgdinf.errors import ConfigurationError, LogWriteError
+from lightning_sgdinf.log.codecs import codec_named
+from lightning_sgdinf.log.directory import WritableDirectory
+from lightning_sgdinf.log.handover import Handover
+from lightning_sgdinf.log.records import Header, Step
+from lightning_sgdinf.log.store import LogStore, redirect
+from lightning_sgdinf.state import Layout
+
+
+class LogWriter:
+    """Writes the log of one run.
+
+    Usage, for each optimizer step::
+
+        lanes = writer.lanes(layout)
+        layout.pack(state_before, lanes)
+        ...                                   # the optimizer steps
+        writer.put(step, layout, lanes)
+
+    and at the end ``writer.finish(layout, lanes)`` with the state after the last step. All of HDF5 happens in one background
+    thread; when it falls behind, `lanes` waits. Nothing is dropped. An error of the thread is raised by the next call.
+    Passing the same `Layout` object each time saves comparing it.
+
+    Args:
+        path: Directory to make; by convention its name ends in ``.tlog``.
+        header: What holds for the whole run.
+        codec: How states are stored: ``"delta"`` (lossless differences, Bitshuffle-LZ4) or ``"none"`` (plain values, readable
+            with any HDF5 tool).
+        overwrite: Delete a log that is at ``path``. Never deletes anything that is not a log.
+        flush_every: Steps between flushes, >= 1; also once a second. What was flushed survives ``kill -9``.
+        segment_bytes: Bytes of uncompressed states per segment file.
+        queue_bytes: Bytes of states that may wait to be written; at least two states may.
+        durable: Wait for the disk at every flush, so that it survives a power failure; sealed segments always do.
+        when_full: What to do when writing fails, as on a full disk: ``"raise"``, or ``"stop_logging"``, which warns once,
+            lets training go on, and leaves a log without an end.
+
+    Raises:
+        ConfigurationError: An argument that cannot work.
+        LogExistsError: The path is taken.
+        LogLockedError: Another process is writing there.
+        LogWriteError: Nothing can be written there.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        header: Header,
+        codec: str = "delta",
+        overwrite: bool = False,
+        flush_every: int = 16,
+        segment_bytes: int = 256 << 20,
+        queue_bytes: int = 512 << 20,
+        durable: bool = False,
+        when_full: Literal["raise", "stop_logging"] = "raise",
+    ) -> None:
+        if when_full not in ("raise", "stop_logging"):
+            raise ConfigurationError(f"when_full is {when_full!r}, expected 'raise' or 'stop_logging'")
+        if flush_every < 1 or segment_bytes < 1 or queue_bytes < 1:
+            raise ConfigurationError(
+                f"flush_every={flush_every}, segment_bytes={segment_bytes}, queue_bytes={queue_bytes}: expected 1 or more"
+            )
+        chosen = codec_named(codec)
+        self.path = Path(path)
+        self.stopped = ""
+        self._raises = when_full == "raise"
+        self._next = 0
+        self._process = os.getpid()
+        directory = WritableDirectory(path, overwrite=overwrite)
+        self._store = LogStore(
+            directory,
+            header=header,
+            codec=chosen,
+            flush_every=flush_every,
+            segment_bytes=segment_bytes,
+            durable=durable,
+        )
+        self._handover = Handover(queue_bytes, held=int(chosen.differences))
+        self._thread = _WriterThread(self._store, self._handover)
+        self._handover.thread = self._thread
+        _watch_forks()
+        _open_stores.add(self._store)
+        self._thread.start()
+        self._close = weakref.finalize(self, _close_unfinished, self._thread, self._process)
+
+    def lanes(self, layout: Layout) -> dict[str, Tensor]:
+        """A free set of lanes to pack a state into; waits while all are under way.
+
+        Args:
+            layout: Of the state to come.
+
+        Returns:
+            Uninitialised CPU tensors as `Layout.empty` makes them. They belong to the caller until `put` or `finish`.
+
+        Raises:
+            LogWriteError: The writer thread has failed.
+        """
+        self._check_process()
+        if self._handover.error is not None:
+            self._failed()
+            return layout.empty()
+        try:
+            return self._handover.take_lanes(layout)
+        except LogWriteError:
+            self._failed()
+            return layout.empty()
+
+    def put(self, step: Step, layout: Layout, lanes: dict[str, Tensor], *, store: bool = True) -> None:
+        """Record a step and the state before it.
+
+        Args:
+            step: Its ``index`` must be one more than that of the step before, the first 0.
+            layout: Of the state.
+            lanes: From `lanes`, packed; must not be touched any more.
+            store: Store the state; otherwise only its checksum is.
+
+        Raises:
+            ConfigurationError: A step out of order.
+            LogWriteError: An earlier write failed.
+        """
+        self._check_process()
+        if step.index != self._next:
+            raise ConfigurationError(f"step {step.index} was put, expected step {self._next}: steps are recorded in order")
+        self._submit(partial(self._thread.add, step, layout, lanes, store))
+        self._next += 1
+
+    def flush(self) -> None:
+        """Wait until all that was put survives the death of this process.
+
+        Raises:
+            LogWriteError: Writing failed.
+        """
+        self._check_process()
+        self._wait(self._submit(self._store.flush))
+
+    def finish(
+        self,
+        layout: Layout,
+        lanes: dict[str, Tensor],
+        *,
+        average: Mapping[str, Tensor] | None = None,
+        reason: str = "completed",
+    ) -> None:
+        """Record the state after the last step, seal the log and release it.
+
+        Args:
+            layout: Of the state.
+            lanes: From `lanes`, packed.
+            average: Averaged parameters by name, if a weight-averaging callback was in use.
+            reason: How the run ended.
+
+        Raises:
+            LogWriteError: Writing failed; everything flushed before stays readable.
+        """
+        self._check_process()
+        ticket = self._submit(partial(self._store.finish, layout, lanes, average=average, reason=reason))
+        self._wait(ticket)
+        self._end()
+
+    def abandon(self, reason: str) -> None:
+        """Seal what there is, without a state after the last step. Harmless after `finish` or an error.
+
+        Args:
+            reason: Why; readers see it.
+
+        Raises:
+            LogWriteError: Writing failed.
+        """
+        self._check_process()
+        if self._handover.closed or self._handover.error is not None:
+            return
+        self._wait(self._submit(partial(self._store.abandon, reason)))
+        self._end()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied.
+
+        Raises:
+            ConfigurationError: Always.
+        """
+        raise ConfigurationError(
+            f"the writer of {self.path} owns a thread and an open file and cannot be pickled or copied; "
+            "keep it out of what is sent to other processes"
+        )
+
+    def _submit(self, job: Callable[[], object]) -> int | None:
+        """The ticket of a queued job; ``None`` if logging has stopped."""
+        if self.stopped:
+            return None
+        try:
+            return self._handover.submit(job)
+        except LogWriteError:
+            self._failed()
+            return None
+
+    def _wait(self, ticket: int | None) -> None:
+        if ticket is None:
+            return
+        try:
+            self._handover.wait_for(ticket)
+        except LogWriteError:
+            self._failed()
+
+    def _failed(self) -> None:
+        """Called while handling what the handover raised, or to find it out: raise it, or stop logging."""
+        try:
+            self._handover.check()
+        except LogWriteError as error:
+            if self._raises:
+                raise
+            if not self.stopped:
+                self.stopped = str(error)
+                warnings.warn(f"{self.path}: {error}; training goes on without a log", stacklevel=4)
+            return
+        raise LogWriteError(f"{self.path} is closed: nothing can be written after finish or abandon")
+
+    def _end(self) -> None:
+        self._handover.close()
+        self._thread.join()
+        self._close.detach()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise LogWriteError(
+                f"the writer of {self.path} belongs to process {self._process} and was used in {os.getpid()}; "
+                "record in the process that trains"
+            )
+
+
+class _WriterThread(threading.Thread):
+    """Takes jobs until there are no more."""
+
+    def __init__(self, store: LogStore, handover: Handover) -> None:
+        super().__init__(name="sgdinf-log-writer", daemon=True)
+        self.store, self.handover = store, handover
+        self._held: tuple[Layout, dict[str, Tensor]] | None = None
+
+    def run(self) -> None:
+        """Do jobs; on an error save what can be saved and report it."""
+        try:
+            while not self.handover.drained:
+                job = self.handover.next_job(self.store.seconds_until_flush)
+                if job is not None:
+                    job()
+                    self.handover.done()
+                    job = None
+                elif self.store.seconds_until_flush == 0.0:
+                    self.store.flush()
+        except BaseException as error:
+            with suppress(Exception):
+                self.store.rescue()
+            self.handover.fail(error)
+
+    def add(self, step: Step, layout: Layout, lanes: dict[str, Tensor], store: bool) -> None:
+        """Store a step, and let lanes go that are not needed for the next difference."""
+        if self.store.add(step, layout, lanes, store=store):
+            free, self._held = self._held, (layout, lanes)
+        else:
+            free = (layout, lanes)
+        if free is not None:
+            self.handover.give_back(*free)
+
+
+_open_stores: weakref.WeakSet[LogStore] = weakref.WeakSet()
+_forks_watched = False
+
+
+def _watch_forks() -> None:
+    global _forks_watched
+    if not _forks_watched:
+        _forks_watched = True
+        os.register_at_fork(after_in_child=_disown)
+
+
+def _disown() -> None:
+    """In a forked child: let go of the parent's lock, and make sure that no exit handler writes to the parent's file."""
+    for store in list(_open_stores):
+        if store.descriptor is not None:
+            redirect(store.descriptor)
+        store.directory.forget()
+    _open_stores.clear()
+
+
+def _close_unfinished(thread: _WriterThread, process: int) -> None:
+    """When a writer is lost or the interpreter ends before `LogWriter.finish`."""
+    if os.getpid() != process or not thread.is_alive():
+        return
+    with suppress(LogWriteError):
+        thread.handover.submit(partial(thread.store.abandon, "the process ended before the run was finished"))
+    thread.handover.close()
+    if threading.current_thread() is not thread:
+        thread.join()
