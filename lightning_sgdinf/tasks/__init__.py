@@ -1,0 +1,1 @@
+"""The ``sgdinf`` command: Hydra at the rim, plain objects inside."""

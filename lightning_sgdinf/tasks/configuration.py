@@ -1,0 +1,138 @@
+"""From a composed configuration to the plain objects a job is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
+from lightning_sgdinf.tasks.study import Study
+from lightning_sgdinf.tasks.validation import check_targets, suggestion
+from lightning_sgdinf.zoo import Classifier
+
+
+class Metric(Enum):
+    """What to choose by."""
+
+    loss = "loss"
+    error = "error"
+
+
+@dataclass
+class MainConfig:
+    """The keys of ``config.yaml``; the groups are checked against the constructors they name."""
+
+    seed: int
+    data_dir: str
+    output_dir: str
+    choose_by: Metric
+    dataset: dict[str, Any]
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    trainer: dict[str, Any]
+    recorder: dict[str, Any]
+    runner: dict[str, Any]
+    query: dict[str, Any]
+    estimator: dict[str, Any]
+    cleansing: dict[str, Any]
+    retrain: dict[str, Any]
+    report: dict[str, Any]
+    logger: dict[str, Any]
+    compare: dict[str, Any] = field(default_factory=dict)
+
+
+def conf_dir() -> str:
+    """Absolute path of the configuration files: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "conf"
+    return str(installed if (installed / "config.yaml").is_file() else package.parent / "conf")
+
+
+def checked(config: DictConfig) -> DictConfig:
+    """The configuration with its keys, types and targets checked; nothing is built.
+
+    Raises:
+        ConfigurationError: Names the key, what was expected and what was found.
+    """
+    known = MainConfig.__dataclass_fields__
+    for key in config:
+        if str(key) not in known:
+            raise ConfigurationError(f"{key}: no such key{suggestion(str(key), known)} Known: {', '.join(known)}.")
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(MainConfig), config)
+        plain = OmegaConf.to_container(typed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        first_line = str(error).splitlines()[0]
+        raise ConfigurationError(f"{getattr(error, 'full_key', None) or 'configuration'}: {first_line}") from error
+    check_targets(plain)
+    assert isinstance(typed, DictConfig)
+    return typed
+
+
+def build(node: Any, where: str, **arguments: Any) -> Any:
+    """Make the object that a node names.
+
+    Args:
+        node: Has a ``_target_``.
+        where: Its key, for messages.
+        **arguments: More arguments for the constructor.
+
+    Raises:
+        ConfigurationError: The constructor refused its arguments; says why.
+    """
+    try:
+        return instantiate(node, _convert_="all", **arguments)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, SgdInfluenceError):
+            raise type(cause)(f"{where}: {cause}") from error
+        raise ConfigurationError(f"{where}: {error}") from error
+
+
+def make_study(config: DictConfig, choices: Mapping[str, str]) -> Study:
+    """All parts of a job.
+
+    Args:
+        config: As `checked` returned it.
+        choices: Which file was taken of each group.
+
+    Raises:
+        ConfigurationError: A part refused its arguments.
+    """
+    network = build(config.model, "model")
+    optimizer = build(config.optimizer, "optimizer")
+    data = build(config.dataset, "dataset")
+
+    def new_model() -> Classifier:
+        classes = len(data.class_names)
+        return Classifier(network(data.image_shape, classes), classes=classes, optimizer=optimizer)
+
+    return Study(
+        seed=config.seed,
+        folder=Path(config.output_dir),
+        data=data,
+        new_model=new_model,
+        new_trainer=lambda **arguments: build(config.trainer, "trainer", **arguments),
+        new_logger=lambda: build(config.logger, "logger"),
+        recorder=build(config.recorder, "recorder"),
+        runner=build(config.runner, "runner"),
+        query=build(config.query, "query"),
+        methods={
+            choices.get("estimator", "estimator"): build(config.estimator, "estimator"),
+            **{name: build(node, f"compare.{name}") for name, node in config.compare.items()},
+        },
+        cleansing=build(config.cleansing, "cleansing"),
+        retraining=build(config.retrain, "retrain"),
+        choose_by=config.choose_by.value,
+        report=build(config.report, "report"),
+        choices=dict(choices),
+        config_text=OmegaConf.to_yaml(config, resolve=True),
+    )

@@ -1,0 +1,65 @@
+"""What the command prints at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_sgdinf.evaluation import Detection
+from lightning_sgdinf.tasks.pipeline import Cleansed, Ranked
+from lightning_sgdinf.tasks.study import Study
+
+
+def print_outcome(
+    study: Study,
+    ranked: Ranked,
+    cleansed: Cleansed,
+    found: dict[str, Detection],
+    page: Path,
+    console: Console | None = None,
+) -> None:
+    """Print the checks, the most harmful examples, what cleansing changed, and where the report lies."""
+    console = console or Console(highlight=False)
+    scores = ranked.main
+    if scores.certificate is not None:
+        for warning in scores.certificate.warnings:
+            console.print(f"[bold red]Warning:[/] {warning}")
+        for line in scores.certificate.summary():
+            console.print(f"[dim]{line}[/]")
+    console.print(_harmful(study, ranked))
+    if found:
+        console.print(_found(found))
+    before, after = cleansed.before, cleansed.after
+    console.print(f"Cleansing: {cleansed.selection.reason}.")
+    console.print(
+        f"Test error [bold]{100 * before.error:.2f} %[/] before, [bold]{100 * after.error:.2f} %[/] after; "
+        f"test loss {before.loss:.4f} before, {after.loss:.4f} after."
+    )
+    console.print(f"Report: [bold]{page}[/]", soft_wrap=True)
+
+
+def _harmful(study: Study, ranked: Ranked) -> Table:
+    data, ranking = study.data, ranked.main.most_harmful(8)
+    table = Table(title="Most harmful training examples", caption=ranking.header, title_justify="left")
+    columns = ["rank", "example", "label", *(["true label"] if data.flipped is not None else []), "score"]
+    for name in columns:
+        table.add_column(name, justify="right" if name in ("rank", "example", "score") else "left")
+    for row in ranking:
+        i = row.example_id
+        true = data.class_names[int(data.true_labels[i])]
+        label = data.class_names[int(data.train_set.labels[i])]
+        cells = [str(row.rank), str(i), label, *([true] if data.flipped is not None else []), f"{row.score:+.2e}"]
+        table.add_row(*cells, style="yellow" if label != true else None)
+    return table
+
+
+def _found(found: dict[str, Detection]) -> Table:
+    corrupt = next(iter(found.values())).corrupt
+    table = Table(title=f"The {corrupt} wrong labels", title_justify="left")
+    for name in ("method", f"found among its first {corrupt}", "AUROC"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for method, detection in found.items():
+        table.add_row(method, str(detection.hits), f"{detection.auroc:.3f}")
+    return table

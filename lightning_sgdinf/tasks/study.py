@@ -1,0 +1,94 @@
+"""The parts of one job, made and ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning import Trainer
+
+from lightning_sgdinf.cleansing import CleansingStrategy
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.query import Query
+from lightning_sgdinf.tasks.retraining import RetrainingPlan
+from lightning_sgdinf.zoo import Classifier, ImageData
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """What a report shows.
+
+    In a configuration::
+
+        _target_: lightning_sgdinf.tasks.study.ReportSettings
+        shown: 24
+
+    Args:
+        shown: Training examples to show of each end of the ranking, at least 1.
+        explained: Wrong predictions to explain, 0 or more; they cost one query each in the walk.
+        causes: Training examples to name for each.
+        curve_counts: Numbers of examples to leave out for the curve of each method, increasing; each costs one
+            retraining per method. Empty for no curves.
+
+    Raises:
+        ConfigurationError: A number below its least value.
+    """
+
+    shown: int = 24
+    explained: int = 3
+    causes: int = 6
+    curve_counts: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.shown < 1 or self.explained < 0 or self.causes < 1:
+            raise ConfigurationError(
+                "expected shown >= 1, explained >= 0 and causes >= 1, "
+                f"got {self.shown}, {self.explained} and {self.causes}"
+            )
+
+    def counts_below(self, total: int) -> tuple[int, ...]:
+        """The counts of the curves that leave something to train on."""
+        return tuple(count for count in self.curve_counts if 0 < count < total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """The parts of one job.
+
+    Attributes:
+        seed: Of everything that is drawn.
+        folder: Where results go.
+        data: Images to train, validate and test on.
+        new_model: Makes an untrained model.
+        new_trainer: Makes a Trainer, given further arguments.
+        new_logger: Makes its logger.
+        recorder: Records the run.
+        runner: Ranks the training examples.
+        query: What is asked of the trained model.
+        methods: How to rank, by name; the first is the job's own, the others are for comparison.
+        cleansing: What to do with the ranking.
+        retraining: How to train again.
+        choose_by: What decides on the choosing half of the validation set.
+        report: What the report shows.
+        choices: Which file of each configuration group was taken.
+        config_text: The whole configuration, for the report.
+    """
+
+    seed: int
+    folder: Path
+    data: ImageData
+    new_model: Callable[[], Classifier]
+    new_trainer: Callable[..., Trainer]
+    new_logger: Callable[[], Any]
+    recorder: Any
+    runner: Any
+    query: Query
+    methods: Mapping[str, Any]
+    cleansing: CleansingStrategy
+    retraining: RetrainingPlan
+    choose_by: Literal["loss", "error"]
+    report: ReportSettings
+    choices: Mapping[str, str]
+    config_text: str = ""

@@ -1,0 +1,60 @@
+"""One row per job, one table per sweep.
+
+Every job writes its own row as JSON and then puts the table together anew from all rows it finds, so jobs that run
+side by side need no lock: whichever ends last writes the whole table.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+ROW = "summary.json"
+TABLE = "summary.csv"
+
+Cell = str | int | float | bool | None
+
+
+def write_row(folder: Path, row: Mapping[str, Cell]) -> None:
+    """Write a job's row into its folder."""
+    _replace(folder / ROW, json.dumps(dict(row), indent=1))
+
+
+def assemble(sweep: Path) -> Path:
+    """Put the rows of all jobs below a folder into one table.
+
+    Args:
+        sweep: Folder of the sweep; its jobs' folders lie somewhere below.
+
+    Returns:
+        Path of the CSV file: a column per key of any row, jobs ordered by folder (numbers as numbers).
+    """
+    files = sorted(sweep.rglob(ROW), key=lambda path: _natural(path.parent.relative_to(sweep)))
+    rows = [{"job": path.parent.relative_to(sweep).as_posix(), **json.loads(path.read_text())} for path in files]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    target = sweep / TABLE
+    temporary = _beside(target)
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, target)
+    return target
+
+
+def _replace(path: Path, text: str) -> None:
+    """Readers see the old file or the new one, never half of it."""
+    temporary = _beside(path)
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _natural(path: Path) -> tuple[tuple[int, int | str], ...]:
+    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in path.parts)

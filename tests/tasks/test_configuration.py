@@ -1,0 +1,121 @@
+"""Every file in conf/ composes, passes the check, and makes what it names; mistakes are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf import DictConfig
+
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.tasks.configuration import build, checked, conf_dir, make_study
+from lightning_sgdinf.tasks.pipeline import validation_halves
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+FILES = sorted(
+    (file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name not in ("hydra", "experiment")
+)
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+
+
+def composed(tmp_path: Path, *overrides: str) -> DictConfig:
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        return compose("config", [f"output_dir={tmp_path}", *overrides])
+
+
+def test_the_checkout_s_own_files_are_used() -> None:
+    assert Path(conf_dir()) == CONF
+
+
+def test_there_is_a_file_for_every_group() -> None:
+    assert {group for group, _ in FILES} == {
+        *("dataset", "model", "optimizer", "trainer", "recorder", "runner", "query", "estimator"),
+        *("cleansing", "retrain", "report", "logger"),
+    }
+
+
+def required(group: str, name: str) -> list[str]:
+    """Packages and arguments that a file cannot do without."""
+    if (group, name) == ("logger", "wandb"):
+        pytest.importorskip("wandb")
+        return ["logger.offline=true"]
+    return []
+
+
+@pytest.mark.parametrize(("group", "name"), FILES, ids="/".join)
+def test_every_file_composes_and_makes_what_it_names(
+    group: str, name: str, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    options = [f"{group}={name}", f"data_dir={data_dir}", *required(group, name)]
+    config = checked(composed(tmp_path, *options))
+    made = build(config[group], group)
+    target = config[group]["_target_"].rpartition(".")[2]
+    named = made.func.__name__ if config[group].get("_partial_") else type(made).__name__
+    assert named == target
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes(name: str, tmp_path: Path) -> None:
+    config = checked(composed(tmp_path, f"experiment={name}"))
+    assert config.dataset["_target_"].endswith("ImageData")
+
+
+@pytest.mark.parametrize("name", ["full", "short"])
+def test_the_parts_of_a_job(name: str, tmp_path: Path) -> None:
+    config = checked(composed(tmp_path, f"report={name}", "seed=3", "estimator=tracin"))
+    study = make_study(config, {"estimator": "tracin"})
+    assert list(study.methods) == ["tracin", "random", "loss"]
+    assert study.data.seed == study.methods["random"].seed == 3
+    assert study.choose_by == "loss"
+    assert study.new_model().network[1].in_features == 64
+    assert study.new_trainer().max_epochs == 20
+    scoring, choosing = validation_halves(study.data, 3)
+    assert not set(scoring.indices) & set(choosing.indices)
+    assert len(scoring) + len(choosing) == 300
+    assert not any(tmp_path.iterdir())  # nothing is written before there is something to write
+
+
+def test_one_more_ranking_to_compare_with(tmp_path: Path) -> None:
+    config = checked(composed(tmp_path, "+estimator@compare.gradients=no_hessian"))
+    assert list(make_study(config, {}).methods) == ["estimator", "random", "loss", "gradients"]
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("+optimizer.momentun=0.5", r"optimizer\.momentun: torch.optim.SGD has no argument.*did you mean 'momentum'"),
+        ("optimizer.lr=fast", r"optimizer\.lr: expected float.*got 'fast'"),
+        ("dataset.batch_size=big", r"dataset\.batch_size: expected int, got 'big'"),
+        ("seed=first", r"seed: .*'first'.*Integer"),
+        ("choose_by=accuracy", r"choose_by: .*accuracy.*loss, error"),
+        ("+sede=1", r"sede: no such key; did you mean 'seed'\?"),
+        ("trainer._target_=lightning.Trianer", r"trainer: cannot import 'lightning.Trianer'"),
+        ("model.activation=selu", r"model\.activation: expected 'relu' or 'tanh' or 'gelu', got 'selu'"),
+        ("model=null", r"model: .*"),
+        ("+trainer.max_epoch=3", r"trainer\.max_epoch: .*did you mean 'max_epochs'"),
+        ("~dataset.source", r"dataset: .*needs source"),
+        ("data_dir=${nowhere}", r"data_dir: .*nowhere"),
+    ],
+)
+def test_mistakes_are_named(override: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        checked(composed(tmp_path, override))
+
+
+def test_mistakes_that_hydra_names(tmp_path: Path) -> None:
+    with pytest.raises(ConfigCompositionException, match=r"optimizer\.momentun|momentun"):
+        composed(tmp_path, "optimizer.momentun=0.5")
+    with pytest.raises(MissingConfigException, match=r"(?s)dataset/mnits.*digits.*mnist"):
+        composed(tmp_path, "dataset=mnits")
+
+
+def test_what_a_constructor_refuses_says_where(tmp_path: Path) -> None:
+    config = checked(composed(tmp_path, "dataset.label_noise=1.5"))
+    with pytest.raises(ConfigurationError, match=r"dataset: fraction of labels to flip: expected a number in \[0, 1\]"):
+        make_study(config, {})
+    config = checked(composed(tmp_path, "dataset.train_size=100000"))
+    with pytest.raises(ConfigurationError, match=r"dataset: parts of"):
+        make_study(config, {})
