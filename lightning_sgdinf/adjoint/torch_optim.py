@@ -27,9 +27,12 @@ ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
     torch.optim.Adadelta,
     torch.optim.RMSprop,
     torch.optim.ASGD,
-    torch.optim.Rprop,
 )
-"""Optimizers whose step is differentiable and works element by element."""
+"""Optimizers whose step is differentiable and works element by element.
+
+Not ``Rprop``: its step follows the sign of the gradient alone, so its derivative in any example's weight is zero. Not ``LBFGS``,
+``SparseAdam``, ``Adafactor``, ``Muon``: their steps are not differentiable or not elementwise.
+"""
 
 
 class _SafeSqrt(torch.autograd.Function):

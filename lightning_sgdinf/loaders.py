@@ -1,0 +1,87 @@
+"""The loaders of a fit, found the way a Trainer finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_sgdinf.errors import ConfigurationError, UnsupportedRunError
+
+
+def training_loaders(model: Any, train_dataloaders: Any, datamodule: Any) -> list[DataLoader[Any]]:
+    """The training loaders, as given, from the data module, or from the model.
+
+    Raises:
+        ConfigurationError: If there are none, or both loaders and a data module were given.
+        UnsupportedRunError: If one has no map-style data set.
+    """
+    found = _resolve(model, train_dataloaders, datamodule, "train_dataloader", "train_dataloaders")
+    if not found:
+        raise ConfigurationError("no training data: pass train_dataloaders or a datamodule, as to Trainer.fit; scores are per training example")
+    for loader in found:
+        if not hasattr(loader, "dataset") or isinstance(loader.dataset, IterableDataset):
+            raise UnsupportedRunError(
+                f"the training loader {type(loader).__name__} has no map-style data set, so its examples have no ids to score; "
+                "wrap the examples in a torch.utils.data.Dataset with __getitem__ and __len__"
+            )
+    return found
+
+
+def validation_loader(model: Any, val_dataloaders: Any, datamodule: Any) -> DataLoader[Any]:
+    """The validation loader that queries are computed from.
+
+    Raises:
+        ConfigurationError: If there is not exactly one, or its data set has no length.
+    """
+    found = _resolve(model, val_dataloaders, datamodule, "val_dataloader", "val_dataloaders")
+    if len(found) != 1:
+        raise ConfigurationError(
+            f"expected one validation loader for the query, got {len(found)}; pass the one to use as val_dataloaders"
+        )
+    loader = found[0]
+    if not hasattr(loader, "dataset") or not hasattr(loader.dataset, "__len__"):
+        raise ConfigurationError("the validation loader needs a map-style data set (a Dataset with __getitem__ and __len__)")
+    return loader
+
+
+def display_labels(dataset: Any) -> tuple[str, ...] | None:
+    """Labels of a data set where it names them (``targets``, ``labels``, or the second tensor of a TensorDataset)."""
+    tensors = getattr(dataset, "tensors", None)
+    for found in (getattr(dataset, "targets", None), getattr(dataset, "labels", None), tensors[1] if tensors and len(tensors) > 1 else None):
+        if found is not None and hasattr(found, "__len__") and len(found) == len(dataset):
+            values = found.tolist() if hasattr(found, "tolist") else list(found)
+            if all(isinstance(v, (int, str, bool)) for v in values):
+                return tuple(str(v) for v in values)
+    return None
+
+
+def _resolve(model: Any, given: Any, datamodule: Any, hook: str, argument: str) -> list[Any]:
+    if datamodule is None and given is not None and hasattr(given, hook) and hasattr(given, "setup"):
+        given, datamodule = None, given
+    if given is not None and datamodule is not None and hook == "train_dataloader":
+        raise ConfigurationError(f"got both {argument} and a datamodule; pass one of them, as to Trainer.fit")
+    if given is None and datamodule is not None:
+        given = getattr(datamodule, hook)()
+    elif given is None and _overrides(model, hook):
+        given = getattr(model, hook)()
+    return _flat(given)
+
+
+def _flat(loaders: Any) -> list[Any]:
+    if loaders is None:
+        return []
+    if isinstance(loaders, CombinedLoader):
+        return list(loaders.flattened)
+    if isinstance(loaders, dict):
+        return [one for value in loaders.values() for one in _flat(value)]
+    if isinstance(loaders, Sequence) and not isinstance(loaders, (str, bytes)):
+        return [one for value in loaders for one in _flat(value)]
+    return [loaders]
+
+
+def _overrides(model: Any, hook: str) -> bool:
+    method = getattr(type(model), hook, None)
+    return method is not None and not method.__module__.startswith(("lightning.", "pytorch_lightning."))

@@ -1,0 +1,209 @@
+"""The walk: every visited step handed to the estimator, last to first, while rebuilt states are held against recorded ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightning_sgdinf.adjoint.objective import Objective
+from lightning_sgdinf.adjoint.replay import ReplayedStep
+from lightning_sgdinf.adjoint.retrace import Retracer
+from lightning_sgdinf.adjoint.rules import rule_for
+from lightning_sgdinf.adjoint.schedule import states_backwards
+from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.certificate import StepReplay
+from lightning_sgdinf.errors import NonFiniteError, StepMismatchError
+from lightning_sgdinf.estimators import Estimator
+from lightning_sgdinf.log import state_checksum
+from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.state import ModelState
+
+STEP_TOLERANCE = 1e-2
+"""Largest deviation of a rebuilt state that is let pass, as a part of the recorded step's own size."""
+
+
+@dataclass(slots=True)
+class StepComparison:
+    """Collects how rebuilt states compare with recorded ones."""
+
+    steps: int = 0
+    bitwise: int = 0
+    largest: float = 0.0
+    step: int = -1
+    tensor: str = ""
+
+    def value(self) -> StepReplay | None:
+        """The result; ``None`` if nothing was compared."""
+        if self.steps == 0:
+            return None
+        return StepReplay(
+            steps=self.steps,
+            bitwise=self.bitwise,
+            largest_deviation=self.largest,
+            step=self.step,
+            tensor=self.tensor,
+            tolerance=STEP_TOLERANCE,
+        )
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a walk adds up.
+
+    Attributes:
+        scores: ``[N, Q]`` float64, minus the sum of slopes so far.
+        per_epoch: ``[E, N, Q]``, or ``None`` if not asked for.
+        comparison: Step replay so far.
+        rebuilt: States that were rebuilt and matched the recorded checksum.
+    """
+
+    scores: Tensor
+    per_epoch: Tensor | None
+    comparison: StepComparison = field(default_factory=StepComparison)
+    rebuilt: int = 0
+
+    def add(self, ids: Tensor, slopes: Tensor, epoch: int) -> None:
+        """Book the slopes ``[Q, B]`` of one step."""
+        part = -slopes.detach().to("cpu", torch.float64).T
+        self.scores.index_add_(0, ids, part)
+        if self.per_epoch is not None:
+            self.per_epoch[epoch].index_add_(0, ids, part)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Walk:
+    """Everything a walk needs but for the adjoint it starts from.
+
+    Attributes:
+        log: The record.
+        objective: The opened model.
+        estimator: What to do at each step.
+        query_at: The queries' adjoint at any state.
+        room: How many rebuilt states may be held at once.
+        compare: Hold rebuilt states against recorded ones.
+        on_step: Called with the index of each step when it is done; for progress and for checks along the way.
+    """
+
+    log: Trajectory
+    objective: Objective
+    estimator: Estimator
+    query_at: Callable[[ModelState], Adjoint]
+    room: int = 64
+    compare: bool = True
+    on_step: Callable[[int, Tally], None] = lambda step, tally: None
+
+    def run(self, adjoint: Adjoint, *, examples: int, epochs: int = 0) -> Tally:
+        """Walk from the end of the run to the estimator's first step.
+
+        Args:
+            adjoint: The gradient of the queries at the end of the run.
+            examples: ``N``.
+            epochs: ``E`` to keep contributions per epoch, 0 not to.
+
+        Raises:
+            StepMismatchError: If a step, done again, leads to another state than the recorded one.
+            NonFiniteError: If a number stops being finite; names the step.
+        """
+        queries = adjoint.queries
+        tally = Tally(
+            torch.zeros(examples, queries, dtype=torch.float64),
+            torch.zeros(epochs, examples, queries, dtype=torch.float64) if epochs else None,
+        )
+        total, first = len(self.log), self.estimator.first_step(self.log)
+        frozen = total > first and self.estimator.state_for(total - 1, self.log) == total
+        rule = rule_for(self.log.header.optimizer)
+        final = self.log.state(total)
+        states = ((t, final) for t in range(total - 1, first - 1, -1)) if frozen else self._states(total, first, tally)
+        after = final
+        following = None
+        for step, (t, before) in zip(self.log.steps(total, first), states, strict=True):
+            at = ReplayedStep(
+                step, before, self.objective, rule, self.query_at, is_epoch_end=following is None or following.epoch != step.epoch
+            )
+            adjoint, slopes = self.estimator.visit(at, adjoint)
+            if self.compare and not frozen and at.taken is not None:
+                _compare(at, after, self.objective, tally.comparison)
+            tally.add(torch.from_numpy(step.example_ids), slopes, step.epoch)
+            after, following = before, step
+            self.on_step(t, tally)
+        if not bool(torch.isfinite(tally.scores).all()):
+            raise NonFiniteError("a score is not finite although every step was; this is a defect, please report it with the log's header")
+        return tally
+
+    def _states(self, start: int, stop: int, tally: Tally):  # noqa: ANN202 - an iterator of (index, state)
+        retracer = Retracer(self.log, self.objective)
+
+        def advance(state: ModelState, t: int) -> ModelState:
+            rebuilt = retracer.advance(state, self.log.step(t))
+            recorded = self.log.state_checksum(t + 1)
+            if recorded is not None and state_checksum(rebuilt) != recorded:
+                raise StepMismatchError(
+                    f"state {t + 1}, rebuilt by doing step {t} again, differs from the recorded one (checksum). Rebuilding needs the thread count "
+                    f"and instruction set of training ({_machine(self.log)}; now {torch.get_num_threads()} threads, "
+                    f"{torch.backends.cpu.get_cpu_capability()}). Call torch.set_num_threads accordingly, or record with keep='every_step'."
+                )
+            tally.rebuilt += 1
+            return rebuilt
+
+        return states_backwards(self.log, start, stop, advance, room=self.room)
+
+
+def _machine(log: Trajectory) -> str:
+    known = log.header.environment
+    return ", ".join(f"{k} {known[k]}" for k in ("num_threads", "cpu_capability") if k in known) or "not recorded"
+
+
+def _compare(at: ReplayedStep, after: ModelState, objective: Objective, found: StepComparison) -> None:
+    """Hold the state that the step led to against the recorded one."""
+    assert at.taken is not None
+    found.steps += 1
+    recorded = objective.vector.join([after.params[n] for n in objective.vector.names])
+    device = recorded.device
+    rebuilt = at.taken.params.to(device)
+    same = torch.equal(rebuilt, recorded.to(rebuilt.dtype))
+    differing: list[tuple[str, Tensor, Tensor, Tensor]] = []
+    if not same:
+        before = objective.vector.join([at.before.params[n] for n in objective.vector.names])
+        for name, a, b, c in zip(
+            objective.vector.names, *(objective.vector.split(v) for v in (rebuilt, recorded, before.to(device))), strict=True
+        ):
+            differing.append((f"parameter {name}", a, b, c))
+    _, optimizer = at.taken.state_after(objective.vector)
+    for name, entries in optimizer.items():
+        for key, value in entries.items():
+            kept = after.optimizer.get(name, {}).get(key)
+            if kept is not None and value.shape == kept.shape and not torch.equal(value.to(kept.device, kept.dtype), kept):
+                old = at.before.optimizer.get(name, {}).get(key, torch.zeros_like(kept))
+                differing.append((f"optimizer state {key} of {name}", value, kept, old))
+    for name, value in at.buffers_after.items():
+        kept = after.buffers.get(name)
+        if kept is not None and not torch.equal(value.to(kept.device), kept):
+            differing.append((f"buffer {name}", value, kept, at.before.buffers.get(name, torch.zeros_like(kept))))
+    if not differing:
+        found.bitwise += 1
+        return
+    for label, value, kept, old in differing:
+        deviation = _deviation(value, kept, old)
+        if deviation > found.largest or not deviation == deviation:
+            found.largest, found.step, found.tensor = deviation, at.step.index, label
+    if not found.largest <= STEP_TOLERANCE:
+        raise StepMismatchError(
+            f"step {found.step}, done again, leads to another state than the recorded one: {found.tensor} differs by {found.largest:.1e} of the "
+            f"step's own size (allowed {STEP_TOLERANCE:.0e}). Usual causes: weights or gradients changed outside the optimizer "
+            "(a callback, an overridden optimizer_step or configure_gradient_clipping), randomness that is not torch's, numpy's or python's global "
+            "generator, a model that was changed after training, kernels that are not deterministic (TF32, other hardware)."
+        )
+
+
+
+
+def _deviation(value: Tensor, recorded: Tensor, before: Tensor) -> float:
+    """Largest difference as a part of the largest recorded movement (of the values themselves, where nothing moved)."""
+    recorded, value, before = (t.detach().to("cpu", torch.float64) for t in (recorded, value, before))
+    moved = (recorded - before).abs().max()
+    size = moved if moved > 0 else recorded.abs().max()
+    gap = (value - recorded).abs().max()
+    return float(gap / size) if size > 0 else float(gap)
