@@ -1,12 +1,12 @@
 """The generators' states, taken again and again at little cost.
 
 Recording takes them three times per batch, and between two takings most streams have not moved. Encoding a state costs
-about 0.15 ms, so a watch first looks whether it has to: an unchanged stream is the same ``bytes`` object as the last time,
-which also lets a writer recognise it by identity.
+about 0.15 ms, so a watch first looks whether it has to: an unchanged stream is the same ``bytes`` object as the last
+time, which also lets a writer recognise it by identity.
 
-Python's and numpy's Mersenne twisters hand out their states as hundreds of boxed integers. The watch compares the memory they lie in
-instead, and only after it has seen, each time it encodes a state, that this memory holds what the public call
-returns; where it does not (another interpreter, another bit generator), it encodes every time.
+Python's and numpy's Mersenne twisters hand out their states as hundreds of boxed integers. The watch compares the
+memory they lie in instead, and only after it has seen, each time it encodes a state, that this memory holds what the
+public call returns; where it does not (another interpreter, another bit generator), it encodes every time.
 """
 
 from __future__ import annotations
@@ -38,12 +38,17 @@ class RandomWatch:
         return RandomWatch, ()
 
     def capture(self, *, devices: bool = True) -> dict[str, bytes]:
-        """The states as `lightning_sgdinf.random_state.capture` gives them; unchanged ones are the same objects as before.
+        """The states as `lightning_sgdinf.random_state.capture` gives them; unchanged ones are the same objects as
+        before.
 
         Args:
             devices: Also take the CUDA generators, if CUDA is initialised (never in a worker process).
         """
-        state = {"torch": self._same("torch", random_state.torch_state()), "numpy": self._numpy(), "python": self._python()}
+        state = {
+            "torch": self._same("torch", random_state.torch_state()),
+            "numpy": self._numpy(),
+            "python": self._python(),
+        }
         if devices:
             for name, data in random_state.device_states().items():
                 state[name] = self._same(name, data)
@@ -94,4 +99,3 @@ def _numpy_memory() -> bytes | None:
     if not isinstance(generator, np.random.MT19937):
         return None
     return ctypes.string_at(generator.ctypes.state_address, _BYTES)
-

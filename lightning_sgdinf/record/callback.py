@@ -1,0 +1,278 @@
+"""The callback that records a training run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from lightning_sgdinf.errors import LogExistsError, SgdInfluenceError
+from lightning_sgdinf.log import LogWriter
+from lightning_sgdinf.log.codecs import codec_named
+from lightning_sgdinf.log.records import Clip
+from lightning_sgdinf.record import support
+from lightning_sgdinf.record.averaging import AveragingWatch
+from lightning_sgdinf.record.concerns import Concerns
+from lightning_sgdinf.record.header import make_header
+from lightning_sgdinf.record.loaders import LoaderTap
+from lightning_sgdinf.record.patches import Patches
+from lightning_sgdinf.record.random_watch import RandomWatch
+from lightning_sgdinf.record.recording import Recording, Writer
+from lightning_sgdinf.record.snapshots import Keep, parse_keep
+
+
+class TrajectoryRecorder(Callback):
+    """Records a training run, so that it can be explained afterwards.
+
+    Trained weights, random streams, logged metrics and checkpoints are bit for bit those of a run without it. Module,
+    data module, data sets and samplers need no change.
+
+    The log appears with the first optimizer step. A run that breaks off leaves a readable log up to its last complete
+    step. A second ``fit`` with the same recorder writes its own log beside the first, ``run.tlog``, ``run-2.tlog``,
+    ...; `path` is the present one. Nothing is recorded of ``fast_dev_run`` and of learning-rate or batch-size searches.
+
+    Example ids are indices into the data set of the training loader; for a ``Subset`` they are positions in the subset.
+
+    Args:
+        path: Directory to write the log to; by convention it ends in ``.tlog``.
+        keep: Which states are stored: ``"every_step"``, ``"every(k)"`` (``1/k`` of the bytes; the others are computed
+            again), ``"last_epochs(n)"``, ``"final"``, or a `Keep` of your own. Of the others the log has checksums.
+        codec: How states are compressed, see `lightning_sgdinf.log.LogWriter`.
+        overwrite: Replace a log that is at ``path``.
+        when_full: What to do when the disk is full: ``"raise"``, or ``"stop_logging"`` and train on.
+        digest_batches: Note a checksum of each batch, so that replay notices changed data; about 1 ms per 3 MB of
+            batch.
+        strict: Raise before the first step is complete if the run cannot be replayed (iterable data sets, manual
+            optimization, several optimizers ...). Otherwise warn, record what can be recorded, and say in the log why
+            it cannot be replayed.
+        writer: Makes the log, called as ``writer(path, header=, codec=, overwrite=, when_full=)``.
+
+    Raises:
+        ConfigurationError: If ``keep`` or ``codec`` is unknown.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        keep: str | Keep = "every_step",
+        codec: str = "delta",
+        overwrite: bool = False,
+        when_full: Literal["raise", "stop_logging"] = "raise",
+        digest_batches: bool = True,
+        strict: bool = True,
+        writer: Callable[..., Writer] = LogWriter,
+    ) -> None:
+        codec_named(codec)
+        self.path = Path(path)
+        self._first_path = self.path
+        self._keep = parse_keep(keep)
+        self._writer_options = {"codec": codec, "overwrite": overwrite, "when_full": when_full}
+        self._digest = digest_batches
+        self._strict = strict
+        self._writer = writer
+        self._logs = 0
+        self._patches = Patches()
+        self._watch = RandomWatch()
+        self._concerns = Concerns(strict=strict)
+        self._recording: Recording | None = None
+        self._averaging: AveragingWatch | None = None
+        self._tap: LoaderTap | None = None
+        self._batch_idx = 0
+
+    # Before training -------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Look whether the coming fit can be recorded, and tap its loaders.
+
+        Raises:
+            UnsupportedRunError: If it cannot, and the recorder is strict.
+            ConfigurationError: If ``keep`` cannot work with the Trainer's settings.
+            LogExistsError: If the path is taken.
+        """
+        self._release()
+        if stage != "fit" or support.is_tuner_search(trainer):
+            return
+        if trainer.fast_dev_run:
+            rank_zero_info("TrajectoryRecorder: nothing is recorded with fast_dev_run.")
+            return
+        self._concerns = Concerns(strict=self._strict)
+        if reason := support.impossible_to_record(trainer):
+            self._concerns.nothing_recorded(reason)
+            return
+        support.check_keep(self._keep, trainer.max_epochs)
+        self._choose_path()
+        if not pl_module.automatic_optimization:
+            self._concerns.problem(support.MANUAL_OPTIMIZATION)
+        self._tap = LoaderTap(digest=self._digest, watch=self._watch, problem=self._concerns.problem)
+        self._tap.install(trainer, pl_module, self._patches)
+        self._patches.place(trainer.strategy, "training_step", self._around_training_step)
+        self._patches.place(trainer.precision_plugin, "clip_gradients", self._around_clipping)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin the recording; searches that run inside a fit never come here.
+
+        Raises:
+            UnsupportedRunError: If the optimizers cannot be recorded or replayed, and the recorder is strict.
+        """
+        if self._tap is None:
+            return
+        if reason := support.impossible_optimizers(trainer):
+            self._concerns.nothing_recorded(reason)
+            return
+        recording = Recording(
+            trainer,
+            pl_module,
+            keep=self._keep,
+            watch=self._watch,
+            open_writer=lambda recording: self._open(trainer, pl_module, recording),
+            problem=self._concerns.problem,
+        )
+        self._recording = recording
+        for reason in support.impossible_to_replay(pl_module, trainer.optimizers[0], recording.reader):
+            self._concerns.problem(reason)
+        self._averaging = AveragingWatch(
+            trainer, self._patches, updated=recording.averaged, remark=self._concerns.remark
+        )
+
+    # Training --------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Callbacks may unfreeze layers or swap tensors now."""
+        if self._recording is not None:
+            self._recording.epoch_begins()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Remember the index: ``training_step`` need not be given it."""
+        self._batch_idx = batch_idx
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        """Count real backward passes."""
+        if self._recording is not None:
+            self._recording.backward_done()
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Check what should have stayed constant."""
+        if self._recording is not None:
+            self._recording.epoch_ends()
+
+    def _around_training_step(self, training_step: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded_training_step(*args: Any, **kwargs: Any) -> Any:
+            recording, tap = self._recording, self._tap
+            if recording is None or tap is None:
+                return training_step(*args, **kwargs)
+            draws, transferred_with = tap.take()
+            recording.micro_batch_begins(self._batch_idx, draws, transferred_with)
+            output = training_step(*args, **kwargs)
+            recording.micro_batch_ends(output, tap.take_fetched())
+            return output
+
+        return recorded_training_step
+
+    def _around_clipping(self, clip_gradients: Callable[..., None]) -> Callable[..., None]:
+        def recorded_clip_gradients(
+            optimizer: Any, clip_val: float = 0.0, gradient_clip_algorithm: Any = "norm"
+        ) -> None:
+            if self._recording is not None and clip_val is not None and clip_val > 0:
+                algorithm = str(getattr(gradient_clip_algorithm, "value", gradient_clip_algorithm))
+                self._recording.clipped(Clip(float(clip_val), "value" if algorithm == "value" else "norm"))
+            clip_gradients(optimizer, clip_val, gradient_clip_algorithm)
+
+        return recorded_clip_gradients
+
+    # The end ---------------------------------------------------------------------------------------------------
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Finish the log.
+
+        Raises:
+            LogWriteError: From the writer.
+        """
+        self._close("completed")
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Keep what is complete; the exception goes on its way."""
+        try:
+            self._close(f"exception: {type(exception).__name__}: {exception}".rstrip(": "))
+        except SgdInfluenceError as error:
+            rank_zero_warn(f"{self.path} could not be finished: {error}")
+        finally:
+            self._release()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave Trainer and optimizer as they were found."""
+        self._release()
+
+    def _close(self, reason: str) -> None:
+        recording, self._recording = self._recording, None
+        if recording is None:
+            return
+        average = self._averaging.average(recording.reader.params) if self._averaging is not None else None
+        recording.close(self._concerns.end_reason(reason), average)
+
+    def _release(self) -> None:
+        try:
+            self._close("stopped")
+        finally:
+            self._patches.undo()
+            self._averaging = None
+            self._tap = None
+
+    # The log ---------------------------------------------------------------------------------------------------
+
+    def _choose_path(self) -> None:
+        """Where the coming fit is recorded: never where this recorder has written before."""
+        path, number = self._first_path, self._logs + 1
+        overwrite = self._writer_options["overwrite"]
+        if self._logs:
+            path = _numbered(self._first_path, number)
+            while path.exists() and not overwrite:
+                number += 1
+                path = _numbered(self._first_path, number)
+        elif path.exists() and not overwrite:
+            raise LogExistsError(
+                f"{path} exists, and a log is never overwritten unasked. Choose another path, or pass overwrite=True."
+            )
+        self.path = path
+
+    def _open(self, trainer: Any, module: Any, recording: Recording) -> Writer:
+        """The log, made when the first step is complete."""
+        assert self._tap is not None
+        assert self._averaging is not None
+        if recording.reader.unreadable:
+            self._concerns.problem(
+                f"the optimizer keeps {', '.join(sorted(recording.reader.unreadable))}, which are neither tensors nor "
+                "numbers, so its "
+                "state cannot be recorded. Use an optimizer that keeps tensors"
+            )
+        extra: dict[str, Any] = {"opaque_options": sorted(recording.steps.opaque)}
+        if recording.steps.other_hooks:
+            extra["optimizer_hooks"] = recording.steps.other_hooks
+        if self._averaging.kind:
+            extra["averaging"] = self._averaging.kind
+        if recording.started_with_average is not None:
+            extra["average_before_first_step"] = list(recording.started_with_average)
+        replayable, remarks = self._concerns.take_for_header()
+        if remarks:
+            extra["remarks"] = remarks
+        header = make_header(
+            trainer,
+            module,
+            reader=recording.reader,
+            keep=self._keep,
+            datasets=self._tap.describe(),
+            replayable=replayable,
+            extra=extra,
+        )
+        if self._logs:
+            rank_zero_info(f"TrajectoryRecorder: this fit is recorded in {self.path}, beside the one before.")
+        self._logs += 1
+        return self._writer(self.path, header=header, **self._writer_options)
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")

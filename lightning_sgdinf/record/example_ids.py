@@ -1,0 +1,182 @@
+"""Example ids that travel with their batch, through any ``DataLoader``.
+
+An id is the index that the loader asked its data set for. It is noted in the process that produces the batch, together
+with the state of that process's random generators just before, and rides with the collated batch through workers,
+queues, prefetching and out-of-order delivery until the training process takes it off again. So there is nothing to
+align, whatever the sampler, and the loader draws exactly the random numbers it would have drawn. The user's loader
+object is not touched: what runs is a shallow copy whose data set and ``collate_fn`` are wrapped.
+
+Ids are those of the loader's own data set: of a ``Subset`` they are positions in the subset.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data._utils.pin_memory import pin_memory
+
+from lightning_sgdinf.digest import batch_digest
+from lightning_sgdinf.random_state import RandomState
+from lightning_sgdinf.record.random_watch import RandomWatch
+
+
+class Carried:
+    """A collated batch and where it came from.
+
+    It is no node of any pytree, so that code which maps over batches sees one leaf.
+
+    Attributes:
+        batch: What ``collate_fn`` returned.
+        token: Names the loader.
+        ids: int64 ``[B]``; ``None`` if the loader's indices are not integers.
+        random: The producing process's generators just before the first example was fetched.
+        digest: Checksum of the batch, if it was asked for.
+        single: The loader has ``batch_size=None``.
+    """
+
+    def __init__(
+        self, batch: Any, *, token: int, ids: np.ndarray | None, random: RandomState, digest: int | None, single: bool
+    ) -> None:
+        self.batch = batch
+        self.token = token
+        self.ids = ids
+        self.random = random
+        self.digest = digest
+        self.single = single
+
+    def pin_memory(self, device: str | None = None) -> Carried:
+        """Called by the loader's pinning thread, as for any batch with such a method."""
+        self.batch = pin_memory(self.batch, device)
+        return self
+
+
+class _Note:
+    """What the fetching half of a loader leaves for the collating half, in the same process."""
+
+    def __init__(self, token: int, *, digest: bool, watch: RandomWatch) -> None:
+        self._token = token
+        self._digest = digest
+        self._watch = watch
+        self._noted: tuple[np.ndarray | None, RandomState] | None = None
+
+    def write(self, indices: Any) -> None:
+        """Note indices and generators, just before the first example is fetched."""
+        self._noted = integer_ids(indices), self._watch.capture(devices=get_worker_info() is None)
+
+    def attach(self, batch: Any, *, single: bool) -> Any:
+        """The batch with what was noted for it; as it is, if nothing was (somebody else called ``collate_fn``)."""
+        if self._noted is None:
+            return batch
+        (ids, random), self._noted = self._noted, None
+        digest = batch_digest(batch) if self._digest else None
+        return Carried(batch, token=self._token, ids=ids, random=random, digest=digest, single=single)
+
+
+class NotedDataset(Dataset):
+    """The user's data set, seen through a note of what is fetched from it.
+
+    Everything but fetching goes to the data set itself, setting attributes included.
+    """
+
+    def __init__(self, dataset: Any, note: _Note, single: bool) -> None:
+        self.__dict__.update(_dataset=dataset, _note=note, _single=single)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NotedDataset, (self._dataset, self._note, self._single)
+
+    @property
+    def __class__(self) -> type:  # isinstance(loader.dataset, MyDataset) stays true
+        return type(self.__dict__["_dataset"])
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("_dataset", "_note", "_single"):
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._dataset, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._dataset, name)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        if self._single:
+            self._note.write(index)
+        return self._dataset[index]
+
+    def __getitems__(self, indices: Sequence[Any]) -> Any:
+        self._note.write(indices)
+        fetch = getattr(self._dataset, "__getitems__", None)
+        return fetch(indices) if fetch else [self._dataset[i] for i in indices]
+
+
+class NotedCollate:
+    """The user's ``collate_fn``; what it returns carries the note."""
+
+    def __init__(self, collate: Callable[[Any], Any], note: _Note, single: bool) -> None:
+        self._collate = collate
+        self._note = note
+        self._single = single
+
+    def __call__(self, examples: Any) -> Any:
+        return self._note.attach(self._collate(examples), single=self._single)
+
+
+def carrying(
+    loader: DataLoader, token: int, *, digest: bool, watch: RandomWatch, sink: deque[Carried] | None = None
+) -> DataLoader:
+    """A shallow copy of a map-style loader whose batches carry their ids.
+
+    Args:
+        loader: Left as it is. Sampler, generator and worker settings are shared with the copy.
+        token: Names the loader on its batches.
+        digest: Compute a checksum of each batch, where it is produced.
+        watch: Takes the random states of batches produced in this process.
+        sink: If given, the copy's iterator yields plain batches and puts the carriers here; needed where user code
+            takes batches from the loader itself.
+    """
+    single = loader.batch_sampler is None
+    note = _Note(token, digest=digest, watch=watch)
+    twin = copy.copy(loader)
+    # DataLoader.__setattr__ forbids these names after construction.
+    attributes = twin.__dict__
+    attributes["_iterator"] = None
+    attributes["dataset"] = NotedDataset(loader.dataset, note, single)
+    attributes["collate_fn"] = NotedCollate(loader.collate_fn, note, single)
+    if sink is not None:
+        make_iterator = twin._get_iterator
+        attributes["_get_iterator"] = lambda: _unloading(make_iterator(), sink)
+    return twin
+
+
+def _unloading(iterator: Any, sink: deque[Carried]) -> Any:
+    """A loader's iterator, made to take the batches off their carriers."""
+    fetch = iterator._next_data
+    sink.clear()
+
+    def next_data() -> Any:
+        batch = fetch()
+        if not isinstance(batch, Carried):
+            return batch
+        sink.append(batch)
+        return batch.batch
+
+    iterator._next_data = next_data
+    return iterator
+
+
+def integer_ids(indices: Any) -> np.ndarray | None:
+    """Indices as int64 ``[B]``; ``None`` if they are not integers."""
+    try:
+        ids = np.atleast_1d(np.asarray(indices))
+    except (ValueError, TypeError, RuntimeError):
+        return None
+    return ids.astype(np.int64) if ids.ndim == 1 and ids.dtype.kind in "iu" else None

@@ -1,0 +1,112 @@
+"""The header of a log, from a Trainer about to train."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import uuid
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightning_sgdinf.digest import batch_digest
+from lightning_sgdinf.log.records import Header, Json
+from lightning_sgdinf.record.snapshots import Keep, StateReader
+from lightning_sgdinf.record.support import gradient_overrides
+from lightning_sgdinf.state import dtype_name
+
+
+def make_header(
+    trainer: Any,
+    module: Any,
+    *,
+    reader: StateReader,
+    keep: Keep,
+    datasets: tuple[tuple[str, int], ...],
+    replayable: str,
+    extra: dict[str, Json],
+) -> Header:
+    """What holds for the whole run.
+
+    Args:
+        trainer: Inside ``fit``.
+        module: The LightningModule.
+        reader: Knows which parameters are trained.
+        keep: Which states are stored.
+        datasets: Class and length per loader.
+        replayable: Why the run cannot be replayed, or empty.
+        extra: Joins what is known here.
+    """
+    return Header(
+        run_id=uuid.uuid4().hex,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        model=_qualified(type(module)),
+        optimizer=_qualified(type(trainer.optimizers[0])),
+        parameters=tuple((n, tuple(p.shape), dtype_name(p.dtype)) for n, p in reader.params.items()),
+        constant_digest=batch_digest(reader.constants) if reader.constants else 0,
+        precision=str(trainer.precision),
+        keep=str(keep),
+        datasets=datasets,
+        replayable=replayable,
+        environment=environment(module),
+        extra=_trainer_settings(trainer, module) | extra,
+    )
+
+
+def environment(module: Any) -> dict[str, Json]:
+    """Versions and settings that decide whether a step done again gives the same bits."""
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "lightning": _host_version(),
+        "lightning_sgdinf": _version("lightning-sgdinf"),
+        "device": str(module.device),
+        "device_name": torch.cuda.get_device_name(module.device)
+        if module.device.type == "cuda"
+        else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "cudnn_deterministic": torch.backends.cudnn.deterministic if cuda else None,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark if cuda else None,
+        "allow_tf32": torch.backends.cuda.matmul.allow_tf32 if cuda else None,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "mkldnn": torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled),
+        "default_dtype": dtype_name(torch.get_default_dtype()),
+    }
+
+
+def _trainer_settings(trainer: Any, module: Any) -> dict[str, Json]:
+    loaders = trainer.train_dataloader
+    sizes = [getattr(loader, "batch_size", None) for loader in torch.utils._pytree.tree_flatten(loaders)[0]]
+    return {
+        "max_epochs": trainer.max_epochs,
+        "max_steps": trainer.max_steps,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "batch_sizes": [size if isinstance(size, int) else None for size in sizes],
+        "world_size": trainer.world_size,
+        "starts_at": {"epoch": trainer.current_epoch, "global_step": trainer.global_step},
+        "overrides": gradient_overrides(module),
+    }
+
+
+def _host_version() -> str:
+    """Version of the Lightning that trains: ``lightning`` and ``pytorch_lightning`` may both be there."""
+    return _version("lightning") or _version("pytorch-lightning")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return getattr(sys.modules.get(package.replace("-", "_")), "__version__", "")
+
+
+def _qualified(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,196 @@
+"""The training loaders of a run: made to carry ids when the Trainer prepares them, relieved of them when it takes a
+batch.
+
+A loader is wrapped at ``strategy.process_dataloader``, the last thing the Trainer calls before it starts iterating,
+when any distributed sampler is already in place. A batch is unwrapped at ``precision_plugin.convert_input``, the first
+thing the Trainer calls on a training batch. Both are plain methods of plugins that exist in every run, and no callback
+hook comes early enough for either: workers start before ``on_train_start``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_sgdinf.log.records import Draw
+from lightning_sgdinf.record.example_ids import Carried, carrying
+from lightning_sgdinf.record.patches import Patches
+from lightning_sgdinf.record.random_watch import RandomWatch
+
+
+def takes_iterator(module: Any) -> bool:
+    """Whether ``training_step`` takes the loader's iterator and fetches by itself."""
+    return "dataloader_iter" in inspect.signature(module.training_step).parameters
+
+
+class LoaderTap:
+    """Ids and random states of every training batch, as the Trainer fetches it.
+
+    Args:
+        digest: Compute a checksum of each batch.
+        watch: Takes the random states of this process.
+        problem: Called with a sentence when a loader cannot give ids, or not such that the batch can be made again.
+    """
+
+    def __init__(self, *, digest: bool, watch: RandomWatch, problem: Callable[[str], None]) -> None:
+        self._digest = digest
+        self._watch = watch
+        self._problem = problem
+        self._tokens = itertools.count()
+        self._loaders: dict[int, DataLoader] = {}
+        self._sinks: dict[int, deque[Carried]] = {}
+        self._positions: dict[int, int] = {}
+        self._arrived: tuple[Draw, ...] = ()
+        self._transferred_with: dict[str, bytes] = {}
+        self._interned: dict[bytes, bytes] = {}
+        self._trainer: Any = None
+
+    def install(self, trainer: Any, module: Any, patches: Patches) -> None:
+        """Tap the loaders of the coming fit."""
+        self._trainer = trainer
+        by_iterator = takes_iterator(module)
+        if by_iterator:
+            self._problem(
+                "training_step takes dataloader_iter and fetches batches itself, so a step cannot be handed its batch "
+                "again. "
+                "Write training_step(batch, batch_idx) instead"
+            )
+
+        def tap_process(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
+            def process_dataloader(loader: Any) -> Any:
+                loader = process(loader)
+                return self._wrap(loader, by_iterator) if trainer.training and trainer.state.fn == "fit" else loader
+
+            return process_dataloader
+
+        def tap_convert(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+            def convert_input(batch: Any) -> Any:
+                return convert(self._unwrap(batch) if trainer.training else batch)
+
+            return convert_input
+
+        patches.place(trainer.strategy, "process_dataloader", tap_process)
+        patches.place(trainer.precision_plugin, "convert_input", tap_convert)
+
+    def take(self) -> tuple[tuple[Draw, ...], dict[str, bytes]]:
+        """Draws of the batch at hand and the random states at its transfer; each batch is given once."""
+        taken = self._arrived, self._transferred_with
+        self._arrived, self._transferred_with = (), {}
+        return taken
+
+    def take_fetched(self) -> tuple[Draw, ...]:
+        """Draws of everything that user code has fetched from the loaders itself since the last call."""
+        fetched = [carried for sink in self._sinks.values() for carried in sink]
+        for sink in self._sinks.values():
+            sink.clear()
+        return tuple(draw for carried in fetched for draw in self._draws(carried))
+
+    def describe(self) -> tuple[tuple[str, int], ...]:
+        """Class and length of every loader's data set, in the loaders' order; length -1 where there is none."""
+        described = []
+        for loader in tree_flatten(self._trainer.train_dataloader)[0]:
+            dataset = getattr(loader, "dataset", loader)
+            kind = dataset.__class__
+            described.append((f"{kind.__module__}.{kind.__qualname__}", _length(dataset)))
+        return tuple(described)
+
+    def _wrap(self, loader: Any, by_iterator: bool) -> Any:
+        if not isinstance(loader, DataLoader):
+            self._problem(
+                f"the training data come from a {type(loader).__qualname__}, which is not a DataLoader, so examples "
+                "have no ids. "
+                "Put the examples into a map-style Dataset and pass a DataLoader"
+            )
+            return loader
+        if isinstance(loader.dataset, IterableDataset):
+            self._problem(
+                f"{type(loader.dataset).__qualname__} is an IterableDataset, whose examples have no ids. Give the "
+                "data set "
+                "__len__ and __getitem__ instead of __iter__"
+            )
+            return loader
+        own_iteration = type(loader).__iter__ is not DataLoader.__iter__
+        if own_iteration:
+            self._problem(
+                f"{type(loader).__qualname__} changes batches in its own __iter__, which happens outside data set and "
+                "collate_fn and "
+                "cannot be done again. Move that work into collate_fn or on_after_batch_transfer"
+            )
+        token = next(self._tokens)
+        if by_iterator or own_iteration:
+            self._sinks[token] = deque()
+        twin = carrying(loader, token, digest=self._digest, watch=self._watch, sink=self._sinks.get(token))
+        self._loaders[token] = twin
+        self._positions.clear()
+        return twin
+
+    def _unwrap(self, batch: Any) -> Any:
+        draws: list[Draw] = []
+
+        def unload(carried: Carried) -> Any:
+            draws.extend(self._draws(carried))
+            return carried.batch
+
+        self._transferred_with = self._watch.capture()
+        if isinstance(batch, Carried):
+            batch = unload(batch)
+        elif len(self._loaders) > len(self._sinks):  # a tuple, list or dict with one leaf per loader
+            batch = tree_map_only(Carried, unload, batch)
+        for sink in self._sinks.values():
+            if sink:
+                draws.extend(self._draws(sink.popleft()))
+        self._arrived = tuple(draws)
+        return batch
+
+    def _draws(self, carried: Carried) -> list[Draw]:
+        """The draw of one carrier; none if its indices are no ids."""
+        if carried.ids is None:
+            self._problem(
+                "the sampler yields indices that are not integers, so examples have no ids. Let it yield integers and "
+                "look other "
+                "things up in the data set"
+            )
+            return []
+        if carried.single and len(carried.ids) != 1:
+            self._problem(
+                "the loader has batch_size=None and a sampler that yields lists of indices; which examples make up a "
+                "batch is known, "
+                "but not how the data set joins them. Pass the sampler as batch_sampler and let collate_fn join the "
+                "examples"
+            )
+        return [
+            Draw(
+                loader=self._position(carried.token),
+                example_ids=carried.ids,
+                random={name: self._intern(data) for name, data in carried.random.items()},
+                digest=carried.digest,
+                single=carried.single,
+            )
+        ]
+
+    def _position(self, token: int) -> int:
+        if not self._positions:
+            used = tree_flatten(self._trainer.train_dataloader)[0]
+            self._loaders = {t: twin for t, twin in self._loaders.items() if any(twin is u for u in used)}
+            self._sinks = {t: sink for t, sink in self._sinks.items() if t in self._loaders}
+            self._positions = {t: next(i for i, u in enumerate(used) if u is twin) for t, twin in self._loaders.items()}
+        return self._positions.get(token, 0)
+
+    def _intern(self, data: bytes) -> bytes:
+        """One object for equal states: those of workers arrive as new objects with each batch."""
+        if len(self._interned) > 256:
+            self._interned.clear()
+        return self._interned.setdefault(data, data)
+
+
+def _length(dataset: Any) -> int:
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError):
+        return -1

@@ -1,0 +1,124 @@
+"""The optimizer's own steps, seen from its hooks.
+
+Torch's step hooks fire exactly when a step is really taken: not when a gradient scaler skips one, not when the Trainer
+merely counts. The pre-hook may come before the forward pass, which Lightning runs inside ``optimizer.step(closure)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_sgdinf.log.records import Json, ParamGroup
+
+
+class OptimizerSteps:
+    """Tells of every step that an optimizer takes.
+
+    Args:
+        optimizer: Of ``torch.optim`` or derived from it.
+        names: Name in the module by ``id`` of the parameter.
+        before: Called when a step begins; the closure, if there is one, has not run.
+        after: Called right after the update with the param groups that the step used.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        names: Callable[[], Mapping[int, str]],
+        before: Callable[[], None],
+        after: Callable[[tuple[ParamGroup, ...]], None],
+    ) -> None:
+        self._optimizer = optimizer
+        self._names = names
+        self._before = before
+        self._after = after
+        self._depth = 0
+        self._groups: tuple[ParamGroup, ...] = ()
+        # Built-in steps never write their options, so what they leave is what they used, even if the closure set it.
+        # Other optimizers may count or adapt in their groups; of those only the values before the step are known to be
+        # its input.
+        self._options_after = type(optimizer).__module__.startswith("torch.optim")
+        self.opaque: set[str] = set()  # options recorded by their repr
+        after_handle = optimizer.register_step_post_hook(self._post)
+        # The user's own post-hooks come later, so that what they change counts as changed by something else.
+        hooks = getattr(optimizer, "_optimizer_step_post_hooks", None)
+        self.other_hooks = len(hooks) - 1 if hooks is not None else 0
+        if hooks is not None:
+            hooks.move_to_end(after_handle.id, last=False)
+        self._handles = [optimizer.register_step_pre_hook(self._pre), after_handle]
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    @property
+    def running(self) -> bool:
+        """Whether the optimizer is inside ``step``."""
+        return self._depth > 0
+
+    def read_groups(self) -> tuple[ParamGroup, ...]:
+        """The param groups as they stand; the same objects as before if nothing changed."""
+        names = self._names()
+        groups = tuple(
+            ParamGroup(
+                params=tuple(names.get(id(p), "") for p in group["params"]),
+                options={
+                    str(key): self._option(str(key), value) for key, value in group.items() if key not in _NOT_OPTIONS
+                },
+            )
+            for group in self._optimizer.param_groups
+        )
+        return self._groups if groups == self._groups else groups
+
+    def _pre(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        del optimizer, args, kwargs
+        self._depth += 1  # a step that calls the step of a base class fires the hooks again
+        if self._depth == 1:
+            self._groups = self.read_groups()
+            self._before()
+
+    def _post(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        del optimizer, args, kwargs
+        self._depth -= 1
+        if self._depth == 0:
+            if self._options_after:
+                self._groups = self.read_groups()
+            self._after(self._groups)
+
+    def _option(self, key: str, value: Any) -> Json:
+        try:
+            return as_json(value)
+        except TypeError:
+            self.opaque.add(key)
+            return repr(value)
+
+
+_NOT_OPTIONS = ("params", "param_names")
+
+
+def as_json(value: Any) -> Json:
+    """An option as a JSON value: tuples become lists, tensors of one element numbers.
+
+    Raises:
+        TypeError: If there is no such value.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    if isinstance(value, (tuple, list)):
+        return [as_json(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): as_json(v) for k, v in value.items()}
+    raise TypeError(f"{type(value).__qualname__} has no JSON value")
+
+
+def has_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether any parameter of the optimizer has a gradient."""
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])

@@ -1,0 +1,32 @@
+"""Methods of the host's objects, replaced for a while on single instances and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+class Patches:
+    """Replacements of bound methods by instance attributes; classes are never touched."""
+
+    def __init__(self) -> None:
+        self._placed: list[tuple[Any, str, Callable[..., Any], bool, Any]] = []
+
+    def place(self, owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Replace ``owner.name`` by ``wrap(owner.name)``."""
+        original = getattr(owner, name)
+        replacement = wrap(original)
+        was_own = name in vars(owner)
+        setattr(owner, name, replacement)
+        self._placed.append((owner, name, replacement, was_own, original))
+
+    def undo(self) -> None:
+        """Put everything back, last first; what somebody else has since replaced is left to them."""
+        while self._placed:
+            owner, name, replacement, was_own, original = self._placed.pop()
+            if vars(owner).get(name) is not replacement:
+                continue
+            if was_own:
+                setattr(owner, name, original)
+            else:
+                delattr(owner, name)

@@ -1,0 +1,275 @@
+"""One run on its way into a log.
+
+The states of a run are taken at two moments: before the first micro-batch of a step, which is what the step starts
+from, and right after the optimizer's update, which is what it leads to. The two are the same state seen twice, unless
+something else changed tensors in between; then the step that follows names them. A step is handed to the writer when
+the next one begins, since only then is known what the averaging callbacks made of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lightning_sgdinf.digest import batch_digest
+from lightning_sgdinf.errors import SgdInfluenceError
+from lightning_sgdinf.log.records import Clip, Draw, MicroBatch, ParamGroup, Step
+from lightning_sgdinf.record.optimizer_steps import OptimizerSteps, has_gradients
+from lightning_sgdinf.record.random_watch import RandomWatch
+from lightning_sgdinf.record.snapshots import Keep, StateReader, changed_tensors, copy_lanes, finite_params
+from lightning_sgdinf.state import Layout
+
+
+class Writer(Protocol):
+    """Where a recording goes; `lightning_sgdinf.log.LogWriter` is one."""
+
+    def lanes(self, layout: Layout) -> dict[str, Tensor]:
+        """A free set of lanes to pack a state into."""
+        ...
+
+    def put(self, step: Step, layout: Layout, lanes: dict[str, Tensor], *, store: bool = True) -> None:
+        """A step and the state before it; the lanes are given away."""
+        ...
+
+    def finish(
+        self,
+        layout: Layout,
+        lanes: dict[str, Tensor],
+        *,
+        average: Mapping[str, Tensor] | None = None,
+        reason: str = "completed",
+    ) -> None:
+        """The state after the last step."""
+        ...
+
+    def abandon(self, reason: str) -> None:
+        """The end, without a final state."""
+        ...
+
+
+@dataclass(slots=True)
+class _Packed:
+    """A state copied into lanes."""
+
+    layout: Layout
+    lanes: dict[str, Tensor]
+
+
+class Recording:
+    """Collects what makes up a step, and writes it.
+
+    Args:
+        trainer: Training is about to begin.
+        module: The LightningModule.
+        keep: Which states are stored.
+        watch: Takes the random states of this process.
+        open_writer: Called at the end of the first step with the reader and more for the header; makes the log.
+        problem: Called with a sentence when something makes the run impossible to replay.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        module: Any,
+        *,
+        keep: Keep,
+        watch: RandomWatch,
+        open_writer: Callable[[Recording], Writer],
+        problem: Callable[[str], None],
+    ) -> None:
+        self._trainer = trainer
+        self._module = module
+        self._keep = keep
+        self._watch = watch
+        self._open_writer = open_writer
+        self._problem = problem
+        self._automatic = bool(module.automatic_optimization)
+        self._max_epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
+        self._optimizer = trainer.optimizers[0]
+        self.reader = StateReader(module, self._optimizer)
+        self.steps = OptimizerSteps(
+            self._optimizer, names=lambda: self.reader.names, before=self._before_step, after=self._after_step
+        )
+        self._constants = self._constant_digests()
+        self.started_with_average: tuple[float, float] | None = None
+        self.count = 0
+        self._writer: Writer | None = None
+        self._before: _Packed | None = None  # where the step under way started from
+        self._after: _Packed | None = None  # where the last step led to
+        self._pending: tuple[Step, _Packed] | None = None
+        self._changed: tuple[str, ...] = ()
+        self._eval_modules: tuple[str, ...] = ()
+        self._micro: list[MicroBatch] = []
+        self._current: MicroBatch | None = None
+        self._loss: Tensor | None = None
+        self._clip: Clip | None = None
+        self._backwards = 0
+        self._evaluated = False
+        self._stale = False
+        self._not_finite = False
+
+    # What the hooks tell ---------------------------------------------------------------------------------------
+
+    def epoch_begins(self) -> None:
+        """Look again at the module's structure, once the callbacks have done to it what they do between epochs."""
+        self._stale = True
+
+    def epoch_ends(self) -> None:
+        """Check that the parameters that nothing trains have stayed what they were."""
+        found = self._constant_digests()
+        moved = [n for n, digest in found.items() if self._constants.get(n, digest) != digest]
+        self._constants |= found
+        if moved:
+            self._problem(
+                f"{', '.join(moved[:5])} changed in training although no optimizer holds "
+                f"{'them' if len(moved) > 1 else 'it'}, and "
+                "its values are not recorded. Register as buffers what is updated by hand"
+            )
+
+    def micro_batch_begins(self, batch_idx: int, draws: tuple[Draw, ...], transferred_with: dict[str, bytes]) -> None:
+        """A batch is about to go through ``training_step``."""
+        if self.steps.running and self._automatic:
+            if self._evaluated:
+                self._problem(
+                    "the optimizer evaluates the loss several times per step. Use one that evaluates it once, such as "
+                    "SGD or Adam"
+                )
+                return
+            self._evaluated = True
+        # The Trainer zeroes gradients at these batches: whatever came before and led to no step is forgotten.
+        if self._before is None or (self._automatic and batch_idx % self._trainer.accumulate_grad_batches == 0):
+            self._open_step()
+        self._current = MicroBatch(
+            batch_idx=batch_idx, draws=draws, transferred_with=transferred_with, stepped_with=self._watch.capture()
+        )
+        self._micro.append(self._current)
+
+    def micro_batch_ends(self, output: Any, fetched: tuple[Draw, ...]) -> None:
+        """``training_step`` has returned; ``fetched`` is what it took from the loaders itself."""
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        self._loss = loss.detach() if isinstance(loss, Tensor) else None
+        if fetched and self._micro:
+            self._micro[-1] = replace(self._micro[-1], draws=fetched)
+
+    def backward_done(self) -> None:
+        """Gradients of a micro-batch have been added."""
+        self._backwards += 1
+
+    def clipped(self, clip: Clip | None) -> None:
+        """The Trainer has clipped the gradients of the step under way."""
+        self._clip = clip
+
+    def averaged(self, a: float, b: float) -> None:
+        """A callback did ``average <- a * average + b * params`` with the present parameters."""
+        if self._pending is None:
+            before = self.started_with_average
+            self.started_with_average = (a, b) if before is None else (a * before[0], a * before[1] + b)
+            return
+        step, packed = self._pending
+        if step.average is not None:
+            a, b = a * step.average[0], a * step.average[1] + b
+        self._pending = replace(step, average=(a, b)), packed
+
+    def close(self, reason: str, average: Mapping[str, Tensor] | None) -> None:
+        """Write what is complete, the final state, and the end. Nothing is there if no step was taken.
+
+        Raises:
+            LogWriteError: From the writer.
+        """
+        self.steps.remove()
+        writer, self._writer = self._writer, None
+        if writer is None or self._after is None:
+            return
+        try:
+            self._hand_over(writer)
+            lanes = writer.lanes(self._after.layout)
+            copy_lanes(self._after.lanes, lanes)
+            writer.finish(self._after.layout, lanes, average=average, reason=reason)
+        except SgdInfluenceError as error:
+            writer.abandon(f"{reason}; {error}")
+            raise
+
+    # A step ----------------------------------------------------------------------------------------------------
+
+    def _open_step(self) -> None:
+        if self._writer is not None:
+            self._hand_over(self._writer)
+        if self._stale:
+            self.reader.refresh()
+            self._stale = False
+        state = self.reader.read()
+        layout = self.reader.layout(state)
+        if self._before is None or self._before.layout is not layout:
+            lanes = layout.empty() if self._writer is None else self._writer.lanes(layout)
+            self._before = _Packed(layout, lanes)
+        layout.pack(state, self._before.lanes)
+        after = self._after
+        self._changed = changed_tensors(layout, self._before.lanes, after.layout, after.lanes) if after else ()
+        self._eval_modules = self.reader.eval_modules()
+        self._micro = []
+        self._clip = None
+        self._backwards = 0
+
+    def _before_step(self) -> None:
+        self._evaluated = False
+        if not self._automatic and self._before is None:  # a second step within one manual training_step
+            self._open_step()
+            self._micro = [self._current] if self._current is not None else []
+
+    def _after_step(self, groups: tuple[ParamGroup, ...]) -> None:
+        # An epoch that only updates batch statistics ends with an optimizer step that has no gradients, or stale ones.
+        if self._before is None or not has_gradients(self._optimizer) or (self._automatic and self._backwards == 0):
+            return
+        trainer = self._trainer
+        step = Step(
+            index=self.count,
+            epoch=trainer.current_epoch,
+            global_step=trainer.global_step,
+            micro_batches=tuple(self._micro),
+            groups=groups,
+            accumulation=trainer.accumulate_grad_batches if self._automatic else 1,
+            clip=self._clip,
+            eval_modules=self._eval_modules,
+            loss=float(self._loss) if self._loss is not None and self._loss.numel() == 1 else None,
+            changed=self._changed,
+        )
+        self._take_after()
+        if self._writer is None:
+            self._writer = self._open_writer(self)
+            lanes = self._writer.lanes(self._before.layout)
+            copy_lanes(self._before.lanes, lanes)
+            self._before.lanes = lanes
+        self._pending = step, self._before
+        self._before = None
+        self.count += 1
+        self._watch_finite(step)
+
+    def _take_after(self) -> None:
+        state = self.reader.read()
+        layout = self.reader.layout(state)
+        if self._after is None or self._after.layout is not layout:
+            self._after = _Packed(layout, layout.empty())
+        layout.pack(state, self._after.lanes)
+
+    def _hand_over(self, writer: Writer) -> None:
+        if self._pending is not None:
+            (step, packed), self._pending = self._pending, None
+            store = self._keep.stores(step.index, step.epoch, self._max_epochs)
+            writer.put(step, packed.layout, packed.lanes, store=store)
+
+    def _watch_finite(self, step: Step) -> None:
+        if self._not_finite or self._after is None:
+            return
+        what = "loss" if step.loss is not None and not math.isfinite(step.loss) else ""
+        if not what and not finite_params(self._after.layout, self._after.lanes):
+            what = "a parameter"
+        if what:
+            self._not_finite = True
+            self._problem(f"{what} is not finite after step {step.index} (epoch {step.epoch})")
+
+    def _constant_digests(self) -> dict[str, int]:
+        return {name: batch_digest(value) for name, value in self.reader.constants.items()}

@@ -1,0 +1,259 @@
+"""Which states of a run are stored, and how a state is taken from a module and its optimizer.
+
+A `Keep` is one question: is the state before this step stored? The first state and the last are stored by every policy
+but `Final`, which stores the last alone; of the states it leaves out the log keeps checksums.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.state import Layout, ModelState
+
+
+@runtime_checkable
+class Keep(Protocol):
+    """A policy that says which states are stored. ``str(keep)`` is what the header says and what `parse_keep` reads."""
+
+    def stores(self, index: int, epoch: int, max_epochs: int) -> bool:
+        """Whether the state before step ``index`` of ``epoch`` (both from 0) is stored."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """Store the states before steps ``0, k, 2k, ...``; with ``k = 1`` all of them. ``1/k`` of the bytes.
+
+    Args:
+        k: At least 1.
+    """
+
+    k: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least_one(self.k, "every(k)")
+
+    def stores(self, index: int, epoch: int, max_epochs: int) -> bool:
+        """Whether ``index`` is a multiple of ``k``."""
+        del epoch, max_epochs
+        return index % self.k == 0
+
+    def __str__(self) -> str:
+        return "every_step" if self.k == 1 else f"every({self.k})"
+
+
+@dataclass(frozen=True, slots=True)
+class LastEpochs:
+    """Store the states of the last ``n`` epochs that the Trainer's ``max_epochs`` announces, and the first state.
+
+    Args:
+        n: At least 1.
+    """
+
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least_one(self.n, "last_epochs(n)")
+
+    def stores(self, index: int, epoch: int, max_epochs: int) -> bool:
+        """Whether ``epoch`` is one of the last ``n``, or ``index`` is 0."""
+        return index == 0 or epoch >= max_epochs - self.n
+
+    def __str__(self) -> str:
+        return f"last_epochs({self.n})"
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """Store the final state only: enough for what looks at the trained model alone, or retraces from the start."""
+
+    def stores(self, index: int, epoch: int, max_epochs: int) -> bool:
+        """Never."""
+        del index, epoch, max_epochs
+        return False
+
+    def __str__(self) -> str:
+        return "final"
+
+
+def every(k: int) -> Every:
+    """Store every ``k``-th state; the ones between are computed again when they are needed."""
+    return Every(k)
+
+
+def last_epochs(n: int) -> LastEpochs:
+    """Store the states of the last ``n`` epochs."""
+    return LastEpochs(n)
+
+
+def parse_keep(keep: str | Keep) -> Keep:
+    """The policy of a name: ``"every_step"``, ``"every(k)"``, ``"last_epochs(n)"`` or ``"final"``.
+
+    Raises:
+        ConfigurationError: If there is no such policy.
+    """
+    if not isinstance(keep, str):
+        if isinstance(keep, Keep):
+            return keep
+        raise ConfigurationError(f"keep= is a policy or its name, got {keep!r}. {_POLICIES}")
+    if keep in ("every_step", "final"):
+        return Every(1) if keep == "every_step" else Final()
+    match = re.fullmatch(r"(every|last_epochs)\((\d+)\)", keep.replace(" ", ""))
+    if match is None:
+        raise ConfigurationError(f"unknown keep={keep!r}. {_POLICIES}")
+    return (Every if match[1] == "every" else LastEpochs)(int(match[2]))
+
+
+_POLICIES = "Use 'every_step', 'every(k)', 'last_epochs(n)' or 'final'."
+
+
+def _at_least_one(value: Any, what: str) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{what} needs an integer of at least 1, got {value!r}.")
+
+
+class StateReader:
+    """Reads the state of a module and its optimizer where they lie, without copying.
+
+    Walking a module costs more than reading its tensors, so their places are looked up once per epoch, by `refresh`.
+
+    Args:
+        module: The LightningModule.
+        optimizer: What trains it. Parameters are those that its groups hold, in the module's order; others are
+            constants.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._module = module
+        self._optimizer = optimizer
+        self._layout: Layout | None = None
+        self._dtypes: list[torch.dtype] = []
+        self._eval_modules: tuple[str, ...] = ()
+        self.unreadable: set[str] = set()  # keys of optimizer state that is neither tensor nor number
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look again which parameters, buffers and sub-modules there are."""
+        held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        self._held = _group_sizes(self._optimizer)
+        named = list(self._module.named_parameters())
+        self.params = {name: p for name, p in named if id(p) in held}
+        self.constants = {name: p for name, p in named if id(p) not in held}
+        self.names = {id(p): name for name, p in self.params.items()}
+        self.foreign = len(held) - len(self.params)
+        self._modules = list(self._module.named_modules())
+        owners = dict(self._modules)
+        self._buffers = [
+            (name, owners[name.rpartition(".")[0]]._buffers, name.rpartition(".")[2])
+            for name, _ in self._module.named_buffers()
+        ]
+
+    def read(self) -> ModelState:
+        """The present state; its tensors are the live ones."""
+        if self._held != _group_sizes(self._optimizer):
+            self.refresh()
+        state = self._optimizer.state
+        return ModelState(
+            params=self.params,
+            buffers={name: owner[key] for name, owner, key in self._buffers if owner.get(key) is not None},
+            optimizer={
+                name: entries for name, p in self.params.items() if p in state and (entries := self._tensors(state[p]))
+            },
+        )
+
+    def layout(self, state: ModelState) -> Layout:
+        """The layout of a state; the same object as before if nothing moved."""
+        layout = self._layout
+        if layout is None or not self._fits(layout, state):
+            layout = self._layout = Layout.of(state)
+            self._dtypes = [value.dtype for *_, value in state.items()]
+        return layout
+
+    def eval_modules(self) -> tuple[str, ...]:
+        """Names of the sub-modules that are in eval mode now."""
+        return tuple(name for name, module in self._modules if not module.training)
+
+    def _fits(self, layout: Layout, state: ModelState) -> bool:
+        specs = layout.specs
+        count = 0
+        for (part, name, key, value), spec, dtype in zip(state.items(), specs, self._dtypes, strict=False):
+            if value.dtype is not dtype or value.shape != spec.shape:
+                return False
+            if name != spec.name or key != spec.key or part != spec.part:
+                return False
+            count += 1
+        return count == len(specs) == _count(state)
+
+    def _tensors(self, entries: dict[str, Any]) -> dict[str, Tensor]:
+        tensors = {}
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[key] = value
+            elif isinstance(value, (bool, int, float)):
+                tensors[key] = torch.tensor(float(value), dtype=torch.float64)
+            elif value is not None:
+                self.unreadable.add(str(key))
+        return tensors
+
+
+def changed_tensors(
+    layout: Layout, lanes: dict[str, Tensor], expected_layout: Layout, expected: dict[str, Tensor]
+) -> tuple[str, ...]:
+    """Labels of the tensors in which a packed state differs, bit by bit, from the packed state it should be."""
+    if layout == expected_layout and all(torch.equal(bits(lanes[d]), bits(expected[d])) for d in lanes):
+        return ()
+    found = {spec.label: (spec, value) for spec, value in _unpacked(layout, lanes)}
+    wanted = {spec.label: (spec, value) for spec, value in _unpacked(expected_layout, expected)}
+    return tuple(
+        label
+        for label in dict.fromkeys((*wanted, *found))
+        if label not in found
+        or label not in wanted
+        or found[label][0] != wanted[label][0]
+        or not torch.equal(bits(found[label][1]), bits(wanted[label][1]))
+    )
+
+
+def bits(values: Tensor) -> Tensor:
+    """The tensor's bytes, so that NaN equals itself and 0.0 is not -0.0."""
+    return values.contiguous().view(-1).view(torch.uint8)
+
+
+def finite_params(layout: Layout, lanes: dict[str, Tensor]) -> bool:
+    """Whether the parameters of a packed state are all finite."""
+    counts: dict[str, int] = {}
+    for spec in layout.specs:
+        if spec.part == "param":
+            counts[spec.dtype] = counts.get(spec.dtype, 0) + spec.numel
+    for dtype, count in counts.items():
+        # Parameters come first in their lane. A finite sum proves all finite; an infinite one may be an overflow.
+        values = lanes[dtype][:count]
+        if not (torch.isfinite(values.sum()) or torch.isfinite(values).all()):
+            return False
+    return True
+
+
+def copy_lanes(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    """Copy lanes into lanes of the same layout."""
+    for dtype, values in source.items():
+        target[dtype].copy_(values)
+
+
+def _unpacked(layout: Layout, lanes: dict[str, Tensor]) -> Iterable[tuple[Any, Tensor]]:
+    values = [value for *_, value in layout.unpack(lanes).items()]
+    return zip(layout.specs, values, strict=True)
+
+
+def _group_sizes(optimizer: torch.optim.Optimizer) -> list[int]:
+    return [len(group["params"]) for group in optimizer.param_groups]
+
+
+def _count(state: ModelState) -> int:
+    return len(state.params) + len(state.buffers) + sum(map(len, state.optimizer.values()))
