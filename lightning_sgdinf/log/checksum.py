@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,9 @@ from lightning_sgdinf.state import Layout, ModelState
 class StateChecksum:
     """CRC-32 of the states of one layout, from their lanes.
 
-    The tensors are taken in the order of ``(part, name, key)``, so that the checksum does not depend on the order in which
-    a dict happens to hold them. It begins with the names, shapes and dtypes and goes on with the bytes of each tensor.
+    The tensors are taken in the order of ``(part, name, key)``, so that the checksum does not depend on the order in
+    which a dict happens to hold them. It begins with the names, shapes and dtypes and goes on with the bytes of each
+    tensor.
 
     Args:
         layout: How the states lie in their lanes.
@@ -89,6 +91,16 @@ def step_checksum(
     crc = zlib.crc32(document, zlib.crc32(learning_rates, zlib.crc32(example_ids, crc)))
     tail = b"".join([c.to_bytes(4, "little") for c in blob_checksums]) + state_crc.to_bytes(4, "little")
     return zlib.crc32(tail, crc)
+
+
+def content_digest(run_id: str, length: int, crc_columns: Sequence[np.ndarray], state_crc: int | None) -> str:
+    """SHA-256 over run name, ``T`` (int64), the checksums of the steps (uint32) and that of the last state (uint32)."""
+    digest = hashlib.sha256(run_id.encode() + length.to_bytes(8, "little"))
+    for column in crc_columns:
+        digest.update(np.ascontiguousarray(column, "<u4"))
+    if state_crc is not None:
+        digest.update(state_crc.to_bytes(4, "little"))
+    return digest.hexdigest()
 
 
 def _seed(layout: Layout) -> int:

@@ -1,8 +1,8 @@
 """The files of a log, and who may write them.
 
-``<run>.tlog/`` holds ``LOCK``; sealed segments ``seg-<first step>.h5``; at most one ``live-<first step>.h5``, which is being
-written or was when its writer died; ``reserve``, space to give back when the disk is full; and, once the run has ended,
-``end.h5``. ``tmp-*`` is unfinished business.
+``<run>.tlog/`` holds ``LOCK``; sealed segments ``seg-<first step>.h5``; at most one ``live-<first step>.h5``, which
+is being written or was when its writer died; ``reserve``, space to give back when the disk is full; and, once the run
+has ended, ``end.h5``. ``tmp-*`` is unfinished business.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class LogDirectory:
         if not self.path.exists():
             raise LogNotFoundError(f"{self.path}: no such directory, expected the log of a run")
         if not self.path.is_dir():
-            raise LogNotFoundError(f"{self.path} is a file, expected a directory; give the log itself, not a part of it")
+            raise LogNotFoundError(
+                f"{self.path} is a file, expected a directory; give the log itself, not a part of it"
+            )
         names = sorted(p.name for p in self.path.iterdir())
         if not any(_CONTENT.fullmatch(name) for name in names):
             shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
@@ -110,7 +112,9 @@ class WritableDirectory(LogDirectory):
         except LogLockedError:
             raise
         except OSError as error:
-            raise LogWriteError(f"{self.path} cannot be made or locked: {error}; choose a local, writable disk") from error
+            raise LogWriteError(
+                f"{self.path} cannot be made or locked: {error}; choose a local, writable disk"
+            ) from error
         try:
             self._clear(overwrite)
             self._reserved = 0

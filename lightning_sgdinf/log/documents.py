@@ -1,7 +1,7 @@
 """Headers, layouts and plain values as JSON documents.
 
-Numbers that JSON has no word for are written as ``{"$float": "nan" | "inf" | "-inf"}``. Readers ignore names they do not
-know, so that later releases can add some.
+Numbers that JSON has no word for are written as ``{"$float": "nan" | "inf" | "-inf"}``. Readers ignore names they do
+not know, so that later releases can add some.
 """
 
 from __future__ import annotations

@@ -114,9 +114,9 @@ class Handover:
             LogWriteError: It has failed.
         """
         if self.error is not None:
-            raise LogWriteError(f"writing the log failed: {_reason(self.error)}; what was flushed before is readable") from (
-                self.error
-            )
+            raise LogWriteError(
+                f"writing the log failed: {_reason(self.error)}; what was flushed before is readable"
+            ) from (self.error)
         if self.thread is not None and not self.thread.is_alive() and not self._closed:
             raise LogWriteError("the thread that writes the log is gone; what was flushed before is readable")
 

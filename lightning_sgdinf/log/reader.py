@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_sgdinf.errors import LogCorruptError, LogError, LogNotFoundError, StateNotStoredError
+from lightning_sgdinf.log.checksum import content_digest
 from lightning_sgdinf.log.directory import LogDirectory
 from lightning_sgdinf.log.end_mark import EndMark, read_end_mark
 from lightning_sgdinf.log.records import Header, Step
@@ -27,8 +27,8 @@ class RunLog:
     """A recorded run of ``T`` steps; open it with `open`, close it or use it as a context manager.
 
     A log without an end, because training was given up or killed, can be read too: then the state *after* the last
-    recorded step is unknown, so of ``n`` recorded steps ``T = n - 1`` count, whose states ``0 .. n - 1`` are known. `finished`
-    is false then.
+    recorded step is unknown, so of ``n`` recorded steps ``T = n - 1`` count, whose states ``0 .. n - 1`` are known.
+    `finished` is false then.
 
     Everything that is read is compared with its checksum first.
 
@@ -265,13 +265,3 @@ class RunLog:
         if self._end is not None and expected != self._end.steps:
             raise LogCorruptError(f"{self._directory.end}: {self._end.steps} steps, its segments have {expected}")
         return list(steps), expected
-
-
-def content_digest(run_id: str, length: int, crc_columns: list[np.ndarray], state_crc: int | None) -> str:
-    """SHA-256 over run name, ``T`` (int64), the checksums of the steps (uint32) and that of the last state (uint32)."""
-    digest = hashlib.sha256(run_id.encode() + length.to_bytes(8, "little"))
-    for column in crc_columns:
-        digest.update(np.ascontiguousarray(column, "<u4"))
-    if state_crc is not None:
-        digest.update(state_crc.to_bytes(4, "little"))
-    return digest.hexdigest()

@@ -214,10 +214,8 @@ class _LaneRows:
         kind = word_type(dtype)
         stored = kind.pattern if codec.differences else np.dtype(kind.plain)
         filtered = bool(codec.filter) and words * stored.itemsize >= _FILTERED_FROM_BYTES
-        if filtered:
-            chunks = (1, -(-words // -(-words // _CHUNK_WORDS)))
-        else:
-            chunks = (max(1, _SMALL_CHUNK_BYTES // (words * stored.itemsize)), min(words, _CHUNK_WORDS))
+        rows = 1 if filtered else max(1, _SMALL_CHUNK_BYTES // (words * stored.itemsize))
+        chunks = (rows, -(-words // -(-words // _CHUNK_WORDS)))  # equal parts: a chunk at the edge is stored whole
         self._dataset = file.create_dataset(
             f"state/{dtype}",
             (0, words),

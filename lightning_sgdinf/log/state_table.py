@@ -1,7 +1,7 @@
 """The stored states of one segment, bit for bit.
 
-With differences, a state is reached from the nearest of three places: the first anchor, the last anchor, or the state read
-before. Walking backwards therefore costs one row per state.
+With differences, a state is reached from the nearest of three places: the first anchor, the last anchor, or the state
+read before. Walking backwards therefore costs one row per state.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ class StateTable:
                 self._position = row
         if self._checksum.of_words(words) != recorded:
             self._position = None
-            raise LogCorruptError(f"{self._path}: state {index} differs from its checksum; restore the file from a copy")
+            raise LogCorruptError(
+                f"{self._path}: state {index} differs from its checksum; restore the file from a copy"
+            )
         return self._layout.unpack(lanes)
 
     def check_last_anchor(self) -> None:

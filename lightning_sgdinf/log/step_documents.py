@@ -1,8 +1,8 @@
 """One step as a short JSON document, its example ids, and the byte strings it refers to.
 
-What rarely changes is kept apart: generator states, and one *frame* per combination of parameter names, constant options,
-accumulation, clipping and eval modes. These are byte strings that a document names by their position in the step's own
-list (the frame is position 0), and that a segment stores once however often they are used.
+What rarely changes is kept apart: generator states, and one *frame* per combination of parameter names, constant
+options, accumulation, clipping and eval modes. These are byte strings that a document names by their position in the
+step's own list (the frame is position 0), and that a segment stores once however often they are used.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def encode_step(step: Step) -> EncodedStep:
     )
 
 
-def decode_step(index: int, document: bytes, ids: np.ndarray, blobs: Sequence[bytes], frame: Frame | None = None) -> Step:
+def decode_step(
+    index: int, document: bytes, ids: np.ndarray, blobs: Sequence[bytes], frame: Frame | None = None
+) -> Step:
     """Put a step together again.
 
     Args:

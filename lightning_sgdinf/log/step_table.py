@@ -30,7 +30,9 @@ class StepTable:
 
     def __init__(self, file: h5py.File, path: Path, first: int, *, partial: bool = False) -> None:
         self._path, self._first = path, first
-        columns = {name: read_column(file, name, path, dtype, sealed=not partial) for name, (dtype, _) in COLUMNS.items()}
+        columns = {
+            name: read_column(file, name, path, dtype, sealed=not partial) for name, (dtype, _) in COLUMNS.items()
+        }
         with reading(path, "dataset lr"):
             groups = int(file["lr"].shape[1])
         rates = read_column(file, "lr", path, "<f8", groups, sealed=not partial)

@@ -122,9 +122,7 @@ class LogStore:
         self.directory.release()
 
     def _begin(self, layout: Layout, groups: int) -> None:
-        row_bytes = sum(
-            n * word_type(d).per_element * word_type(d).pattern.itemsize for d, n in layout.lanes.items()
-        )
+        row_bytes = sum(n * word_type(d).per_element * word_type(d).pattern.itemsize for d, n in layout.lanes.items())
         self.directory.reserve(2 * row_bytes + _RESERVE_SLACK)
         self._segment = SegmentWriter(
             self.directory,
@@ -164,7 +162,9 @@ class LogStore:
 
 def redirect(descriptor: int) -> None:
     """Let writes to a file go nowhere, but succeed."""
-    nowhere = os.memfd_create("discarded", os.MFD_CLOEXEC) if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
+    nowhere = (
+        os.memfd_create("discarded", os.MFD_CLOEXEC) if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
+    )
     try:
         os.dup2(nowhere, descriptor, inheritable=False)
     finally:

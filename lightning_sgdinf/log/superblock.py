@@ -1,8 +1,8 @@
 """Make the file of a killed writer readable.
 
 An HDF5 file that was open for writing says so in its first 48 bytes, and its recorded end may lag behind the data that
-was flushed; readers then refuse it. The usual tools cut such a file at the stale end. Setting the end to the size the file
-has, and the flags to zero, loses nothing.
+was flushed; readers then refuse it. The usual tools cut such a file at the stale end. Setting the end to the size the
+file has, and the flags to zero, loses nothing.
 
 Layout (HDF5 file format specification, superblock versions 2 and 3): signature 8, version 1, size of offsets 1, size of
 lengths 1, consistency flags 1, base address 8, extension address 8, end of file 8, root group 8, checksum 4.
@@ -45,7 +45,8 @@ def repair(path: Path) -> None:
 
 
 def lookup3(data: bytes) -> int:
-    """Bob Jenkins' ``hashlittle`` with initial value 0, HDF5's checksum of metadata (burtleburtle.net/bob/c/lookup3.c)."""
+    """Bob Jenkins' ``hashlittle`` with initial value 0, HDF5's checksum of metadata
+    (burtleburtle.net/bob/c/lookup3.c)."""
     a = b = c = (0xDEADBEEF + len(data)) & _MASK
     if not data:
         return c

@@ -33,22 +33,22 @@ class LogWriter:
         ...                                   # the optimizer steps
         writer.put(step, layout, lanes)
 
-    and at the end ``writer.finish(layout, lanes)`` with the state after the last step. All of HDF5 happens in one background
-    thread; when it falls behind, `lanes` waits. Nothing is dropped. An error of the thread is raised by the next call.
-    Passing the same `Layout` object each time saves comparing it.
+    and at the end ``writer.finish(layout, lanes)`` with the state after the last step. All of HDF5 happens in one
+    background thread; when it falls behind, `lanes` waits. Nothing is dropped. An error of the thread is raised by
+    the next call. Passing the same `Layout` object each time saves comparing it.
 
     Args:
         path: Directory to make; by convention its name ends in ``.tlog``.
         header: What holds for the whole run.
-        codec: How states are stored: ``"delta"`` (lossless differences, Bitshuffle-LZ4) or ``"none"`` (plain values, readable
-            with any HDF5 tool).
+        codec: How states are stored: ``"delta"`` (lossless differences, Bitshuffle-LZ4) or ``"none"`` (plain values,
+            readable with any HDF5 tool).
         overwrite: Delete a log that is at ``path``. Never deletes anything that is not a log.
         flush_every: Steps between flushes, >= 1; also once a second. What was flushed survives ``kill -9``.
         segment_bytes: Bytes of uncompressed states per segment file.
         queue_bytes: Bytes of states that may wait to be written; at least two states may.
         durable: Wait for the disk at every flush, so that it survives a power failure; sealed segments always do.
-        when_full: What to do when writing fails, as on a full disk: ``"raise"``, or ``"stop_logging"``, which warns once,
-            lets training go on, and leaves a log without an end.
+        when_full: What to do when writing fails, as on a full disk: ``"raise"``, or ``"stop_logging"``, which warns
+            once, lets training go on, and leaves a log without an end.
 
     Raises:
         ConfigurationError: An argument that cannot work.
@@ -136,7 +136,9 @@ class LogWriter:
         """
         self._check_process()
         if step.index != self._next:
-            raise ConfigurationError(f"step {step.index} was put, expected step {self._next}: steps are recorded in order")
+            raise ConfigurationError(
+                f"step {step.index} was put, expected step {self._next}: steps are recorded in order"
+            )
         self._submit(partial(self._thread.add, step, layout, lanes, store))
         self._next += 1
 
@@ -289,7 +291,8 @@ def _watch_forks() -> None:
 
 
 def _disown() -> None:
-    """In a forked child: let go of the parent's lock, and make sure that no exit handler writes to the parent's file."""
+    """In a forked child: let go of the parent's lock, and make sure that no exit handler writes to the parent's
+    file."""
     for store in list(_open_stores):
         if store.descriptor is not None:
             redirect(store.descriptor)
