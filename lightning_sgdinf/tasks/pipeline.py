@@ -17,6 +17,7 @@ from lightning import LightningModule, seed_everything
 from torch.utils.data import DataLoader, Subset
 
 from lightning_sgdinf import random_state
+from lightning_sgdinf.baselines import Baseline
 from lightning_sgdinf.cleansing import (
     CleansingContext,
     Evaluation,
@@ -112,9 +113,7 @@ def rank(study: Study, trained: Trained) -> Ranked:
         query: Query = study.query
         if not scores and positions:
             query = Joined(study.query, explained_query(study.query.better, positions))
-        found: Scores = study.runner.run(
-            trained.model, study.data.train_dataloader(), loader, log=trained.log, query=query, estimator=method
-        )
+        found = _scores(study, trained, loader, query, method)
         if not scores and positions:
             found, explained = _split(found, len(found.queries) - len(positions))
         scores[name] = found
@@ -166,6 +165,15 @@ def detections(study: Study, ranked: Ranked) -> dict[str, Detection]:
 def validation_halves(data: ImageData, seed: int) -> tuple[Subset, Subset]:
     """The half of the validation set that scores are computed from, and the half to choose with."""
     return halve(len(data.val_set), seed=seed, labels=data.val_set.labels).subsets(data.val_set)
+
+
+def _scores(study: Study, trained: Trained, loader: DataLoader, query: Query, method: Any) -> Scores:
+    train_loader = study.data.train_dataloader()
+    if not isinstance(method, Baseline):
+        return study.runner.run(trained.model, train_loader, loader, log=trained.log, query=query, estimator=method)
+    with study.runner.open(trained.model, train_loader, log=trained.log) as opened:
+        values = method.rank(opened.log, opened.objective, len(study.data.train_set))
+    return Scores(values=values[:, None], queries=(method.title,))
 
 
 def _curves(
