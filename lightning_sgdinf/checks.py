@@ -71,6 +71,7 @@ class Rerun:
         data: Validation data, in the objective's precision.
         context: Precision context of the query.
         first_step: Where the window starts.
+        start: The state there.
         examples: ``N``.
         eps: Step of central differences, suited to the precision.
         tolerance: Allowed relative error of the gradient check.
@@ -82,6 +83,7 @@ class Rerun:
     data: ValidationData
     context: Callable[[], Any]
     first_step: int
+    start: ModelState
     examples: int
     eps: float
     tolerance: float
@@ -100,10 +102,9 @@ class Rerun:
     def _end(self, weights: Tensor) -> tuple[ModelState, dict[str, Tensor]]:
         """The last state, and what the window adds to the running average."""
         retracer = Retracer(self.log, self.objective)
-        start = self.log.state(self.first_step)
         if self.log.average is None:
-            return retracer.run(start, self.first_step, len(self.log), weights=weights), {}
-        state, fed = start, {}
+            return retracer.run(self.start, self.first_step, len(self.log), weights=weights), {}
+        state, fed = self.start, {}
         for step in self.log.steps(self.first_step, len(self.log)):
             state = retracer.advance(state, step, weights=weights)
             if step.average is not None:
@@ -141,6 +142,7 @@ def open_rerun(
     context: Callable[[], Any],
     *,
     first_step: int,
+    start: ModelState,
     examples: int,
     tap: str | None,
 ) -> Iterator[Rerun]:
@@ -149,7 +151,7 @@ def open_rerun(
     Mixed-precision runs are another function in float64, and a step that draws random numbers may draw others there, so
     these are re-run in their own precision with coarser differences.
     """
-    shared = dict(log=log, query=query, first_step=first_step, examples=examples)
+    shared = dict(log=log, query=query, first_step=first_step, start=start, examples=examples)
     own_dtype = objective.parameters[0].dtype
     plain = log.header.precision in ("32-true", "32", "64-true", "64")
     if own_dtype == torch.float64:
@@ -158,7 +160,7 @@ def open_rerun(
     if plain:
         wide = ValidationData(loader=data.loader, transfer=lambda b: cast_floats(data.transfer(b), torch.float64))
         with open_objective(objective.module, log.header, objective.source, host, tap=tap, dtype=torch.float64) as other:
-            if _agree(log, other, first_step):
+            if _agree(log, other, first_step, start):
                 yield Rerun(**shared, objective=other, data=wide, context=nullcontext, eps=1e-4, tolerance=GRADIENT_TOLERANCE)
                 objective.forget_modes()
                 return
@@ -248,7 +250,7 @@ def check_trust(rerun: Rerun, scores: Tensor, plan: Plan, ids: Tensor, column: i
 
 def window_examples(steps: Iterator[Step]) -> Tensor:
     """Ids of the examples that occur in some steps, each once."""
-    found = [torch.from_numpy(s.example_ids) for s in steps]
+    found = [torch.tensor(s.example_ids) for s in steps]
     return torch.unique(torch.cat(found)) if found else torch.empty(0, dtype=torch.int64)
 
 
@@ -263,13 +265,13 @@ def _strongest(scores: Tensor, count: int) -> list[int]:
     return [int(i) for i in order if scores[i] != 0]
 
 
-def _agree(log: Trajectory, wide: Objective, index: int) -> bool:
+def _agree(log: Trajectory, wide: Objective, index: int, start: ModelState) -> bool:
     """Whether the loss in float64 is the recorded one, so that random draws do not depend on the precision."""
     step = log.step(index)
     if step.loss is None or len(step.micro_batches) > 1:
         return True
     micro = step.micro_batches[0]
-    wide.load(log.state(index))
+    wide.load(start)
     found = float(wide.trace(step, micro, wide.batch(step, micro)).loss.detach()) * step.accumulation
     return abs(found - step.loss) <= 1e-3 * max(abs(step.loss), 1e-3)
 

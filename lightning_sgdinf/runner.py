@@ -240,10 +240,10 @@ class _Job:
         plan = self.plan()
         with self._progress() as bar:
 
-            def on_step(t: int, tally: Tally) -> None:
+            def on_step(t: int, before: ModelState, tally: Tally) -> None:
                 bar.update()
                 if plan is not None and t == plan.first_step:
-                    self.check(plan, tally)
+                    self.check(plan, before, tally)
 
             walk = Walk(
                 log=self.log,
@@ -293,15 +293,16 @@ class _Job:
         plan = fast_plan(self.log, self.first)
         if self.runner.certificate == "full":
             plan = Plan(first_step=self.first, gradient_examples=4, trust_examples=12)
-        stored = [i for i in self.log.state_indices.tolist() if self.first <= i <= plan.first_step]
-        if not stored:
-            self.notes.append("Gradient and trust checks need the recorded state at the start of a window; none is stored.")
-            return None
-        return replace(plan, first_step=stored[-1]) if self.runner.certificate == "fast" else replace(plan, first_step=stored[0])
+        return plan
 
-    def check(self, plan: Plan, tally: Tally) -> None:
+    def check(self, plan: Plan, before: ModelState, tally: Tally) -> None:
         """Re-run the window and hold the walk's scores so far against it."""
         clock = stopwatch()
+        if self.estimator.state_for(plan.first_step, self.log) != plan.first_step:
+            if plan.first_step not in self.log.state_indices:
+                self.notes.append("Trust was not checked: that needs a recorded state to start a re-run from, and the log stores the final one only.")
+                return
+            before = self.log.state(plan.first_step)
         with open_rerun(
             self.log,
             self.objective,
@@ -310,6 +311,7 @@ class _Job:
             self.data,
             self.context,
             first_step=plan.first_step,
+            start=before,
             examples=self.examples,
             tap=self.runner.tap,
         ) as rerun:

@@ -84,7 +84,8 @@ class Walk:
         query_at: The queries' adjoint at any state.
         room: How many rebuilt states may be held at once.
         compare: Hold rebuilt states against recorded ones.
-        on_step: Called with the index of each step when it is done; for progress and for checks along the way.
+        on_step: Called when a step is done, with its index, the state it was taken from and the tally; for progress and for checks
+            along the way.
     """
 
     log: Trajectory
@@ -93,7 +94,7 @@ class Walk:
     query_at: Callable[[ModelState], Adjoint]
     room: int = 64
     compare: bool = True
-    on_step: Callable[[int, Tally], None] = lambda step, tally: None
+    on_step: Callable[[int, ModelState, Tally], None] = lambda step, before, tally: None
 
     def run(self, adjoint: Adjoint, *, examples: int, epochs: int = 0) -> Tally:
         """Walk from the end of the run to the estimator's first step.
@@ -121,14 +122,14 @@ class Walk:
         following = None
         for step, (t, before) in zip(self.log.steps(total, first), states, strict=True):
             at = ReplayedStep(
-                step, before, self.objective, rule, self.query_at, is_epoch_end=following is None or following.epoch != step.epoch
+                step, _on(before, self.objective.host.device), self.objective, rule, self.query_at, is_epoch_end=following is None or following.epoch != step.epoch
             )
             adjoint, slopes = self.estimator.visit(at, adjoint)
             if self.compare and not frozen and at.taken is not None:
                 _compare(at, after, self.objective, tally.comparison)
-            tally.add(torch.from_numpy(step.example_ids), slopes, step.epoch)
+            tally.add(torch.tensor(step.example_ids), slopes, step.epoch)
             after, following = before, step
-            self.on_step(t, tally)
+            self.on_step(t, before, tally)
         if not bool(torch.isfinite(tally.scores).all()):
             raise NonFiniteError("a score is not finite although every step was; this is a defect, please report it with the log's header")
         return tally
@@ -149,6 +150,11 @@ class Walk:
             return rebuilt
 
         return states_backwards(self.log, start, stop, advance, room=self.room)
+
+
+def _on(state: ModelState, device: torch.device) -> ModelState:
+    """The state where it is computed with; counters stay on the CPU, where optimizers want them."""
+    return state if device.type == "cpu" else state.map(lambda v: v.to(device) if v.ndim else v)
 
 
 def _machine(log: Trajectory) -> str:

@@ -121,7 +121,7 @@ class Retracer:
                     batch = self._replace(batch, changed, [relabel[int(ids[i])] for i in changed])
             own = None
             if weights is not None:
-                own = weights[torch.from_numpy(ids)].to(objective.host.device, objective.parameters[0].dtype)
+                own = weights[torch.tensor(ids)].to(objective.host.device, objective.parameters[0].dtype)
             objective.trace(step, micro, batch, own).loss.backward()
 
     def _optimizer(self, groups: Sequence[ParamGroup], state: Mapping[str, Mapping[str, Tensor]]) -> torch.optim.Optimizer:
