@@ -56,7 +56,15 @@ def _rebuilt(
 ) -> Iterator[tuple[int, ModelState]]:
     """States ``upper - 1 .. stop`` from the state at ``lower``."""
     count = upper - lower
-    spacing = 1 if count <= room else -(-count // (room // 2))
+    if count > room and room < 3:  # no room to keep any: each anew from the base
+        for t in range(upper - 1, max(stop, lower) - 1, -1):
+            state = base
+            for earlier in range(lower, t):
+                state = advance(state, earlier)
+            yield t, state
+        return
+    kept = max(2, room // 2)
+    spacing = 1 if count <= room else -(-count // kept)
     marks: list[tuple[int, ModelState]] = [(lower, base)]
     state = base
     last = lower + (count - 1) // spacing * spacing
@@ -67,7 +75,7 @@ def _rebuilt(
     while marks:
         t, state = marks.pop()
         if t + 1 < upper:
-            yield from _rebuilt(state, t, upper, max(stop, t), advance, room - room // 2)
+            yield from _rebuilt(state, t, upper, max(stop, t), advance, room - kept)
         elif t >= stop:
             yield t, state
         upper = t
