@@ -11,11 +11,17 @@ Better: TypeAlias = Literal["lower", "higher"]
 """Which direction of a query is the good one."""
 
 
-def sign_sentence(query: str, better: Better) -> str:
-    """The sign of a score in words, for the head of a table or the label of an axis."""
-    if better == "lower":
-        return f"negative = harmful: leaving it out lowers {query}"
-    return f"positive = harmful: leaving it out raises {query}"
+def sign_sentence(query: str, better: Better, end: Literal["harmful", "helpful"] = "harmful") -> str:
+    """The sign of a score in words, for the head of a table or the label of an axis.
+
+    Args:
+        query: What the score is a change of.
+        better: Its good direction.
+        end: Which sign to explain.
+    """
+    falls = (better == "lower") == (end == "harmful")
+    sign, moves = ("negative", "lowers") if falls else ("positive", "raises")
+    return f"{sign} = {end}: leaving it out {moves} {query}"
 
 
 class RankedExample(NamedTuple):

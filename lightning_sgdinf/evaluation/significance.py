@@ -56,9 +56,9 @@ class Comparison:
     def sentence(self) -> str:
         """Test, number of runs and p value in words."""
         if math.isnan(self.p_value):
-            return f"{self.test}, n = {self.n}: undefined, every run changed by the same amount"
+            return f"{self.test} over {self.n} runs: undefined, every run changed by the same amount"
         p_value = f"p = {self.p_value:.3f}" if self.p_value >= 0.001 else f"p = {self.p_value:.1e}"
-        return f"{self.test}, n = {self.n}: {p_value}"
+        return f"{self.test} over {self.n} runs: {p_value}"
 
 
 def paired_t_test(before: ArrayLike, after: ArrayLike, *, confidence: float = 0.95) -> Comparison:

@@ -36,7 +36,7 @@ def score_distribution(data: ReportData) -> Figure:
     if marked.any():
         label = f"known corrupt ({marked.sum():,})"
         axes.hist(values[marked], **style, facecolor=HARM + "66", edgecolor=HARM, hatch="///", label=label)
-        legend(axes)
+        legend(figure)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.7)
@@ -55,7 +55,7 @@ def cleansing_curves(data: ReportData) -> Figure:
         name = plain(curve.method)
         axes.plot(curve.counts, scale * curve.mean, **look, markersize=4, linewidth=1.6, label=name)
         if curve.runs > 1:
-            axes.fill_between(curve.counts, scale * low, scale * high, color=look["color"], alpha=0.14, linewidth=0)
+            axes.fill_between(curve.counts, scale * low, scale * high, color=look["color"], alpha=0.1, linewidth=0)
     starts = [curve.mean[0] for curve in data.curves if curve.counts[0] == 0]
     if starts:
         axes.axhline(scale * float(np.mean(starts)), color=MUTED, linewidth=1, linestyle="--", label="nothing left out")
@@ -66,13 +66,13 @@ def cleansing_curves(data: ReportData) -> Figure:
         x="training examples left out",
         y=f"{data.curves[0].metric}{' in %' if data.curves[0].percent else ''}{band}",
     )
-    legend(axes)
+    legend(figure)
     return figure
 
 
 def before_after(changes: tuple[BeforeAfter, ...]) -> Figure:
     """Every run before and after cleansing, joined by a line, and the means; one panel per metric."""
-    figure = new_figure(max(3.4, 2.7 * len(changes)))
+    figure = new_figure(max(5.2, 2.6 * len(changes)))
     for axes, change in zip(np.atleast_1d(figure.subplots(1, len(changes))), changes, strict=True):
         scale = 100 if change.percent else 1
         if len(change.before) == len(change.after):
@@ -83,7 +83,7 @@ def before_after(changes: tuple[BeforeAfter, ...]) -> Figure:
         axes.plot([0, 1], means, color=colour, linewidth=2.4, marker="o", markersize=7, label="mean")
         for place, mean in enumerate(means):
             axes.annotate(
-                f"{mean:.4g}",
+                change.show(mean / scale),
                 (place, mean),
                 (-9 if place == 0 else 9, 0),
                 textcoords="offset points",
@@ -111,7 +111,7 @@ def found_curve(detections: Mapping[str, Detection]) -> Figure:
     axes.plot([0, share, 100], [0, 100, 100], color=INK, linewidth=0.8, linestyle=":", label="perfect")
     axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, linestyle="--", label="chance")
     dress(axes, x="training examples inspected in %, most harmful first", y="corrupt examples found in %")
-    legend(axes, "lower right")
+    legend(figure)
     return figure
 
 
@@ -126,7 +126,6 @@ def precision_recall(detections: Mapping[str, Detection]) -> Figure:
             found.precision,
             color=series(index)["color"],
             linewidth=1.6,
-            drawstyle="steps-post",
             label=label,
         )
     chance = max(found.corrupt / found.total for found in detections.values())
@@ -134,7 +133,7 @@ def precision_recall(detections: Mapping[str, Detection]) -> Figure:
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.03)
     dress(axes, x="recall: share of the corrupt ones found", y="precision: share of those\ninspected that are corrupt")
-    legend(axes)
+    legend(figure)
     return figure
 
 
@@ -158,7 +157,7 @@ def epoch_contributions(data: ReportData) -> Figure:
     axes.xaxis.get_major_locator().set_params(integer=True)
     name = f"mean contribution to the\nchange of {data.query_name}"
     dress(axes, x="training epoch", y=name)
-    legend(axes)
+    legend(figure)
     return figure
 
 
@@ -179,7 +178,7 @@ def predicted_against_measured(data: ReportData) -> Figure:
     span = [min(everything), max(everything)]
     axes.plot(span, span, color=MUTED, linewidth=0.8, linestyle="--", label="equal", zorder=1)
     dress(axes, x=f"measured change of {data.query_name}", y=f"predicted change of {data.query_name}")
-    legend(axes)
+    legend(figure)
     return figure
 
 

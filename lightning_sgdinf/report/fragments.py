@@ -23,7 +23,7 @@ def number(value: float, digits: int = 3) -> str:
     """A number as a person writes it, with a true minus sign."""
     if math.isinf(value):
         return "∞" if value > 0 else f"{MINUS}∞"
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
+    if value == 0 or 1e-4 <= abs(value) < 1e5:
         places = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
         return f"{value:.{places}f}".replace("-", MINUS)
     return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e").replace("-", MINUS)
@@ -48,8 +48,8 @@ def table(content: Table) -> str:
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in content.columns)
     body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in content.rows)
     return (
-        f'<div class="scroll"><table><caption>{escape(content.caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class="block"><p class="caption">{escape(content.caption)}</p><div class="scroll">'
+        f'<table aria-label="{escape(content.name)}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></div>'
     )
 
 

@@ -114,7 +114,10 @@ class BeforeAfter:
 
     def show(self, value: float) -> str:
         """A value of the metric as text."""
-        return f"{100 * value:.2f} %" if self.percent else f"{value:.4g}"
+        if not self.percent:
+            return f"{value:.4g}"
+        places = 1 if abs(value) >= 0.0995 else 2
+        return f"{100 * value:.{places}f}\N{NO-BREAK SPACE}%"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +240,7 @@ def _cleansing_result(change: BeforeAfter) -> str:
     left_out = "" if change.removed is None else f"the {change.removed:,} most harmful examples "
     moved = "left" if before == after else "lowered" if after < before else "raised"
     values = f"at {change.show(before)}" if before == after else f"from {change.show(before)} to {change.show(after)}"
-    test = "" if change.test is None else f" ({change.test.sentence()})"
+    doubt = "" if change.test is None or change.test.significant else "; this may be chance"
+    test = "" if change.test is None else f" ({change.test.sentence()}){doubt}"
     subject = f"Leaving out {left_out}" if left_out else "Cleansing "
     return f"{subject}{moved} {change.metric} {values}{test}."

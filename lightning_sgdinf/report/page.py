@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import re
 from collections.abc import Iterator
 from html import escape
+from typing import Literal
 
 from lightning_sgdinf.ranking import Ranking, sign_sentence
 from lightning_sgdinf.report import figures, fragments, tables
@@ -16,7 +18,7 @@ def render_page(data: ReportData) -> str:
     """The whole page."""
     sections = list(_sections(data))
     style = importlib.resources.files("lightning_sgdinf.report").joinpath("page.css").read_text(encoding="utf-8")
-    links = "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in sections)
+    links = "".join(f'<a href="#{name}">{escape(heading)}</a> ' for name, heading, _ in sections)
     body = "".join(fragments.section(name, heading, *content) for name, heading, content in sections)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -32,16 +34,18 @@ def _head(data: ReportData) -> str:
     warnings = f'<aside class="warning" role="note">{warnings}</aside>' if warnings else ""
     return (
         f'<header><h1>{escape(data.title)}</h1><p class="about">{escape(about)}</p>{warnings}'
-        f'<p class="headline">{escape(data.result())}</p><div class="facts">{"".join(_facts(data))}</div></header>\n'
+        f'<p class="headline">{_result(data)}</p><div class="facts">{"".join(_facts(data))}</div></header>\n'
     )
+
+
+def _result(data: ReportData) -> str:
+    return re.sub(r"\bp = ", "p&nbsp;=&nbsp;", escape(data.result()))  # never broken across lines
 
 
 def _facts(data: ReportData) -> Iterator[str]:
     yield fragments.fact(f"{len(data.scores):,}", "training examples ranked")
     harmful = int((data.scores.harm(data.query) > 0).sum())
-    yield fragments.fact(
-        f"{100 * harmful / len(data.scores):.0f} %", f"of them would improve {data.query_name} by leaving"
-    )
+    yield fragments.fact(f"{100 * harmful / len(data.scores):.0f} %", f"would improve {data.query_name} if left out")
     for change in data.before_after[:2]:
         before, after = (change.show(value) for value in change.means)
         yield fragments.fact(f"{before} → {after}", f"{change.metric}, before → after")
@@ -58,8 +62,8 @@ def _sections(data: ReportData) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         yield "effect", "Did leaving them out help?", _effect(data, drawn)
     harmful = data.scores.most_harmful(data.shown, data.query)
     helpful = data.scores.most_helpful(data.shown, data.query)
-    yield "harmful", "Most harmful examples", _sheet(data, harmful, "most-harmful")
-    yield "helpful", "Most helpful examples", _sheet(data, helpful, "most-helpful")
+    yield "harmful", "Most harmful examples", _sheet(data, harmful, "harmful")
+    yield "helpful", "Most helpful examples", _sheet(data, helpful, "helpful")
     yield "scores", "All scores" if not data.detections else "Scores and corrupt examples", _distribution(data, drawn)
     if data.explanations:
         yield (
@@ -97,13 +101,13 @@ def _effect(data: ReportData, drawn: dict) -> tuple[str, ...]:
     return (_charts(*charts), *content)
 
 
-def _sheet(data: ReportData, ranking: Ranking, name: str) -> tuple[str, ...]:
+def _sheet(data: ReportData, ranking: Ranking, end: Literal["harmful", "helpful"]) -> tuple[str, ...]:
     known = " Outlined: known to be corrupt." if data.known_corrupt.intersection(ranking.example_ids) else ""
     sentence = (
         f"The number under each example is the change of {ranking.query} had it been left out; "
-        f"{sign_sentence('it', ranking.better)}.{known}"
+        f"{sign_sentence('it', ranking.better, end)}.{known}"
     )
-    table = fragments.table(tables.ranking_table(data, ranking, name))
+    table = fragments.table(tables.ranking_table(data, ranking, f"most-{end}"))
     sheet = [
         fragments.tile(
             data.examples[row.example_id],
@@ -130,7 +134,7 @@ def _distribution(data: ReportData, drawn: dict) -> tuple[str, ...]:
     charts.append(fragments.chart(drawn["corrupt-found"], caption, "Corrupt examples found against examples inspected"))
     caption = "Precision and recall of finding them; AP is the average precision."
     charts.append(fragments.chart(drawn["precision-recall"], caption, "Precision against recall, per method"))
-    return (_charts(*charts), fragments.table(tables.detection_table(data)))
+    return (_charts(*charts, fragments.table(tables.detection_table(data))),)
 
 
 def _case(data: ReportData, explanation: Explanation) -> str:
@@ -163,7 +167,8 @@ def _trust(data: ReportData, drawn: dict) -> tuple[str, ...]:
     if "predicted-measured" not in drawn:
         return (text,)
     caption = "Each point is a sampled training example whose effect was measured by really running the steps again."
-    return (text, _charts(fragments.chart(drawn["predicted-measured"], caption, "Predicted against measured change")))
+    text = f"<div>{text}</div>"
+    return (_charts(text, fragments.chart(drawn["predicted-measured"], caption, "Predicted against measured change")),)
 
 
 def _asked(data: ReportData) -> tuple[str, ...]:

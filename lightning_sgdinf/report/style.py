@@ -19,7 +19,7 @@ else:
 HARM, HELP, INK, MUTED, RULE = "#d55e00", "#0072b2", "#222222", "#8c8c8c", "#dddddd"
 SERIES = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-SIZE = 9
+SIZE = 10
 
 
 def new_figure(width: float = 5.2, height: float = 3.2) -> Figure:
@@ -48,9 +48,13 @@ def dress(axes: Axes, *, x: str, y: str) -> None:
     axes.set_axisbelow(True)
 
 
-def legend(axes: Axes, location: str = "best") -> None:
-    """A legend without a frame."""
-    axes.legend(loc=location, fontsize=SIZE - 1, frameon=True, framealpha=0.85, edgecolor="none", labelcolor=INK)
+def legend(figure: Figure) -> None:
+    """A legend above the axes, where it hides nothing."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    look = {"fontsize": SIZE - 1, "frameon": False, "labelcolor": INK, "handlelength": 1.6, "columnspacing": 1.2}
+    figure.legend(
+        handles, labels, loc="outside upper left", ncols=2 if len(labels) == 4 else min(3, len(labels)), **look
+    )
 
 
 def to_svg(figure: Figure) -> str:
