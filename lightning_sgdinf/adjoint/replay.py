@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lightning_sgdinf.adjoint.objective import Objective, Trace
 from lightning_sgdinf.adjoint.rules import UpdateRule
+from lightning_sgdinf.adjoint.share import RowShare
 from lightning_sgdinf.adjoint.update import TakenStep, take_step
 from lightning_sgdinf.adjoint.vector import Adjoint
 from lightning_sgdinf.errors import NonFiniteError
@@ -33,6 +34,7 @@ from lightning_sgdinf.state import ModelState
 class _Pass:
     """One micro-batch, traced."""
 
+    count: int
     weights: Tensor
     trace: Trace
     grads: list[Tensor | None]
@@ -58,6 +60,7 @@ class ReplayedStep:
         query_at: Callable[[ModelState], Adjoint],
         *,
         is_epoch_end: bool = False,
+        share: RowShare | None = None,
     ) -> None:
         self.step = step
         self.before = before
@@ -67,6 +70,7 @@ class ReplayedStep:
         self._objective = objective
         self._rule = rule
         self._query_at = query_at
+        self._share = share
 
     def query_gradient(self) -> Adjoint:
         """The gradient of the queries at this very state, for methods that take it anew along the way."""
@@ -99,7 +103,7 @@ class ReplayedStep:
             single = None
             grads, passes = self._sum_gradients(micros)
         self.buffers_after = objective.read_buffers()
-        self.taken = take_step(self._rule, objective.vector, self.before, [_detached(g) for g in grads], self.step)
+        self.taken = take_step(self._rule, objective.vector, self.before, self._over_processes([_detached(g) for g in grads]), self.step)
         carry, state, push = self.taken.pull(adjoint)
         buffers = dict(adjoint.buffers)
         slopes: list[Tensor] = []
@@ -129,11 +133,22 @@ class ReplayedStep:
 
     def _trace(self, micro: MicroBatch, batch: Any) -> _Pass:
         objective = self._objective
+        count = len(micro.example_ids)
+        own, fraction = self._own_rows(batch, count)
         weights = torch.ones(
-            len(micro.example_ids), dtype=objective.parameters[0].dtype, device=objective.host.device, requires_grad=True
+            _length(self._share, count), dtype=objective.parameters[0].dtype, device=objective.host.device, requires_grad=True
         )
-        trace = objective.trace(self.step, micro, batch, weights, statistics=True)
-        return _Pass(weights, trace, objective.gradient(trace.loss, create_graph=True))
+        trace = objective.trace(self.step, micro, own, weights, statistics=True)
+        loss = trace.loss if fraction == 1 else trace.loss * fraction
+        return _Pass(count, weights, trace, objective.gradient(loss, create_graph=True))
+
+    def _own_rows(self, batch: Any, count: int) -> tuple[Any, float]:
+        if self._share is None:
+            return batch, 1.0
+        return self._share.part(batch, count), self._share.fraction(count)
+
+    def _over_processes(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return list(tensors) if self._share is None else self._share.sum(tensors)
 
     def _sum_gradients(
         self, micros: Sequence[MicroBatch]
@@ -144,7 +159,8 @@ class ReplayedStep:
         for micro in micros:
             batch = objective.batch(self.step, micro)
             passes.append((micro, batch, objective.read_buffers()))
-            grads = objective.gradient(objective.trace(self.step, micro, batch).loss)
+            own, fraction = self._own_rows(batch, len(micro.example_ids))
+            grads = objective.gradient(objective.trace(self.step, micro, own).loss * fraction)
             total = [b if a is None else a if b is None else a + b for a, b in zip(total, grads, strict=True)]
         return total, passes
 
@@ -175,6 +191,8 @@ class ReplayedStep:
         if curvature:
             wanted += [*objective.parameters, *leaves.values()]
         results = _rows(outputs, wanted, cotangents, len(push))
+        if self._share is not None:
+            results = [self._share.spread(results[0], one.count), *self._over_processes(results[1:])]  # type: ignore[list-item]
         if curvature:
             count = len(objective.parameters)
             carry = carry + objective.vector.join_rows(results[1 : 1 + count]).to(carry.dtype)
@@ -195,6 +213,13 @@ def _rows(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor],
         torch.stack([torch.zeros_like(i) if x is None else x for x in column])
         for i, column in zip(inputs, zip(*rows, strict=True), strict=True)
     ]
+
+
+def _length(share: RowShare | None, count: int) -> int:
+    if share is None:
+        return count
+    rows = share.rows(count)
+    return rows.stop - rows.start
 
 
 def _detached(grad: Tensor | None) -> Tensor | None:

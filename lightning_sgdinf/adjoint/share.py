@@ -1,0 +1,63 @@
+"""A batch's rows shared out over several processes.
+
+Each process differentiates its own rows; gradients and Hessian-vector products are summed, so all hold the same adjoint. That is right
+where the loss is a mean over rows that do not see each other. BatchNorm in training mode, dropout, in-batch losses and class weights
+are not like that, so the first step of a walk compares the summed gradient of the shares with that of the whole batch, and rows are only
+shared out if they agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+
+@dataclass(frozen=True, slots=True)
+class RowShare:
+    """One process's share.
+
+    Attributes:
+        rank: Which process this is.
+        world: How many there are.
+        all_sum: Sums a tensor over all processes.
+    """
+
+    rank: int
+    world: int
+    all_sum: Callable[[Tensor], Tensor]
+
+    def rows(self, count: int) -> slice:
+        """The rows of a batch of ``count`` that are this process's; contiguous, sizes differ by one at most."""
+        share, more = divmod(count, self.world)
+        start = self.rank * share + min(self.rank, more)
+        return slice(start, start + share + (self.rank < more))
+
+    def part(self, batch: Any, count: int) -> Any:
+        """The batch's rows of this process: every tensor with ``count`` rows is cut."""
+        rows = self.rows(count)
+        return tree_map_only(Tensor, lambda t: t[rows] if t.ndim and t.shape[0] == count else t, batch)
+
+    def fraction(self, count: int) -> float:
+        """What this process's mean loss contributes to the mean of the whole batch."""
+        rows = self.rows(count)
+        return (rows.stop - rows.start) / count
+
+    def spread(self, slopes: Tensor, count: int) -> Tensor:
+        """This process's slopes ``[Q, rows]`` in their places of the whole batch ``[Q, count]``, zero elsewhere."""
+        whole = torch.zeros(slopes.shape[0], count, dtype=slopes.dtype, device=slopes.device)
+        whole[:, self.rows(count)] = slopes
+        return whole
+
+    def sum(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Each tensor summed over all processes, in one exchange; ``None`` must be ``None`` everywhere."""
+        present = [t for t in tensors if t is not None]
+        if not present:
+            return list(tensors)
+        total = self.all_sum(torch.cat([t.reshape(-1) for t in present]))
+        parts = iter(total.split([t.numel() for t in present]))
+        return [None if t is None else next(parts).view(t.shape) for t in tensors]
