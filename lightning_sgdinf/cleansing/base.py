@@ -6,6 +6,7 @@ done with a selection (training again) is `lightning_sgdinf.cleansing.retrain`'s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import index
@@ -55,7 +56,7 @@ class Selection:
         drop = tuple(_whole(j, "an id to drop") for j in self.drop)
         relabel = {_whole(j, "an id to relabel"): _whole(c, "a new label") for j, c in self.relabel.items()}
         if len(set(drop)) != len(drop):
-            twice = sorted({j for j in drop if drop.count(j) > 1})
+            twice = sorted(j for j, times in Counter(drop).items() if times > 1)
             raise ConfigurationError(
                 f"ids to drop: expected each once, got {twice[:5]} more than once; drop the repeats."
             )

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_sgdinf.cleansing.base import Selection
 from lightning_sgdinf.cleansing.datasets import SizedDataset
@@ -162,7 +162,8 @@ class ModelPredictions:
 
     def __call__(self, ids: Sequence[int]) -> Tensor:
         """Classes ``[K]``, int64, CPU, of the examples with these ids."""
-        loader = DataLoader(Subset(self._dataset, list(ids)), batch_size=self._batch_size, collate_fn=self._collate_fn)
+        subset = Subset(cast(Dataset[Any], self._dataset), list(ids))
+        loader = DataLoader(subset, batch_size=self._batch_size, collate_fn=self._collate_fn)
         with _evaluating(self._model):
             classes = [_classified(*self._forward(self._model, batch))[1].cpu() for batch in loader]
         return torch.cat([torch.empty(0, dtype=torch.int64), *classes])

@@ -15,11 +15,15 @@ Training from scratch on the reduced data set (`lightning_sgdinf.cleansing.scrat
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal, Protocol, final
 
+from torch import Tensor
+
 from lightning_sgdinf.adjoint.retrace import Retracer
+from lightning_sgdinf.cleansing.averaging import run_and_average, with_average
 from lightning_sgdinf.cleansing.base import Selection
 from lightning_sgdinf.errors import ConfigurationError, StateNotStoredError, UnsupportedRunError
 from lightning_sgdinf.log.trajectory import Trajectory
@@ -62,6 +66,8 @@ class Retraining(Protocol):
 class CounterfactualRetraining:
     """Counterfactual training over the last epochs of a recorded run, or over all of it.
 
+    Where a callback averaged the weights, the outcome holds the averaged ones, as the run's final model does.
+
     In a configuration file::
 
         _target_: lightning_sgdinf.cleansing.CounterfactualRetraining
@@ -88,6 +94,7 @@ class CounterfactualRetraining:
         self.first_step = first_step_of(log, epochs)
         self._stored = _stored_at_or_before(log, self.first_step, epochs)
         self._start: ModelState | None = None
+        self._recorded: dict[str, Tensor] | None = None
 
     def __call__(self, selection: Selection) -> Retrained:
         """Train with a selection; see `CounterfactualRetraining`.
@@ -100,20 +107,24 @@ class CounterfactualRetraining:
         selection.check(count)
         start = self._start_state()
         began = perf_counter()
-        state = self._retracer.run(
-            start,
-            self.first_step,
-            len(self._log),
-            # No weights rather than weights of one: the steps are then taken as recorded, to the bit.
-            weights=selection.weights(count) if selection.drop else None,
-            relabel=selection.relabel or None,
-        )
+        # No weights rather than weights of one: the steps are then taken as recorded, to the bit.
+        weights = selection.weights(count) if selection.drop else None
+        state = self._run(start, weights, selection.relabel or None)
         return Retrained(
             state=state,
             seconds=perf_counter() - began,
             first_step=self.first_step,
             steps=len(self._log) - self.first_step,
         )
+
+    def _run(self, start: ModelState, weights: Tensor | None, relabel: Mapping[int, int] | None) -> ModelState:
+        retracer, log, first = self._retracer, self._log, self.first_step
+        if log.average is None:
+            return retracer.run(start, first, len(log), weights=weights, relabel=relabel)
+        if self._recorded is None:
+            self._recorded = run_and_average(retracer, log, start, first)[1]
+        end, fed = run_and_average(retracer, log, start, first, weights=weights, relabel=relabel)
+        return with_average(end, log.average, fed, self._recorded)
 
     def _start_state(self) -> ModelState:
         # Kept from call to call: a curve or a validated choice starts from it once per count.

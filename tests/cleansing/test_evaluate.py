@@ -56,17 +56,17 @@ def test_means_over_examples_in_eval_mode(data: TensorDataset, batch_size: int) 
 
 @pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
 def test_one_logit_means_two_classes(shape: tuple[int, ...]) -> None:
-    x = torch.tensor([[2.0], [-1.0], [0.5], [-3.0]], dtype=torch.float64)
-    y = torch.tensor([1, 1, 0, 0])
+    x = torch.tensor([[2.0], [-1.0], [-0.5], [-3.0]], dtype=torch.float64)
+    y = torch.tensor([1, 1, 0, 0])  # only the second is wrong
 
     class Identity(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.reshape(shape)
 
     found = evaluate_classifier(Identity(), DataLoader(TensorDataset(x, y), batch_size=3))
-    expected = [math.log1p(math.exp(-2)), math.log1p(math.exp(1)), math.log1p(math.exp(0.5)), math.log1p(math.exp(-3))]
+    expected = [math.log1p(math.exp(-2)), math.log1p(math.exp(1)), math.log1p(math.exp(-0.5)), math.log1p(math.exp(-3))]
     assert found.loss == pytest.approx(sum(expected) / 4, rel=1e-12)
-    assert found.error == 0.5
+    assert found.error == 0.25
 
 
 class Noisy(Dataset):

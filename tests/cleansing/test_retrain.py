@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +15,7 @@ from lightning_sgdinf.adjoint.objective import Host, open_objective
 from lightning_sgdinf.adjoint.retrace import Retracer
 from lightning_sgdinf.cleansing import CounterfactualRetraining, Retrained, ScratchRetraining, Selection, state_of
 from lightning_sgdinf.errors import ConfigurationError, StateNotStoredError, UnsupportedRunError
+from lightning_sgdinf.log.memory import MemoryLog
 from lightning_sgdinf.log.records import Draw, Header, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.state import ModelState
 
@@ -37,34 +37,6 @@ class Net(nn.Sequential):
         return nn.functional.cross_entropy(self(x), y)
 
 
-class ListLog:
-    """A recorded run held in lists; ``kept`` says which states can be asked for."""
-
-    def __init__(self, header: Header, steps: list[Step], states: list[ModelState], kept: range) -> None:
-        self.header = header
-        self.digest = "0"
-        self.finished = True
-        self.average = None
-        self.state_indices = np.array(kept)
-        self._steps, self._states = steps, states
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def step(self, index: int) -> Step:
-        return self._steps[index]
-
-    def steps(self, start: int, stop: int) -> Iterator[Step]:
-        return iter(self._steps[start:stop] if start <= stop else self._steps[stop:start][::-1])
-
-    def state(self, index: int) -> ModelState:
-        assert index in self.state_indices
-        return self._states[index].clone()
-
-    def state_checksum(self, index: int) -> None:
-        return None
-
-
 def batches() -> list[tuple[int, np.ndarray]]:
     """``(epoch, ids)`` of every step; the last batch of an epoch is one short."""
     orders = [np.random.default_rng(e).permutation(EXAMPLES) for e in range(EPOCHS)]
@@ -75,6 +47,18 @@ def learning_rate(t: int) -> float:
     return 0.3 / (1 + t) ** 0.5
 
 
+AVERAGING = {3: (0.0, 1.0), 6: (0.5, 0.5), 9: (0.75, 0.25), 10: (0.9, 0.1)}
+"""After which steps the weights are averaged, and how: ``average <- a average + b params``."""
+
+
+def average_by_hand(params: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The running average of the parameters after each step."""
+    average = {n: torch.zeros_like(p) for n, p in params[0].items()}
+    for t, (a, b) in AVERAGING.items():
+        average = {n: a * average[n] + b * params[t][n] for n in average}
+    return average
+
+
 def by_hand(
     params: dict[str, Tensor],
     velocity: dict[str, Tensor] | None,
@@ -82,8 +66,19 @@ def by_hand(
     first: int,
     dropped: set[int] = frozenset(),
 ) -> dict[str, Tensor]:
+    """The parameters after the last step, see `all_by_hand`."""
+    return all_by_hand(params, velocity, data, first, dropped)[-1]
+
+
+def all_by_hand(
+    params: dict[str, Tensor],
+    velocity: dict[str, Tensor] | None,
+    data: TensorDataset,
+    first: int,
+    dropped: set[int] = frozenset(),
+) -> list[dict[str, Tensor]]:
     """Momentum SGD with weight decay, from the formulas, on the kept examples' losses over ``|S_t|``."""
-    params = {n: p.clone() for n, p in params.items()}
+    after = []
     for t, (_, ids) in list(enumerate(batches()))[first:]:
         leaves = {n: p.clone().requires_grad_() for n, p in params.items()}
         total = torch.zeros((), dtype=torch.float64)
@@ -102,13 +97,14 @@ def by_hand(
         grads = {n: grads[n] + DECAY * params[n] for n in params}
         velocity = {n: grads[n] if velocity is None else MOMENTUM * velocity[n] + grads[n] for n in params}
         params = {n: params[n] - learning_rate(t) * velocity[n] for n in params}
-    return params
+        after.append(params)
+    return after
 
 
 class Run:
     """A run recorded by hand, and a retracer of it."""
 
-    def __init__(self, kept: range = range(EPOCHS * PER_EPOCH + 1)) -> None:
+    def __init__(self, kept: range = range(EPOCHS * PER_EPOCH + 1), *, averaging: bool = False) -> None:
         torch.manual_seed(3)
         self.data = TensorDataset(torch.randn(EXAMPLES, 3, dtype=torch.float64), torch.randint(0, 3, (EXAMPLES,)))
         self.model = Net()
@@ -123,7 +119,10 @@ class Run:
             options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
             micro = MicroBatch(batch_idx=t % PER_EPOCH, draws=(Draw(example_ids=ids),))
             group = ParamGroup(params=NAMES, options=options)
-            steps.append(Step(index=t, epoch=epoch, global_step=t, micro_batches=(micro,), groups=(group,)))
+            weights = AVERAGING.get(t) if averaging else None
+            step = Step(index=t, epoch=epoch, global_step=t, micro_batches=(micro,), groups=(group,), average=weights)
+            steps.append(step)
+        average = average_by_hand([s.params for s in self.states[1:]]) if averaging else None
         header = Header(
             run_id="0",
             created="2026-01-01",
@@ -133,7 +132,7 @@ class Run:
             keep="chosen by the test",
             datasets=(("TensorDataset", EXAMPLES),),
         )
-        self.log = ListLog(header, steps, self.states, kept)
+        self.log = MemoryLog(header=header, steps=steps, states={t: self.states[t] for t in kept}, average=average)
 
     def _state(self, optimizer: torch.optim.Optimizer) -> ModelState:
         named = dict(self.model.named_parameters())
@@ -205,6 +204,28 @@ def test_relabelling_gives_the_recorded_batches_other_labels(run: Run) -> None:
     assert gap(dict(found.state.params), expected) < 1e-13
 
 
+@pytest.mark.parametrize(("epochs", "first"), [(1, 8), ("all", 0)])
+def test_averaged_weights_are_averaged_again(epochs: int | str, first: int) -> None:
+    averaged = Run(averaging=True)
+    dropped = {4, 7}
+    earlier = [dict(s.params) for s in averaged.states[1 : first + 1]]
+    expected = average_by_hand(earlier + all_by_hand(*averaged.start(first), averaged.data, first, dropped))
+    found = averaged.retrain(Selection(drop=tuple(dropped)), epochs)
+    assert gap(expected, dict(averaged.log.average)) > 1e-4, "the test is degenerate"
+    assert gap(dict(found.state.params), expected) < 1e-13
+    assert gap(dict(averaged.retrain(Selection(), epochs).state.params), dict(averaged.log.average)) == 0.0
+
+
+def test_an_empty_selection_does_not_weigh(run: Run) -> None:
+    """Steps are taken as recorded, so that also losses that weights do not reach are trained again."""
+    source = BatchSource([DataLoader(run.data, batch_size=BATCH)], run.log.header)
+    untapped = Net()
+    untapped.training_step = lambda batch, _: (untapped(batch[0]).sum(1) - batch[1]).square().sum().sqrt()
+    with open_objective(untapped, run.log.header, source, Host()) as objective:
+        found = CounterfactualRetraining(Retracer(run.log, objective), run.log)(Selection())
+    assert found.steps == PER_EPOCH
+
+
 def test_selections_do_not_disturb_each_other(run: Run) -> None:
     source = BatchSource([DataLoader(run.data, batch_size=BATCH)], run.log.header)
     with open_objective(run.model, run.log.header, source, Host()) as objective:
@@ -244,11 +265,12 @@ def test_refuses_ids_that_the_run_did_not_have(run: Run) -> None:
 
 def test_refuses_runs_on_several_data_sets_and_empty_ones() -> None:
     run = Run()
-    log = ListLog(replace(run.log.header, datasets=(("A", 3), ("B", 4))), run.log._steps, run.states, range(13))
+    header = replace(run.log.header, datasets=(("A", 3), ("B", 4)))
+    log = MemoryLog(header=header, steps=list(run.log.steps(0, 12)), states=dict(enumerate(run.states)))
     with pytest.raises(UnsupportedRunError, match="one data set"):
         CounterfactualRetraining(None, log, epochs=1)(Selection())
     with pytest.raises(ConfigurationError, match="one recorded step or more"):
-        CounterfactualRetraining(None, ListLog(run.log.header, [], run.states[:1], range(1)))
+        CounterfactualRetraining(None, MemoryLog(header=run.log.header, steps=[], states={0: run.states[0]}))
 
 
 def test_from_scratch_fits_the_cleansed_data_set() -> None:
