@@ -163,9 +163,7 @@ class WritableDirectory(LogDirectory):
     def _refuse_strangers(self) -> None:
         strangers = sorted(p.name for p in self.path.iterdir() if not _OURS.fullmatch(p.name))
         if strangers:
-            raise LogExistsError(
-                f"{self.path} holds {', '.join(strangers[:5])}, which no log has; nothing was touched, choose another path"
-            )
+            raise LogExistsError(f"{self.path} holds {', '.join(strangers[:5])}, which no log has; choose another path")
 
     def _clear(self, overwrite: bool) -> None:
         content = sorted((p for p in self.path.iterdir() if _CONTENT.fullmatch(p.name)), reverse=True)

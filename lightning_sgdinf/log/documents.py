@@ -14,7 +14,7 @@ from typing import Any
 from lightning_sgdinf.log.records import Header
 from lightning_sgdinf.state import Layout, TensorSpec
 
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True).encode
 
 
 def to_json(value: Any) -> bytes:

@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import h5py
 import hdf5plugin  # noqa: F401  registers the filters
@@ -29,7 +28,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError, UnicodeError) as error:
         reason = " ".join(str(error).split())
         raise LogCorruptError(
-            f"{path}: {what} cannot be read ({type(error).__name__}: {reason}); the file is damaged, restore it from a copy"
+            f"{path}: {what} cannot be read ({type(error).__name__}: {reason}); the file is damaged, restore a copy"
         ) from error
 
 
@@ -133,9 +132,39 @@ def checked_dataset(
     return dataset
 
 
-def append(dataset: h5py.Dataset, values: Any) -> None:
-    """Add rows at the end."""
-    if len(values):
-        start = dataset.shape[0]
-        dataset.resize(start + len(values), axis=0)
-        dataset[start:] = values
+class Growing:
+    """A dataset that grows by rows; below h5py's indexing, which would cost more than the writing.
+
+    Args:
+        dataset: Empty, and unlimited in its first dimension.
+    """
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        self._id, self._row = dataset.id, dataset.shape[1:]
+        self.dtype, self.length = dataset.dtype, int(dataset.shape[0])
+
+    def append(self, rows: np.ndarray) -> None:
+        """Add rows at the end, C-contiguous and of the dataset's type."""
+        count = len(rows)
+        if count:
+            self.resize(self.length + count)
+            self._id.write(*_selection(self._id, self.length - count, count, self._row), rows)
+
+    def resize(self, length: int) -> None:
+        """Change the number of rows."""
+        self._id.set_extent((length, *self._row))
+        self.length = length
+
+
+def read_rows(dataset: h5py.Dataset, start: int, out: np.ndarray) -> None:
+    """Fill ``out``, of the dataset's type, with the rows from ``start`` on."""
+    dataset.id.read(*_selection(dataset.id, start, len(out), out.shape[1:]), out)
+
+
+def _selection(
+    dataset: h5py.h5d.DatasetID, start: int, count: int, row: tuple[int, ...]
+) -> tuple[h5py.h5s.SpaceID, h5py.h5s.SpaceID]:
+    """Memory and file space of ``count`` whole rows."""
+    space = dataset.get_space()
+    space.select_hyperslab((start, *(0 for _ in row)), (count, *row))
+    return h5py.h5s.create_simple((count, *row)), space

@@ -170,7 +170,8 @@ class RunLog:
         """
         self._require_state(index)
         if index == self._steps:
-            assert self._end is not None and self._end.state is not None
+            assert self._end is not None
+            assert self._end.state is not None
             return self._end.state.clone()
         try:
             return self._segment_of(index).state(index)
@@ -178,8 +179,8 @@ class RunLog:
             before = self.state_indices[self.state_indices < index]
             nearest = f"the nearest one before it is {before[-1]}" if len(before) else "there is none before it"
             raise StateNotStoredError(
-                f"{self.path}: state {index} was not kept (keep={self.header.keep!r}), {nearest}; replay forwards from a "
-                "stored state, or record with another keep"
+                f"{self.path}: state {index} was not kept (keep={self.header.keep!r}), {nearest}; replay forwards "
+                "from a stored state, or record with another keep"
             ) from None
 
     def state_checksum(self, index: int) -> int | None:
@@ -237,8 +238,8 @@ class RunLog:
         entry = next((s for s in self._end.segments if s.first == segment.first), None)
         if entry is not None and (entry.steps, entry.checksum) != (len(segment.steps), segment.steps.checksum):
             raise LogCorruptError(
-                f"{segment.path}: the segment has {len(segment.steps)} steps of checksum {segment.steps.checksum:08x}, the end "
-                f"mark says {entry.steps} of {entry.checksum:08x}; restore the segment of this run"
+                f"{segment.path}: the segment has {len(segment.steps)} steps of checksum {segment.steps.checksum:08x}, the "
+                f"end mark says {entry.steps} of {entry.checksum:08x}; restore the segment of this run"
             )
 
     def _chain(self) -> tuple[list[int], int]:
@@ -259,7 +260,7 @@ class RunLog:
         for first, count in steps.items():
             if first != expected:
                 raise LogCorruptError(
-                    f"{self.path}: a segment begins with step {first}, expected {expected}: a segment is missing before it"
+                    f"{self.path}: a segment begins with step {first}, expected {expected}: one is missing before it"
                 )
             expected += count
         if self._end is not None and expected != self._end.steps:

@@ -7,6 +7,8 @@ import tempfile
 from functools import cached_property
 from pathlib import Path
 
+import h5py
+
 from lightning_sgdinf.errors import LogCorruptError, StateNotStoredError
 from lightning_sgdinf.log.codecs import Codec, codec_named
 from lightning_sgdinf.log.directory import SEGMENT_FORMAT
@@ -16,6 +18,7 @@ from lightning_sgdinf.log.records import Header
 from lightning_sgdinf.log.state_table import StateTable
 from lightning_sgdinf.log.step_table import StepTable
 from lightning_sgdinf.log.superblock import repair
+from lightning_sgdinf.log.words import row_bytes
 from lightning_sgdinf.state import Layout, ModelState
 
 
@@ -103,6 +106,23 @@ class SegmentReader:
                 f"{self.path}: state {index} was not kept, only its checksum; read an earlier one and replay from there"
             )
         return self.states.state(row, index, self.steps.state_crc[index - self.first])
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes that each dataset takes in the file, by name."""
+        found: dict[str, int] = {}
+
+        def visit(name: str, item: object) -> None:
+            if isinstance(item, h5py.Dataset):
+                found[name] = int(item.id.get_storage_size())
+
+        with reading(self.path, "list of datasets"):
+            self._file.visititems(visit)
+        return found
+
+    @property
+    def plain_bytes(self) -> int:
+        """Bytes of its stored states before compression."""
+        return row_bytes(self.layout) * len(self.steps.stored)
 
     def close(self) -> None:
         """Close the file."""

@@ -21,9 +21,9 @@ from lightning_sgdinf.log.codecs import Codec, encode_difference, step_forth
 from lightning_sgdinf.log.directory import SEGMENT_FORMAT, LogDirectory, publish
 from lightning_sgdinf.log.documents import layout_to_json
 from lightning_sgdinf.log.end_mark import SegmentEntry
-from lightning_sgdinf.log.hdf5 import append, create_file, write_document
+from lightning_sgdinf.log.hdf5 import Growing, create_file, write_document
 from lightning_sgdinf.log.step_documents import EncodedStep
-from lightning_sgdinf.log.words import to_words, word_type
+from lightning_sgdinf.log.words import row_bytes, to_words, word_type
 from lightning_sgdinf.state import Layout
 
 COLUMNS: Mapping[str, tuple[str, int]] = {
@@ -86,16 +86,21 @@ class SegmentWriter:
         self._crcs: list[int] = []
         self._stored: list[int] = []
         sizes = {d: n * word_type(d).per_element for d, n in layout.lanes.items() if n}
-        row_bytes = max(1, sum(n * word_type(d).pattern.itemsize for d, n in sizes.items()))
-        self._max_stored = min(MAX_STEPS, max(16, segment_bytes // row_bytes))
+        plain_bytes = max(1, row_bytes(layout))
+        self._max_stored = min(MAX_STEPS, max(16, segment_bytes // plain_bytes))
         file = self._file = create_file(self.path, SEGMENT_FORMAT)
         file.attrs.update({"first_step": np.int64(first), "run_id": run_id, "codec": codec.name})
         write_document(file, "header", header)
         write_document(file, "layout", layout_to_json(layout))
-        self._lanes = {d: _LaneRows(file, d, n, codec, row_bytes) for d, n in sizes.items()}
+        self._lanes = {
+            d: _LaneRows(file, d, n, codec, block=max(1, min(16, _BLOCK_BYTES // plain_bytes)))
+            for d, n in sizes.items()
+        }
         self._columns = {name: _column(file, name, dtype, chunk) for name, (dtype, chunk) in COLUMNS.items()}
-        self._columns["lr"] = file.create_dataset(
-            "lr", (0, groups), maxshape=(None, groups), chunks=(128, max(1, groups)), dtype="<f8", track_times=False
+        self._columns["lr"] = Growing(
+            file.create_dataset(
+                "lr", (0, groups), maxshape=(None, groups), chunks=(128, max(1, groups)), dtype="<f8", track_times=False
+            )
         )
         file.flush()
         file.swmr_mode = True
@@ -155,7 +160,7 @@ class SegmentWriter:
             rows.flush()
         if self._pending["crc"]:
             for name in ("lr", *COLUMNS):
-                append(self._columns[name], _joined(name, self._pending[name]))
+                self._columns[name].append(_joined(name, self._pending[name]))
                 self._pending[name].clear()
         self._file.flush()
         if durable:
@@ -177,7 +182,7 @@ class SegmentWriter:
         """Forget what came after the last good flush, so that the rest can be sealed."""
         for name, length in self._safe.items():
             if name in self._columns:
-                self._columns[name].resize(length, axis=0)
+                self._columns[name].resize(length)
         for dtype, rows in self._lanes.items():
             rows.shrink(self._safe[f"state/{dtype}"])
         for pending in self._pending.values():
@@ -203,20 +208,20 @@ class SegmentWriter:
         self._pending[f"{name}_end"].append(self._totals[name])
 
     def _lengths(self) -> dict[str, int]:
-        lengths = {name: dataset.shape[0] for name, dataset in self._columns.items()}
+        lengths = {name: column.length for name, column in self._columns.items()}
         return lengths | {f"state/{dtype}": rows.written for dtype, rows in self._lanes.items()}
 
 
 class _LaneRows:
     """The rows of one lane: absolute patterns, or differences between two absolute anchors."""
 
-    def __init__(self, file: h5py.File, dtype: str, words: int, codec: Codec, row_bytes: int) -> None:
+    def __init__(self, file: h5py.File, dtype: str, words: int, codec: Codec, block: int) -> None:
         kind = word_type(dtype)
         stored = kind.pattern if codec.differences else np.dtype(kind.plain)
         filtered = bool(codec.filter) and words * stored.itemsize >= _FILTERED_FROM_BYTES
         rows = 1 if filtered else max(1, _SMALL_CHUNK_BYTES // (words * stored.itemsize))
         chunks = (rows, -(-words // -(-words // _CHUNK_WORDS)))  # equal parts: a chunk at the edge is stored whole
-        self._dataset = file.create_dataset(
+        dataset = file.create_dataset(
             f"state/{dtype}",
             (0, words),
             maxshape=(None, words),
@@ -225,20 +230,21 @@ class _LaneRows:
             track_times=False,
             **(codec.filter if filtered else {}),
         )
+        self._dataset, self._rows = dataset, Growing(dataset)
         self._anchors = None
         if codec.differences:
             self._anchors = file.create_dataset(
                 f"anchor/{dtype}", (2, words), chunks=(1, chunks[1]), dtype=kind.plain, track_times=False
             )
         self._plain = np.dtype(kind.plain)
-        self._block = np.empty((max(1, min(16, _BLOCK_BYTES // row_bytes)), words), kind.pattern)
+        self._block = np.empty((block, words), kind.pattern)
         self._filled = 0
         self._last: np.ndarray | None = None
 
     @property
     def written(self) -> int:
         """Rows handed to HDF5."""
-        return self._dataset.shape[0]
+        return self._rows.length
 
     def add(self, words: np.ndarray) -> None:
         """The next stored state."""
@@ -258,7 +264,7 @@ class _LaneRows:
 
     def flush(self) -> None:
         """Write the rows that wait."""
-        append(self._dataset, self._block[: self._filled].view(self._dataset.dtype))
+        self._rows.append(self._block[: self._filled].view(self._rows.dtype))
         self._filled = 0
 
     def write_last_anchor(self) -> None:
@@ -269,16 +275,16 @@ class _LaneRows:
     def shrink(self, rows: int) -> None:
         """Back to that many rows."""
         self._filled = 0
-        self._dataset.resize(rows, axis=0)
+        self._rows.resize(rows)
         if self._anchors is not None and self._last is not None:
             value = self._anchors[0].view(self._block.dtype)
-            for row in self._dataset:
-                step_forth(row, value)
+            for row in range(rows):
+                step_forth(self._dataset[row], value)
             self._last = value
 
 
-def _column(file: h5py.File, name: str, dtype: str, chunk: int) -> h5py.Dataset:
-    return file.create_dataset(name, (0,), maxshape=(None,), chunks=(chunk,), dtype=dtype, track_times=False)
+def _column(file: h5py.File, name: str, dtype: str, chunk: int) -> Growing:
+    return Growing(file.create_dataset(name, (0,), maxshape=(None,), chunks=(chunk,), dtype=dtype, track_times=False))
 
 
 def _joined(name: str, pending: list[Any]) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from lightning_sgdinf.errors import LogCorruptError
 from lightning_sgdinf.log.checksum import StateChecksum
 from lightning_sgdinf.log.codecs import Codec, step_back, step_forth
-from lightning_sgdinf.log.hdf5 import checked_dataset, reading
+from lightning_sgdinf.log.hdf5 import checked_dataset, read_rows, reading
 from lightning_sgdinf.log.words import to_words, word_type
 from lightning_sgdinf.state import Layout, ModelState
 
@@ -150,6 +150,6 @@ class _LaneReader:
             if not 0 <= start < stop <= self.rows:
                 raise IndexError(f"row {row} of {self.rows}")
             self._start = self._stop = 0
-            self._dataset.read_direct(self._buffer, np.s_[start:stop], np.s_[: stop - start])
+            read_rows(self._dataset, start, self._buffer[: stop - start])
             self._start, self._stop = start, stop
         return self._buffer[row - self._start].view(self._pattern)

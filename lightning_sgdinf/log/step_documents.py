@@ -42,7 +42,8 @@ def encode_step(step: Step) -> EncodedStep:
         TypeError: An option or other value that JSON does not know.
         ValueError: Example ids that are not a vector of integers.
     """
-    positions: dict[bytes, int] = {_frame_of(step): 0}
+    split = [_split_options(group) for group in step.groups]
+    positions: dict[bytes, int] = {_frame_of(step, [constant for constant, _ in split]): 0}
 
     def random(state: RandomState) -> dict[str, int]:
         return {name: positions.setdefault(data, len(positions)) for name, data in state.items()}
@@ -50,7 +51,7 @@ def encode_step(step: Step) -> EncodedStep:
     document: dict[str, Any] = {
         "epoch": step.epoch,
         "global_step": step.global_step,
-        "options": [{k: v for k, v in g.options.items() if _is_inline(v)} for g in step.groups],
+        "options": [inline for _, inline in split],
         "micro_batches": [_micro_batch_document(m, random) for m in step.micro_batches],
     }
     if step.loss is not None:
@@ -147,13 +148,13 @@ def read_frame(data: bytes) -> Frame:
     )
 
 
-def _frame_of(step: Step) -> bytes:
+def _frame_of(step: Step, constants: Sequence[dict[str, Any]]) -> bytes:
     clip = step.clip
     return to_json(
         {
             "groups": [
-                {"params": g.params, "options": {k: v for k, v in g.options.items() if not _is_inline(v)}}
-                for g in step.groups
+                {"params": group.params, "options": constant}
+                for group, constant in zip(step.groups, constants, strict=True)
             ],
             "accumulation": step.accumulation,
             "clip": None if clip is None else {"value": clip.value, "algorithm": clip.algorithm},
@@ -162,11 +163,16 @@ def _frame_of(step: Step) -> bytes:
     )
 
 
-def _is_inline(value: Any) -> bool:
-    """Floats, alone or in a list, are what schedulers change."""
-    if isinstance(value, (list, tuple)):
-        return any(isinstance(entry, float) for entry in value)
-    return isinstance(value, float)
+def _split_options(group: ParamGroup) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Constant and inline options: floats, alone or in a list, are what schedulers change."""
+    constant: dict[str, Any] = {}
+    inline: dict[str, Any] = {}
+    for name, value in group.options.items():
+        if isinstance(value, float) or (isinstance(value, (list, tuple)) and any(isinstance(v, float) for v in value)):
+            inline[name] = value
+        else:
+            constant[name] = value
+    return constant, inline
 
 
 def _micro_batch_document(micro: MicroBatch, random: Callable[[RandomState], dict[str, int]]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from typing import TypeVar
 
 import h5py
 import numpy as np
@@ -15,6 +16,7 @@ from lightning_sgdinf.log.records import Step
 from lightning_sgdinf.log.segment_writer import COLUMNS
 from lightning_sgdinf.log.step_documents import Frame, decode_step, read_frame
 
+_Sliceable = TypeVar("_Sliceable", np.ndarray, bytes, list[int])
 _PER_STEP = ("state_crc", "ids_end", "step_end", "step_blobs_end", "crc")
 
 
@@ -104,7 +106,7 @@ class StepTable:
             raise LogCorruptError(f"{self._path}: step {index} differs from its checksum; restore the file from a copy")
         return ids, document, places
 
-    def _slice(self, name: str, values, row: int):  # noqa: ANN001, ANN202  a slice has the type of what is sliced
+    def _slice(self, name: str, values: _Sliceable, row: int) -> _Sliceable:
         ends = self._ends[name]
         start, stop = ends[row], ends[row + 1]
         if not 0 <= start <= stop <= len(values):

@@ -15,7 +15,7 @@ from lightning_sgdinf.log.end_mark import SegmentEntry, write_end_mark
 from lightning_sgdinf.log.records import Header, Step
 from lightning_sgdinf.log.segment_writer import SegmentWriter
 from lightning_sgdinf.log.step_documents import encode_step
-from lightning_sgdinf.log.words import word_type
+from lightning_sgdinf.log.words import row_bytes
 from lightning_sgdinf.state import Layout
 
 _FLUSH_SECONDS = 1.0
@@ -122,8 +122,7 @@ class LogStore:
         self.directory.release()
 
     def _begin(self, layout: Layout, groups: int) -> None:
-        row_bytes = sum(n * word_type(d).per_element * word_type(d).pattern.itemsize for d, n in layout.lanes.items())
-        self.directory.reserve(2 * row_bytes + _RESERVE_SLACK)
+        self.directory.reserve(2 * row_bytes(layout) + _RESERVE_SLACK)
         self._segment = SegmentWriter(
             self.directory,
             self._steps,

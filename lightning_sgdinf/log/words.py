@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.state import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,8 @@ def word_type(dtype: str) -> WordType:
         return _WORDS[dtype]
     except KeyError:
         raise ConfigurationError(
-            f"the state has a tensor of dtype {dtype}, expected one of {', '.join(_WORDS)}; convert it, or keep it out of "
-            "the module's parameters, buffers and optimizer state"
+            f"the state has a tensor of dtype {dtype}, expected one of {', '.join(_WORDS)}; convert it, or keep it out "
+            "of the module's parameters, buffers and optimizer state"
         ) from None
 
 
@@ -66,3 +67,8 @@ def to_words(lane: Tensor, dtype: str) -> np.ndarray:
     if not lane.numel():
         return np.empty(0, pattern)
     return lane.detach().view(torch.uint8).numpy().view(pattern)
+
+
+def row_bytes(layout: Layout) -> int:
+    """Bytes of one uncompressed state."""
+    return sum(n * word_type(d).per_element * word_type(d).pattern.itemsize for d, n in layout.lanes.items())

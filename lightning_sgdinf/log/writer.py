@@ -74,7 +74,7 @@ class LogWriter:
             raise ConfigurationError(f"when_full is {when_full!r}, expected 'raise' or 'stop_logging'")
         if flush_every < 1 or segment_bytes < 1 or queue_bytes < 1:
             raise ConfigurationError(
-                f"flush_every={flush_every}, segment_bytes={segment_bytes}, queue_bytes={queue_bytes}: expected 1 or more"
+                f"flush_every={flush_every}, segment_bytes={segment_bytes}, queue_bytes={queue_bytes}: expected >= 1"
             )
         chosen = codec_named(codec)
         self.path = Path(path)
