@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from lightning_sgdinf.evaluation.detection import Detection
-from lightning_sgdinf.ranking import Better, Ranking, sign_sentence
+from lightning_sgdinf.ranking import Better, sign_sentence
 from lightning_sgdinf.report.model import BeforeAfter, Example, ReportData
 from lightning_sgdinf.report.style import HARM, HELP, INK, MUTED, SIZE, dress, legend, new_figure, plain, series
 
@@ -122,8 +122,8 @@ def precision_recall(detections: Mapping[str, Detection]) -> Figure:
     for index, (method, found) in enumerate(detections.items()):
         label = plain(f"{method} (AP {found.average_precision:.2f})")
         axes.plot(
-            found.recall,
-            found.precision,
+            found.recall[:-1],
+            found.precision[:-1],
             color=series(index)["color"],
             linewidth=1.6,
             label=label,
@@ -182,16 +182,18 @@ def predicted_against_measured(data: ReportData) -> Figure:
     return figure
 
 
-def contact_sheet(data: ReportData, ranking: Ranking, columns: int = 8) -> Figure | None:
+def contact_sheet(data: ReportData, end: Literal["harmful", "helpful"], columns: int = 8) -> Figure | None:
     """Pictures of the ranked examples with label, id and score, mislabelled ones outlined; none without pictures."""
+    best = data.scores.most_harmful if end == "harmful" else data.scores.most_helpful
+    ranking = best(data.shown, data.query)
     shown = [(row, data.examples[row.example_id]) for row in ranking if row.example_id in data.examples]
     shown = [(row, example) for row, example in shown if example.image is not None]
     if not shown:
         return None
     columns = min(columns, len(shown))
     lines = math.ceil(len(shown) / columns)
-    figure = new_figure(1.25 * columns, 1.6 * lines + 0.4)
-    figure.suptitle(plain(ranking.header.partition("(")[2].rstrip(")")), fontsize=SIZE, color=INK)
+    figure = new_figure(1.25 * columns, 1.75 * lines + 0.4)
+    figure.suptitle(plain(sign_sentence(ranking.query, ranking.better, end)), fontsize=SIZE, color=INK)
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in grid[len(shown) :]:
         axes.set_axis_off()
@@ -235,8 +237,5 @@ def all_figures(data: ReportData) -> dict[str, Figure]:
 
 def contact_sheets(data: ReportData) -> dict[str, Figure]:
     """The contact sheets of both ends, by name, if there are pictures."""
-    sheets = {
-        "most-harmful": contact_sheet(data, data.scores.most_harmful(data.shown, data.query)),
-        "most-helpful": contact_sheet(data, data.scores.most_helpful(data.shown, data.query)),
-    }
+    sheets = {"most-harmful": contact_sheet(data, "harmful"), "most-helpful": contact_sheet(data, "helpful")}
     return {name: sheet for name, sheet in sheets.items() if sheet is not None}

@@ -49,7 +49,8 @@ def table(content: Table) -> str:
     body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in content.rows)
     return (
         f'<div class="block"><p class="caption">{escape(content.caption)}</p><div class="scroll">'
-        f'<table aria-label="{escape(content.name)}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></div>'
+        f'<table aria-label="{escape(content.name)}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div></div>"
     )
 
 
