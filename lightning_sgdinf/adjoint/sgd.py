@@ -46,7 +46,7 @@ class SgdRule:
         direction = -grad if sign < 0 else grad
         if decay != 0:
             direction = direction.add(params, alpha=decay)
-        after: dict[str, Tensor] = {}
+        after: dict[str, Tensor] = {k: v for k, v in state.items() if k == BUFFER}
         if mu != 0:
             buffer = direction.clone() if first else state[BUFFER].mul(mu).add_(direction, alpha=1 - damping)
             after[BUFFER] = buffer
@@ -55,7 +55,7 @@ class SgdRule:
         def pull(u: Tensor, adjoint: Mapping[str, Tensor]) -> Pulled:
             e = u * -lr
             if mu == 0:
-                a, carry = e, {}
+                a, carry = e, dict(adjoint)  # a schedule may switch momentum off for a while; the buffer then rests
             else:
                 b = e * mu if nesterov else e
                 if BUFFER in adjoint:
