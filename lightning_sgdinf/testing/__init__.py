@@ -1,0 +1,9 @@
+"""Oracles and suites by which an update rule or an estimator, one's own included, can be checked."""
+
+from lightning_sgdinf.testing.oracles import Losses as Losses
+from lightning_sgdinf.testing.oracles import UnrolledRun as UnrolledRun
+from lightning_sgdinf.testing.oracles import UnrolledStep as UnrolledStep
+from lightning_sgdinf.testing.oracles import central_differences as central_differences
+from lightning_sgdinf.testing.oracles import relative_error as relative_error
+from lightning_sgdinf.testing.oracles import unrolled_scores as unrolled_scores
+from lightning_sgdinf.testing.oracles import unrolled_training as unrolled_training
