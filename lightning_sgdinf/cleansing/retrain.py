@@ -22,6 +22,7 @@ from typing import Literal, Protocol, final
 
 from torch import Tensor
 
+from lightning_sgdinf.adjoint.audit import audit_loss
 from lightning_sgdinf.adjoint.retrace import Retracer
 from lightning_sgdinf.cleansing.averaging import run_and_average, with_average
 from lightning_sgdinf.cleansing.base import Selection
@@ -95,6 +96,7 @@ class CounterfactualRetraining:
         self._stored = _stored_at_or_before(log, self.first_step, epochs)
         self._start: ModelState | None = None
         self._recorded: dict[str, Tensor] | None = None
+        self._audited = False
 
     def __call__(self, selection: Selection) -> Retrained:
         """Train with a selection; see `CounterfactualRetraining`.
@@ -102,6 +104,7 @@ class CounterfactualRetraining:
         Raises:
             ConfigurationError: The selection names an example that the run's data set does not have.
             UnsupportedRunError: The run drew from several data sets.
+            UntappedLossError: The loss has a term that example weights do not reach, so that nothing could be dropped.
         """
         count = _num_examples(self._log)
         selection.check(count)
@@ -109,6 +112,8 @@ class CounterfactualRetraining:
         began = perf_counter()
         # No weights rather than weights of one: the steps are then taken as recorded, to the bit.
         weights = selection.weights(count) if selection.drop else None
+        if weights is not None:
+            self._audit(start)
         state = self._run(start, weights, selection.relabel or None)
         return Retrained(
             state=state,
@@ -125,6 +130,12 @@ class CounterfactualRetraining:
             self._recorded = run_and_average(retracer, log, start, first)[1]
         end, fed = run_and_average(retracer, log, start, first, weights=weights, relabel=relabel)
         return with_average(end, log.average, fed, self._recorded)
+
+    def _audit(self, start: ModelState) -> None:
+        if not self._audited:
+            first, last = (self._log.step(t) for t in (self.first_step, len(self._log) - 1))
+            audit_loss(self._retracer.objective, start, first, last)
+            self._audited = True
 
     def _start_state(self) -> ModelState:
         # Kept from call to call: a curve or a validated choice starts from it once per count.

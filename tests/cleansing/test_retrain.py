@@ -14,7 +14,7 @@ from lightning_sgdinf.adjoint.batches import BatchSource
 from lightning_sgdinf.adjoint.objective import Host, open_objective
 from lightning_sgdinf.adjoint.retrace import Retracer
 from lightning_sgdinf.cleansing import CounterfactualRetraining, Retrained, ScratchRetraining, Selection, state_of
-from lightning_sgdinf.errors import ConfigurationError, StateNotStoredError, UnsupportedRunError
+from lightning_sgdinf.errors import ConfigurationError, StateNotStoredError, UnsupportedRunError, UntappedLossError
 from lightning_sgdinf.log.memory import MemoryLog
 from lightning_sgdinf.log.records import Draw, Header, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.state import ModelState
@@ -216,14 +216,15 @@ def test_averaged_weights_are_averaged_again(epochs: int | str, first: int) -> N
     assert gap(dict(averaged.retrain(Selection(), epochs).state.params), dict(averaged.log.average)) == 0.0
 
 
-def test_an_empty_selection_does_not_weigh(run: Run) -> None:
-    """Steps are taken as recorded, so that also losses that weights do not reach are trained again."""
+def test_a_loss_that_weights_do_not_reach_is_trained_again_but_nothing_dropped(run: Run) -> None:
     source = BatchSource([DataLoader(run.data, batch_size=BATCH)], run.log.header)
     untapped = Net()
     untapped.training_step = lambda batch, _: (untapped(batch[0]).sum(1) - batch[1]).square().sum().sqrt()
     with open_objective(untapped, run.log.header, source, Host()) as objective:
-        found = CounterfactualRetraining(Retracer(run.log, objective), run.log)(Selection())
-    assert found.steps == PER_EPOCH
+        retraining = CounterfactualRetraining(Retracer(run.log, objective), run.log)
+        assert retraining(Selection()).steps == PER_EPOCH
+        with pytest.raises(UntappedLossError, match="example weights cannot enter"):
+            retraining(Selection(drop=(0,)))
 
 
 def test_selections_do_not_disturb_each_other(run: Run) -> None:
