@@ -54,7 +54,12 @@ def _sqrt(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs) if kwargs or not args[0].requires_grad else _SafeSqrt.apply(args[0])
 
 
-_SQRT = {torch.sqrt: _sqrt, Tensor.sqrt: _sqrt}
+def _power_of_step(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``beta ** step`` in float64, as in training, where the step is a Python number and not torch's float32 tensor."""
+    return func(args[0].double() if args[0].ndim == 0 else args[0], *args[1:], **kwargs)
+
+
+_HANDLERS = {torch.sqrt: _sqrt, Tensor.sqrt: _sqrt, Tensor.sqrt_: _sqrt, Tensor.__rpow__: _power_of_step}
 
 
 class TorchOptimRule:
@@ -75,7 +80,7 @@ class TorchOptimRule:
         theta, g = params.detach().requires_grad_(), grad.detach().requires_grad_()
         leaves = {k: v.detach().clone() for k, v in state.items()}
         moving = {k: v.requires_grad_() for k, v in leaves.items() if v.shape == theta.shape and v.is_floating_point()}
-        with torch.enable_grad(), Interceptor(_SQRT):
+        with torch.enable_grad(), Interceptor(_HANDLERS):
             after, new_state = self._step(theta, g, leaves, options)
         inputs = [theta, g, *moving.values()]
 
@@ -88,11 +93,10 @@ class TorchOptimRule:
                 )
                 for q in range(len(u))
             ]
-            columns = [
-                torch.stack([x if x is not None else torch.zeros_like(i) for x in column])
-                for i, column in zip(inputs, zip(*rows, strict=True), strict=True)
-            ]
-            return Pulled(columns[0], dict(zip(moving, columns[2:], strict=True)), columns[1])
+            columns = [_stacked(column) for column in zip(*rows, strict=True)]
+            none = torch.zeros_like(u)
+            carried = {k: c for k, c in zip(moving, columns[2:], strict=True) if c is not None}
+            return Pulled(none if columns[0] is None else columns[0], carried, none if columns[1] is None else columns[1])
 
         return Update(after.detach(), {k: v.detach() for k, v in new_state.items()}, pull)
 
@@ -115,6 +119,12 @@ class TorchOptimRule:
             optimizer.state[parameter] = fresh
         optimizer.step()
         return parameter, {k: v for k, v in optimizer.state[parameter].items() if isinstance(v, Tensor)}
+
+
+def _stacked(rows: tuple[Tensor | None, ...]) -> Tensor | None:
+    """Gradients of several queries in one input; ``None`` where nothing depends on it (an average that is only kept)."""
+    found = [r for r in rows if r is not None]
+    return torch.stack(found) if found else None
 
 
 def _register(kind: type[torch.optim.Optimizer]) -> None:

@@ -63,7 +63,7 @@ def nadam(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory]:
     else:
         a = _gradient(p, g, o)
     now, ahead = (b1 * (1 - 0.5 * 0.96 ** (s * o["momentum_decay"])) for s in (t, t + 1))
-    product = m.get("product", 1.0) * now
+    product = _single(m.get("product", 1.0) * now)
     mean = b1 * m.get("mean", 0.0) + (1 - b1) * a
     square = b2 * m.get("square", 0.0) + (1 - b2) * a * a
     direction = (1 - now) / (1 - product) * a + ahead / (1 - product * ahead) * mean
@@ -135,9 +135,9 @@ def asgd(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory]:
     """A decaying step; the average it is named for does not feed back into the parameters."""
     t = m.get("t", 0) + 1
     a = _gradient(p, g, o)
-    eta = o["lr"] if t == 1 else m["eta"]
+    eta = _single(o["lr"]) if t == 1 else m["eta"]
     after = o["lr"] / (1 + o["lambd"] * o["lr"] * t) ** o["alpha"]
-    return p * (1 - o["lambd"] * eta) - eta * a, {"t": t, "eta": after}
+    return p * (1 - o["lambd"] * eta) - eta * a, {"t": t, "eta": _single(after)}
 
 
 FORMULAS: Mapping[str, Formula] = {
@@ -160,6 +160,11 @@ def _gradient(p: Tensor, g: Tensor, o: Options) -> Tensor:
     signed = -g if o.get("maximize") else g
     decay = o.get("weight_decay", 0.0)
     return signed + decay * p if decay else signed
+
+
+def _single(x: float) -> float:
+    """To float32 and back: what torch keeps such a number in, whatever the parameters' dtype."""
+    return float(torch.tensor(x, dtype=torch.float32))
 
 
 def _root(x: Tensor) -> Tensor:

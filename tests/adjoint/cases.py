@@ -223,7 +223,7 @@ def train(case: Case, weights: Tensor, observe: Observer | None = None) -> tuple
     named = dict(module.named_parameters())
     groups = parameter_groups(case, named)
     kind = getattr(torch.optim, case.optimizer)
-    optimizer = kind([{**g, "params": [named[n] for n in g["names"]]} for g in groups])
+    optimizer = kind([{**g, "params": [named[n] for n in g["names"]]} for g in groups], **case.options)
     dataset, _ = case.data()
     average: dict[str, Tensor] | None = None
     with torch.random.fork_rng():
