@@ -67,7 +67,9 @@ class Retraining(Protocol):
 class CounterfactualRetraining:
     """Counterfactual training over the last epochs of a recorded run, or over all of it.
 
-    Where a callback averaged the weights, the outcome holds the averaged ones, as the run's final model does.
+    If the state at the start of these epochs was not kept, the recorded steps lead there from the last one before
+    that was. Where a callback averaged the weights, the outcome holds the averaged ones, as the run's final model
+    does.
 
     In a configuration file::
 
@@ -87,6 +89,7 @@ class CounterfactualRetraining:
     Raises:
         ConfigurationError: ``epochs`` is not in ``1 ..`` number of recorded epochs, or the run has no step.
         StateNotStoredError: No state at or before the first of these epochs was kept.
+        UnsupportedRunError: Something other than the optimizer changed the state in these epochs.
     """
 
     def __init__(self, retracer: Retracer, log: Trajectory, *, epochs: int | Literal["all"] = 1) -> None:
@@ -94,6 +97,7 @@ class CounterfactualRetraining:
         self._log = log
         self.first_step = first_step_of(log, epochs)
         self._stored = _stored_at_or_before(log, self.first_step, epochs)
+        _refuse_changes(log, self._stored)
         self._start: ModelState | None = None
         self._recorded: dict[str, Tensor] | None = None
         self._audited = False
@@ -175,6 +179,16 @@ def _num_examples(log: Trajectory) -> int:
             f"{len(log.header.datasets)}. Combine them (ConcatDataset) and train with one loader."
         )
     return log.header.datasets[0][1]
+
+
+def _refuse_changes(log: Trajectory, start: int) -> None:
+    # What a hook did to the recorded weights is not known for others.
+    for step in log.steps(start + 1, len(log)):
+        if step.changed:
+            raise UnsupportedRunError(
+                f"before step {step.index} something other than the optimizer changed {', '.join(step.changed[:3])}, "
+                "which training again would not do. Train fewer of the last epochs again, or from scratch."
+            )
 
 
 def _stored_at_or_before(log: Trajectory, step: int, epochs: int | Literal["all"]) -> int:

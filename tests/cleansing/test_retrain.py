@@ -274,6 +274,14 @@ def test_refuses_runs_on_several_data_sets_and_empty_ones() -> None:
         CounterfactualRetraining(None, MemoryLog(header=run.log.header, steps=[], states={0: run.states[0]}))
 
 
+def test_refuses_a_state_that_was_changed_from_outside(run: Run) -> None:
+    steps = [replace(s, changed=("param 0.bias",) if s.index == 8 else ()) for s in run.log.steps(0, 12)]
+    log = MemoryLog(header=run.log.header, steps=steps, states=dict(enumerate(run.states)))
+    assert CounterfactualRetraining(None, log, epochs=1).first_step == 8
+    with pytest.raises(UnsupportedRunError, match=r"before step 8 .* changed param 0.bias"):
+        CounterfactualRetraining(None, log, epochs=2)
+
+
 def test_from_scratch_fits_the_cleansed_data_set() -> None:
     data = TensorDataset(torch.arange(5.0), torch.tensor([0, 1, 0, 1, 0]))
     model, seen = Net(), []
