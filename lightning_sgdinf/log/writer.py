@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import warnings
@@ -94,10 +95,11 @@ class LogWriter:
         self._handover = Handover(queue_bytes, held=int(chosen.differences))
         self._thread = _WriterThread(self._store, self._handover)
         self._handover.thread = self._thread
-        _watch_forks()
-        _open_stores.add(self._store)
+        _watch_process()
+        _threads.add(self._thread)
         self._thread.start()
         self._close = weakref.finalize(self, _close_unfinished, self._thread, self._process)
+        self._close.atexit = False
 
     def lanes(self, layout: Layout) -> dict[str, Tensor]:
         """A free set of lanes to pack a state into; waits while all are under way.
@@ -279,25 +281,31 @@ class _WriterThread(threading.Thread):
             self.handover.give_back(*free)
 
 
-_open_stores: weakref.WeakSet[LogStore] = weakref.WeakSet()
-_forks_watched = False
+_threads: weakref.WeakSet[_WriterThread] = weakref.WeakSet()
+_watched = False
 
 
-def _watch_forks() -> None:
-    global _forks_watched
-    if not _forks_watched:
-        _forks_watched = True
+def _watch_process() -> None:
+    """Be told of forks and of the end. Only now, so that the end comes before h5py's own."""
+    global _watched
+    if not _watched:
+        _watched = True
         os.register_at_fork(after_in_child=_disown)
+        atexit.register(_close_all, os.getpid())
 
 
 def _disown() -> None:
-    """In a forked child: let go of the parent's lock, and make sure that no exit handler writes to the parent's
-    file."""
-    for store in list(_open_stores):
-        if store.descriptor is not None:
-            redirect(store.descriptor)
-        store.directory.forget()
-    _open_stores.clear()
+    """In a forked child: let go of the parent's lock, and make sure that no exit handler writes to the parent's file."""
+    for thread in list(_threads):
+        if thread.store.descriptor is not None:
+            redirect(thread.store.descriptor)
+        thread.store.directory.forget()
+    _threads.clear()
+
+
+def _close_all(process: int) -> None:
+    for thread in list(_threads):
+        _close_unfinished(thread, process)
 
 
 def _close_unfinished(thread: _WriterThread, process: int) -> None:
