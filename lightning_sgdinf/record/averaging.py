@@ -44,6 +44,7 @@ class AveragingWatch:
         self._updated = updated
         self._remark = remark
         self._model: nn.Module | None = None
+        self._with_buffers = False
         self._linear = True
         self.kind = ""
         found = [(c, kind) for c in trainer.callbacks if (kind := _averaging_kind(c))]
@@ -53,7 +54,7 @@ class AveragingWatch:
             self.kind = type(callback).__qualname__
             count = torch.tensor(1)  # a trial, so that the header can say if it is not linear
             if kind == "WeightAveraging" and (averaged := callback._average_model) is not None:
-                self._model = averaged.module
+                self._model, self._with_buffers = averaged.module, bool(averaged.use_buffers)
                 self._coefficients(_of_averaged_model(averaged, count), averaged.multi_avg_fn or averaged.avg_fn)
                 patches.place(averaged, "update_parameters", self._around_weight_averaging)
             elif kind == "StochasticWeightAveraging":
@@ -62,11 +63,14 @@ class AveragingWatch:
                 patches.place(callback, "update_parameters", self._around_swa)
 
     def average(self, names: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """The averaged parameters of the given names, on the CPU; ``None`` if there is no average that is known in "
-        "full."""
+        """The averaged parameters of the given names, and the buffers if they are averaged, too, on the CPU; ``None`` if
+        there is no average that is known in full."""
         if self._model is None or not self._linear:
             return None
-        return {n: p.detach().cpu().clone() for n, p in self._model.named_parameters() if n in names}
+        found: dict[str, Tensor] = {n: p for n, p in self._model.named_parameters() if n in names}
+        if self._with_buffers:
+            found |= {n: b for n, b in self._model.named_buffers() if b.is_floating_point()}
+        return {n: v.detach().cpu().clone() for n, v in found.items()}
 
     def _around_weight_averaging(self, update: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
         averaged: Any = update.__self__  # type: ignore[attr-defined]
