@@ -7,3 +7,4 @@ from lightning_sgdinf.testing.oracles import central_differences as central_diff
 from lightning_sgdinf.testing.oracles import relative_error as relative_error
 from lightning_sgdinf.testing.oracles import unrolled_scores as unrolled_scores
 from lightning_sgdinf.testing.oracles import unrolled_training as unrolled_training
+from lightning_sgdinf.testing.suites import UpdateRuleSuite as UpdateRuleSuite

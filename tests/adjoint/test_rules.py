@@ -1,0 +1,138 @@
+"""Every registered rule against its optimizer's own step, and rules for optimizers of one's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import lightning_sgdinf.adjoint.optimizers  # noqa: F401 - registers the rules
+from lightning_sgdinf import register_rule
+from lightning_sgdinf.adjoint import rules
+from lightning_sgdinf.adjoint.rules import Pulled, Update, known_optimizers, rule_for
+from lightning_sgdinf.adjoint.sgd import SgdRule
+from lightning_sgdinf.adjoint.torch_optim import TorchOptimRule
+from lightning_sgdinf.errors import UnknownOptimizerError
+from lightning_sgdinf.testing import UpdateRuleSuite
+from lightning_sgdinf.testing.updates import FORMULAS
+
+
+class TestSGD(UpdateRuleSuite):
+    optimizer = torch.optim.SGD
+    options = (
+        {"lr": 0.1},
+        {"lr": 0.1, "weight_decay": 0.2},
+        {"lr": 0.1, "momentum": 0.9},
+        {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.2, "maximize": True},
+        {"lr": 0.1, "momentum": 0.8, "nesterov": True, "weight_decay": 0.1},
+    )
+    tolerance = 0.0
+
+
+class TestAdam(UpdateRuleSuite):
+    optimizer = torch.optim.Adam
+    options = ({"lr": 0.1}, {"lr": 0.1, "amsgrad": True, "weight_decay": 0.1, "maximize": True})
+
+
+class TestAdamW(UpdateRuleSuite):
+    optimizer = torch.optim.AdamW
+    options = ({"lr": 0.1}, {"lr": 0.1, "betas": (0.5, 0.7), "weight_decay": 0.4, "amsgrad": True})
+
+
+class TestNAdam(UpdateRuleSuite):
+    optimizer = torch.optim.NAdam
+    options = ({"lr": 0.1}, {"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True})
+    tolerance = 1e-6
+
+
+class TestRAdam(UpdateRuleSuite):
+    optimizer = torch.optim.RAdam
+    options = ({"lr": 0.1, "betas": (0.9, 0.99)}, {"lr": 0.1, "betas": (0.5, 0.7), "weight_decay": 0.1})
+
+
+class TestAdamax(UpdateRuleSuite):
+    optimizer = torch.optim.Adamax
+    options = ({"lr": 0.1}, {"lr": 0.1, "weight_decay": 0.1, "maximize": True})
+
+
+class TestAdagrad(UpdateRuleSuite):
+    optimizer = torch.optim.Adagrad
+    options = ({"lr": 0.1, "initial_accumulator_value": 0.2}, {"lr": 0.1, "lr_decay": 0.1, "eps": 1e-2})
+
+
+class TestAdadelta(UpdateRuleSuite):
+    optimizer = torch.optim.Adadelta
+    options = ({"lr": 1.0, "eps": 1e-3}, {"lr": 1.0, "rho": 0.5, "eps": 1e-2, "weight_decay": 0.1})
+
+
+class TestRMSprop(UpdateRuleSuite):
+    optimizer = torch.optim.RMSprop
+    options = (
+        {"lr": 0.1, "eps": 1e-3},
+        {"lr": 0.1, "alpha": 0.5, "eps": 1e-3, "momentum": 0.9, "centered": True, "weight_decay": 0.1},
+    )
+
+
+class TestASGD(UpdateRuleSuite):
+    optimizer = torch.optim.ASGD
+    options = ({"lr": 0.1, "lambd": 0.1, "weight_decay": 0.1},)
+
+
+class TestGenericSGD(UpdateRuleSuite):
+    """The generic rule agrees with SGD, too, but for the first momentum step, whose buffer torch detaches."""
+
+    optimizer = torch.optim.SGD
+    options = ({"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1},)
+    warm_steps = (1, 4)
+
+    def rule(self) -> TorchOptimRule:
+        return TorchOptimRule(torch.optim.SGD)
+
+
+def test_every_rule_is_in_the_suite_and_has_a_formula() -> None:
+    tested = {c.optimizer.__name__ for c in UpdateRuleSuite.__subclasses__()}
+    known = {n.rsplit(".", 1)[1] for n in known_optimizers() if n.startswith("torch.optim.")}
+    assert known == tested == set(FORMULAS)
+
+
+class WrongSgd(SgdRule):
+    """Forgets that the weight decay acts on the adjoint, too."""
+
+    def take(self, params, grad, state, options):  # noqa: ANN001, ANN201
+        update = super().take(params, grad, state, options)
+
+        def pull(u, adjoint):  # noqa: ANN001, ANN202
+            right = update.pull(u, adjoint)
+            return Pulled(u, right.state, right.push)
+
+        return Update(update.params, update.state, pull)
+
+
+class WrongStep(SgdRule):
+    def take(self, params, grad, state, options):  # noqa: ANN001, ANN201
+        return super().take(params, grad, state, {**options, "lr": options["lr"] * (1 + 1e-9)})
+
+
+def suite_with(rule: rules.UpdateRule) -> UpdateRuleSuite:
+    suite = TestSGD()
+    suite.rule = lambda: rule  # type: ignore[method-assign]
+    return suite
+
+
+def test_the_suite_fails_for_wrong_rules() -> None:
+    with pytest.raises(AssertionError, match="weight_decay"):
+        suite_with(WrongSgd()).test_pull_is_the_transpose()
+    with pytest.raises(AssertionError, match="parameters"):
+        suite_with(WrongStep()).test_step_is_the_optimizers()
+
+
+@pytest.mark.parametrize("name", ["rprop.Rprop", "lbfgs.LBFGS", "_muon.Muon", "sparse_adam.SparseAdam"])
+def test_optimizers_without_a_rule_are_refused_by_name(name: str) -> None:
+    with pytest.raises(UnknownOptimizerError, match=f"no update rule for torch.optim.{name}; known are .*AdamW.*register_rule"):
+        rule_for(f"torch.optim.{name}")
+
+
+def test_a_rule_of_ones_own_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
+    register_rule("mine.Descent", SgdRule)
+    assert isinstance(rule_for("mine.Descent"), SgdRule)
+    assert "mine.Descent" in known_optimizers()
