@@ -12,6 +12,7 @@ from lightning_sgdinf.adjoint.objective import Objective
 from lightning_sgdinf.adjoint.replay import ReplayedStep
 from lightning_sgdinf.adjoint.retrace import Retracer
 from lightning_sgdinf.adjoint.rules import rule_for
+from lightning_sgdinf.adjoint.share import RowShare
 from lightning_sgdinf.adjoint.schedule import states_backwards
 from lightning_sgdinf.adjoint.vector import Adjoint
 from lightning_sgdinf.certificate import StepReplay
@@ -82,6 +83,7 @@ class Walk:
         objective: The opened model.
         estimator: What to do at each step.
         query_at: The queries' adjoint at any state.
+        share: This process's rows of each batch, if several processes share them out.
         room: How many rebuilt states may be held at once.
         compare: Hold rebuilt states against recorded ones.
         on_step: Called when a step is done, with its index, the state it was taken from and the tally; for progress and for checks
@@ -92,6 +94,7 @@ class Walk:
     objective: Objective
     estimator: Estimator
     query_at: Callable[[ModelState], Adjoint]
+    share: RowShare | None = None
     room: int = 64
     compare: bool = True
     on_step: Callable[[int, ModelState, Tally], None] = lambda step, before, tally: None
@@ -122,7 +125,7 @@ class Walk:
         following = None
         for step, (t, before) in zip(self.log.steps(total, first), states, strict=True):
             at = ReplayedStep(
-                step, _on(before, self.objective.host.device), self.objective, rule, self.query_at, is_epoch_end=following is None or following.epoch != step.epoch
+                step, _on(before, self.objective.host.device), self.objective, rule, self.query_at, is_epoch_end=following is None or following.epoch != step.epoch, share=self.share
             )
             adjoint, slopes = self.estimator.visit(at, adjoint)
             if self.compare and not frozen and at.taken is not None:

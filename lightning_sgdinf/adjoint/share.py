@@ -16,6 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from lightning_sgdinf.adjoint.objective import Objective
+from lightning_sgdinf.log.records import Step
+from lightning_sgdinf.state import ModelState
+
 
 @dataclass(frozen=True, slots=True)
 class RowShare:
@@ -61,3 +65,30 @@ class RowShare:
         total = self.all_sum(torch.cat([t.reshape(-1) for t in present]))
         parts = iter(total.split([t.numel() for t in present]))
         return [None if t is None else next(parts).view(t.shape) for t in tensors]
+
+
+def rows_are_separate(objective: Objective, share: RowShare, state: ModelState, step: Step, *, tolerance: float = 1e-5) -> bool:
+    """Whether the gradient of a step is the sum of its shares' gradients.
+
+    Args:
+        objective: The opened model.
+        share: This process's share.
+        state: Where to evaluate.
+        step: A recorded step.
+        tolerance: Largest difference, as a part of the gradient's norm (float32; a millionth of it in float64).
+    """
+    micro = step.micro_batches[0]
+    count = len(micro.example_ids)
+    if count < share.world:
+        return False
+    found: list[Tensor] = []
+    for own in (False, True):
+        objective.load(state)
+        batch = objective.batch(step, micro)
+        loss = objective.trace(step, micro, share.part(batch, count) if own else batch).loss
+        grads = objective.gradient(loss * share.fraction(count) if own else loss)
+        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(objective.parameters, grads, strict=True)]
+        joined = objective.vector.join(filled).double()
+        found.append(share.all_sum(joined) if own else joined)
+    scale = tolerance if objective.parameters[0].dtype != torch.float64 else tolerance * 1e-6
+    return bool((found[0] - found[1]).norm() <= scale * found[0].norm())

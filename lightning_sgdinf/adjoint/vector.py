@@ -74,3 +74,13 @@ class Adjoint:
     def queries(self) -> int:
         """``Q``."""
         return self.params.shape[0]
+
+    def columns(self, which: slice) -> Adjoint:
+        """The adjoint of some of the queries."""
+        return Adjoint(
+            params=self.params[which],
+            optimizer={k: v[which] for k, v in self.optimizer.items()},
+            buffers={n: v[which] for n, v in self.buffers.items()},
+            average=None if self.average is None else self.average[which],
+            average_buffers={n: v[which] for n, v in self.average_buffers.items()},
+        )
