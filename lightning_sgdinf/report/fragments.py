@@ -26,7 +26,8 @@ def number(value: float, digits: int = 3) -> str:
     if value == 0 or 1e-4 <= abs(value) < 1e5:
         places = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
         return f"{value:.{places}f}".replace("-", MINUS)
-    return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e").replace("-", MINUS)
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
 
 
 def signed(value: float) -> str:

@@ -241,6 +241,9 @@ def _cleansing_result(change: BeforeAfter) -> str:
     moved = "left" if before == after else "lowered" if after < before else "raised"
     values = f"at {change.show(before)}" if before == after else f"from {change.show(before)} to {change.show(after)}"
     doubt = "" if change.test is None or change.test.significant else "; this may be chance"
-    test = "" if change.test is None else f" ({change.test.sentence()}){doubt}"
+    if change.test is not None:
+        test = f" ({change.test.sentence()}){doubt}"
+    else:
+        test = " (one run)" if len(change.before) == 1 else f" (means of {len(change.before)} runs)"
     subject = f"Leaving out {left_out}" if left_out else "Cleansing "
     return f"{subject}{moved} {change.metric} {values}{test}."

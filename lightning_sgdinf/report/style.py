@@ -34,7 +34,7 @@ def series(index: int) -> dict[str, str]:
 
 def plain(text: str) -> str:
     """Text that matplotlib shows as it is: a dollar sign would begin a formula."""
-    return text.replace("\\", "\\\\").replace("$", r"\$") if "$" in text else text
+    return text.replace("$", r"\$")
 
 
 def dress(axes: Axes, *, x: str, y: str) -> None:

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import base64
+import dataclasses
+import math
+import re
+from html.parser import HTMLParser
+from importlib import resources
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_sgdinf.certificate import Certificate
+from lightning_sgdinf.report import Example, ReportData
+from lightning_sgdinf.report.fragments import number, signed
+from lightning_sgdinf.report.page import render_page
+from lightning_sgdinf.scores import Scores
+
+MINUS = "\N{MINUS SIGN}"
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Reader(HTMLParser):
+    """Checks nesting while it reads, and keeps what tests ask about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs), f"an attribute twice in <{tag}>"
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def read(data: ReportData) -> Reader:
+    reader = Reader()
+    reader.feed(render_page(data))
+    reader.close()
+    assert reader.open == [], "tags left open"
+    return reader
+
+
+@pytest.fixture(scope="session")
+def page(full: ReportData) -> Reader:
+    return read(full)
+
+
+def test_it_is_well_formed_with_everything_and_with_nothing(page: Reader, bare: ReportData) -> None:
+    assert {"html", "main", "table", "img", "details"} <= {tag for tag, _ in page.tags}
+    assert "No certificate" in read(bare).text or "no certificate" in read(bare).text
+
+
+def test_it_needs_nothing_from_elsewhere(page: Reader) -> None:
+    for tag, attributes in page.tags:
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base", "form"}
+        for name, value in attributes.items():
+            assert not name.startswith("on"), f"<{tag} {name}> runs code"
+            if name in {"src", "href", "srcset", "data", "action", "poster"}:
+                assert value is not None
+                assert value.startswith(("data:image/", "#")), f"<{tag} {name}> points elsewhere"
+    style = resources.files("lightning_sgdinf.report").joinpath("page.css").read_text(encoding="utf-8")
+    assert not re.search(r"url\(|@import|https?:|//", style)
+
+
+def test_drawings_inside_it_need_nothing_from_elsewhere(page: Reader) -> None:
+    sources = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
+    drawings = [base64.b64decode(s.partition(",")[2]).decode() for s in sources if "svg" in s.partition(",")[0]]
+    assert len(drawings) == 7
+    for drawing in drawings:
+        assert not re.search(r"""(?:href|src)\s*=\s*["'](?!#|data:)""", drawing)
+        assert not re.search(r"url\((?!#)", drawing)
+
+
+def test_hostile_text_stays_text(page: Reader, hostile: str) -> None:
+    assert page.text.count(hostile) >= 10, "the test is degenerate"
+    assert not [tag for tag, _ in page.tags if tag in {"script", "b"} and tag == "script"]
+
+
+def test_every_link_has_its_target(page: Reader) -> None:
+    targets = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    links = {attributes["href"].removeprefix("#") for tag, attributes in page.tags if tag == "a"}  # type: ignore[union-attr]
+    assert links == targets
+    assert links == {"effect", "harmful", "helpful", "scores", "causes", "trust", "epochs", "costs", "asked"}
+
+
+def test_every_picture_has_words_for_those_who_do_not_see_it(page: Reader) -> None:
+    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
+
+
+def test_warnings_stand_before_the_result(full: ReportData) -> None:
+    text = render_page(full)
+    body = text[text.index("<body>") :]
+    assert 0 < body.index("Low trust") < body.index('class="headline"')
+    unwarned = dataclasses.replace(
+        full, warnings=(), scores=dataclasses.replace(full.scores, certificate=Certificate(level="fast"))
+    )
+    assert 'class="warning"' not in render_page(unwarned)
+
+
+def test_an_unchecked_result_says_so_first(full: ReportData) -> None:
+    unchecked = dataclasses.replace(full.scores, certificate=Certificate(level="off"))
+    assert "Nothing was checked" in read(dataclasses.replace(full, scores=unchecked)).text.partition("%")[0]
+
+
+def test_corrupt_examples_are_outlined_and_named_in_words(full: ReportData) -> None:
+    text = render_page(full)
+    tiles = re.findall(r'<figure class="tile( wrong)?">(.*?)</figure>', text, re.DOTALL)
+    assert len({bool(wrong) for wrong, _ in tiles}) == 2, "the test is degenerate"
+    for wrong, content in tiles:
+        assert bool(wrong) == ('class="truth"' in content)
+
+
+def test_tiles_show_label_id_and_score(full: ReportData) -> None:
+    (worst,) = full.scores.most_harmful(1)
+    text = render_page(full)
+    first = text[text.index('<div class="tiles">') :]
+    first = first[: first.index("</figure>")]
+    assert f"#{worst.example_id}<" in first
+    assert f"{MINUS}{abs(worst.score):.2f}" in first
+    assert f">{worst.label}<" in first
+
+
+def test_without_pictures_the_ranking_is_a_table(bare: ReportData) -> None:
+    reader = read(bare)
+    assert "tile" not in {attributes.get("class") for _, attributes in reader.tags}
+    assert sum(tag == "table" for tag, _ in reader.tags) == 2
+
+
+@pytest.mark.parametrize("query", ["validation loss", "margin"])
+def test_the_sign_is_spelled_out_for_every_query(full: ReportData, query: str) -> None:
+    text = read(dataclasses.replace(full, query=query, before_after=(), curves=())).text
+    sign = "negative" if query == "validation loss" else "positive"
+    assert f"{sign} = harmful" in text
+    assert f"judged by their effect on {query}" in text
+
+
+def test_large_pictures_are_scaled_down() -> None:
+    scores = Scores(values=torch.zeros(1, 1), queries=("q",))
+    noise = np.random.default_rng(0).random((1000, 1000, 3))
+    data = ReportData(title="", scores=scores, examples={0: Example(image=noise)})
+    assert len(render_page(data)) < 600_000
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.123456, "0.123"),
+        (-0.123456, MINUS + "0.123"),
+        (12345.6, "12346"),
+        (1e-7, f"1.00e{MINUS}7"),
+        (-2.5e30, MINUS + "2.50e30"),
+        (math.inf, "∞"),
+        (-math.inf, MINUS + "∞"),
+    ],
+)
+def test_numbers_are_written_as_people_write_them(value: float, text: str) -> None:
+    assert number(value) == text
+    if math.isfinite(value):
+        read_back = float(number(value).replace(MINUS, "-"))
+        assert read_back == pytest.approx(value, rel=5e-3, abs=1e-300)
+
+
+def test_changes_show_their_sign() -> None:
+    assert signed(0.5) == "+0.500"
+    assert signed(-0.5) == MINUS + "0.500"
+    assert signed(0.0) == "0"
