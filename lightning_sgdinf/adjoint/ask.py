@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -39,17 +40,17 @@ def gradient_of(
     data: ValidationData,
     context: Context = nullcontext,
     *,
-    of_average: bool = False,
+    averaged: Collection[str] = (),
 ) -> tuple[Tensor, Adjoint]:
     """The queries' values and their adjoint at a state.
 
     Args:
         objective: The opened model.
-        state: Where to evaluate; if ``of_average``, with averaged parameters in place of the last ones.
+        state: Where to evaluate, with running averages in the place of what is averaged.
         query: What is asked.
         data: Validation data.
         context: Precision.
-        of_average: The parameters are the running average's, so the adjoint is the average's too.
+        averaged: Names of what is averaged: all parameters, and buffers or not. Their adjoint is the average's.
 
     Returns:
         Values, float64 ``[Q]``, and the `Adjoint`.
@@ -68,9 +69,12 @@ def gradient_of(
         )
     if not bool(torch.isfinite(params).all()):
         raise NonFiniteError(f"the gradient of the query {names[0]!r} is not finite at the final model")
-    if of_average:
-        zero = torch.zeros_like(params)
-        return values, Adjoint(params=zero, average=params, average_buffers=buffers)
+    if averaged:
+        of_average = {n: b for n, b in buffers.items() if n in averaged}
+        last = {n: b for n, b in buffers.items() if n not in averaged}
+        return values, Adjoint(
+            params=torch.zeros_like(params), buffers=last, average=params, average_buffers=of_average
+        )
     return values, Adjoint(params=params, buffers=buffers)
 
 
