@@ -226,14 +226,21 @@ def reseed(step: int, micro: int) -> None:
 Observer = Callable[[str, int, Any, Any, Any], None]
 
 
-def train(case: Case, weights: Tensor, observe: Observer | None = None) -> tuple[Classifier, dict[str, Tensor] | None]:
-    """Train with example weights; returns the module at the end and the averages, if there are any."""
+def train(
+    case: Case, weights: Tensor | None, observe: Observer | None = None, *, labels: Tensor | None = None
+) -> tuple[Classifier, dict[str, Tensor] | None]:
+    """Train; returns the module at the end and the averages, if there are any.
+
+    With weights (of all examples), the losses are weighted by hand; without, ``training_step`` is taken as it is.
+    """
     module = case.module()
     named = dict(module.named_parameters())
     groups = parameter_groups(case, named)
     kind = getattr(torch.optim, case.optimizer)
     optimizer = kind([{**g, "params": [named[n] for n in g["names"]]} for g in groups], **case.options)
     dataset, _ = case.data()
+    if labels is not None:
+        dataset = TensorDataset(dataset.tensors[0], labels)
     average: dict[str, Tensor] | None = None
     with torch.random.fork_rng():
         for t, (epoch, batches) in enumerate(case.batching.steps()):
@@ -246,8 +253,11 @@ def train(case: Case, weights: Tensor, observe: Observer | None = None) -> tuple
                 set_training(case, module)
                 reseed(t, k)
                 x, y = dataset[ids]
-                each = F.cross_entropy(module(x, k), y, reduction="none")
-                loss = (weights[ids] * each).sum() / len(ids) + (module.rest() if module.penalty else 0.0)
+                if weights is None:
+                    loss = module.training_step((x, y), k)
+                else:
+                    each = F.cross_entropy(module(x, k), y, reduction="none")
+                    loss = (weights[ids] * each).sum() / len(ids) + (module.rest() if module.penalty else 0.0)
                 (loss / case.batching.accumulation).backward()
             clip_gradients(case.clip, module)
             optimizer.step()
@@ -347,7 +357,7 @@ def record(case: Case) -> Recorded:
             average=case.average(t),
         )
 
-    module, average = train(case, torch.ones(case.batching.examples, dtype=torch.float64), observe)
+    module, average = train(case, None, observe)
     kind = getattr(torch.optim, case.optimizer)
     header = Header(
         run_id=case.name,
