@@ -43,7 +43,7 @@ def run_study(study: Study, command: str = "") -> tuple[Path, dict[str, summary.
     Returns:
         Path of the report, and the job's row for the table of a sweep.
     """
-    study.folder.mkdir(parents=True, exist_ok=True)
+    (study.folder / "scores").mkdir(parents=True, exist_ok=True)
     trained = train(study)
     ranked = rank(study, trained)
     cleansed = cleanse(study, trained, ranked)

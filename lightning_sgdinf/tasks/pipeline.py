@@ -181,10 +181,12 @@ def _curves(
 ) -> tuple[CleansingCurve, ...]:
     if not counts:
         return ()
+    start = on_test(retraining(Selection()).state)
     curves = []
     for name, scores in ranked.scores.items():
-        points = cleansing_curve(retraining, scores.order().tolist(), (0, *counts), on_test)
-        curves.append(CleansingCurve(method=name, counts=(0, *counts), errors=[e.error for _, e in points]))
+        points = cleansing_curve(retraining, scores.order().tolist(), counts, on_test)
+        errors = [start.error, *(evaluation.error for _, evaluation in points)]
+        curves.append(CleansingCurve(method=name, counts=(0, *counts), errors=errors))
     return tuple(curves)
 
 
@@ -198,7 +200,7 @@ def _fit(study: Study, dataset: Any) -> LightningModule:
         shuffle=True,
         generator=torch.Generator().manual_seed(study.seed),
     )
-    study.new_trainer(logger=False).fit(model, loader)
+    study.new_trainer(logger=False, limit_val_batches=0).fit(model, loader, study.data.val_dataloader())
     return model
 
 

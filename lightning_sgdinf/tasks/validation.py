@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,8 @@ def _fits(value: Any, wanted: Any) -> bool:
 
 def _fits_one(value: Any, kind: Any) -> bool:
     origin = typing.get_origin(kind)
+    if kind is Any:
+        return True
     if kind is None or kind is type(None):
         return value is None
     if origin is typing.Literal:
@@ -121,8 +125,10 @@ def _fits_one(value: Any, kind: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind in (bool, str):
         return isinstance(value, kind)
-    if kind is Path:
+    if kind in (Path, os.PathLike):
         return isinstance(value, str)
+    if isinstance(kind, type) and isinstance(value, (str, int, float)) and not issubclass(kind, Enum):
+        return isinstance(value, kind)  # any other class: a file holds no tensors
     if origin in (list, tuple, Sequence, Collection) and isinstance(value, (int, float, bool, str)):
         return False
     if origin in (list, tuple, Sequence, Collection) and isinstance(value, list):

@@ -1,0 +1,134 @@
+"""The command itself, on very little data."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_sgdinf import RunLog, Scores
+from lightning_sgdinf.tasks.main import main
+
+TINY = [
+    *("dataset.train_size=48", "dataset.val_size=60", "dataset.test_size=60", "dataset.batch_size=16", "model=logreg"),
+    *("trainer.max_epochs=2", "trainer.accelerator=cpu", "cleansing.grid=[2,5]", "report.shown=4"),
+]
+
+
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder to run in; what Hydra does to logging is undone."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:], root.level = handlers, level
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["sgdinf", *arguments])
+    main()
+
+
+def test_a_job_leaves_record_scores_report_and_row(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, *TINY, "report.curve_counts=[3]", "hydra.run.dir=out")
+    out = in_folder / "out"
+    with RunLog.open(out / "run.tlog") as log:
+        assert len(log) == 6
+        assert log.finished
+    scores = {name: Scores.load(out / "scores" / f"{name}.h5") for name in ("sgd_influence", "random", "loss")}
+    assert {len(s) for s in scores.values()} == {48}
+    assert scores["sgd_influence"].queries == ("mean validation loss",)
+    assert scores["sgd_influence"].certificate is not None
+    assert scores["sgd_influence"].certificate.gradient_check is not None
+    assert not torch.equal(scores["random"].order(), scores["sgd_influence"].order())
+    row = json.loads((out / "summary.json").read_text())
+    assert row["dataset"] == "digits"
+    assert row["model"] == "logreg"
+    assert row["override trainer.max_epochs"] == "2"
+    assert 0 <= row["test_error_after"] <= 1
+    assert 0 <= row["auroc"] <= 1
+    page = (out / "report" / "report.html").read_text()
+    for part in ("sgd_influence", "read as", "test error", "sgdinf dataset.train_size=48"):
+        assert part in page
+    printed = capsys.readouterr().out
+    assert "Most harmful training examples" in printed
+    assert "report.html" in printed
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("optimizer.lr=fast", "optimizer.lr: expected float"),
+        ("dataset.label_noise=2.0", "dataset: fraction of labels to flip"),
+    ],
+)
+def test_mistakes_end_with_one_line(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], override: str, says: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, *TINY, override, "hydra.run.dir=out")
+    assert caught.value.code == 1
+    assert f"ConfigurationError: {says}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("retrain", ["last_epochs", "scratch"])
+@pytest.mark.parametrize("cleansing", ["top_k", "relabel"])
+def test_other_ways_to_cleanse_and_to_train_again(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, retrain: str, cleansing: str
+) -> None:
+    tiny = [argument for argument in TINY if not argument.startswith("cleansing.")]
+    options = [
+        f"retrain={retrain}",
+        f"cleansing={cleansing}",
+        "cleansing.k=40",
+        "estimator=last_epochs",
+        "query=margin",
+    ]
+    run(monkeypatch, *tiny, *options, "report=short", "runner.certificate=off", "hydra.run.dir=out")
+    row = json.loads((in_folder / "out" / "summary.json").read_text())
+    assert 0 < row["changed"] <= 40
+    assert (row["changed"] == 40) == (cleansing == "top_k")
+    assert row["test_loss_after"] != row["test_loss_before"]
+
+
+def test_a_sweep_ends_with_one_table(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = ["-m", "estimator=last_epochs,random", "seed=4", "hydra.sweep.dir=swept", "~estimator@compare.random"]
+    run(monkeypatch, *sweep, *TINY, "report=short")
+    with (in_folder / "swept" / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["job"], row["estimator"], row["seed"]) for row in rows] == [
+        ("0", "last_epochs", "4"),
+        ("1", "random", "4"),
+    ]
+    assert rows[0]["test_error_before"] == rows[1]["test_error_before"]
+    assert rows[0]["auroc"] != rows[1]["auroc"]
+    assert "summary.csv" in capsys.readouterr().out
+
+
+def test_processes_in_a_sweep_are_refused(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "-m", *TINY, "trainer.devices=2", "hydra.sweep.dir=swept")
+    assert "would start the sweep again" in capsys.readouterr().err
+
+
+def test_the_command_is_installed(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("sgdinf")), "--cfg", "job", "seed=7"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "seed: 7" in result.stdout
