@@ -1,7 +1,7 @@
 """Exact influence of training examples for any Lightning run.
 
-Add `TrajectoryRecorder` to a Trainer, train as before, and ask an `InfluenceRunner` how the model would have changed without each training
-example.
+Add `TrajectoryRecorder` to a Trainer, train as before, and ask an `InfluenceRunner` how the model would have changed
+without each training example.
 """
 
 from pathlib import Path
@@ -16,7 +16,8 @@ from lightning_sgdinf.scores import Scores as Scores
 
 __version__ = "0.1.0"
 
-# The Hydra configs lie in conf/ beside the package in a source tree and inside it in a wheel; both must be importable as
+# The Hydra configs lie in conf/ beside the package in a source tree and inside it in a wheel; both must be importable
+# as
 # lightning_sgdinf.conf.
 if not (Path(__file__).parent / "conf").is_dir():
     __path__.append(str(Path(__file__).parent.parent))

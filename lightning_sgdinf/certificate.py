@@ -1,12 +1,12 @@
 """What was checked of a result, and how well it held.
 
-Three checks, each of which can contradict the scores. *Step replay*: every recorded step, done again, must lead to the next
-recorded state. *Gradient check*: the walk's score of a few sampled examples against central differences of a real re-run with
-their weights at ``1 +- eps``. *Trust*: a few sampled examples really left out and the run done again, because even an exact
-derivative stops predicting removal where training is not smooth.
+Three checks, each of which can contradict the scores. *Step replay*: every recorded step, done again, must lead to the
+next recorded state. *Gradient check*: the walk's score of a few sampled examples against central differences of a real
+re-run with their weights at ``1 +- eps``. *Trust*: a few sampled examples really left out and the run done again,
+because even an exact derivative stops predicting removal where training is not smooth.
 
-In a `fast` certificate the last two run on a window of the last steps only (from the recorded state at its start), with the
-walk's partial scores for that window; in a `full` one on the whole run.
+In a `fast` certificate the last two run on a window of the last steps only (from the recorded state at its start), with
+the walk's partial scores for that window; in a `full` one on the whole run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class StepReplay:
     Attributes:
         steps: Number of steps that were done again and compared.
         bitwise: How many of them matched bit for bit.
-        largest_deviation: Largest ``max|rebuilt - recorded| / max|recorded step|`` over tensors and steps, dimensionless; 0 is bitwise.
+        largest_deviation: Largest ``max|rebuilt - recorded| / max|recorded step|`` over tensors and steps,
+            dimensionless; 0 is bitwise.
         step: The step of the largest deviation, or -1.
         tensor: Its tensor.
         tolerance: What would have been an error.
@@ -97,7 +98,8 @@ class Certificate:
     Attributes:
         level: ``"fast"``, ``"full"`` or ``"off"``.
         step_replay: See `StepReplay`; ``None`` if not checked.
-        gradient_check: See `GradientCheck`; ``None`` if not checked (estimators that are not a derivative of the run have none).
+        gradient_check: See `GradientCheck`; ``None`` if not checked (estimators that are not a derivative of the run
+            have none).
         trust: See `Trust`; ``None`` if not checked.
         seconds: Wall time the checks took.
         notes: Sentences a reader must know, e.g. what was treated as constant.
@@ -118,9 +120,12 @@ class Certificate:
             found.append("Nothing was checked (certificate='off').")
         if self.trust is not None and self.trust.is_low:
             found.append(
-                f"Low trust: for {len(self.trust.example_ids)} examples really left out, predicted and true changes correlate "
-                f"only at {self.trust.correlation:.2f} (95 % interval {self.trust.low:.2f} to {self.trust.high:.2f}). The scores are the "
-                "right derivative, but training is not smooth enough for it to predict removal; smaller steps or smoother "
+                f"Low trust: for {len(self.trust.example_ids)} examples really left out, predicted and true changes "
+                "correlate "
+                f"only at {self.trust.correlation:.2f} (95 % interval {self.trust.low:.2f} to {self.trust.high:.2f}). "
+                "The scores are the "
+                "right derivative, but training is not smooth enough for it to predict removal; smaller steps or "
+                "smoother "
                 "activations help, and the largest scores should be verified by re-training."
             )
         return tuple(found)
@@ -130,16 +135,19 @@ class Certificate:
         lines: list[str] = []
         if (r := self.step_replay) is not None:
             lines.append(
-                f"Step replay: {r.bitwise} of {r.steps} steps rebuilt bit for bit; largest deviation {r.largest_deviation:.1e} of a step."
+                f"Step replay: {r.bitwise} of {r.steps} steps rebuilt bit for bit; largest deviation "
+                f"{r.largest_deviation:.1e} of a step."
             )
         if (g := self.gradient_check) is not None:
             lines.append(
-                f"Gradient check: {len(g.example_ids)} examples against central differences from step {g.first_step} on: "
+                f"Gradient check: {len(g.example_ids)} examples against central differences from step {g.first_step} "
+                "on: "
                 f"relative error {g.relative_error:.1e}."
             )
         if (t := self.trust) is not None:
             lines.append(
-                f"Trust: {len(t.example_ids)} examples left out from step {t.first_step} on: correlation {t.correlation:.3f} "
+                f"Trust: {len(t.example_ids)} examples left out from step {t.first_step} on: correlation "
+                f"{t.correlation:.3f} "
                 f"(95 % interval {t.low:.3f} to {t.high:.3f})."
             )
         return (*lines, *self.notes) if lines or self.notes else ("Nothing was checked.",)
@@ -153,7 +161,9 @@ class Certificate:
         """The inverse of `to_json`."""
 
         def part(kind: type, value: Mapping[str, Any] | None) -> Any:
-            return None if value is None else kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+            return (
+                None if value is None else kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+            )
 
         if data.get("level") not in ("fast", "full", "off"):
             raise ConfigurationError(f"certificate level: expected 'fast', 'full' or 'off', got {data.get('level')!r}")

@@ -1,8 +1,9 @@
 r"""The gradient check and the trust check of a walk: sampled examples, really re-run.
 
-Both re-run a window of recorded steps, from the recorded state at its start to the end of the run, with changed example weights:
-``1 +- eps`` for the gradient check, 0 for the trust check. What the walk has booked for an example when it arrives at the window's start
-is the derivative of exactly that re-run. In float32 the differences would drown in rounding, so runs recorded in it are re-run in float64.
+Both re-run a window of recorded steps, from the recorded state at its start to the end of the run, with changed example
+weights: ``1 +- eps`` for the gradient check, 0 for the trust check. What the walk has booked for an example when it
+arrives at the window's start is the derivative of exactly that re-run. In float32 the differences would drown in
+rounding, so runs recorded in it are re-run in float64.
 """
 
 from __future__ import annotations
@@ -110,7 +111,9 @@ class Rerun:
             if step.average is not None:
                 a, b = step.average
                 now = {**state.params, **{n: v for n, v in state.buffers.items() if v.is_floating_point()}}
-                fed = {n: a * fed.get(n, torch.zeros_like(v, dtype=torch.float64)) + b * v.double() for n, v in now.items()}
+                fed = {
+                    n: a * fed.get(n, torch.zeros_like(v, dtype=torch.float64)) + b * v.double() for n, v in now.items()
+                }
         return state, fed
 
 
@@ -159,9 +162,13 @@ def open_rerun(
         return
     if plain:
         wide = ValidationData(loader=data.loader, transfer=lambda b: cast_floats(data.transfer(b), torch.float64))
-        with open_objective(objective.module, log.header, objective.source, host, tap=tap, dtype=torch.float64) as other:
+        with open_objective(
+            objective.module, log.header, objective.source, host, tap=tap, dtype=torch.float64
+        ) as other:
             if _agree(log, other, first_step, start):
-                yield Rerun(**shared, objective=other, data=wide, context=nullcontext, eps=1e-4, tolerance=GRADIENT_TOLERANCE)
+                yield Rerun(
+                    **shared, objective=other, data=wide, context=nullcontext, eps=1e-4, tolerance=GRADIENT_TOLERANCE
+                )
                 objective.forget_modes()
                 return
         objective.forget_modes()
@@ -196,9 +203,12 @@ def check_gradient(rerun: Rerun, scores: Tensor, plan: Plan, column: int = 0) ->
     error = max(abs(p - m) for p, m in zip(predicted, measured, strict=True)) / size
     if not error <= rerun.tolerance:
         raise CertificateError(
-            f"gradient check failed: for examples {chosen}, the walk says {predicted} from step {rerun.first_step} on, central differences of a re-run "
-            f"say {measured} (relative error {error:.1e}, allowed {rerun.tolerance:.0e}). Usual causes: an operation whose second derivative "
-            "torch gets wrong or cuts off (detach, no_grad, custom autograd functions), a buffer that the loss depends on and the forward "
+            f"gradient check failed: for examples {chosen}, the walk says {predicted} from step {rerun.first_step} on, "
+            "central differences of a re-run "
+            f"say {measured} (relative error {error:.1e}, allowed {rerun.tolerance:.0e}). Usual causes: an operation "
+            "whose second derivative "
+            "torch gets wrong or cuts off (detach, no_grad, custom autograd functions), a buffer that the loss depends "
+            "on and the forward "
             "pass changes, a loss with jumps. certificate='off' gives the scores unchecked."
         )
     return GradientCheck(

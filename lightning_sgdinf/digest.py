@@ -47,4 +47,3 @@ def batch_digest(batch: Any, seed: int = 0) -> int:
     if hasattr(batch, "__dict__"):
         return batch_digest(vars(batch), zlib.crc32(type(batch).__qualname__.encode(), seed))
     return zlib.crc32(type(batch).__qualname__.encode(), seed)
-

@@ -28,7 +28,11 @@ def recorded_host(header: Header, module: Any, datamodule: Any, device: torch.de
         UnsupportedRunError: If the precision is not one that can be done again.
     """
     plugin = precision_plugin(header.precision, device)
-    known = {k: header.extra[k] for k in ("max_epochs", "max_steps", "accumulate_grad_batches", "num_training_batches") if k in header.extra}
+    known = {
+        k: header.extra[k]
+        for k in ("max_epochs", "max_steps", "accumulate_grad_batches", "num_training_batches")
+        if k in header.extra
+    }
     return Host(
         device=device,
         convert_input=plugin.convert_input,
@@ -57,7 +61,8 @@ def precision_plugin(precision: str, device: torch.device) -> Precision:
     if precision in ("bf16-true", "16-true"):
         return HalfPrecision(cast("Any", precision))
     raise UnsupportedRunError(
-        f"the run was trained with precision {precision!r}; replay knows 32-true, 64-true, bf16-mixed, 16-mixed, bf16-true and 16-true"
+        f"the run was trained with precision {precision!r}; replay knows 32-true, 64-true, bf16-mixed, 16-mixed, "
+        "bf16-true and 16-true"
     )
 
 

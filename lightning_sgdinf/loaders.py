@@ -20,11 +20,15 @@ def training_loaders(model: Any, train_dataloaders: Any, datamodule: Any) -> lis
     """
     found = _resolve(model, train_dataloaders, datamodule, "train_dataloader", "train_dataloaders")
     if not found:
-        raise ConfigurationError("no training data: pass train_dataloaders or a datamodule, as to Trainer.fit; scores are per training example")
+        raise ConfigurationError(
+            "no training data: pass train_dataloaders or a datamodule, as to Trainer.fit; scores "
+            "are per training example"
+        )
     for loader in found:
         if not hasattr(loader, "dataset") or isinstance(loader.dataset, IterableDataset):
             raise UnsupportedRunError(
-                f"the training loader {type(loader).__name__} has no map-style data set, so its examples have no ids to score; "
+                f"the training loader {type(loader).__name__} has no map-style data set, so its examples have no ids "
+                "to score; "
                 "wrap the examples in a torch.utils.data.Dataset with __getitem__ and __len__"
             )
     return found
@@ -43,14 +47,20 @@ def validation_loader(model: Any, val_dataloaders: Any, datamodule: Any) -> Data
         )
     loader = found[0]
     if not hasattr(loader, "dataset") or not hasattr(loader.dataset, "__len__"):
-        raise ConfigurationError("the validation loader needs a map-style data set (a Dataset with __getitem__ and __len__)")
+        raise ConfigurationError(
+            "the validation loader needs a map-style data set (a Dataset with __getitem__ and __len__)"
+        )
     return loader
 
 
 def display_labels(dataset: Any) -> tuple[str, ...] | None:
     """Labels of a data set where it names them (``targets``, ``labels``, or the second tensor of a TensorDataset)."""
     tensors = getattr(dataset, "tensors", None)
-    for found in (getattr(dataset, "targets", None), getattr(dataset, "labels", None), tensors[1] if tensors and len(tensors) > 1 else None):
+    for found in (
+        getattr(dataset, "targets", None),
+        getattr(dataset, "labels", None),
+        tensors[1] if tensors and len(tensors) > 1 else None,
+    ):
         if found is not None and hasattr(found, "__len__") and len(found) == len(dataset):
             values = found.tolist() if hasattr(found, "tolist") else list(found)
             if all(isinstance(v, (int, str, bool)) for v in values):

@@ -1,7 +1,7 @@
 r"""What is asked of the final model: scalars :math:`q(\theta_T)` whose change scores explain.
 
-A query is a weighted mean of scalar terms, each computed from one batch of validation data by the model in eval mode. Its gradient,
-in the parameters and in the buffers that an eval-mode model reads, starts the walk.
+A query is a weighted mean of scalar terms, each computed from one batch of validation data by the model in eval mode.
+Its gradient, in the parameters and in the buffers that an eval-mode model reads, starts the walk.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class ValidationData:
             return [int(dataset[i][1]) for i in range(self.size)]
         except (TypeError, ValueError, IndexError, KeyError) as error:
             raise ConfigurationError(
-                f"this query needs examples (x, y) with an integer label y; the validation set gives {type(dataset[0]).__name__}. "
+                "this query needs examples (x, y) with an integer label y; the validation set gives "
+                f"{type(dataset[0]).__name__}. "
                 "Use MeanLoss, or FunctionQuery with a function of your own."
             ) from error
 
@@ -84,7 +85,8 @@ class Query(Protocol):
 class MeanLoss:
     """The mean loss over the validation set, in eval mode.
 
-    The loss is what ``validation_step`` returns, if it returns one, and what ``training_step`` returns for the batch otherwise.
+    The loss is what ``validation_step`` returns, if it returns one, and what ``training_step`` returns for the batch
+    otherwise.
 
     In Hydra::
 
@@ -227,7 +229,9 @@ class FunctionQuery:
         """One term per scalar, of one graph."""
         values = self.function(model, data).reshape(-1)
         if len(values) != len(self.labels):
-            raise ConfigurationError(f"the query function returned {len(values)} values for {len(self.labels)} names {self.labels}")
+            raise ConfigurationError(
+                f"the query function returned {len(values)} values for {len(self.labels)} names {self.labels}"
+            )
         for number in range(len(values)):
             yield number, 1.0, values[number]
 
@@ -243,7 +247,8 @@ def loss_of(model: nn.Module, batch: Any, batch_idx: int, step: str) -> Tensor:
         output = _loss(model.validation_step(batch, batch_idx))  # type: ignore[operator]
         if output is None and step == "validation_step":
             raise ConfigurationError(
-                "validation_step returns no loss with a gradient; return the loss from it, or use MeanLoss(step='training_step')"
+                "validation_step returns no loss with a gradient; return the loss from it, or use "
+                "MeanLoss(step='training_step')"
             )
     if output is None:
         output = _loss(model.training_step(batch, batch_idx))  # type: ignore[operator]
@@ -267,4 +272,6 @@ def _loss(output: Any) -> Tensor | None:
 def _check_ids(ids: Sequence[int], data: ValidationData) -> None:
     wrong = [i for i in ids if not 0 <= i < data.size]
     if wrong or not len(ids):
-        raise ConfigurationError(f"validation ids: expected some of 0 .. {data.size - 1}, got {wrong[:5] if wrong else 'none'}")
+        raise ConfigurationError(
+            f"validation ids: expected some of 0 .. {data.size - 1}, got {wrong[:5] if wrong else 'none'}"
+        )

@@ -36,12 +36,13 @@ class InfluenceRunner:
 
     Args:
         accelerator: As for a Trainer: ``"auto"``, ``"cpu"``, ``"cuda"`` ...
-        devices: How many processes work together, at least 1. With at least as many queries as processes these are shared out, otherwise the
-            rows of each batch, where the model lets rows be told apart.
-        strategy: As for Fabric; ``"auto"`` is ``"ddp_spawn"`` for several devices. ``"ddp"`` starts the whole script once per device, so use
-            it only in a script that does nothing but score.
+        devices: How many processes work together, at least 1. With at least as many queries as processes these are
+            shared out, otherwise the rows of each batch, where the model lets rows be told apart.
+        strategy: As for Fabric; ``"auto"`` is ``"ddp_spawn"`` for several devices. ``"ddp"`` starts the whole script
+            once per device, so use it only in a script that does nothing but score.
         precision: ``None`` computes as recorded; ``"64-true"`` in float64.
-        certificate: ``"fast"`` checks within about a fifth of the walk's time, ``"full"`` re-runs everything, ``"off"`` checks nothing and says so.
+        certificate: ``"fast"`` checks within about a fifth of the walk's time, ``"full"`` re-runs everything, ``"off"``
+            checks nothing and says so.
         tap: Name of a sub-module at whose output example weights enter, for losses written by hand.
         per_epoch: Keep each epoch's contributions (``Scores.per_epoch``).
         room_bytes: Memory for states that are rebuilt rather than read, in bytes.
@@ -78,7 +79,12 @@ class InfluenceRunner:
         self.accelerator, self.devices = accelerator, devices
         self.strategy = "ddp_spawn" if strategy == "auto" and devices > 1 else strategy
         self.settings = Settings(
-            precision=precision, certificate=certificate, tap=tap, per_epoch=per_epoch, room_bytes=room_bytes, progress=progress
+            precision=precision,
+            certificate=certificate,
+            tap=tap,
+            per_epoch=per_epoch,
+            room_bytes=room_bytes,
+            progress=progress,
         )
 
     def run(
@@ -118,17 +124,28 @@ class InfluenceRunner:
             NonFiniteError: NaN or infinity in the replay.
             ConfigurationError: Arguments that do not go together.
         """
-        arguments = (model, train_dataloaders, val_dataloaders, datamodule, log, query or MeanLoss(), estimator or SgdInfluence())
+        arguments = (
+            model,
+            train_dataloaders,
+            val_dataloaders,
+            datamodule,
+            log,
+            query or MeanLoss(),
+            estimator or SgdInfluence(),
+        )
         if self.devices == 1:
             return self._score(None, *arguments)
         if isinstance(log, RunLog):
-            raise ConfigurationError("several devices need the path of the log, not an open one: every process opens it for itself")
+            raise ConfigurationError(
+                "several devices need the path of the log, not an open one: every process opens it for itself"
+            )
         # Plain bytes both ways: torch's own queues would move the caller's tensors into shared memory.
         try:
             payload = pickle.dumps(arguments)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ConfigurationError(
-                f"several devices need a model, data and query that can be pickled, to send them to the other processes: {error}. "
+                "several devices need a model, data and query that can be pickled, to send them to the other "
+                f"processes: {error}. "
                 "Define them at the top level of a module, or use devices=1."
             ) from error
         return pickle.loads(self._fabric().launch(self._score_on, torch.get_num_threads(), payload))
@@ -155,7 +172,11 @@ class InfluenceRunner:
                 return self._rank(opened, estimator, labels, clock)
             loader = validation_loader(model, val_dataloaders, datamodule)
             data = ValidationData(loader=loader, transfer=_transfer(opened.host, self.settings.dtype))
-            team = None if fabric is None else RowShare(fabric.global_rank, fabric.world_size, lambda t: _all_sum(fabric, t))
+            team = (
+                None
+                if fabric is None
+                else RowShare(fabric.global_rank, fabric.world_size, lambda t: _all_sum(fabric, t))
+            )
             return Job(self.settings, opened, query, estimator, data, team).scores(clock, labels)
 
     @contextmanager
@@ -178,7 +199,10 @@ class InfluenceRunner:
             fabric: The Fabric of this process, if there are several.
         """
         if isinstance(log, (str, Path)):
-            with RunLog.open(log) as opened, self.open(model, train_dataloaders, datamodule, log=opened, fabric=fabric) as result:
+            with (
+                RunLog.open(log) as opened,
+                self.open(model, train_dataloaders, datamodule, log=opened, fabric=fabric) as result,
+            ):
                 yield result
             return
         header = log.header
@@ -213,7 +237,9 @@ class InfluenceRunner:
         with self.open(model, train_dataloaders, datamodule, log=log) as opened:
             yield Retracer(opened.log, opened.objective, replace_labels=replace_labels)
 
-    def _rank(self, opened: Opened, baseline: Baseline, labels: tuple[str, ...] | None, clock: Callable[[], float]) -> Scores:
+    def _rank(
+        self, opened: Opened, baseline: Baseline, labels: tuple[str, ...] | None, clock: Callable[[], float]
+    ) -> Scores:
         values = baseline.rank(opened.log, opened.objective, opened.source.size)
         note = f"{baseline.title}: a ranking only, not a predicted change."
         return Scores(

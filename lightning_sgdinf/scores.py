@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from lightning_sgdinf.log.arrays import read_arrays, write_arrays
 from torch import Tensor
 
 from lightning_sgdinf.certificate import Certificate
 from lightning_sgdinf.errors import ConfigurationError, LogExistsError, NonFiniteError
 from lightning_sgdinf.extras import require
+from lightning_sgdinf.log.arrays import read_arrays, write_arrays
 from lightning_sgdinf.log.records import Json
 from lightning_sgdinf.ranking import Better, Ranking
 

@@ -86,7 +86,14 @@ class Job:
         data: ValidationData,
         team: RowShare | None = None,
     ) -> None:
-        self.settings, self.opened, self.query, self.estimator, self.data, self.team = settings, opened, query, estimator, data, team
+        self.settings, self.opened, self.query, self.estimator, self.data, self.team = (
+            settings,
+            opened,
+            query,
+            estimator,
+            data,
+            team,
+        )
         self.log, self.objective = opened.log, opened.objective
         self.context = validation_context(opened.host, opened.log.header)
         self.examples = opened.source.size
@@ -104,8 +111,12 @@ class Job:
         epochs = self.log.step(len(self.log) - 1).epoch + 1 if self.settings.per_epoch else 0
         tally = self._walk(adjoint.columns(own), final, epochs, own, share)
         if tally.rebuilt:
-            self.notes.append(f"{tally.rebuilt} states were rebuilt by doing recorded steps again; each matched its checksum.")
-        certificate = replace(self.result, step_replay=tally.comparison.value(), seconds=self.check_seconds, notes=tuple(self.notes))
+            self.notes.append(
+                f"{tally.rebuilt} states were rebuilt by doing recorded steps again; each matched its checksum."
+            )
+        certificate = replace(
+            self.result, step_replay=tally.comparison.value(), seconds=self.check_seconds, notes=tuple(self.notes)
+        )
         return Scores(
             values=self._together(tally.scores, own, share),
             queries=self.query.names(self.data),
@@ -154,7 +165,8 @@ class Job:
         if rows_are_separate(self.objective, self.team, final, self.log.step(len(self.log) - 1)):
             return everything, self.team
         self.notes.append(
-            "Rows of a batch see each other in this model (BatchNorm, dropout, class weights ...), so every process did the whole walk."
+            "Rows of a batch see each other in this model (BatchNorm, dropout, class weights ...), so every process "
+            "did the whole walk."
         )
         return everything, None
 
@@ -193,7 +205,10 @@ class Job:
         clock = stopwatch()
         if self.estimator.state_for(plan.first_step, self.log) != plan.first_step:
             if plan.first_step not in self.log.state_indices:
-                self.notes.append(f"Trust was not checked: a re-run would start from state {plan.first_step}, which the log does not store.")
+                self.notes.append(
+                    f"Trust was not checked: a re-run would start from state {plan.first_step}, which "
+                    "the log does not store."
+                )
                 return
             before = self.log.state(plan.first_step)
         with open_rerun(

@@ -26,8 +26,8 @@ class ModelState:
     Attributes:
         params: Trained parameters by their name in the module.
         buffers: All buffers of the module (persistent or not) by name.
-        optimizer: Per parameter name, the optimizer's tensors by key, e.g. ``{"exp_avg": ..., "step": ...}``; a parameter
-            without state (plain SGD, or before the first step) has no entry.
+        optimizer: Per parameter name, the optimizer's tensors by key, e.g. ``{"exp_avg": ..., "step": ...}``; a
+            parameter without state (plain SGD, or before the first step) has no entry.
     """
 
     params: Mapping[str, Tensor]

@@ -1,8 +1,9 @@
-"""The walk: every visited step handed to the estimator, last to first, while rebuilt states are held against recorded ones."""
+"""The walk: every visited step handed to the estimator, last to first, while rebuilt states are held against recorded
+ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -12,8 +13,8 @@ from lightning_sgdinf.adjoint.objective import Objective
 from lightning_sgdinf.adjoint.replay import ReplayedStep
 from lightning_sgdinf.adjoint.retrace import Retracer
 from lightning_sgdinf.adjoint.rules import rule_for
-from lightning_sgdinf.adjoint.share import RowShare
 from lightning_sgdinf.adjoint.schedule import states_backwards
+from lightning_sgdinf.adjoint.share import RowShare
 from lightning_sgdinf.adjoint.vector import Adjoint
 from lightning_sgdinf.certificate import StepReplay
 from lightning_sgdinf.errors import NonFiniteError, StepMismatchError
@@ -86,8 +87,8 @@ class Walk:
         share: This process's rows of each batch, if several processes share them out.
         room: How many rebuilt states may be held at once.
         compare: Hold rebuilt states against recorded ones.
-        on_step: Called when a step is done, with its index, the state it was taken from and the tally; for progress and for checks
-            along the way.
+        on_step: Called when a step is done, with its index, the state it was taken from and the tally; for progress and
+            for checks along the way.
     """
 
     log: Trajectory
@@ -125,7 +126,13 @@ class Walk:
         following = None
         for step, (t, before) in zip(self.log.steps(total, first), states, strict=True):
             at = ReplayedStep(
-                step, _on(before, self.objective.host.device), self.objective, rule, self.query_at, is_epoch_end=following is None or following.epoch != step.epoch, share=self.share
+                step,
+                _on(before, self.objective.host.device),
+                self.objective,
+                rule,
+                self.query_at,
+                is_epoch_end=following is None or following.epoch != step.epoch,
+                share=self.share,
             )
             adjoint, slopes = self.estimator.visit(at, adjoint)
             if self.compare and not frozen and at.taken is not None:
@@ -134,10 +141,13 @@ class Walk:
             after, following = before, step
             self.on_step(t, before, tally)
         if not bool(torch.isfinite(tally.scores).all()):
-            raise NonFiniteError("a score is not finite although every step was; this is a defect, please report it with the log's header")
+            raise NonFiniteError(
+                "a score is not finite although every step was; this is a defect, please report it "
+                "with the log's header"
+            )
         return tally
 
-    def _states(self, start: int, stop: int, tally: Tally):  # noqa: ANN202 - an iterator of (index, state)
+    def _states(self, start: int, stop: int, tally: Tally) -> Iterator[tuple[int, ModelState]]:
         retracer = Retracer(self.log, self.objective)
 
         def advance(state: ModelState, t: int) -> ModelState:
@@ -145,9 +155,11 @@ class Walk:
             recorded = self.log.state_checksum(t + 1)
             if recorded is not None and state_checksum(rebuilt) != recorded:
                 raise StepMismatchError(
-                    f"state {t + 1}, rebuilt by doing step {t} again, differs from the recorded one (checksum). Rebuilding needs the thread count "
+                    f"state {t + 1}, rebuilt by doing step {t} again, differs from the recorded one (checksum). "
+                    "Rebuilding needs the thread count "
                     f"and instruction set of training ({_machine(self.log)}; now {torch.get_num_threads()} threads, "
-                    f"{torch.backends.cpu.get_cpu_capability()}). Call torch.set_num_threads accordingly, or record with keep='every_step'."
+                    f"{torch.backends.cpu.get_cpu_capability()}). Call torch.set_num_threads accordingly, or record "
+                    "with keep='every_step'."
                 )
             tally.rebuilt += 1
             return rebuilt
@@ -177,14 +189,20 @@ def _compare(at: ReplayedStep, after: ModelState, objective: Objective, found: S
     if not same:
         before = objective.vector.join([at.before.params[n] for n in objective.vector.names])
         for name, a, b, c in zip(
-            objective.vector.names, *(objective.vector.split(v) for v in (rebuilt, recorded, before.to(device))), strict=True
+            objective.vector.names,
+            *(objective.vector.split(v) for v in (rebuilt, recorded, before.to(device))),
+            strict=True,
         ):
             differing.append((f"parameter {name}", a, b, c))
     _, optimizer = at.taken.state_after(objective.vector)
     for name, entries in optimizer.items():
         for key, value in entries.items():
             kept = after.optimizer.get(name, {}).get(key)
-            if kept is not None and value.shape == kept.shape and not torch.equal(value.to(kept.device, kept.dtype), kept):
+            if (
+                kept is not None
+                and value.shape == kept.shape
+                and not torch.equal(value.to(kept.device, kept.dtype), kept)
+            ):
                 old = at.before.optimizer.get(name, {}).get(key, torch.zeros_like(kept))
                 differing.append((f"optimizer state {key} of {name}", value, kept, old))
     for name, value in at.buffers_after.items():
@@ -196,17 +214,19 @@ def _compare(at: ReplayedStep, after: ModelState, objective: Objective, found: S
         return
     for label, value, kept, old in differing:
         deviation = _deviation(value, kept, old)
-        if deviation > found.largest or not deviation == deviation:
+        if not deviation <= found.largest:
             found.largest, found.step, found.tensor = deviation, at.step.index, label
     if not found.largest <= STEP_TOLERANCE:
         raise StepMismatchError(
-            f"step {found.step}, done again, leads to another state than the recorded one: {found.tensor} differs by {found.largest:.1e} of the "
-            f"step's own size (allowed {STEP_TOLERANCE:.0e}). Usual causes: weights or gradients changed outside the optimizer "
-            "(a callback, an overridden optimizer_step or configure_gradient_clipping), randomness that is not torch's, numpy's or python's global "
-            "generator, a model that was changed after training, kernels that are not deterministic (TF32, other hardware)."
+            f"step {found.step}, done again, leads to another state than the recorded one: {found.tensor} differs by "
+            f"{found.largest:.1e} of the "
+            f"step's own size (allowed {STEP_TOLERANCE:.0e}). Usual causes: weights or gradients changed outside the "
+            "optimizer "
+            "(a callback, an overridden optimizer_step or configure_gradient_clipping), randomness that is not "
+            "torch's, numpy's or python's global "
+            "generator, a model that was changed after training, kernels that are not deterministic (TF32, other "
+            "hardware)."
         )
-
-
 
 
 def _deviation(value: Tensor, recorded: Tensor, before: Tensor) -> float:

@@ -28,7 +28,9 @@ class Context(Protocol):
         ...
 
 
-def value_of(objective: Objective, state: ModelState, query: Query, data: ValidationData, context: Context = nullcontext) -> Tensor:
+def value_of(
+    objective: Objective, state: ModelState, query: Query, data: ValidationData, context: Context = nullcontext
+) -> Tensor:
     """The queries' values at a state, float64 ``[Q]``."""
     return _evaluate(objective, state, query, data, context, gradient=False)[0]
 
@@ -65,7 +67,8 @@ def gradient_of(
     if flat:
         where = [n for n, row in zip(names, params, strict=True) if not row.any()]
         raise ConfigurationError(
-            f"the query {where[0]!r} does not depend on the trained parameters (its gradient is zero), so no example influences it"
+            f"the query {where[0]!r} does not depend on the trained parameters (its gradient is zero), so no example "
+            "influences it"
         )
     if not bool(torch.isfinite(params).all()):
         raise NonFiniteError(f"the gradient of the query {names[0]!r} is not finite at the final model")
@@ -82,7 +85,9 @@ def _evaluate(
     objective: Objective, state: ModelState, query: Query, data: ValidationData, context: Context, *, gradient: bool
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     if data.size == 0:
-        raise ConfigurationError("the validation set is empty; a query needs validation examples (pass val_dataloaders)")
+        raise ConfigurationError(
+            "the validation set is empty; a query needs validation examples (pass val_dataloaders)"
+        )
     vector = objective.vector
     count = len(query.names(data))
     dtype, device = objective.parameters[0].dtype, objective.host.device
@@ -94,17 +99,19 @@ def _evaluate(
     set_modes(objective.module, [n for n, _ in objective.module.named_modules()])
     watch = RunningStatistics(objective.module)
     try:
-        with random_state.preserved(), torch.set_grad_enabled(True), context():
-            with Interceptor({**ATTENTION, **watch.handlers()}):
-                for number, weight, term in query.terms(objective.module, data):
-                    values[number] += weight * float(term.detach())
-                    weights[number] += weight
-                    if gradient:
-                        _add_gradient(objective, watch, term, weight, params[number], buffers, number, count)
+        handling = Interceptor({**ATTENTION, **watch.handlers()})
+        with random_state.preserved(), torch.set_grad_enabled(True), context(), handling:
+            for number, weight, term in query.terms(objective.module, data):
+                values[number] += weight * float(term.detach())
+                weights[number] += weight
+                if gradient:
+                    _add_gradient(objective, watch, term, weight, params[number], buffers, number, count)
     finally:
         objective.forget_modes()
     if bool((weights == 0).any()):
-        raise ConfigurationError("a query got no validation examples; check the validation loader and the ids asked for")
+        raise ConfigurationError(
+            "a query got no validation examples; check the validation loader and the ids asked for"
+        )
     values /= weights
     if not bool(torch.isfinite(values).all()):
         raise NonFiniteError(f"a query is {values.tolist()} at the final model; scores need a finite value")

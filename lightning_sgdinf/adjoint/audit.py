@@ -1,7 +1,8 @@
 """Does the example weighting reach every term of the loss that depends on the data?
 
-With all weights at zero, what is left of the gradient must not depend on the batch (a penalty on the weights is fine), and the gradient
-must be linear in the weights. A loss term written by hand, which no tap reaches, fails the first; one tapped twice fails the second.
+With all weights at zero, what is left of the gradient must not depend on the batch (a penalty on the weights is fine),
+and the gradient must be linear in the weights. A loss term written by hand, which no tap reaches, fails the first; one
+tapped twice fails the second.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from lightning_sgdinf.log.records import MicroBatch, Step
 from lightning_sgdinf.state import ModelState
 
 _WAYS_OUT = (
-    "Two ways out: name the sub-module whose output rows each feed only their own example's loss, InfluenceRunner(tap='head'); or give the "
+    "Two ways out: name the sub-module whose output rows each feed only their own example's loss, "
+    "InfluenceRunner(tap='head'); or give the "
     "LightningModule a method per_example_loss(batch, batch_idx) that returns the loss of each example, shape [B]."
 )
 
 
-def audit_loss(objective: Objective, state: ModelState, one: Step, other: Step, *, tolerance: float = 1e-4) -> tuple[str, ...]:
+def audit_loss(
+    objective: Objective, state: ModelState, one: Step, other: Step, *, tolerance: float = 1e-4
+) -> tuple[str, ...]:
     """Check the loss of one step.
 
     Args:
@@ -40,14 +44,16 @@ def audit_loss(objective: Objective, state: ModelState, one: Step, other: Step, 
     size = full.norm().clamp_min(torch.finfo(full.dtype).tiny)
     if not taps:
         raise UntappedLossError(
-            f"step {one.index}: the loss calls none of torch.nn.functional's loss functions, so example weights cannot enter it. {_WAYS_OUT}"
+            f"step {one.index}: the loss calls none of torch.nn.functional's loss functions, so example weights cannot "
+            f"enter it. {_WAYS_OUT}"
         )
     if objective.weighs_by_method:
         plain = objective.gradient(_loss(objective, state, one, one.micro_batches[0], None))
         gap = ((_joined(objective, plain) - full).norm() / size).item()
         if not gap <= tolerance:
             raise UntappedLossError(
-                f"step {one.index}: the mean of per_example_loss has another gradient than training_step's loss (relative difference {gap:.1e}). "
+                f"step {one.index}: the mean of per_example_loss has another gradient than training_step's loss "
+                f"(relative difference {gap:.1e}). "
                 "per_example_loss must return what each example adds to the loss, times the batch size."
             )
     rest, _ = _gradient(objective, state, one, one.micro_batches[0], 0.0)
@@ -55,28 +61,39 @@ def audit_loss(objective: Objective, state: ModelState, one: Step, other: Step, 
     untapped = ((rest - elsewhere).norm() / size).item() if other.index != one.index else 0.0
     if not untapped <= tolerance:
         raise UntappedLossError(
-            f"step {one.index}: {untapped:.1%} of the gradient comes from a term of the loss that depends on the data but not on example weights "
+            f"step {one.index}: {untapped:.1%} of the gradient comes from a term of the loss that depends on the data "
+            "but not on example weights "
             f"(tapped: {', '.join(sorted(set(taps)))}). {_WAYS_OUT}"
         )
     double, _ = _gradient(objective, state, one, one.micro_batches[0], 2.0)
     bent = ((double - 2 * full + rest).norm() / size).item()
     if not bent <= tolerance:
         raise UntappedLossError(
-            f"step {one.index}: the gradient is not linear in the example weights (by {bent:.1%}): one loss function feeds another, so "
+            f"step {one.index}: the gradient is not linear in the example weights (by {bent:.1%}): one loss function "
+            "feeds another, so "
             f"weights enter twice (tapped: {', '.join(taps)}). {_WAYS_OUT}"
         )
     return tuple(sorted(set(taps)))
 
 
-def _gradient(objective: Objective, state: ModelState, step: Step, micro: MicroBatch, weight: float) -> tuple[Tensor, tuple[str, ...]]:
-    weights = torch.full((len(micro.example_ids),), weight, dtype=objective.parameters[0].dtype, device=objective.host.device)
+def _gradient(
+    objective: Objective, state: ModelState, step: Step, micro: MicroBatch, weight: float
+) -> tuple[Tensor, tuple[str, ...]]:
+    weights = torch.full(
+        (len(micro.example_ids),), weight, dtype=objective.parameters[0].dtype, device=objective.host.device
+    )
     taps: list[str] = []
     loss = _loss(objective, state, step, micro, weights, taps)
     return _joined(objective, objective.gradient(loss)), tuple(taps)
 
 
 def _loss(
-    objective: Objective, state: ModelState, step: Step, micro: MicroBatch, weights: Tensor | None, taps: list[str] | None = None
+    objective: Objective,
+    state: ModelState,
+    step: Step,
+    micro: MicroBatch,
+    weights: Tensor | None,
+    taps: list[str] | None = None,
 ) -> Tensor:
     objective.load(state)
     trace = objective.trace(step, micro, objective.batch(step, micro), weights)

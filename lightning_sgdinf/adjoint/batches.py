@@ -34,7 +34,8 @@ class BatchSource:
     """Gives the batches of a recorded run.
 
     Args:
-        loaders: The run's training loaders; only their data sets and ``collate_fn`` are used, order and batching come from the log.
+        loaders: The run's training loaders; only their data sets and ``collate_fn`` are used, order and batching come
+            from the log.
         header: The log's header, to compare the data sets' lengths with.
         check: Compare each batch with the recorded checksum.
 
@@ -47,14 +48,16 @@ class BatchSource:
         self._check = check
         if header.datasets and len(header.datasets) != len(self._loaders):
             raise DataMismatchError(
-                f"the run was trained with {len(header.datasets)} data loaders, got {len(self._loaders)}; pass the loaders of training"
+                f"the run was trained with {len(header.datasets)} data loaders, got {len(self._loaders)}; pass the "
+                "loaders of training"
             )
         for position, (loader, (kind, length)) in enumerate(zip(self._loaders, header.datasets, strict=False)):
             found = len(loader.dataset)
             if length >= 0 and found != length:
                 raise DataMismatchError(
                     f"loader {position}: the run was trained on {kind} with {length} examples, this data set "
-                    f"({type(loader.dataset).__qualname__}) has {found}. Pass the data set of training, unshortened and in the same order."
+                    f"({type(loader.dataset).__qualname__}) has {found}. Pass the data set of training, unshortened "
+                    "and in the same order."
                 )
 
     @property
@@ -70,17 +73,23 @@ class BatchSource:
             DataMismatchError: If its checksum differs from the recorded one.
         """
         if len(micro.draws) != 1:
-            what = "no example ids (an iterable data set)" if not micro.draws else f"examples from {len(micro.draws)} loaders at once"
+            what = f"examples from {len(micro.draws)} loaders at once"
+            if not micro.draws:
+                what = "no example ids (an iterable data set)"
             raise UnsupportedRunError(
-                f"step {step} used {what}; influence needs one map-style data loader. Combine the data sets (ConcatDataset) and train with one loader."
+                f"step {step} used {what}; influence needs one map-style data loader. Combine the data sets "
+                "(ConcatDataset) and train with one loader."
             )
         draw = micro.draws[0]
         batch = self._produce(draw)
         if self._check and draw.digest is not None and (found := batch_digest(batch)) != draw.digest:
             raise DataMismatchError(
-                f"step {step}: the batch of examples {draw.example_ids[:4].tolist()}... differs from the one trained on "
-                f"(checksum {draw.digest:08x} recorded, {found:08x} now). Usual causes: another data set or order, another transform, or a "
-                "data set with random numbers of its own (a generator kept as attribute) instead of torch's, numpy's or python's global one."
+                f"step {step}: the batch of examples {draw.example_ids[:4].tolist()}... differs from the one trained "
+                "on "
+                f"(checksum {draw.digest:08x} recorded, {found:08x} now). Usual causes: another data set or order, "
+                "another transform, or a "
+                "data set with random numbers of its own (a generator kept as attribute) instead of torch's, numpy's "
+                "or python's global one."
             )
         return batch
 

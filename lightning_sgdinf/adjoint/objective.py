@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_sgdinf import random_state
 from lightning_sgdinf.adjoint.batches import BatchSource, cast_floats
 from lightning_sgdinf.adjoint.intercept import ATTENTION, Interceptor
+from lightning_sgdinf.adjoint.kernels import KERNELS
 from lightning_sgdinf.adjoint.running_statistics import RunningStatistics
 from lightning_sgdinf.adjoint.session import TrainerStandIn, borrowed, set_modes
 from lightning_sgdinf.adjoint.tap import LossTap, tapped_output
@@ -38,7 +39,7 @@ class Host:
         stand_in: Takes the Trainer's place.
     """
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     convert_input: Callable[[Any], Any] = _as_it_is
     transfer: Callable[[Any], Any] = _as_it_is
     step_context: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -72,7 +73,14 @@ class Objective:
     """
 
     def __init__(
-        self, module: nn.Module, header: Header, source: BatchSource, host: Host, *, tap: str | None, dtype: torch.dtype | None
+        self,
+        module: nn.Module,
+        header: Header,
+        source: BatchSource,
+        host: Host,
+        *,
+        tap: str | None,
+        dtype: torch.dtype | None,
     ) -> None:
         self.module = module
         self.source = source
@@ -117,7 +125,9 @@ class Objective:
         """
         for name, value in buffers.items():
             if name not in self.buffers:
-                raise ModelMismatchError(f"the log has a buffer {name!r} that this model lacks; pass the model that was trained")
+                raise ModelMismatchError(
+                    f"the log has a buffer {name!r} that this model lacks; pass the model that was trained"
+                )
             self.buffers[name].copy_(value)
 
     def read_buffers(self) -> dict[str, Tensor]:
@@ -162,12 +172,14 @@ class Objective:
                 with self._handling(weights, watch, taps):
                     loss = _loss_of(self.module.training_step(batch, micro.batch_idx), step)  # type: ignore[operator]
         if not torch.isfinite(loss.detach()).all():
-            raise NonFiniteError(f"the training loss of step {step.index} is {loss.item()}; replay stops here. Scores need a finite run.")
+            raise NonFiniteError(
+                f"the training loss of step {step.index} is {loss.item()}; replay stops here. Scores need a finite run."
+            )
         return Trace(loss / step.accumulation if step.accumulation != 1 else loss, watch, tuple(taps))
 
     @contextmanager
     def _handling(self, weights: Tensor | None, watch: RunningStatistics | None, taps: list[str]) -> Iterator[None]:
-        handlers: dict[Callable[..., Any], Any] = dict(ATTENTION) if weights is not None else {}
+        handlers: dict[Callable[..., Any], Any] = {**ATTENTION, **KERNELS} if weights is not None else {}
         tap = LossTap(weights) if weights is not None else None
         with ExitStack() as stack:
             if tap is not None and self._tap is None:
@@ -233,7 +245,8 @@ def _loss_of(output: Any, step: Step) -> Tensor:
     loss = output.get("loss") if isinstance(output, Mapping) else output
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         raise UnsupportedRunError(
-            f"step {step.index}: training_step returned {type(output).__name__} instead of a loss tensor with a gradient; "
+            f"step {step.index}: training_step returned {type(output).__name__} instead of a loss tensor with a "
+            "gradient; "
             "return the loss, or a dict with 'loss'"
         )
     return loss

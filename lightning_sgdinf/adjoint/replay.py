@@ -1,14 +1,15 @@
 r"""One recorded step, done again so that it can be differentiated.
 
-With ``s`` the state, :math:`g = \sum_i w_i \nabla l_i(\theta)` the gradient and :math:`s' = \Phi(s, g)` the step, an adjoint
-``u`` of ``s'`` is pulled back to one of ``s``, and the slopes of the batch's examples fall out:
+With ``s`` the state, :math:`g = \sum_i w_i \nabla l_i(\theta)` the gradient and :math:`s' = \Phi(s, g)` the step, an
+adjoint ``u`` of ``s'`` is pulled back to one of ``s``, and the slopes of the batch's examples fall out:
 
 .. math:: (carry, push) = (\partial\Phi)^T u, \qquad slope_j = \langle \nabla l_j, push\rangle, \qquad
     u_\theta = carry_\theta + H\,push.
 
-Slopes and Hessian-vector product come from one differentiation of :math:`\langle g(w, \theta), push\rangle`. Cost per step: one forward
-pass, one backward pass with graph, and per query one pass through both. With gradient accumulation the push needs the sum of all gradients
-first, where the rule depends on it; then there is one more forward and backward pass.
+Slopes and Hessian-vector product come from one differentiation of :math:`\langle g(w, \theta), push\rangle`. Cost per
+step: one forward pass, one backward pass with graph, and per query one pass through both. With gradient accumulation
+the push needs the sum of all gradients first, where the rule depends on it; then there is one more forward and backward
+pass.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ class ReplayedStep:
             curvature: Include the Hessian-vector product; without it only the optimizer's own part moves the adjoint.
 
         Returns:
-            The adjoint of the state before, and the slopes of the step's examples ``[Q, B]``, in the order of ``step.example_ids``:
-            the derivative of each query in each example's weight.
+            The adjoint of the state before, and the slopes of the step's examples ``[Q, B]``, in the order of
+            ``step.example_ids``: the derivative of each query in each example's weight.
 
         Raises:
             NonFiniteError: If the result is not finite; names the step.
@@ -103,7 +104,9 @@ class ReplayedStep:
             single = None
             grads, passes = self._sum_gradients(micros)
         self.buffers_after = objective.read_buffers()
-        self.taken = take_step(self._rule, objective.vector, self.before, self._over_processes([_detached(g) for g in grads]), self.step)
+        self.taken = take_step(
+            self._rule, objective.vector, self.before, self._over_processes([_detached(g) for g in grads]), self.step
+        )
         carry, state, push = self.taken.pull(adjoint)
         buffers = dict(adjoint.buffers)
         slopes: list[Tensor] = []
@@ -117,8 +120,10 @@ class ReplayedStep:
         result = torch.cat(slopes, dim=1) if len(slopes) > 1 else slopes[0]
         if not bool(torch.isfinite(carry.sum() + result.sum())):
             raise NonFiniteError(
-                f"the adjoint is no longer finite at step {self.step.index}: the run amplifies small changes without bound there "
-                "(a learning rate at the edge of divergence), so no influence is defined. Use fewer steps (last_epochs) or a smaller step size."
+                f"the adjoint is no longer finite at step {self.step.index}: the run amplifies small changes without "
+                "bound there "
+                "(a learning rate at the edge of divergence), so no influence is defined. Use fewer steps "
+                "(last_epochs) or a smaller step size."
             )
         return (
             Adjoint(
@@ -136,7 +141,10 @@ class ReplayedStep:
         count = len(micro.example_ids)
         own, fraction = self._own_rows(batch, count)
         weights = torch.ones(
-            _length(self._share, count), dtype=objective.parameters[0].dtype, device=objective.host.device, requires_grad=True
+            _length(self._share, count),
+            dtype=objective.parameters[0].dtype,
+            device=objective.host.device,
+            requires_grad=True,
         )
         trace = objective.trace(self.step, micro, own, weights, statistics=True)
         loss = trace.loss if fraction == 1 else trace.loss * fraction
@@ -206,7 +214,9 @@ def _rows(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor],
     if not outputs:
         return [torch.zeros(queries, *i.shape, dtype=i.dtype, device=i.device) for i in inputs]
     rows = [
-        torch.autograd.grad(outputs, inputs, [c[q] for c in cotangents], allow_unused=True, retain_graph=q < queries - 1)
+        torch.autograd.grad(
+            outputs, inputs, [c[q] for c in cotangents], allow_unused=True, retain_graph=q < queries - 1
+        )
         for q in range(queries)
     ]
     return [

@@ -1,8 +1,9 @@
 """Recorded steps taken again, forwards: as they were, or with other example weights or labels.
 
-This is training without the Trainer: the user's ``training_step`` on the recorded batches under the recorded random numbers, gradient
-clipping by torch's own functions, the step by the recorded optimizer class itself. With nothing changed it reproduces the run bit
-for bit on the same machine. With weights it is counterfactual SGD: the same batches, initial state, learning rates and divisor.
+This is training without the Trainer: the user's ``training_step`` on the recorded batches under the recorded random
+numbers, gradient clipping by torch's own functions, the step by the recorded optimizer class itself. With nothing
+changed it reproduces the run bit for bit on the same machine. With weights it is counterfactual SGD: the same batches,
+initial state, learning rates and divisor.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def replace_second(batch: Any, positions: Sequence[int], labels: Sequence[int]) 
     """New labels in a batch ``(x, y, ...)`` whose second item is a tensor of labels ``[B]``."""
     if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[1], Tensor):
         raise ConfigurationError(
-            f"cannot find the labels in a batch of type {type(batch).__name__}; pass replace_labels, a function (batch, positions, labels) -> batch"
+            f"cannot find the labels in a batch of type {type(batch).__name__}; pass replace_labels, a function "
+            "(batch, positions, labels) -> batch"
         )
     target = batch[1].clone()
     target[list(positions)] = torch.as_tensor(list(labels), dtype=target.dtype, device=target.device)
@@ -44,7 +46,9 @@ class Retracer:
         replace_labels: How labels are changed in a batch, for runs with ``relabel``.
     """
 
-    def __init__(self, log: Trajectory, objective: Objective, *, replace_labels: ReplaceLabels = replace_second) -> None:
+    def __init__(
+        self, log: Trajectory, objective: Objective, *, replace_labels: ReplaceLabels = replace_second
+    ) -> None:
         self.log = log
         self.objective = objective
         self._replace = replace_labels
@@ -71,8 +75,8 @@ class Retracer:
             state: State ``start``, as recorded or not.
             start: First step.
             stop: One past the last step, at most ``T``.
-            weights: Weight of each training example's loss term, ``[N]``; 0 leaves it out, the divisor stays the batch's size. ``None``
-                is the run as recorded.
+            weights: Weight of each training example's loss term, ``[N]``; 0 leaves it out, the divisor stays the
+                batch's size. ``None`` is the run as recorded.
             relabel: New labels by example id.
 
         Returns:
@@ -82,10 +86,14 @@ class Retracer:
             ConfigurationError: If the steps are not in the log.
         """
         if not 0 <= start <= stop <= len(self.log):
-            raise ConfigurationError(f"steps {start} to {stop}: expected 0 <= start <= stop <= {len(self.log)}, the length of the log")
+            raise ConfigurationError(
+                f"steps {start} to {stop}: expected 0 <= start <= stop <= {len(self.log)}, the length of the log"
+            )
         return self._take(state, self.log.steps(start, stop), weights, relabel)
 
-    def _take(self, state: ModelState, steps: Any, weights: Tensor | None, relabel: Mapping[int, int] | None) -> ModelState:
+    def _take(
+        self, state: ModelState, steps: Any, weights: Tensor | None, relabel: Mapping[int, int] | None
+    ) -> ModelState:
         objective = self.objective
         objective.load(state)
         optimizer: torch.optim.Optimizer | None = None
@@ -124,13 +132,19 @@ class Retracer:
                 own = weights[torch.tensor(ids)].to(objective.host.device, objective.parameters[0].dtype)
             objective.trace(step, micro, batch, own).loss.backward()
 
-    def _optimizer(self, groups: Sequence[ParamGroup], state: Mapping[str, Mapping[str, Tensor]]) -> torch.optim.Optimizer:
+    def _optimizer(
+        self, groups: Sequence[ParamGroup], state: Mapping[str, Mapping[str, Tensor]]
+    ) -> torch.optim.Optimizer:
         by_name = dict(zip(self.objective.vector.names, self.objective.parameters, strict=True))
-        optimizer = self._optimizer_class([{"params": [by_name[n] for n in g.params], **_options(g)} for g in groups], **_required(groups))
+        optimizer = self._optimizer_class(
+            [{"params": [by_name[n] for n in g.params], **_options(g)} for g in groups], **_required(groups)
+        )
         for name, entries in state.items():
             parameter = by_name[name]
             optimizer.state[parameter] = {
-                k: v.detach().clone().to(parameter.device if v.ndim else v.device, parameter.dtype if _like(v, parameter) else v.dtype)
+                k: v.detach()
+                .clone()
+                .to(parameter.device if v.ndim else v.device, parameter.dtype if _like(v, parameter) else v.dtype)
                 for k, v in entries.items()
             }
         return optimizer
@@ -180,5 +194,7 @@ def _optimizer_class(path: str) -> Callable[..., torch.optim.Optimizer]:
         for part in name.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UnknownOptimizerError(f"the run used the optimizer {path}, which cannot be imported here: {error}") from error
+        raise UnknownOptimizerError(
+            f"the run used the optimizer {path}, which cannot be imported here: {error}"
+        ) from error
     return found

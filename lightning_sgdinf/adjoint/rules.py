@@ -5,7 +5,8 @@ An update rule maps parameters, gradient and optimizer state of one step to the 
 
 .. math:: carry = (\partial\Phi / \partial(\theta, m))^T u, \qquad push = (\partial\Phi / \partial g)^T u.
 
-Every optimizer that has a rule works element by element, so a rule is given whole stretches of the parameter vector at once.
+Every optimizer that has a rule works element by element, so a rule is given whole stretches of the parameter vector at
+once.
 """
 
 from __future__ import annotations
@@ -100,7 +101,9 @@ def rule_for(optimizer: str) -> UpdateRule:
     if optimizer not in _RULES:
         raise UnknownOptimizerError(
             f"no update rule for {optimizer}; known are {', '.join(n.rsplit('.', 1)[1] for n in known_optimizers())}. "
-            "Rprop and sign-based optimizers have none because their steps do not depend on an example's weight, LBFGS, SparseAdam, Adafactor and "
-            "Muon because theirs are not differentiable element by element. An optimizer of your own that works element by element can be added with lightning_sgdinf.register_rule."
+            "Rprop and sign-based optimizers have none because their steps do not depend on an example's weight, "
+            "LBFGS, SparseAdam, Adafactor and "
+            "Muon because theirs are not differentiable element by element. An optimizer of your own that works "
+            "element by element can be added with lightning_sgdinf.register_rule."
         )
     return _RULES[optimizer]()

@@ -1,9 +1,9 @@
 r"""BatchNorm's running statistics as part of what is differentiated.
 
-A training-mode layer does :math:`r \leftarrow (1 - m) r + m\,b(\theta)` with the batch statistic ``b``; a query in eval mode reads
-``r``. So the walk carries an adjoint :math:`\lambda` for ``r``: a step adds :math:`m \langle\lambda, b(\theta)\rangle` to what is
-differentiated and then :math:`\lambda \leftarrow (1 - m) \lambda`. ``torch`` does not differentiate an eval-mode layer in its
-statistics; here that is computed by its formula.
+A training-mode layer does :math:`r \leftarrow (1 - m) r + m\,b(\theta)` with the batch statistic ``b``; a query in eval
+mode reads ``r``. So the walk carries an adjoint :math:`\lambda` for ``r``: a step adds :math:`m \langle\lambda,
+b(\theta)\rangle` to what is differentiated and then :math:`\lambda \leftarrow (1 - m) \lambda`. ``torch`` does not
+differentiate an eval-mode layer in its statistics; here that is computed by its formula.
 """
 
 from __future__ import annotations

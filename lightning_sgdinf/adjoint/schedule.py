@@ -1,8 +1,8 @@
 """The states of a run from last to first, those that were not stored rebuilt in between.
 
-Between two stored states the run is taken forwards again from the earlier one. With room for all states of such a stretch that is
-one extra pass of training; with less room, evenly spaced states of the stretch are kept and the pieces between them rebuilt in
-turn, which costs one more pass per level.
+Between two stored states the run is taken forwards again from the earlier one. With room for all states of such a
+stretch that is one extra pass of training; with less room, evenly spaced states of the stretch are kept and the pieces
+between them rebuilt in turn, which costs one more pass per level.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ Advance = Callable[[ModelState, int], ModelState]
 """Takes state ``t`` and ``t`` to state ``t + 1``."""
 
 
-def states_backwards(log: Trajectory, start: int, stop: int, advance: Advance, *, room: int) -> Iterator[tuple[int, ModelState]]:
+def states_backwards(
+    log: Trajectory, start: int, stop: int, advance: Advance, *, room: int
+) -> Iterator[tuple[int, ModelState]]:
     """Yield ``(t, state t)`` for ``t = start - 1, ..., stop``.
 
     Args:
@@ -38,8 +40,10 @@ def states_backwards(log: Trajectory, start: int, stop: int, advance: Advance, *
         below = stored[stored < upper]
         if not len(below):
             raise StateNotStoredError(
-                f"the log stores no state at or before step {upper - 1} (keep={log.header.keep!r}), and this estimator walks back to step {stop}. "
-                "Record with keep='every_step' or keep='every(k)', or choose an estimator that needs fewer states (last_epochs, final_parameters)."
+                f"the log stores no state at or before step {upper - 1} (keep={log.header.keep!r}), and this estimator "
+                f"walks back to step {stop}. "
+                "Record with keep='every_step' or keep='every(k)', or choose an estimator that needs fewer states "
+                "(last_epochs, final_parameters)."
             )
         lower = int(below[-1])
         if upper - lower == 1:

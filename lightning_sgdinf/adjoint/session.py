@@ -1,8 +1,9 @@
 """A module borrowed for replay and given back as it was.
 
-Replay runs the user's own ``training_step`` with recorded parameters, outside the Trainer. For as long as that takes the module
-has other tensors, gradients switched on for exactly the trained parameters, logging and metrics that do nothing, and a stand-in
-where its Trainer was. All of it is undone on the way out, errors included: the caller's tensors are set aside, never written to.
+Replay runs the user's own ``training_step`` with recorded parameters, outside the Trainer. For as long as that takes
+the module has other tensors, gradients switched on for exactly the trained parameters, logging and metrics that do
+nothing, and a stand-in where its Trainer was. All of it is undone on the way out, errors included: the caller's tensors
+are set aside, never written to.
 """
 
 from __future__ import annotations
@@ -44,14 +45,20 @@ class TrainerStandIn:
         if name.startswith("__"):
             raise AttributeError(name)
         raise UnsupportedRunError(
-            f"training_step reads trainer.{name}, which is not part of the record, so the step cannot be done again faithfully. "
+            f"training_step reads trainer.{name}, which is not part of the record, so the step cannot be done again "
+            "faithfully. "
             f"Keep what the step needs on the module instead (set self.{name} in a hook such as on_train_start)."
         )
 
 
 @contextmanager
 def borrowed(
-    module: nn.Module, *, trained: Sequence[str], device: torch.device, dtype: torch.dtype | None = None, stand_in: TrainerStandIn
+    module: nn.Module,
+    *,
+    trained: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    stand_in: TrainerStandIn,
 ) -> Iterator[dict[str, nn.Parameter]]:
     """Lend a module to replay.
 
@@ -72,7 +79,8 @@ def borrowed(
     missing = [n for n in trained if n not in named]
     if missing:
         raise ModelMismatchError(
-            f"the log was written by a model with parameters {missing[:5]} that this one lacks; it has {sorted(named)[:10]} ... "
+            f"the log was written by a model with parameters {missing[:5]} that this one lacks; it has "
+            f"{sorted(named)[:10]} ... "
             "Pass the module class and configuration that was trained."
         )
     wanted = set(trained)
@@ -147,5 +155,3 @@ def _zero(*args: Any, **kwargs: Any) -> Tensor:
 def _no_values(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
     del args, kwargs
     return {}
-
-

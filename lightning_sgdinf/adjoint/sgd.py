@@ -1,6 +1,7 @@
 r"""Stochastic gradient descent as ``torch.optim.SGD`` does it, and its adjoint in closed form.
 
-With :math:`\sigma = -1` for ``maximize`` and 1 otherwise, weight decay :math:`\lambda`, momentum :math:`\mu`, dampening :math:`d`:
+With :math:`\sigma = -1` for ``maximize`` and 1 otherwise, weight decay :math:`\lambda`, momentum :math:`\mu`, dampening
+:math:`d`:
 
 .. math::
     a = \sigma g + \lambda\theta, \quad b' = \mu b + (1 - d) a, \quad

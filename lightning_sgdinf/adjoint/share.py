@@ -1,9 +1,9 @@
 """A batch's rows shared out over several processes.
 
-Each process differentiates its own rows; gradients and Hessian-vector products are summed, so all hold the same adjoint. That is right
-where the loss is a mean over rows that do not see each other. BatchNorm in training mode, dropout, in-batch losses and class weights
-are not like that, so the first step of a walk compares the summed gradient of the shares with that of the whole batch, and rows are only
-shared out if they agree.
+Each process differentiates its own rows; gradients and Hessian-vector products are summed, so all hold the same
+adjoint. That is right where the loss is a mean over rows that do not see each other. BatchNorm in training mode,
+dropout, in-batch losses and class weights are not like that, so the first step of a walk compares the summed gradient
+of the shares with that of the whole batch, and rows are only shared out if they agree.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class RowShare:
         return [None if t is None else next(parts).view(t.shape) for t in tensors]
 
 
-def rows_are_separate(objective: Objective, share: RowShare, state: ModelState, step: Step, *, tolerance: float = 1e-5) -> bool:
+def rows_are_separate(
+    objective: Objective, share: RowShare, state: ModelState, step: Step, *, tolerance: float = 1e-5
+) -> bool:
     """Whether the gradient of a step is the sum of its shares' gradients.
 
     Args:

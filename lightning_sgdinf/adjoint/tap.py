@@ -1,10 +1,10 @@
 r"""Example weights that enter the gradient of an unmodified loss.
 
-With weights ``w`` the batch gradient is to be :math:`g(w) = \sum_i w_i \nabla l_i + \nabla r`, where :math:`l_i` is what example
-``i`` adds to the loss (its share of the mean included) and ``r`` is the rest (penalties). The weights are put in where the
-loss is taken: the input of a loss function of ``torch.nn.functional`` passes through an identity whose backward multiplies
-row ``i`` by ``w_i``. So the value of the loss keeps every bit, and reductions, class weights, label smoothing, focal-style
-code after an unreduced loss and sums of several losses are all handled by the chain rule.
+With weights ``w`` the batch gradient is to be :math:`g(w) = \sum_i w_i \nabla l_i + \nabla r`, where :math:`l_i` is
+what example ``i`` adds to the loss (its share of the mean included) and ``r`` is the rest (penalties). The weights are
+put in where the loss is taken: the input of a loss function of ``torch.nn.functional`` passes through an identity whose
+backward multiplies row ``i`` by ``w_i``. So the value of the loss keeps every bit, and reductions, class weights, label
+smoothing, focal-style code after an unreduced loss and sums of several losses are all handled by the chain rule.
 
 Differentiating :math:`\langle g(w), v\rangle` once gives both :math:`Hv` (in the parameters) and every slope
 :math:`\langle \nabla l_i, v\rangle` (in the weights).
@@ -96,7 +96,9 @@ class LossTap:
     def _handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tapped = [self.apply(a) if i < 3 else a for i, a in enumerate(args)]
         named = {k: self.apply(v) if k in _INPUTS else v for k, v in kwargs.items()}
-        if any(a is not b for a, b in zip(args, tapped, strict=True)) or any(named[k] is not v for k, v in kwargs.items()):
+        if any(a is not b for a, b in zip(args, tapped, strict=True)) or any(
+            named[k] is not v for k, v in kwargs.items()
+        ):
             self.calls.append(func.__name__)
         return func(*tapped, **named)
 

@@ -1,8 +1,9 @@
 """Any elementwise optimizer of ``torch.optim``, differentiated through torch's own step.
 
-The step is taken with ``differentiable=True`` on a stretch of the parameter vector, and autograd pulls the adjoint back. Nothing of
-an optimizer is written down here, so there is nothing to get wrong, but for one thing: at a second moment of exactly zero
-(pixels that are never lit) the chain rule through the square root gives ``inf * 0``. That product's limit is zero, and is taken as such.
+The step is taken with ``differentiable=True`` on a stretch of the parameter vector, and autograd pulls the adjoint
+back. Nothing of an optimizer is written down here, so there is nothing to get wrong, but for one thing: at a second
+moment of exactly zero (pixels that are never lit) the chain rule through the square root gives ``inf * 0``. That
+product's limit is zero, and is taken as such.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
 )
 """Optimizers whose step is differentiable and works element by element.
 
-Not ``Rprop``: its step follows the sign of the gradient alone, so its derivative in any example's weight is zero. Not ``LBFGS``,
-``SparseAdam``, ``Adafactor``, ``Muon``: their steps are not differentiable or not elementwise.
+Not ``Rprop``: its step follows the sign of the gradient alone, so its derivative in any example's weight is zero. Not
+``LBFGS``, ``SparseAdam``, ``Adafactor``, ``Muon``: their steps are not differentiable or not elementwise.
 """
 
 
@@ -96,11 +97,15 @@ class TorchOptimRule:
             columns = [_stacked(column) for column in zip(*rows, strict=True)]
             none = torch.zeros_like(u)
             carried = {k: c for k, c in zip(moving, columns[2:], strict=True) if c is not None}
-            return Pulled(none if columns[0] is None else columns[0], carried, none if columns[1] is None else columns[1])
+            return Pulled(
+                none if columns[0] is None else columns[0], carried, none if columns[1] is None else columns[1]
+            )
 
         return Update(after.detach(), {k: v.detach() for k, v in new_state.items()}, pull)
 
-    def _step(self, theta: Tensor, g: Tensor, state: Mapping[str, Tensor], options: Options) -> tuple[Tensor, dict[str, Tensor]]:
+    def _step(
+        self, theta: Tensor, g: Tensor, state: Mapping[str, Tensor], options: Options
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         shell = torch.nn.Parameter(torch.empty_like(theta))
         chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if k in self._accepted}
         for name in ("foreach", "fused", "capturable"):
@@ -122,7 +127,8 @@ class TorchOptimRule:
 
 
 def _stacked(rows: tuple[Tensor | None, ...]) -> Tensor | None:
-    """Gradients of several queries in one input; ``None`` where nothing depends on it (an average that is only kept)."""
+    """Gradients of several queries in one input; ``None`` where nothing depends on it (an average that is only
+    kept)."""
     found = [r for r in rows if r is not None]
     return torch.stack(found) if found else None
 

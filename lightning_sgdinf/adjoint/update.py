@@ -1,6 +1,7 @@
 """A whole optimizer step: clipping, then every param group's rule, on the parameter vector.
 
-Parameters that lie side by side, belong to one group and have the same scalars in their state go through the rule in one stretch.
+Parameters that lie side by side, belong to one group and have the same scalars in their state go through the rule in
+one stretch.
 """
 
 from __future__ import annotations
@@ -88,9 +89,13 @@ def take_step(
         ModelMismatchError: If the step's groups hold a parameter that is not among the trained ones.
     """
     theta = vector.join([state.params[n] for n in vector.names])
-    filled = [g if g is not None else torch.zeros_like(state.params[n]) for n, g in zip(vector.names, grads, strict=True)]
+    filled = [
+        g if g is not None else torch.zeros_like(state.params[n]) for n, g in zip(vector.names, grads, strict=True)
+    ]
     grad, unclip = clip_gradient(
-        vector.join(filled), [g for g in grads if g is not None], step.clip if any(g is not None for g in grads) else None
+        vector.join(filled),
+        [g for g in grads if g is not None],
+        step.clip if any(g is not None for g in grads) else None,
     )
     present = {n for n, g in zip(vector.names, grads, strict=True) if g is not None}
     after = theta
@@ -124,7 +129,9 @@ def _stretches(vector: ParameterVector, state: ModelState, step: Step, present: 
     for number, group in enumerate(step.groups):
         for name in group.params:
             if name not in where:
-                raise ModelMismatchError(f"step {step.index} updates {name!r}, which is not among the trained parameters of the log")
+                raise ModelMismatchError(
+                    f"step {step.index} updates {name!r}, which is not among the trained parameters of the log"
+                )
             group_of[name] = number
     found: list[_Stretch] = []
     last: tuple[Any, ...] | None = None

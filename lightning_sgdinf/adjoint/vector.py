@@ -58,7 +58,8 @@ class Adjoint:
 
     Attributes:
         params: ``[Q, P]``.
-        optimizer: Per key of the optimizer's state (``"momentum_buffer"``), ``[Q, P]``; keys that do not matter are absent.
+        optimizer: Per key of the optimizer's state (``"momentum_buffer"``), ``[Q, P]``; keys that do not matter are
+            absent.
         buffers: Per buffer name, ``[Q, *shape]``; those that do not matter are absent.
         average: Of a running average of the weights, ``[Q, P]``; ``None`` if the queries do not depend on one.
         average_buffers: Of the averaged buffers, like ``buffers``.

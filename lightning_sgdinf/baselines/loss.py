@@ -1,7 +1,7 @@
 """A ranking by the training loss at the end of the run: the worst fitted examples first.
 
-The usual cheap way to find wrong labels, and a hard one to beat where labels are wrong at random. Cost: one forward pass over the
-training set.
+The usual cheap way to find wrong labels, and a hard one to beat where labels are wrong at random. Cost: one forward
+pass over the training set.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class LossBaseline:
                 ids = torch.arange(start, min(start + self.batch_size, examples))
                 found = _batch_losses(objective, last, every, ids)
                 if found is None:
-                    found = torch.tensor([_single_loss(objective, last, every, int(i)) for i in ids], dtype=torch.float64)
+                    found = torch.tensor(
+                        [_single_loss(objective, last, every, int(i)) for i in ids], dtype=torch.float64
+                    )
                 values[ids] = found
         finally:
             set_modes(objective.module, ())
@@ -86,7 +88,11 @@ def _batch_losses(objective: Objective, like: Step, modes: tuple[str, ...], ids:
     rows = _Rows(len(ids))
     with torch.no_grad(), Interceptor(dict.fromkeys(LOSSES, rows.handle)):
         loss = _loss(objective, like, modes, ids)
-    if rows.calls != 1 or rows.values is None or not torch.isclose(rows.values.mean(), loss.double().cpu(), rtol=1e-4, atol=1e-7):
+    if (
+        rows.calls != 1
+        or rows.values is None
+        or not torch.isclose(rows.values.mean(), loss.double().cpu(), rtol=1e-4, atol=1e-7)
+    ):
         return None
     return rows.values
 
@@ -97,5 +103,12 @@ def _single_loss(objective: Objective, like: Step, modes: tuple[str, ...], examp
 
 def _loss(objective: Objective, like: Step, modes: tuple[str, ...], ids: Tensor) -> Tensor:
     micro = MicroBatch(batch_idx=0, draws=(Draw(example_ids=ids.numpy()),))
-    step = Step(index=like.index, epoch=like.epoch, global_step=like.global_step, micro_batches=(micro,), groups=(), eval_modules=modes)
+    step = Step(
+        index=like.index,
+        epoch=like.epoch,
+        global_step=like.global_step,
+        micro_batches=(micro,),
+        groups=(),
+        eval_modules=modes,
+    )
     return objective.trace(step, micro, objective.batch(step, micro)).loss.detach()

@@ -1,7 +1,7 @@
 """What a walk does at each step.
 
-Recommended: `SgdInfluence` (the exact derivative) and, at a fraction of its cost, `LastEpochs`. For comparison: `NoHessian`, `TracIn`,
-`FinalParameters`.
+Recommended: `SgdInfluence` (the exact derivative) and, at a fraction of its cost, `LastEpochs`. For comparison:
+`NoHessian`, `TracIn`, `FinalParameters`.
 """
 
 from lightning_sgdinf.estimators.base import Estimator as Estimator

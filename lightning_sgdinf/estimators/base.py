@@ -1,8 +1,8 @@
 """What an estimator is: what to do at each replayed step.
 
-All estimators share one walk, from the run's end towards its beginning, that hands them an adjoint and takes back the adjoint for the
-step before and the slopes of the step's examples. A score is minus the sum of an example's slopes: the change of the query had the
-example been left out.
+All estimators share one walk, from the run's end towards its beginning, that hands them an adjoint and takes back the
+adjoint for the step before and the slopes of the step's examples. A score is minus the sum of an example's slopes: the
+change of the query had the example been left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class Estimator(Protocol):
 
     @property
     def exact(self) -> bool:
-        """Whether slopes are the derivative of the recorded run over the visited steps (then central differences must agree)."""
+        """Whether slopes are the derivative of the recorded run over the visited steps (then central differences must
+        agree)."""
         ...
 
     def first_step(self, log: Trajectory) -> int:
@@ -33,7 +34,8 @@ class Estimator(Protocol):
         ...
 
     def state_for(self, step: int, log: Trajectory) -> int:
-        """Index of the state at which a step is to be differentiated: the step's own index unless parameters are frozen."""
+        """Index of the state at which a step is to be differentiated: the step's own index unless parameters are
+        frozen."""
         ...
 
     def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
@@ -46,8 +48,8 @@ class Estimator(Protocol):
             adjoint: As returned for the step after, or the gradient of the queries at the end of the run.
 
         Returns:
-            The adjoint for the step before, and the derivative of each query in the weight of each example of the step, ``[Q, B]``,
-            in the order of ``at.step.example_ids``.
+            The adjoint for the step before, and the derivative of each query in the weight of each example of the step,
+            ``[Q, B]``, in the order of ``at.step.example_ids``.
         """
         ...
 

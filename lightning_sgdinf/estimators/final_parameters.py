@@ -1,13 +1,13 @@
 """The walk with the final parameters in the place of every recorded state.
 
-Gradients and Hessian-vector products of the last epochs' batches are all taken at the end of the run, so that no trajectory
-has to be stored (``keep="final"``): only the ids, learning rates and random numbers.
+Gradients and Hessian-vector products of the last epochs' batches are all taken at the end of the run, so that no
+trajectory has to be stored (``keep="final"``): only the ids, learning rates and random numbers.
 
 Not exact: it answers for a run that stood still at its end. Close to `LastEpochs` where training has converged.
 
 References:
-    Suzuki, Kobayashi and Narihira, "Data Cleansing for Deep Neural Networks with Storage-efficient Approximation of Influence
-    Functions", 2021 (arXiv:2103.11807).
+    Suzuki, Kobayashi and Narihira, "Data Cleansing for Deep Neural Networks with Storage-efficient Approximation of
+    Influence Functions", 2021 (arXiv:2103.11807).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 r"""SGD-influence without its Hessian term.
 
-The adjoint is moved by the optimizer's own part only (momentum, weight decay, moments), never by :math:`H_t\,push`. For plain SGD it stays
-the query's gradient at the end of the run, and the score is :math:`\sum_t (\eta_t/|S_t|) \langle\nabla q(\theta_T), \nabla l_j(\theta_t)\rangle`: what the
-reference code calls ``nohess``.
+The adjoint is moved by the optimizer's own part only (momentum, weight decay, moments), never by :math:`H_t\,push`. For
+plain SGD it stays the query's gradient at the end of the run, and the score is :math:`\sum_t (\eta_t/|S_t|)
+\langle\nabla q(\theta_T), \nabla l_j(\theta_t)\rangle`: what the reference code calls ``nohess``.
 
-Cost: a little less than the exact walk, since the second pass stops at the weights. Not recommended beyond comparison: it
-ignores that later steps amplify or damp an early change.
+Cost: a little less than the exact walk, since the second pass stops at the weights. Not recommended beyond comparison:
+it ignores that later steps amplify or damp an early change.
 """
 
 from __future__ import annotations

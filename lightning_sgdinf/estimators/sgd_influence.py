@@ -1,10 +1,11 @@
 r"""The exact derivative of the recorded run.
 
-:math:`-\mathrm{d}q(\theta_T) / \mathrm{d}w_j` at :math:`w = 1`, over all steps, by the discrete adjoint: for plain SGD the estimator of the
-reference (Algorithm 2), for any other optimizer its counterpart through that optimizer's own map. Equal to differentiating through the
-whole unrolled training, to rounding.
+:math:`-\mathrm{d}q(\theta_T) / \mathrm{d}w_j` at :math:`w = 1`, over all steps, by the discrete adjoint: for plain SGD
+the estimator of the reference (Algorithm 2), for any other optimizer its counterpart through that optimizer's own map.
+Equal to differentiating through the whole unrolled training, to rounding.
 
-Cost: per step one forward, one backward and, per query, one second backward pass. Needs every state (stored or rebuilt).
+Cost: per step one forward, one backward and, per query, one second backward pass. Needs every state (stored or
+    rebuilt).
 
 Do not use it where a few percent of its cost suffice: for ranking mislabelled examples, `LastEpochs` is often enough.
 
@@ -38,8 +39,9 @@ class SgdInfluence:
           _target_: lightning_sgdinf.estimators.SgdInfluence
 
     Attributes:
-        divisor: What removal means: ``"kept"``, the batch mean still divides by :math:`|S_t|` (the reference); ``"reduced"``, it divides by
-            what is left, which for a mean loss makes the slope :math:`\langle\nabla l_j - \bar{\nabla l}, push\rangle / |S_t|`.
+        divisor: What removal means: ``"kept"``, the batch mean still divides by :math:`|S_t|` (the reference);
+            ``"reduced"``, it divides by what is left, which for a mean loss makes the slope :math:`\langle\nabla l_j -
+            \bar{\nabla l}, push\rangle / |S_t|`.
     """
 
     divisor: Divisor = "kept"
@@ -66,6 +68,7 @@ class SgdInfluence:
 
 
 def centred(slopes: Tensor, step: Step) -> Tensor:
-    """Slopes less their mean over each micro-batch: the derivative of a weighted mean that divides by the sum of weights."""
+    """Slopes less their mean over each micro-batch: the derivative of a weighted mean that divides by the sum of
+    weights."""
     parts = slopes.split([len(m.example_ids) for m in step.micro_batches], dim=1)
     return torch.cat([p - p.mean(dim=1, keepdim=True) for p in parts], dim=1)

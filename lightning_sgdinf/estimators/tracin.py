@@ -1,14 +1,15 @@
 r"""TracIn over the steps that really happened.
 
-:math:`\sum_t \langle push_t, \nabla l_j(\theta_t)\rangle` with the query's gradient taken anew along the run: for plain SGD
-:math:`push_t = -\eta_t \nabla q(\theta_{t'})`, with :math:`t'` the last refresh at or after ``t``. Refreshed at every step it is the idealised
-influence of the reference; the default refreshes once per epoch, as its checkpoints do.
+:math:`\sum_t \langle push_t, \nabla l_j(\theta_t)\rangle` with the query's gradient taken anew along the run: for plain
+SGD :math:`push_t = -\eta_t \nabla q(\theta_{t'})`, with :math:`t'` the last refresh at or after ``t``. Refreshed at
+every step it is the idealised influence of the reference; the default refreshes once per epoch, as its checkpoints do.
 
-Cost: the exact walk less the Hessian term, plus one query gradient per refresh. It describes how single steps moved the query while they
-happened, not what leaving an example out does to the final model.
+Cost: the exact walk less the Hessian term, plus one query gradient per refresh. It describes how single steps moved the
+query while they happened, not what leaving an example out does to the final model.
 
 References:
-    Pruthi, Liu, Kale and Sundararajan, "Estimating Training Data Influence by Tracing Gradient Descent", NeurIPS 2020 (arXiv:2002.08484).
+    Pruthi, Liu, Kale and Sundararajan, "Estimating Training Data Influence by Tracing Gradient Descent", NeurIPS 2020
+    (arXiv:2002.08484).
 """
 
 from __future__ import annotations

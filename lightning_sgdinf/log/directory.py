@@ -148,11 +148,11 @@ class WritableDirectory(LogDirectory):
 
     def release(self) -> None:
         """Let others write; harmless when done twice."""
-        if self._lock is not None:
-            os.ftruncate(self._lock, 0)
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-            os.close(self._lock)
-            self._lock = None
+        lock, self._lock = self._lock, None  # first of all: a process forked meanwhile closes what it finds here
+        if lock is not None:
+            os.ftruncate(lock, 0)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            os.close(lock)
 
     def forget(self) -> None:
         """In a forked child: the lock is the parent's."""

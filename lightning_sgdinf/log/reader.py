@@ -238,7 +238,8 @@ class RunLog:
         entry = next((s for s in self._end.segments if s.first == segment.first), None)
         if entry is not None and (entry.steps, entry.checksum) != (len(segment.steps), segment.steps.checksum):
             raise LogCorruptError(
-                f"{segment.path}: the segment has {len(segment.steps)} steps of checksum {segment.steps.checksum:08x}, the "
+                f"{segment.path}: the segment has {len(segment.steps)} steps of checksum {segment.steps.checksum:08x}, "
+                "the "
                 f"end mark says {entry.steps} of {entry.checksum:08x}; restore the segment of this run"
             )
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from lightning_sgdinf.random_state import RandomState
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +24,8 @@ class Draw:
     Attributes:
         loader: Position of the loader among the run's loaders (0 unless several are combined).
         example_ids: Indices that the dataset of that loader was asked for, int64 ``[B]``, in batch order.
-        random: State of the generators in the process that produced the batch, just before its first example was fetched;
-            empty if it was not taken.
+        random: State of the generators in the process that produced the batch, just before its first example was
+            fetched; empty if it was not taken.
         digest: Checksum of the collated batch, see `lightning_sgdinf.digest`; ``None`` if it was not taken.
         single: The loader has ``batch_size=None``: the dataset's item is the batch, and is not collated.
     """
@@ -45,7 +45,8 @@ class MicroBatch:
         batch_idx: The index that ``training_step`` was given.
         draws: Where its examples came from; one entry unless loaders are combined. Empty if examples have no ids
             (iterable datasets).
-        transferred_with: Generators of the training process when the batch was handed over (before the batch-transfer hooks).
+        transferred_with: Generators of the training process when the batch was handed over (before the batch-transfer
+            hooks).
         stepped_with: Generators of the training process just before ``training_step``.
     """
 
@@ -68,8 +69,8 @@ class ParamGroup:
 
     Attributes:
         params: Names of its parameters in the module, in the optimizer's order.
-        options: Every other entry (``lr``, ``momentum``, ``betas``, ``eps``, ``nesterov`` ...); tuples become lists, tensors
-            numbers.
+        options: Every other entry (``lr``, ``momentum``, ``betas``, ``eps``, ``nesterov`` ...); tuples become lists,
+            tensors numbers.
     """
 
     params: tuple[str, ...]
@@ -105,7 +106,8 @@ class Step:
         average: ``(a, b)`` if a weight-averaging callback did ``average <- a * average + b * params`` after the step,
             with the parameters after the step.
         loss: Training loss of the last micro-batch as returned by ``training_step``, for display; may be NaN.
-        changed: Tensors that something other than the optimizer changed just before this step, as `TensorSpec.label` calls
+        changed: Tensors that something other than the optimizer changed just before this step, as `TensorSpec.label`
+            calls
             them: state ``t`` is then not what step ``t - 1`` led to.
     """
 
@@ -145,7 +147,8 @@ class Header:
         parameters: Trained parameters in order: name, shape, dtype name.
         constant_digest: Checksum over the names and values of parameters that are not trained; 0 if there are none.
         precision: The Trainer's precision, e.g. ``"32-true"``, ``"bf16-mixed"``.
-        keep: Which states are stored, as the user wrote it: ``"every_step"``, ``"every(10)"``, ``"last_epochs(1)"``, ``"final"``.
+        keep: Which states are stored, as the user wrote it: ``"every_step"``, ``"every(10)"``, ``"last_epochs(1)"``,
+            ``"final"``.
         datasets: Per loader: qualified class name and length.
         replayable: Empty, or why the run cannot be replayed (it is recorded nevertheless).
         environment: Versions, device, thread count, instruction set, determinism flags.

@@ -40,8 +40,10 @@ def encode_step(step: Step) -> EncodedStep:
 
     Raises:
         TypeError: An option or other value that JSON does not know.
-        ValueError: Example ids that are not a vector of integers.
+        ValueError: Example ids that are not a vector of integers, or no param group.
     """
+    if not step.groups:
+        raise ValueError(f"step {step.index} has no param group, expected one at least")
     split = [_split_options(group) for group in step.groups]
     positions: dict[bytes, int] = {_frame_of(step, [constant for constant, _ in split]): 0}
 

@@ -45,7 +45,7 @@ class LogStore:
         durable: bool,
     ) -> None:
         self.directory = directory
-        self.descriptor: int | None = None
+        self._file: tuple[int, tuple[int, int]] | None = None  # descriptor and identity of the file being written
         self._header, self._header_document = header, header_to_json(header)
         self._codec, self._flush_every, self._segment_bytes, self._durable = codec, flush_every, segment_bytes, durable
         self._segment: SegmentWriter | None = None
@@ -110,14 +110,22 @@ class LogStore:
                     raise OSError("nothing was flushed")
                 segment.seal()
             except Exception:  # whatever HDF5 says now, the descriptor must go before the interpreter ends
-                if self.descriptor is not None:
-                    redirect(self.descriptor)
+                self.disown()
                 segment.discard()
         self.close()
 
+    def disown(self) -> None:
+        """Make sure that no exit handler writes to the file: in a forked child, and after an error.
+
+        A fork may come while the writer thread closes the file. Its descriptor may then belong to another file, such as
+        a pipe of the forked process, so the file is recognised by more than that.
+        """
+        if self._file is not None and _identity(self._file[0]) == self._file[1]:
+            redirect(self._file[0])
+
     def close(self) -> None:
         """Give reserve and lock back."""
-        self.descriptor = None
+        self._file = None
         self.directory.free_reserve()
         self.directory.release()
 
@@ -133,12 +141,13 @@ class LogStore:
             codec=self._codec,
             segment_bytes=self._segment_bytes,
         )
-        self.descriptor = self._segment.descriptor
+        descriptor = self._segment.descriptor
+        self._file = descriptor, _identity(descriptor)
 
     def _seal(self) -> None:
         if self._segment is not None:
             self._sealed.append(self._segment.seal())
-            self._segment, self.descriptor = None, None
+            self._segment, self._file = None, None
             self._unflushed = 0
 
     def _end(
@@ -168,6 +177,15 @@ def redirect(descriptor: int) -> None:
         os.dup2(nowhere, descriptor, inheritable=False)
     finally:
         os.close(nowhere)
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    """Device and inode of an open file; zeros if the descriptor is not open."""
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
 
 
 def _same(one: Layout, other: Layout) -> bool:

@@ -20,7 +20,7 @@ from lightning_sgdinf.log.codecs import codec_named
 from lightning_sgdinf.log.directory import WritableDirectory
 from lightning_sgdinf.log.handover import Handover
 from lightning_sgdinf.log.records import Header, Step
-from lightning_sgdinf.log.store import LogStore, redirect
+from lightning_sgdinf.log.store import LogStore
 from lightning_sgdinf.state import Layout
 
 
@@ -295,10 +295,10 @@ def _watch_process() -> None:
 
 
 def _disown() -> None:
-    """In a forked child: let go of the parent's lock, and make sure that no exit handler writes to the parent's file."""
+    """In a forked child: let go of the parent's lock, and make sure that no exit handler writes to the parent's
+    file."""
     for thread in list(_threads):
-        if thread.store.descriptor is not None:
-            redirect(thread.store.descriptor)
+        thread.store.disown()
         thread.store.directory.forget()
     _threads.clear()
 

@@ -63,8 +63,8 @@ class AveragingWatch:
                 patches.place(callback, "update_parameters", self._around_swa)
 
     def average(self, names: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """The averaged parameters of the given names, and the buffers if they are averaged, too, on the CPU; ``None`` if
-        there is no average that is known in full."""
+        """The averaged parameters of the given names, and the buffers if they are averaged, too, on the CPU; ``None``
+        if there is no average that is known in full."""
         if self._model is None or not self._linear:
             return None
         found: dict[str, Tensor] = {n: p for n, p in self._model.named_parameters() if n in names}

@@ -131,6 +131,7 @@ class TrajectoryRecorder(Callback):
             watch=self._watch,
             open_writer=lambda recording: self._open(trainer, pl_module, recording),
             problem=self._concerns.problem,
+            remark=self._concerns.remark,
         )
         self._recording = recording
         for reason in support.impossible_to_replay(pl_module, trainer.optimizers[0], recording.reader):

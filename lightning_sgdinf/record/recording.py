@@ -69,6 +69,7 @@ class Recording:
         watch: Takes the random states of this process.
         open_writer: Called at the end of the first step with the reader and more for the header; makes the log.
         problem: Called with a sentence when something makes the run impossible to replay.
+        remark: Called with a sentence about something to know.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Recording:
         watch: RandomWatch,
         open_writer: Callable[[Recording], Writer],
         problem: Callable[[str], None],
+        remark: Callable[[str], None],
     ) -> None:
         self._trainer = trainer
         self._module = module
@@ -87,6 +89,7 @@ class Recording:
         self._watch = watch
         self._open_writer = open_writer
         self._problem = problem
+        self._remark = remark
         self._automatic = bool(module.automatic_optimization)
         self._max_epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
         self._optimizer = trainer.optimizers[0]
@@ -221,8 +224,16 @@ class Recording:
             self._micro = [self._current] if self._current is not None else []
 
     def _after_step(self, groups: tuple[ParamGroup, ...]) -> None:
-        # An epoch that only updates batch statistics ends with an optimizer step that has no gradients, or stale ones.
-        if self._before is None or not has_gradients(self._optimizer) or (self._automatic and self._backwards == 0):
+        if self._before is None or not has_gradients(self._optimizer):
+            return
+        if self._automatic and self._backwards == 0:
+            # Stochastic weight averaging does this after its last epoch, if nothing has set the gradients to None by
+            # then.
+            self._remark(
+                f"after step {self.count - 1} the optimizer stepped on gradients left over from before, without a "
+                "backward "
+                "pass; that step is not recorded"
+            )
             return
         trainer = self._trainer
         step = Step(

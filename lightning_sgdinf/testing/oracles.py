@@ -1,10 +1,11 @@
 r"""Scores of a run by two roads that share no code with the walk.
 
-`unrolled_scores` writes the whole training out as one function of the example weights and differentiates it in reverse mode, all
-steps at once: exact to rounding, for runs of a few dozen steps of a small model. `central_differences` trains again with one weight at
-:math:`1 \pm \epsilon`: true for any code whatever, to about six digits in float64.
+`unrolled_scores` writes the whole training out as one function of the example weights and differentiates it in reverse
+mode, all steps at once: exact to rounding, for runs of a few dozen steps of a small model. `central_differences` trains
+again with one weight at :math:`1 \pm \epsilon`: true for any code whatever, to about six digits in float64.
 
-Both give what an exact estimator must give, :math:`-\mathrm{d}q / \mathrm{d}w_j`: the change of the query had the example been left out, to first order.
+Both give what an exact estimator must give, :math:`-\mathrm{d}q / \mathrm{d}w_j`: the change of the query had the
+example been left out, to first order.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Losses:
 
 
 Forward = Callable[[Named, Named, Tensor, int, int], Losses]
-"""``(parameters, buffers, example ids [B], step, micro-batch)`` to `Losses`; anything random must be seeded by step and micro-batch."""
+"""``(parameters, buffers, example ids [B], step, micro-batch)`` to `Losses`; anything random must be seeded by step and
+micro-batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +106,11 @@ def unrolled_scores(run: UnrolledRun, examples: int, *, first_step: int = 0) -> 
     return -torch.stack([torch.zeros_like(weights) if r is None else r for r in rows], dim=1).detach()
 
 
-def unrolled_training(run: UnrolledRun, weights: Tensor, *, first_step: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The end of the training as a function of the example weights ``[N]``: parameters and buffers, or their averages."""
+def unrolled_training(
+    run: UnrolledRun, weights: Tensor, *, first_step: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The end of the training as a function of the example weights ``[N]``: parameters and buffers, or their
+    averages."""
     params = {n: p.detach().clone().requires_grad_() for n, p in run.params.items()}
     buffers = {n: b.detach().clone() for n, b in run.buffers.items()}
     memory: dict[str, Memory] = {}
@@ -135,7 +140,8 @@ def central_differences(
     r"""Scores by training again: :math:`-(q(1 + \epsilon) - q(1 - \epsilon)) / 2\epsilon`.
 
     Args:
-        query_after: Trains with the given example weights, float64 ``[N]``, from the same start on the same batches, and returns the queries ``[Q]``.
+        query_after: Trains with the given example weights, float64 ``[N]``, from the same start on the same batches,
+            and returns the queries ``[Q]``.
         examples: ``N``.
         ids: Which examples; ``None`` for all.
         eps: Step; 1e-5 suits float64.
@@ -162,7 +168,9 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     """
     size = expected.abs().max()
     if not size > 0:
-        raise ConfigurationError("the expected scores are all zero, so comparing with them shows nothing; use a run that learns")
+        raise ConfigurationError(
+            "the expected scores are all zero, so comparing with them shows nothing; use a run that learns"
+        )
     return float((found - expected).abs().max() / size)
 
 
@@ -202,7 +210,9 @@ def _formula(optimizer: str | Formula) -> Formula:
     if callable(optimizer):
         return optimizer
     if optimizer not in FORMULAS:
-        raise ConfigurationError(f"optimizer {optimizer!r}: expected one of {', '.join(FORMULAS)}, or a formula of your own")
+        raise ConfigurationError(
+            f"optimizer {optimizer!r}: expected one of {', '.join(FORMULAS)}, or a formula of your own"
+        )
     return FORMULAS[optimizer]
 
 

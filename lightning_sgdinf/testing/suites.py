@@ -8,8 +8,9 @@ Subclass in a test file, and pytest collects the methods::
         optimizer = MyOptimizer
         options = ({"lr": 0.1}, {"lr": 0.1, "momentum": 0.9})
 
-The optimizer's own step is the oracle: the rule's step must equal it, and the rule's pull must be the transpose of its derivative,
-:math:`\langle u, J v\rangle = \langle J^T u, v\rangle`, with :math:`Jv` by central differences of real steps.
+The optimizer's own step is the oracle: the rule's step must equal it, and the rule's pull must be the transpose of its
+derivative, :math:`\langle u, J v\rangle = \langle J^T u, v\rangle`, with :math:`Jv` by central differences of real
+steps.
 """
 
 from __future__ import annotations
@@ -57,7 +58,11 @@ class UpdateRuleSuite:
             assert (update.params - params).abs().max() <= self.tolerance * moved, (options, warm, "parameters")
             for key, value in update.state.items():
                 gap = (value.double() - after[key].double()).abs().max()
-                assert gap <= max(self.tolerance, 1e-6 * (value.ndim == 0)) * after[key].abs().max().clamp_min(1e-30), (options, warm, key)
+                assert gap <= max(self.tolerance, 1e-6 * (value.ndim == 0)) * after[key].abs().max().clamp_min(1e-30), (
+                    options,
+                    warm,
+                    key,
+                )
 
     def test_pull_is_the_transpose(self) -> None:
         """The pull is the transposed derivative of the optimizer's step, in parameters, gradient and state."""
@@ -66,7 +71,9 @@ class UpdateRuleSuite:
             update = self.rule().take(theta, grad, state, group)
             moving = [k for k, v in state.items() if v.shape == theta.shape]
             u = torch.randn(1, _SIZE, dtype=torch.float64)
-            later = {k: torch.randn(1, _SIZE, dtype=torch.float64) for k, v in update.state.items() if v.shape == theta.shape}
+            later = {
+                k: torch.randn(1, _SIZE, dtype=torch.float64) for k, v in update.state.items() if v.shape == theta.shape
+            }
             pulled = update.pull(u, later)
             v, dg = torch.randn(_SIZE, dtype=torch.float64), torch.randn(_SIZE, dtype=torch.float64)
             dm = {k: torch.randn(_SIZE, dtype=torch.float64) * state[k].abs().mean() for k in moving}
@@ -76,7 +83,9 @@ class UpdateRuleSuite:
                 params, after = self._real(options, group, theta + sign * v, grad + sign * dg, shifted)
                 ends.append((u[0] @ params) + sum(later[k][0] @ after[k] for k in later))
             forwards = float(ends[0] - ends[1]) / (2 * _EPS)
-            backwards = float(pulled.params[0] @ v + pulled.push[0] @ dg + sum(c[0] @ dm[k] for k, c in pulled.state.items()))
+            backwards = float(
+                pulled.params[0] @ v + pulled.push[0] @ dg + sum(c[0] @ dm[k] for k, c in pulled.state.items())
+            )
             size = float(pulled.params.norm() + pulled.push.norm())
             assert pulled.push.abs().max() > 0, f"the test is degenerate: {options} does not use the gradient"
             assert abs(forwards - backwards) <= 1e-6 * size, (options, warm, forwards, backwards)
@@ -87,19 +96,26 @@ class UpdateRuleSuite:
             theta, grad, state, group = self._warmed(options, warm)
             update = self.rule().take(theta, grad, state, group)
             u = torch.randn(3, _SIZE, dtype=torch.float64)
-            later = {k: torch.randn(3, _SIZE, dtype=torch.float64) for k, v in update.state.items() if v.shape == theta.shape}
+            later = {
+                k: torch.randn(3, _SIZE, dtype=torch.float64) for k, v in update.state.items() if v.shape == theta.shape
+            }
             together = update.pull(u, later)
             for row in range(3):
                 alone = update.pull(u[row : row + 1], {k: v[row : row + 1] for k, v in later.items()})
                 pairs = [(together.params, alone.params), (together.push, alone.push)]
                 pairs += [(together.state[k], alone.state[k]) for k in together.state]
-                assert all((a[row] - b[0]).abs().max() <= 1e-12 * (1 + b.abs().max()) for a, b in pairs), (options, warm)
+                assert all((a[row] - b[0]).abs().max() <= 1e-12 * (1 + b.abs().max()) for a, b in pairs), (
+                    options,
+                    warm,
+                )
 
     def _moments(self) -> list[tuple[Mapping[str, Any], int]]:
         torch.manual_seed(3)
         return [(options, warm) for options in self.options for warm in self.warm_steps]
 
-    def _warmed(self, options: Mapping[str, Any], steps: int) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Any]]:
+    def _warmed(
+        self, options: Mapping[str, Any], steps: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Any]]:
         """Parameters, a gradient, the optimizer's state after some steps, and the group's options."""
         parameter = torch.nn.Parameter(torch.randn(_SIZE, dtype=torch.float64))
         optimizer = self.optimizer([parameter], **options)
@@ -111,7 +127,12 @@ class UpdateRuleSuite:
         return parameter.detach().clone(), torch.randn(_SIZE, dtype=torch.float64), state, group
 
     def _real(
-        self, options: Mapping[str, Any], group: Mapping[str, Any], theta: Tensor, grad: Tensor, state: Mapping[str, Tensor]
+        self,
+        options: Mapping[str, Any],
+        group: Mapping[str, Any],
+        theta: Tensor,
+        grad: Tensor,
+        state: Mapping[str, Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of the optimizer itself."""
         parameter = torch.nn.Parameter(theta.clone())

@@ -1,13 +1,14 @@
-r"""The optimizers of ``torch.optim`` by their published formulas, out of place, so that autograd can go through a whole run of them.
+r"""The optimizers of ``torch.optim`` by their published formulas, out of place, so that autograd can go through a whole
+run of them.
 
-Written from the formulas and not from the update rules of this package, of which they are an oracle. Each takes parameter, gradient and state of one
-parameter and gives the next parameter and state; a state is empty before the first step. At a second moment of exactly zero the square root
-has derivative zero.
+Written from the formulas and not from the update rules of this package, of which they are an oracle. Each takes
+parameter, gradient and state of one parameter and gives the next parameter and state; a state is empty before the first
+step. At a second moment of exactly zero the square root has derivative zero.
 
 References:
-    Sutskever et al. 2013 (SGD with momentum, as torch writes it); Kingma and Ba 2015 (Adam, Adamax); Reddi et al. 2018 (AMSGrad); Loshchilov and
-    Hutter 2019 (AdamW); Dozat 2016 (NAdam); Liu et al. 2020 (RAdam); Duchi et al. 2011 (Adagrad); Zeiler 2012 (Adadelta); Hinton 2012, Graves
-    2013 (RMSprop, centred); Polyak and Juditsky 1992 (ASGD).
+    Sutskever et al. 2013 (SGD with momentum, as torch writes it); Kingma and Ba 2015 (Adam, Adamax); Reddi et al. 2018
+    (AMSGrad); Loshchilov and Hutter 2019 (AdamW); Dozat 2016 (NAdam); Liu et al. 2020 (RAdam); Duchi et al. 2011
+    (Adagrad); Zeiler 2012 (Adadelta); Hinton 2012, Graves 2013 (RMSprop, centred); Polyak and Juditsky 1992 (ASGD).
 """
 
 from __future__ import annotations
@@ -102,7 +103,10 @@ def adagrad(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory
     t = m.get("t", 0) + 1
     a = _gradient(p, g, o)
     total = m.get("total", o.get("initial_accumulator_value", 0.0)) + a * a
-    return p - o["lr"] / (1 + (t - 1) * o.get("lr_decay", 0.0)) * a / (_root(total) + o["eps"]), {"t": t, "total": total}
+    return p - o["lr"] / (1 + (t - 1) * o.get("lr_decay", 0.0)) * a / (_root(total) + o["eps"]), {
+        "t": t,
+        "total": total,
+    }
 
 
 def adadelta(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory]:
