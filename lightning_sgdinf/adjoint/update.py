@@ -89,9 +89,9 @@ def take_step(
         ModelMismatchError: If the step's groups hold a parameter that is not among the trained ones.
     """
     theta = vector.join([state.params[n] for n in vector.names])
-    filled = [
-        g if g is not None else torch.zeros_like(state.params[n]) for n, g in zip(vector.names, grads, strict=True)
-    ]
+    like = next((g for g in grads if g is not None), theta)  # where and in what precision the step is done again
+    theta = theta.to(like)
+    filled = [g if g is not None else like.new_zeros(shape) for shape, g in zip(vector.shapes, grads, strict=True)]
     grad, unclip = clip_gradient(
         vector.join(filled),
         [g for g in grads if g is not None],
@@ -101,7 +101,7 @@ def take_step(
     after = theta
     done: list[tuple[_Stretch, Update]] = []
     for stretch in _stretches(vector, state, step, present):
-        own = _gather(state, stretch)
+        own = _gather(state, stretch, theta)
         update = rule.take(theta[stretch.where], grad[stretch.where], own, stretch.options)
         if stretch.where == slice(0, vector.size):
             after = update.params
@@ -112,12 +112,12 @@ def take_step(
     return TakenStep(after, tuple(done), unclip)
 
 
-def _gather(state: ModelState, stretch: _Stretch) -> dict[str, Tensor]:
+def _gather(state: ModelState, stretch: _Stretch, like: Tensor) -> dict[str, Tensor]:
     first = state.optimizer.get(stretch.names[0], {})
     gathered: dict[str, Tensor] = {}
     for key, value in first.items():
         if value.shape == state.params[stretch.names[0]].shape and value.is_floating_point() and key != "step":
-            gathered[key] = torch.cat([state.optimizer[n][key].reshape(-1) for n in stretch.names])
+            gathered[key] = torch.cat([state.optimizer[n][key].reshape(-1) for n in stretch.names]).to(like)
         else:
             gathered[key] = value
     return gathered
