@@ -126,8 +126,8 @@ def assert_same_state(found: ModelState, expected: ModelState) -> None:
             assert torch.equal(*bits), place
 
 
-def described(step: Step) -> str:
-    """A step as text that is equal for equal steps, NaN included."""
+def described(step: object) -> str:
+    """A record as text that is equal for equal records, NaN included."""
 
     def plain(value: object) -> object:
         if isinstance(value, np.ndarray):

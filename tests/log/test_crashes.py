@@ -92,7 +92,9 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return directory, done.stdout.splitlines()
 
 
-@pytest.mark.parametrize(("place", "when_full", "said"), [(0, "raise", "raised"), (1, "stop_logging", "went on True 1")])
+@pytest.mark.parametrize(
+    ("place", "when_full", "said"), [(0, "raise", "raised"), (1, "stop_logging", "went on True 1")]
+)
 def test_full_disk_keeps_what_was_flushed(
     filled: tuple[Path, list[str]], place: int, when_full: str, said: str
 ) -> None:
