@@ -165,15 +165,16 @@ class Scores:
     def load(cls, path: str | Path) -> Scores:
         """Read what `save` wrote."""
         arrays, attributes = read_arrays(path, kind=KIND)
-        certificate = attributes["certificate"]
+        stored: dict[str, Any] = dict(attributes)
+        certificate = stored["certificate"]
         return cls(
             values=torch.from_numpy(np.array(arrays["values"])),
-            queries=tuple(attributes["queries"]),
+            queries=tuple(stored["queries"]),
             labels=tuple(json.loads(arrays["labels"].tobytes())) if "labels" in arrays else None,
             per_epoch=torch.from_numpy(np.array(arrays["per_epoch"])) if "per_epoch" in arrays else None,
             certificate=None if certificate is None else Certificate.from_json(certificate),
-            provenance=attributes["provenance"],
-            better=tuple(attributes["better"]),
+            provenance=stored["provenance"],
+            better=tuple(stored["better"]),
         )
 
     def to_frame(self) -> pandas.DataFrame:

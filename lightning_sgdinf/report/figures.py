@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -31,7 +31,7 @@ def score_distribution(data: ReportData) -> Figure:
     marked = np.zeros(len(values), bool)
     marked[list(data.known_corrupt)] = True
     edges = np.histogram_bin_edges(values, bins=min(60, max(10, round(math.sqrt(len(values))))))
-    style = {"bins": edges, "histtype": "stepfilled", "linewidth": 1.0}
+    style: dict[str, Any] = {"bins": edges, "histtype": "stepfilled", "linewidth": 1.0}
     axes.hist(values[~marked], **style, facecolor="#cfd4d8", edgecolor=MUTED, label=f"others ({(~marked).sum():,})")
     if marked.any():
         label = f"known corrupt ({marked.sum():,})"
@@ -154,7 +154,7 @@ def epoch_contributions(data: ReportData) -> Figure:
         mean = contributions[:, ids].mean(axis=1)
         axes.plot(epochs, mean, color=colour, marker=marker, markersize=4, linewidth=1.6, label=label)
     axes.axhline(0, color=INK, linewidth=0.6)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     name = f"mean contribution to the\nchange of {data.query_name}"
     dress(axes, x="training epoch", y=name)
     legend(figure)
@@ -168,12 +168,20 @@ def predicted_against_measured(data: ReportData) -> Figure:
     figure = new_figure()
     axes = figure.subplots()
     everything: list[float] = []
-    for check, label, look in (
-        (certificate.trust, "really left out", {"color": HARM, "marker": "o"}),
-        (certificate.gradient_check, "central difference", {"color": HELP, "marker": "+"}),
+    for check, label, colour, marker in (
+        (certificate.trust, "really left out", HARM, "o"),
+        (certificate.gradient_check, "central difference", HELP, "+"),
     ):
         if check is not None:
-            axes.plot(check.measured, check.predicted, linestyle="none", markersize=6, label=label, **look)
+            axes.plot(
+                check.measured,
+                check.predicted,
+                color=colour,
+                marker=marker,
+                markersize=6,
+                linestyle="none",
+                label=label,
+            )
             everything += [*check.measured, *check.predicted]
     span = [min(everything), max(everything)]
     axes.plot(span, span, color=MUTED, linewidth=0.8, linestyle="--", label="equal", zorder=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_sgdinf.extras import require
 
@@ -27,7 +27,7 @@ def new_figure(width: float = 5.2, height: float = 3.2) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def series(index: int) -> dict[str, str]:
+def series(index: int) -> dict[str, Any]:
     """Colour and marker of the ``index``-th series."""
     return {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
 
@@ -51,7 +51,13 @@ def dress(axes: Axes, *, x: str, y: str) -> None:
 def legend(figure: Figure) -> None:
     """A legend above the axes, where it hides nothing."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    look = {"fontsize": SIZE - 1, "frameon": False, "labelcolor": INK, "handlelength": 1.6, "columnspacing": 1.2}
+    look: dict[str, Any] = {
+        "fontsize": SIZE - 1,
+        "frameon": False,
+        "labelcolor": INK,
+        "handlelength": 1.6,
+        "columnspacing": 1.2,
+    }
     figure.legend(
         handles, labels, loc="outside upper left", ncols=2 if len(labels) == 4 else min(3, len(labels)), **look
     )

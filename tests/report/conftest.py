@@ -7,6 +7,7 @@ import torch
 from lightning_sgdinf.certificate import Certificate, GradientCheck, StepReplay, Trust
 from lightning_sgdinf.evaluation import CleansingCurve, detect, paired_t_test
 from lightning_sgdinf.report import BeforeAfter, Cost, Example, Explanation, ReportData
+from lightning_sgdinf.report.page import render_page
 from lightning_sgdinf.scores import Scores
 
 HOSTILE = '<script>alert("1 & 2")</script>'
@@ -100,6 +101,12 @@ def full(scores: Scores) -> ReportData:
         costs=(Cost(part=HOSTILE, seconds=1.5), Cost(part="log", size_bytes=123456)),
         warnings=(HOSTILE,),
     )
+
+
+@pytest.fixture(scope="session")
+def text(full: ReportData) -> str:
+    """The page of everything."""
+    return render_page(full)
 
 
 @pytest.fixture(scope="session")

@@ -10,14 +10,13 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lightning_sgdinf.errors import MissingExtraError
 from lightning_sgdinf.report import ReportData, log_report
-from lightning_sgdinf.report.page import render_page
 from lightning_sgdinf.report.wandb_sink import is_wandb
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # wandb's own temporary folders
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_offline_the_runs_folder_holds_page_pictures_and_tables(
-    full: ReportData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    full: ReportData, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {
         "MODE": "offline",
@@ -35,7 +34,7 @@ def test_offline_the_runs_folder_holds_page_pictures_and_tables(
     finally:
         logger.experiment.finish()
     (page,) = folder.rglob("page*.html")
-    assert page.read_text(encoding="utf-8") == render_page(full)
+    assert page.read_text(encoding="utf-8") == text
     pictured = [i for i in full.scores.most_harmful(6).example_ids if i in full.examples]
     pictured = [i for i in pictured if full.examples[i].image is not None]
     assert len(list(folder.rglob("most-harmful-examples*.png"))) == len(pictured) > 0
