@@ -7,7 +7,7 @@ example weights; it knows nothing of replay. `record` runs it with all weights 1
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from lightning_sgdinf.digest import batch_digest
 from lightning_sgdinf.log.memory import MemoryLog
 from lightning_sgdinf.log.records import Clip, Draw, Header, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.random_state import torch_state
-from lightning_sgdinf.state import ModelState
+from lightning_sgdinf.state import ModelState, dtype_name
 from lightning_sgdinf.testing.oracles import Losses, UnrolledRun, UnrolledStep, unrolled_scores
 from tests.adjoint.models import CLASSES, MODELS, Classifier, Model
 
@@ -83,6 +83,7 @@ class Case:
     bias_options: Mapping[str, Any] | None = None
     schedule: Schedule = lambda t, group: {}
     tolerance: float = 1e-10
+    dtype: torch.dtype = torch.float64
 
     @property
     def twice(self) -> Model:
@@ -90,10 +91,10 @@ class Case:
         return MODELS[self.model]
 
     def module(self) -> Classifier:
-        """A module with the case's initial parameters, float64."""
+        """A module with the case's initial parameters."""
         with torch.random.fork_rng():
             torch.manual_seed(7)
-            return self.twice.make().double()
+            return self.twice.make().to(self.dtype)
 
     def data(self) -> tuple[TensorDataset, TensorDataset]:
         """Training and validation set."""
@@ -101,6 +102,7 @@ class Case:
         sets = []
         for count in (self.batching.examples, VALIDATION):
             x = self.twice.inputs(count, generator)
+            x = x.to(self.dtype) if x.is_floating_point() else x
             sets.append(TensorDataset(x, torch.randint(0, CLASSES, (count,), generator=generator)))
         return sets[0], sets[1]
 
@@ -364,8 +366,8 @@ def record(case: Case) -> Recorded:
         created="2026-01-01T00:00:00+00:00",
         model=type(module).__qualname__,
         optimizer=f"{kind.__module__}.{kind.__qualname__}",
-        parameters=tuple((n, tuple(p.shape), "float64") for n, p in module.named_parameters()),
-        precision="64-true",
+        parameters=tuple((n, tuple(p.shape), dtype_name(p.dtype)) for n, p in module.named_parameters()),
+        precision="64-true" if case.dtype == torch.float64 else "32-true",
         datasets=(("TensorDataset", len(dataset)),),
     )
     log = MemoryLog(header=header, steps=steps, states=states, average=average)
@@ -433,3 +435,31 @@ def unrolled(case: Case, *, first_step: int = 0, divisor: str = "kept") -> Tenso
 def altered(case: Case, **changes: Any) -> Case:
     """A variation of a case."""
     return replace(case, **changes)
+
+
+def thinned(log: MemoryLog, stored: Iterable[int], keep: str = "every(k)") -> MemoryLog:
+    """The same run with fewer states stored; of the others only the checksum is known."""
+    steps = [log.step(t) for t in range(len(log))]
+    return MemoryLog(
+        header=replace(log.header, keep=keep),
+        steps=steps,
+        states={t: log.state(t) for t in {*stored, len(log)}},
+        average=log.average,
+        checksums={t: log.state_checksum(t) for t in range(len(log) + 1)},
+    )
+
+
+def edited(
+    log: MemoryLog,
+    *,
+    states: Mapping[int, ModelState] | None = None,
+    steps: Mapping[int, Step] | None = None,
+    header: Header | None = None,
+) -> MemoryLog:
+    """A run of which something was changed."""
+    return MemoryLog(
+        header=header or log.header,
+        steps=[(steps or {}).get(t, log.step(t)) for t in range(len(log))],
+        states={t: (states or {}).get(t, log.state(t)) for t in log.state_indices.tolist()},
+        average=log.average,
+    )
