@@ -13,6 +13,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 import lightning_sgdinf.adjoint.optimizers  # noqa: F401 - registers the update rules
+from lightning_sgdinf.adjoint.audit import audit_loss
 from lightning_sgdinf.adjoint.batches import BatchSource, cast_floats
 from lightning_sgdinf.adjoint.objective import Host, open_objective
 from lightning_sgdinf.adjoint.retrace import ReplaceLabels, Retracer, replace_second
@@ -233,8 +234,13 @@ class InfluenceRunner:
         """A `Retracer` of a record: its steps taken again, as they were or with other example weights.
 
         Arguments are those of `open`; ``replace_labels`` changes labels in a batch.
+
+        Raises:
+            UntappedLossError: If example weights do not reach the whole loss, so that no example could be left out.
         """
         with self.open(model, train_dataloaders, datamodule, log=log) as opened:
+            last = opened.log.step(len(opened.log) - 1)
+            audit_loss(opened.objective, opened.log.state(len(opened.log)), last, opened.log.step(0))
             yield Retracer(opened.log, opened.objective, replace_labels=replace_labels)
 
     def _rank(

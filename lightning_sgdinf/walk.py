@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_sgdinf.adjoint.objective import Objective
 from lightning_sgdinf.adjoint.replay import ReplayedStep
-from lightning_sgdinf.adjoint.retrace import Retracer
+from lightning_sgdinf.adjoint.retrace import Retracer, refuse_changes
 from lightning_sgdinf.adjoint.rules import rule_for
 from lightning_sgdinf.adjoint.schedule import states_backwards
 from lightning_sgdinf.adjoint.share import RowShare
@@ -110,6 +110,7 @@ class Walk:
 
         Raises:
             StepMismatchError: If a step, done again, leads to another state than the recorded one.
+            UnsupportedRunError: If something other than the optimizer changed the state on the way.
             NonFiniteError: If a number stops being finite; names the step.
         """
         queries = adjoint.queries
@@ -125,6 +126,8 @@ class Walk:
         after = final
         following = None
         for step, (t, before) in zip(self.log.steps(total, first), states, strict=True):
+            if following is not None and not frozen:
+                refuse_changes(following)
             at = ReplayedStep(
                 step,
                 _on(before, self.objective.host.device),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.adjoint.objective import Objective
-from lightning_sgdinf.errors import ConfigurationError, UnknownOptimizerError
+from lightning_sgdinf.errors import ConfigurationError, UnknownOptimizerError, UnsupportedRunError
 from lightning_sgdinf.log.records import Clip, ParamGroup, Step
 from lightning_sgdinf.log.trajectory import Trajectory
 from lightning_sgdinf.state import ModelState
@@ -99,7 +99,9 @@ class Retracer:
         optimizer: torch.optim.Optimizer | None = None
         layout: tuple[tuple[str, ...], ...] = ()
         optimizer_state = state.optimizer
-        for step in steps:
+        for number, step in enumerate(steps):
+            if number:
+                refuse_changes(step)
             self._backward(step, weights, relabel)
             clip_parameters(objective.parameters, step, objective.vector.names)
             names = tuple(g.params for g in step.groups)
@@ -159,6 +161,20 @@ class Retracer:
             if name in held and values:
                 found[name] = values
         return found
+
+
+def refuse_changes(step: Step) -> None:
+    """Stop where the run was changed by something that is not in the record.
+
+    Raises:
+        UnsupportedRunError: If something other than the optimizer changed the state just before the step.
+    """
+    if step.changed:
+        raise UnsupportedRunError(
+            f"before step {step.index} something other than the optimizer changed {', '.join(step.changed[:3])} (a "
+            "callback or hook that edits weights or buffers); what that does to other weights is not known, so nothing "
+            "can be carried across it. Use an estimator that stays behind that step (last_epochs), or train without it."
+        )
 
 
 def clip_parameters(parameters: Sequence[torch.nn.Parameter], step: Step, names: Sequence[str]) -> None:
