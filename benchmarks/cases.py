@@ -1,0 +1,172 @@
+"""The models, data and clocks that the benchmarks share."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_sgdinf.record import TrajectoryRecorder
+from lightning_sgdinf.zoo import Classifier, ImageDataset, cifar_net, logistic_regression, mlp, mnist_net
+
+Shape = tuple[int, int, int]
+MNIST: Shape = (1, 28, 28)
+CIFAR: Shape = (3, 32, 32)
+
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": partial(torch.optim.SGD, lr=0.05),
+    "momentum": partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=5e-4),
+    "adam": partial(torch.optim.Adam, lr=1e-3),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model and how long it is trained.
+
+    Attributes:
+        name: What tables call it.
+        network: Makes it from an image shape and 10 classes.
+        shape: Of an image.
+        steps: Optimizer steps of a fit.
+        quick_steps: The same, when only the benchmark itself is tested.
+        optimizer: One of `OPTIMIZERS`.
+        batch_size: Examples per step.
+    """
+
+    name: str
+    network: Callable[[Shape, int], nn.Module]
+    shape: Shape
+    steps: int
+    quick_steps: int
+    optimizer: str = "sgd"
+    batch_size: int = 64
+
+    def module(self) -> Classifier:
+        """A fresh one, always of the same initial weights."""
+        seed_everything(0, verbose=False)
+        return Classifier(self.network(self.shape, 10), classes=10, optimizer=OPTIMIZERS[self.optimizer])
+
+    def data(self, *, quick: bool = False) -> Images:
+        """One epoch of just so many steps."""
+        return Images(self.shape, examples=self.batch_size * (self.quick_steps if quick else self.steps), batch_size=self.batch_size)
+
+
+CASES: Mapping[str, Case] = {
+    c.name: c
+    for c in (
+        Case("LogReg", logistic_regression, MNIST, 600, 30),
+        Case("MLP", partial(mlp, hidden=(128,)), MNIST, 400, 30),
+        Case("MnistNet", mnist_net, MNIST, 120, 8),
+        Case("CifarNet", cifar_net, CIFAR, 16, 2),
+        Case("MnistNet, momentum", mnist_net, MNIST, 120, 8, "momentum"),
+        Case("MnistNet, Adam", mnist_net, MNIST, 120, 8, "adam"),
+    )
+}
+
+
+class Images(LightningDataModule):
+    """Noisy images of ten class centres, kept in memory, and 256 more to ask about."""
+
+    def __init__(self, shape: Shape, *, examples: int, batch_size: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        centres = torch.rand(10, *shape, generator=generator)
+        labels = torch.randint(10, (examples + 256,), generator=generator)
+        images = 0.5 * (centres[labels] + torch.rand(examples + 256, *shape, generator=generator))
+        self.batch_size = batch_size
+        self.train_set = ImageDataset(images[:examples], labels[:examples])
+        self.val_set = ImageDataset(images[examples:], labels[examples:])
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Shuffled the same way every time."""
+        order = torch.Generator().manual_seed(0)
+        return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, generator=order)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """In order."""
+        return DataLoader(self.val_set, batch_size=256)
+
+
+class FitClock(Callback):
+    """Seconds between the first batch and the end of training: what a fit costs beyond its set-up."""
+
+    seconds = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.seconds = -time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.seconds += time.perf_counter()
+
+
+def fit(case: Case, data: Images, *, log: Path | None = None, epochs: int = 1) -> tuple[Classifier, float]:
+    """Train by Lightning; the module and the seconds its training loop took, data loading included."""
+    module, clock = case.module(), FitClock()
+    recorders = [] if log is None else [TrajectoryRecorder(log, overwrite=True)]
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        callbacks=[clock, *recorders],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(module, data)
+    return module, clock.seconds
+
+
+def bare_loop(case: Case, data: Images) -> float:
+    """Seconds of the same training written as a plain torch loop: the least it can cost."""
+    module = case.module()
+    optimizer = module.configure_optimizers()
+    began = time.perf_counter()
+    for images, labels in data.train_dataloader():
+        loss = nn.functional.cross_entropy(module(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return time.perf_counter() - began
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    """How long it takes."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def interleaved(actions: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Do each action once per round, so that whatever slows the machine down slows all of them down."""
+    found: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(rounds):
+        for name, action in actions.items():
+            found[name].append(action())
+    return found
+
+
+def ratio(over: list[float], under: list[float]) -> float:
+    """Median over rounds of the ratio within a round."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def quiet() -> None:
+    """One thread, and no advice from Lightning."""
+    import logging
+
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
