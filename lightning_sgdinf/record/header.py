@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_flatten
 
 from lightning_sgdinf.digest import batch_digest
 from lightning_sgdinf.log.records import Header, Json
@@ -84,7 +85,7 @@ def environment(module: Any) -> dict[str, Json]:
 
 def _trainer_settings(trainer: Any, module: Any) -> dict[str, Json]:
     loaders = trainer.train_dataloader
-    sizes = [getattr(loader, "batch_size", None) for loader in torch.utils._pytree.tree_flatten(loaders)[0]]
+    sizes = [getattr(loader, "batch_size", None) for loader in tree_flatten(loaders)[0]]
     return {
         "max_epochs": trainer.max_epochs,
         "max_steps": trainer.max_steps,
@@ -92,7 +93,7 @@ def _trainer_settings(trainer: Any, module: Any) -> dict[str, Json]:
         "batch_sizes": [size if isinstance(size, int) else None for size in sizes],
         "world_size": trainer.world_size,
         "starts_at": {"epoch": trainer.current_epoch, "global_step": trainer.global_step},
-        "overrides": gradient_overrides(module),
+        "overrides": [*gradient_overrides(module)],
     }
 
 

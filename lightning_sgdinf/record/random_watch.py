@@ -95,7 +95,7 @@ def _python_memory(instance: Any) -> bytes | None:
 
 def _numpy_memory() -> bytes | None:
     """Words and position of numpy's global generator, by the address that numpy publishes for use from C."""
-    generator = np.random.get_bit_generator() if hasattr(np.random, "get_bit_generator") else None
+    generator = getattr(np.random, "get_bit_generator", lambda: None)()
     if not isinstance(generator, np.random.MT19937):
         return None
     return ctypes.string_at(generator.ctypes.state_address, _BYTES)

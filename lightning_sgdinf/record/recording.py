@@ -103,6 +103,7 @@ class Recording:
         self._writer: Writer | None = None
         self._before: _Packed | None = None  # where the step under way started from
         self._after: _Packed | None = None  # where the last step led to
+        self._after_index = -1
         self._pending: tuple[Step, _Packed] | None = None
         self._changed: tuple[str, ...] = ()
         self._eval_modules: tuple[str, ...] = ()
@@ -185,13 +186,18 @@ class Recording:
         """
         self.steps.remove()
         writer, self._writer = self._writer, None
-        if writer is None or self._after is None:
+        if writer is None:
             return
         try:
             self._hand_over(writer)
-            lanes = writer.lanes(self._after.layout)
-            copy_lanes(self._after.lanes, lanes)
-            writer.finish(self._after.layout, lanes, average=average, reason=reason)
+            # An interrupt may have come between the optimizer's update and the end of its recording.
+            final = self._after if self._after_index == self.count else self._before
+            if final is None:
+                writer.abandon(reason)
+                return
+            lanes = writer.lanes(final.layout)
+            copy_lanes(final.lanes, lanes)
+            writer.finish(final.layout, lanes, average=average, reason=reason)
         except SgdInfluenceError as error:
             writer.abandon(f"{reason}; {error}")
             raise
@@ -255,22 +261,25 @@ class Recording:
             copy_lanes(self._before.lanes, lanes)
             self._before.lanes = lanes
         self._pending = step, self._before
-        self._before = None
         self.count += 1
+        self._before = None
         self._watch_finite(step)
 
     def _take_after(self) -> None:
         state = self.reader.read()
         layout = self.reader.layout(state)
+        self._after_index = -1
         if self._after is None or self._after.layout is not layout:
             self._after = _Packed(layout, layout.empty())
         layout.pack(state, self._after.lanes)
+        self._after_index = self.count + 1
 
     def _hand_over(self, writer: Writer) -> None:
         if self._pending is not None:
-            (step, packed), self._pending = self._pending, None
+            step, packed = self._pending
             store = self._keep.stores(step.index, step.epoch, self._max_epochs)
             writer.put(step, packed.layout, packed.lanes, store=store)
+            self._pending = None
 
     def _watch_finite(self, step: Step) -> None:
         if self._not_finite or self._after is None:

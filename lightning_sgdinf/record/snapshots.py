@@ -162,7 +162,7 @@ class StateReader:
         state = self._optimizer.state
         return ModelState(
             params=self.params,
-            buffers={name: owner[key] for name, owner, key in self._buffers if owner.get(key) is not None},
+            buffers={name: b for name, owner, key in self._buffers if (b := owner.get(key)) is not None},
             optimizer={
                 name: entries for name, p in self.params.items() if p in state and (entries := self._tensors(state[p]))
             },
