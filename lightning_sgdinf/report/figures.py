@@ -82,17 +82,20 @@ def before_after(changes: tuple[BeforeAfter, ...]) -> Figure:
         means = [scale * mean for mean in change.means]
         axes.plot([0, 1], means, color=colour, linewidth=2.4, marker="o", markersize=7, label="mean")
         for place, mean in enumerate(means):
+            above = mean >= means[1 - place]
             axes.annotate(
                 change.show(mean / scale),
                 (place, mean),
-                (-9 if place == 0 else 9, 0),
+                (0, 9 if above else -9),
                 textcoords="offset points",
-                ha="right" if place == 0 else "left",
-                va="center",
+                ha="center",
+                va="bottom" if above else "top",
                 fontsize=SIZE,
                 color=colour,
                 fontweight="bold",
+                bbox={"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1},
             )
+        axes.margins(y=0.18)
         axes.set_xlim(-0.55, 1.55)
         axes.set_xticks([0, 1], ["before", "after"])
         dress(axes, x="", y=f"{change.metric}{' in %' if change.percent else ''} ({change.better} is better)")
@@ -185,7 +188,7 @@ def predicted_against_measured(data: ReportData) -> Figure:
             everything += [*check.measured, *check.predicted]
     span = [min(everything), max(everything)]
     axes.plot(span, span, color=MUTED, linewidth=0.8, linestyle="--", label="equal", zorder=1)
-    dress(axes, x=f"measured change of {data.query_name}", y=f"predicted change of {data.query_name}")
+    dress(axes, x=f"measured change of {data.query_name}", y=f"predicted change of\n{data.query_name}")
     legend(figure)
     return figure
 

@@ -46,7 +46,7 @@ def _facts(data: ReportData) -> Iterator[str]:
     yield fragments.fact(f"{len(data.scores):,}", "training examples ranked")
     harmful = int((data.scores.harm(data.query) > 0).sum())
     yield fragments.fact(f"{100 * harmful / len(data.scores):.0f} %", f"would improve {data.query_name} if left out")
-    for change in data.before_after[:2]:
+    for change in data.before_after[:1]:
         before, after = (change.show(value) for value in change.means)
         yield fragments.fact(f"{before} → {after}", f"{change.metric}, before → after")
     for method, found in list(data.detections.items())[:1]:
@@ -90,7 +90,8 @@ def _effect(data: ReportData, drawn: dict) -> tuple[str, ...]:
     charts: list[str] = []
     content: list[str] = []
     if data.before_after:
-        caption = "Thin lines are single runs, the thick one is their mean."
+        several = any(len(change.before) > 1 for change in data.before_after)
+        caption = "Thin lines are single runs, the thick one is their mean." if several else "One run."
         charts.append(fragments.chart(drawn["before-after"], caption, "Metrics before and after cleansing"))
         content.append(fragments.table(tables.before_after_table(data)))
     if data.curves:

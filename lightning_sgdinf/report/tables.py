@@ -67,7 +67,10 @@ def before_after_table(data: ReportData) -> Table:
         name = None if test is None else test.test
         rows.append((change.metric, change.removed, before, after, after - before, *bounds, name, len(change.before)))
     columns = ("metric", "left out", "before", "after", "change", "change, low", "change, high", "p", "test", "runs")
-    return Table("before-after", "Means over runs; the interval is that of the test.", columns, tuple(rows))
+    caption = "Means over runs" + (
+        "; the interval is that of the test." if any(row[5] is not None for row in rows) else "."
+    )
+    return _without_empty_columns(Table("before-after", caption, columns, tuple(rows)))
 
 
 def curve_table(data: ReportData) -> Table:

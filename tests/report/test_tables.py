@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
-from lightning_sgdinf.report import ReportData
+from lightning_sgdinf.report import BeforeAfter, ReportData
 from lightning_sgdinf.report.tables import (
     all_tables,
     before_after_table,
@@ -59,6 +60,13 @@ def test_numbers_are_those_of_the_data(full: ReportData) -> None:
     assert [row[1:3] for row in curve_table(full).rows[3:]] == [(0, 0.25), (2, 0.3), (4, 0.35)]
     assert detection_table(full).rows[0][3:] == (3, 5, 40)
     assert cost_table(full).rows[1] == ("log", None, 123456)
+
+
+def test_without_a_test_the_table_has_no_columns_for_it(bare: ReportData) -> None:
+    change = BeforeAfter(metric="test error", before=(0.2,), after=(0.1,))
+    table = before_after_table(dataclasses.replace(bare, before_after=(change,)))
+    assert table.columns == ("metric", "before", "after", "change", "runs")
+    assert table.rows == (("test error", 0.2, 0.1, -0.1, 1),)
 
 
 def test_csv_reads_back(full: ReportData, tmp_path: Path) -> None:
