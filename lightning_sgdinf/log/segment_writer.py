@@ -29,13 +29,13 @@ from lightning_sgdinf.state import Layout
 COLUMNS: Mapping[str, tuple[str, int]] = {
     "state_index": ("<i8", 128),
     "state_crc": ("<u4", 128),
-    "ids": ("<i8", 1024),
+    "ids": ("<i8", 512),
     "ids_end": ("<i8", 128),
     "step": ("|u1", 4096),
     "step_end": ("<i8", 128),
-    "step_blobs": ("<i8", 512),
+    "step_blobs": ("<i8", 256),
     "step_blobs_end": ("<i8", 128),
-    "blob": ("|u1", 8192),
+    "blob": ("|u1", 4096),
     "blob_end": ("<i8", 128),
     "crc": ("<u4", 128),
 }
@@ -45,7 +45,7 @@ MAX_STEPS = 4096
 _MAX_SIDE_BYTES = 32 << 20
 _CHUNK_WORDS = 262_144
 _FILTERED_FROM_BYTES = 4096
-_SMALL_CHUNK_BYTES = 8192
+_SMALL_CHUNK_BYTES = 2048
 _BLOCK_BYTES = 1 << 20
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lightning_sgdinf.errors import LogError
+from lightning_sgdinf.errors import LogCorruptError, LogError
+from lightning_sgdinf.log.documents import header_to_json
 
 if TYPE_CHECKING:
     from lightning_sgdinf.log.reader import RunLog
@@ -36,6 +37,8 @@ def verify_log(log: RunLog) -> VerifyReport:
     steps = states = 0
     try:
         for segment in log.segments():
+            if header_to_json(segment.header) != header_to_json(log.header):
+                raise LogCorruptError(f"{segment.path}: the segment has another header than the log")
             stored = set(segment.steps.stored.tolist())
             for index in range(segment.first, segment.first + len(segment.steps)):
                 segment.steps.step(index)

@@ -151,7 +151,8 @@ def run_script(body: str, *arguments: object) -> subprocess.CompletedProcess[str
     package = Path(lightning_sgdinf.__file__).parent
     prelude = f"""
 import sys, types
-package = types.ModuleType("lightning_sgdinf"); package.__path__ = [{str(package)!r}]; package.__file__ = {lightning_sgdinf.__file__!r}
+package = types.ModuleType("lightning_sgdinf")
+package.__path__, package.__file__ = [{str(package)!r}], {lightning_sgdinf.__file__!r}
 sys.modules["lightning_sgdinf"] = package
 sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})
 from tests.log import cases
