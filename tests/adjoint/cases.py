@@ -7,7 +7,8 @@ example weights; it knows nothing of replay. `record` runs it with all weights 1
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_sgdinf.adjoint.batches import BatchSource
+from lightning_sgdinf.adjoint.objective import Host, open_objective
+from lightning_sgdinf.adjoint.retrace import Retracer
 from lightning_sgdinf.digest import batch_digest
 from lightning_sgdinf.log.memory import MemoryLog
 from lightning_sgdinf.log.records import Clip, Draw, Header, MicroBatch, ParamGroup, Step
@@ -372,6 +376,14 @@ def record(case: Case) -> Recorded:
     )
     log = MemoryLog(header=header, steps=steps, states=states, average=average)
     return Recorded(case, log, DataLoader(dataset, batch_size=4), DataLoader(validation, batch_size=4))
+
+
+@contextmanager
+def retracer(run: Recorded) -> Iterator[Retracer]:
+    """Takes the run's steps again."""
+    source = BatchSource([run.train], run.log.header)
+    with open_objective(run.module, run.log.header, source, Host()) as objective:
+        yield Retracer(run.log, objective)
 
 
 def unrolled(case: Case, *, first_step: int = 0, divisor: str = "kept") -> Tensor:

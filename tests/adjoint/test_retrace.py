@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.batches import BatchSource
-from lightning_sgdinf.adjoint.objective import Host, open_objective
-from lightning_sgdinf.adjoint.retrace import Retracer
 from lightning_sgdinf.errors import ConfigurationError, UnknownOptimizerError
 from lightning_sgdinf.log import state_checksum
 from lightning_sgdinf.state import ModelState
-from tests.adjoint.cases import BY_NAME, Recorded, altered, record, train
+from tests.adjoint.cases import BY_NAME, altered, record, retracer, train
 
 SOME = (
     "sgd-repeats-clip",
@@ -36,13 +30,6 @@ SOME = (
     "batchnorm-cumulative",
     "batchnorm-frozen",
 )
-
-
-@contextmanager
-def retracer(run: Recorded) -> Iterator[Retracer]:
-    source = BatchSource([run.train], run.log.header)
-    with open_objective(run.module, run.log.header, source, Host()) as objective:
-        yield Retracer(run.log, objective)
 
 
 def same(a: ModelState, b: ModelState) -> bool:

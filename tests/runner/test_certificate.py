@@ -1,0 +1,295 @@
+"""The certificate holds for what is right and breaks for what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_sgdinf import Certificate, InfluenceRunner
+from lightning_sgdinf.adjoint.replay import ReplayedStep
+from lightning_sgdinf.adjoint.running_statistics import RunningStatistics
+from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.errors import CertificateError, StepMismatchError
+from lightning_sgdinf.estimators import NoHessian, SgdInfluence
+from lightning_sgdinf.log.memory import MemoryLog
+from lightning_sgdinf.state import ModelState
+from tests.adjoint.cases import BY_NAME, Case, Recorded, altered, edited, record, retracer, thinned
+from tests.adjoint.models import CLASSES, MODELS, Classifier, Model, Named
+
+RIGHT = (
+    "sgd-repeats-clip",
+    "momentum-pairs",
+    "dampened",
+    "momentum-ema",
+    "momentum-sometimes",
+    "adamw-groups",
+    "adamw-batchnorm",
+    "nadam",
+    "rmsprop-dead",
+    "asgd",
+    "batchnorm-twice",
+    "batchnorm-cumulative",
+    "batchnorm-ema",
+    "batchnorm-swa",
+)
+
+
+def certificate(run: Recorded, log: MemoryLog | None = None, *, level: Any = "full", **more: Any) -> Certificate:
+    runner = InfluenceRunner(accelerator="cpu", certificate=level, progress=False)
+    found = runner.run(run.module, run.train, run.validation, log=log or run.log, **more).certificate
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_holds_for_right_runs(name: str) -> None:
+    run = record(BY_NAME[name])
+    found = certificate(run)
+    assert found.level == "full"
+    assert found.step_replay is not None
+    assert found.step_replay.steps == len(run.log)
+    assert found.step_replay.largest_deviation < 1e-5  # torch's differentiable steps round differently
+    assert found.gradient_check is not None
+    assert found.gradient_check.first_step == 0
+    assert len(found.gradient_check.example_ids) == 4
+    assert found.gradient_check.relative_error < 1e-4
+    assert found.trust is not None
+    drawn = {int(j) for t in range(len(run.log)) for j in run.log.step(t).example_ids}
+    assert len(found.trust.example_ids) == min(12, len(drawn))
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum-pairs", "dampened", "sgd-value", "momentum-sometimes", "momentum-cycle"])
+def test_sgd_is_replayed_bit_for_bit(name: str) -> None:
+    run = record(BY_NAME[name])
+    replayed = certificate(run, level="fast").step_replay
+    assert replayed is not None
+    assert (replayed.bitwise, replayed.largest_deviation) == (len(run.log), 0.0)
+
+
+@pytest.mark.parametrize("name", ["momentum", "adamw-groups", "batchnorm"])
+@pytest.mark.parametrize("level", ["fast", "full"])
+def test_float32_runs_are_checked_in_float64(name: str, level: str) -> None:
+    run = record(altered(BY_NAME[name], dtype=torch.float32))
+    found = certificate(run, level=level)
+    assert found.gradient_check is not None
+    assert found.gradient_check.relative_error < 1e-3
+    assert found.step_replay is not None
+    assert found.step_replay.largest_deviation < 1e-3
+
+
+@pytest.mark.parametrize("name", ["sgd", "sgd-mlp-ragged", "momentum"])
+def test_smooth_models_are_trusted(name: str) -> None:
+    trust = certificate(record(altered(BY_NAME[name], schedule=lambda t, group: {"lr": 0.02}))).trust
+    assert trust is not None
+    assert trust.correlation > 0.95
+    assert not trust.is_low
+    assert trust.low < trust.correlation < trust.high
+
+
+def test_fast_looks_at_a_window_and_off_says_so() -> None:
+    run = record(BY_NAME["momentum"])
+    fast, off = certificate(run, level="fast"), certificate(run, level="off")
+    assert fast.gradient_check is not None
+    assert 0 < fast.gradient_check.first_step < len(run.log)
+    assert off.step_replay is off.gradient_check is off.trust is None
+    assert off.warnings == ("Nothing was checked (certificate='off').",)
+
+
+def test_the_window_may_start_at_a_state_that_is_not_stored() -> None:
+    run = record(BY_NAME["momentum"])
+    sparse = thinned(run.log, range(0, len(run.log), 5))
+    dense, found = certificate(run, level="fast"), certificate(run, sparse, level="fast")
+    assert found.gradient_check == dense.gradient_check
+    assert found.trust == dense.trust
+
+
+def test_estimators_that_are_no_derivative_have_no_gradient_check() -> None:
+    found = certificate(record(BY_NAME["momentum"]), estimator=NoHessian())
+    assert found.gradient_check is None
+    assert found.trust is not None
+
+
+# Faults that a run can have by itself ------------------------------------------------------------------------------
+
+
+class _CutSquare(torch.autograd.Function):
+    """A square whose second derivative is cut off, as careless custom functions have it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * x.detach() * grad
+
+
+class Faulty(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(5, 4), nn.Linear(4, CLASSES)
+        self.register_buffer("centre", torch.zeros(4))
+
+    def forward(self, x: Tensor, batch_idx: int = 0) -> Tensor:
+        return self.two(self.middle(self.one(x)))
+
+    def middle(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(hidden)
+
+
+class CutFunction(Faulty):
+    def middle(self, hidden: Tensor) -> Tensor:
+        return _CutSquare.apply(torch.tanh(hidden))
+
+
+class DetachedFactor(Faulty):
+    """A focal loss whose factor is detached: the loss that is trained on is not the one that is differentiated."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        each = F.cross_entropy(self(x), y, reduction="none")
+        return ((1 - torch.exp(-each.detach())) ** 2 * each).mean()
+
+
+class MovingBuffer(Faulty):
+    """The forward pass moves a buffer that the loss depends on, and no derivative goes there."""
+
+    def middle(self, hidden: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.centre.mul_(0.3).add_(hidden.mean(0), alpha=0.7)
+        return torch.tanh(hidden - self.centre)
+
+
+class InstanceNormed(Faulty):
+    """Running statistics that are not BatchNorm's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(3, 3)
+        self.norm = nn.InstanceNorm1d(4, track_running_stats=True, affine=True)
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor, batch_idx: int = 0) -> Tensor:
+        return self.head(torch.tanh(self.norm(self.mix(x))).flatten(1))
+
+
+def faulty(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Classifier], inputs: str = "mlp") -> Recorded:
+    def twin(p: Named, b: Named, x: Tensor, train: bool, batch_idx: int) -> Any:
+        raise AssertionError("there is no such function")
+
+    monkeypatch.setitem(MODELS, "faulty", Model(make, twin, MODELS[inputs].inputs))
+    return record(Case(name="faulty", model="faulty", options={"lr": 0.5}))
+
+
+@pytest.mark.parametrize("level", ["fast", "full"])
+@pytest.mark.parametrize(
+    ("kind", "inputs"),
+    [(CutFunction, "mlp"), (DetachedFactor, "mlp"), (MovingBuffer, "mlp"), (InstanceNormed, "attention")],
+)
+def test_breaks_where_torch_does_not_give_the_second_derivative(
+    kind: type[Classifier], inputs: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = faulty(monkeypatch, kind, inputs)
+    with pytest.raises(CertificateError, match=r"the walk says .* central differences of a re-run say .*certificate='off'"):
+        certificate(run, level=level)
+    certificate(run, level="off")
+
+
+def test_the_same_without_the_fault_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = certificate(faulty(monkeypatch, Faulty)).gradient_check
+    assert found is not None
+    assert found.relative_error < 1e-6
+
+
+# Faults that replay could have -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["fast", "full"])
+@pytest.mark.parametrize("name", ["batchnorm", "adamw-batchnorm"])
+def test_breaks_without_running_statistics(name: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = record(BY_NAME[name])
+    monkeypatch.setattr(RunningStatistics, "handlers", lambda self: {})
+    with pytest.raises(CertificateError, match="gradient check failed"):
+        certificate(run, level=level)
+
+
+class DividedTwice(SgdInfluence):
+    """The Hessian term divided by the batch size once more, as in the reference's code."""
+
+    def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+        without, _ = at.pull(adjoint, curvature=False)
+        whole, slopes = at.pull(adjoint)
+        size = len(at.step.example_ids)
+        return replace(whole, params=without.params + (whole.params - without.params) / size), slopes
+
+
+@pytest.mark.parametrize("level", ["fast", "full"])
+def test_breaks_when_curvature_is_divided_twice(level: str) -> None:
+    run = record(altered(BY_NAME["sgd-mlp-ragged"], options={"lr": 1.0}))
+    with pytest.raises(CertificateError, match="gradient check failed"):
+        certificate(run, level=level, estimator=DividedTwice())
+
+
+class WrongSign(SgdInfluence):
+    def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+        before, slopes = at.pull(adjoint)
+        return before, -slopes
+
+
+@pytest.mark.parametrize("level", ["fast", "full"])
+def test_breaks_for_a_wrong_sign(level: str) -> None:
+    with pytest.raises(CertificateError):
+        certificate(record(BY_NAME["sgd"]), level=level, estimator=WrongSign())
+
+
+# Records that do not fit -------------------------------------------------------------------------------------------
+
+
+def moved(state: ModelState, part: str, name: str, key: str = "") -> ModelState:
+    new = state.clone()
+    tensor = new.optimizer[name][key] if key else getattr(new, part)[name]
+    tensor += 0.1
+    return new
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "called"),
+    [
+        ("momentum", ("params", "net.0.weight", ""), "parameter net.0.weight"),
+        ("momentum", ("optimizer", "net.2.bias", "momentum_buffer"), "momentum_buffer of net.2.bias"),
+        ("adamw", ("optimizer", "net.0.bias", "exp_avg"), "exp_avg of net.0.bias"),
+        ("batchnorm", ("buffers", "net.1.running_var", ""), "buffer net.1.running_var"),
+    ],
+)
+def test_a_state_that_something_else_changed_is_found(name: str, where: tuple[str, str, str], called: str) -> None:
+    run = record(BY_NAME[name])
+    changed = moved(run.log.state(3), *where)
+    with retracer(run) as again:  # a callback that changed it once, and the run that went on from there
+        later = {t: again.run(changed, 3, t) for t in range(3, len(run.log) + 1)}
+    log = edited(run.log, states=later)
+    with pytest.raises(StepMismatchError, match=f"step 2, done again, .*{called}.*a callback"):
+        certificate(run, log, level="fast")
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "momentum-groups"])
+def test_a_step_with_another_learning_rate_is_found(name: str) -> None:
+    run = record(BY_NAME[name])
+    step = run.log.step(2)
+    groups = tuple(replace(g, options={**g.options, "lr": 1.1 * g.options["lr"]}) for g in step.groups)
+    with pytest.raises(StepMismatchError, match="step 2, done again"):
+        certificate(run, edited(run.log, steps={2: replace(step, groups=groups)}), level="fast")
+
+
+def test_a_step_without_its_clipping_is_found() -> None:
+    run = record(BY_NAME["sgd-repeats-clip"])
+    with pytest.raises(StepMismatchError, match="step 4, done again"):
+        certificate(run, edited(run.log, steps={4: replace(run.log.step(4), clip=None)}), level="fast")
