@@ -106,7 +106,7 @@ class TrajectoryRecorder(Callback):
             return
         support.check_keep(self._keep, trainer.max_epochs)
         self._choose_path()
-        if not pl_module.automatic_optimization:
+        if self._strict and not pl_module.automatic_optimization:  # others hear of it when all is known
             self._concerns.problem(support.MANUAL_OPTIMIZATION)
         self._tap = LoaderTap(digest=self._digest, watch=self._watch, problem=self._concerns.problem)
         self._tap.install(trainer, pl_module, self._patches)

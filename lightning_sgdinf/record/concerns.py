@@ -28,6 +28,8 @@ class Concerns:
         Raises:
             UnsupportedRunError: If strict, and nothing has been recorded yet.
         """
+        if reason in self._reasons:
+            return
         if self._header_written:
             self.remark(reason)
             return

@@ -21,6 +21,7 @@ from lightning_sgdinf.log.records import Clip, Draw, MicroBatch, ParamGroup, Ste
 from lightning_sgdinf.record.optimizer_steps import OptimizerSteps, has_gradients
 from lightning_sgdinf.record.random_watch import RandomWatch
 from lightning_sgdinf.record.snapshots import Keep, StateReader, changed_tensors, copy_lanes, finite_params
+from lightning_sgdinf.record.support import SEVERAL_EVALUATIONS
 from lightning_sgdinf.state import Layout
 
 
@@ -57,6 +58,7 @@ class _Packed:
 
     layout: Layout
     lanes: dict[str, Tensor]
+    index: int = -1  # which state of the run it is, once it is complete
 
 
 class Recording:
@@ -103,7 +105,7 @@ class Recording:
         self._writer: Writer | None = None
         self._before: _Packed | None = None  # where the step under way started from
         self._after: _Packed | None = None  # where the last step led to
-        self._after_index = -1
+        self._written = 0
         self._pending: tuple[Step, _Packed] | None = None
         self._changed: tuple[str, ...] = ()
         self._eval_modules: tuple[str, ...] = ()
@@ -138,10 +140,7 @@ class Recording:
         """A batch is about to go through ``training_step``."""
         if self.steps.running and self._automatic:
             if self._evaluated:
-                self._problem(
-                    "the optimizer evaluates the loss several times per step. Use one that evaluates it once, such as "
-                    "SGD or Adam"
-                )
+                self._problem(SEVERAL_EVALUATIONS)
                 return
             self._evaluated = True
         # The Trainer zeroes gradients at these batches: whatever came before and led to no step is forgotten.
@@ -191,7 +190,7 @@ class Recording:
         try:
             self._hand_over(writer)
             # An interrupt may have come between the optimizer's update and the end of its recording.
-            final = self._after if self._after_index == self.count else self._before
+            final = next((p for p in (self._after, self._before) if p is not None and p.index == self._written), None)
             if final is None:
                 writer.abandon(reason)
                 return
@@ -215,7 +214,9 @@ class Recording:
         if self._before is None or self._before.layout is not layout:
             lanes = layout.empty() if self._writer is None else self._writer.lanes(layout)
             self._before = _Packed(layout, lanes)
+        self._before.index = -1
         layout.pack(state, self._before.lanes)
+        self._before.index = self.count
         after = self._after
         self._changed = changed_tensors(layout, self._before.lanes, after.layout, after.lanes) if after else ()
         self._eval_modules = self.reader.eval_modules()
@@ -268,17 +269,18 @@ class Recording:
     def _take_after(self) -> None:
         state = self.reader.read()
         layout = self.reader.layout(state)
-        self._after_index = -1
         if self._after is None or self._after.layout is not layout:
             self._after = _Packed(layout, layout.empty())
+        self._after.index = -1
         layout.pack(state, self._after.lanes)
-        self._after_index = self.count + 1
+        self._after.index = self.count + 1
 
     def _hand_over(self, writer: Writer) -> None:
         if self._pending is not None:
             step, packed = self._pending
             store = self._keep.stores(step.index, step.epoch, self._max_epochs)
             writer.put(step, packed.layout, packed.lanes, store=store)
+            self._written = step.index + 1
             self._pending = None
 
     def _watch_finite(self, step: Step) -> None:

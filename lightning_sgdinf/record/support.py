@@ -80,11 +80,7 @@ def impossible_to_replay(module: Any, optimizer: torch.optim.Optimizer, reader: 
     if not module.automatic_optimization:
         reasons.append(MANUAL_OPTIMIZATION)
     if any(base.__name__ in _CLOSURE_OPTIMIZERS for base in type(optimizer).__mro__):
-        reasons.append(
-            f"{type(optimizer).__qualname__} evaluates the loss several times per step. Use an optimizer that "
-            "evaluates it once, "
-            "such as SGD or Adam"
-        )
+        reasons.append(SEVERAL_EVALUATIONS)
     if reader.foreign:
         reasons.append(
             f"the optimizer holds {reader.foreign} parameters that are none of the module's, so they have no name. "
@@ -92,6 +88,10 @@ def impossible_to_replay(module: Any, optimizer: torch.optim.Optimizer, reader: 
         )
     return reasons
 
+
+SEVERAL_EVALUATIONS = (
+    "the optimizer evaluates the loss several times per step. Use one that evaluates it once, such as SGD or Adam"
+)
 
 MANUAL_OPTIMIZATION = (
     "the module optimizes manually, so the gradient need not be that of what training_step returns. "

@@ -124,11 +124,16 @@ def make_net(base=pl.LightningModule):
             self.log("val_loss", self.compute(batch), batch_size=6)
 
         def watch(self, optimizer):
+            self.depth = 0  # the step of a derived optimizer may call that of its base
+
             def pre(opt, args, kwargs):
-                self.seen_lrs.append([g["lr"] for g in opt.param_groups])
+                self.depth += 1
+                if self.depth == 1:
+                    self.seen_lrs.append([g["lr"] for g in opt.param_groups])
 
             def post(opt, args, kwargs):
-                if any(p.grad is not None for g in opt.param_groups for p in g["params"]):
+                self.depth -= 1
+                if self.depth == 0 and any(p.grad is not None for g in opt.param_groups for p in g["params"]):
                     self.done.append((self.calls, take_down(self, opt), self.seen_lrs.pop()))
                     self.calls = []
 
