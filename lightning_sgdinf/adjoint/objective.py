@@ -18,6 +18,7 @@ from lightning_sgdinf.adjoint.running_statistics import RunningStatistics
 from lightning_sgdinf.adjoint.session import TrainerStandIn, borrowed, set_modes
 from lightning_sgdinf.adjoint.tap import LossTap, tapped_output
 from lightning_sgdinf.adjoint.vector import ParameterVector
+from lightning_sgdinf.digest import batch_digest
 from lightning_sgdinf.errors import ConfigurationError, ModelMismatchError, NonFiniteError, UnsupportedRunError
 from lightning_sgdinf.log.records import Header, MicroBatch, Step
 from lightning_sgdinf.state import ModelState
@@ -157,25 +158,38 @@ class Objective:
             UnsupportedRunError: If ``training_step`` returned no loss.
             NonFiniteError: If the loss is NaN or infinite; names the step.
         """
+        self.prepare(step)
+        random_state.restore(micro.stepped_with)
+        trace = self.forward(step, micro.batch_idx, batch, weights, statistics=statistics)
+        if not torch.isfinite(trace.loss.detach()).all():
+            raise NonFiniteError(
+                f"the training loss of step {step.index} is {trace.loss.item()}; replay stops here. "
+                "Scores need a finite run."
+            )
+        return trace
+
+    def prepare(self, step: Step) -> None:
+        """Set train and eval modes, epoch and global step as they were in a step."""
         self.host.stand_in.current_epoch, self.host.stand_in.global_step = step.epoch, step.global_step
         if self._modes != step.eval_modules:
             set_modes(self.module, step.eval_modules)
             self._modes = step.eval_modules
-        random_state.restore(micro.stepped_with)
+
+    def forward(
+        self, step: Step, batch_idx: Any, batch: Any, weights: Tensor | None = None, *, statistics: bool = False
+    ) -> Trace:
+        """What `trace` does once modes and random numbers are set, without looking at the loss."""
         watch = RunningStatistics(self.module) if statistics and self.buffers else None
         taps: list[str] = []
         with torch.enable_grad(), self.host.step_context():
             if weights is not None and self.weighs_by_method:
-                losses = self.module.per_example_loss(batch, micro.batch_idx)  # type: ignore[operator]
+                losses = self.module.per_example_loss(batch, batch_idx)  # type: ignore[operator]
                 loss, taps = (losses * weights).sum() / len(weights), ["per_example_loss"]
             else:
                 with self._handling(weights, watch, taps):
-                    loss = _loss_of(self.module.training_step(batch, micro.batch_idx), step)  # type: ignore[operator]
-        if not torch.isfinite(loss.detach()).all():
-            raise NonFiniteError(
-                f"the training loss of step {step.index} is {loss.item()}; replay stops here. Scores need a finite run."
-            )
-        return Trace(loss / step.accumulation if step.accumulation != 1 else loss, watch, tuple(taps))
+                    loss = _loss_of(self.module.training_step(batch, batch_idx), step)  # type: ignore[operator]
+            loss = loss / step.accumulation if step.accumulation != 1 else loss
+        return Trace(loss, watch, tuple(taps))
 
     @contextmanager
     def _handling(self, weights: Tensor | None, watch: RunningStatistics | None, taps: list[str]) -> Iterator[None]:
@@ -227,12 +241,23 @@ def open_objective(
     if tap is not None and tap not in parts:
         raise ConfigurationError(f"tap={tap!r}: the model has no such sub-module; it has {parts}")
     trained: Sequence[str] = [n for n, _, _ in header.parameters]
+    _check_constants(module, trained, header)
     wanted = dtype or _common_dtype(header)
     with (
         random_state.preserved(),
         borrowed(module, trained=trained, device=host.device, dtype=wanted, stand_in=host.stand_in),
     ):
         yield Objective(module, header, source, host, tap=tap, dtype=dtype)
+
+
+def _check_constants(module: nn.Module, trained: Sequence[str], header: Header) -> None:
+    """Parameters that were not trained are not in the log, only their checksum is."""
+    constants = {n: p for n, p in module.named_parameters() if n not in set(trained)}
+    if header.constant_digest and batch_digest(constants) != header.constant_digest:
+        raise ModelMismatchError(
+            f"the parameters that were not trained ({', '.join(list(constants)[:3])} ...) have other values than in the "
+            "recorded run; pass the model with the same frozen weights, e.g. the very module that was trained"
+        )
 
 
 def _common_dtype(header: Header) -> torch.dtype | None:
