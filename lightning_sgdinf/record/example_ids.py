@@ -127,6 +127,7 @@ class NotedCollate:
         self._single = single
 
     def __call__(self, examples: Any) -> Any:
+        """The collated batch on its carrier."""
         return self._note.attach(self._collate(examples), single=self._single)
 
 
