@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from lightning_sgdinf.adjoint.ask import gradient_of
 from lightning_sgdinf.adjoint.audit import audit_loss
 from lightning_sgdinf.adjoint.batches import BatchSource
+from lightning_sgdinf.adjoint.compiled import CompiledSteps
 from lightning_sgdinf.adjoint.objective import Host, Objective
 from lightning_sgdinf.adjoint.share import RowShare, rows_are_separate
 from lightning_sgdinf.adjoint.vector import Adjoint
@@ -58,6 +59,7 @@ class Settings:
     per_epoch: bool = False
     room_bytes: int = 1 << 30
     progress: bool = True
+    compile: bool = False
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -136,6 +138,7 @@ class Job:
 
     def _walk(self, adjoint: Adjoint, final: ModelState, epochs: int, own: slice, share: RowShare | None) -> Tally:
         plan = self.plan()
+        compiled = CompiledSteps(self.objective) if self.settings.compile else None
         with self._progress() as bar:
 
             def on_step(t: int, before: ModelState, tally: Tally) -> None:
@@ -151,9 +154,13 @@ class Job:
                 share=share,
                 room=self._room(final),
                 compare=self.settings.certificate != "off",
+                compiled=compiled,
                 on_step=on_step,
             )
-            return walk.run(adjoint, examples=self.examples, epochs=epochs)
+            tally = walk.run(adjoint, examples=self.examples, epochs=epochs)
+        if compiled is not None and compiled.note:
+            self.notes.append(compiled.note)
+        return tally
 
     def _split(self, adjoint: Adjoint, final: ModelState) -> tuple[slice, RowShare | None]:
         """This process's queries, and its share of each batch's rows: one of the two is everything."""

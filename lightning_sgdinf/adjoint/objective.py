@@ -255,8 +255,8 @@ def _check_constants(module: nn.Module, trained: Sequence[str], header: Header) 
     constants = {n: p for n, p in module.named_parameters() if n not in set(trained)}
     if header.constant_digest and batch_digest(constants) != header.constant_digest:
         raise ModelMismatchError(
-            f"the parameters that were not trained ({', '.join(list(constants)[:3])} ...) have other values than in the "
-            "recorded run; pass the model with the same frozen weights, e.g. the very module that was trained"
+            f"the parameters that were not trained ({', '.join(list(constants)[:3])} ...) have other values than in "
+            "the recorded run; pass the model with the same frozen weights, e.g. the very module that was trained"
         )
 
 

@@ -14,14 +14,16 @@ pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.objective import Objective, Trace
+from lightning_sgdinf.adjoint.compiled import CompiledSteps, Kernel
+from lightning_sgdinf.adjoint.objective import Objective
+from lightning_sgdinf.adjoint.products import FirstOrder, Products, differentiate
 from lightning_sgdinf.adjoint.rules import UpdateRule
 from lightning_sgdinf.adjoint.share import RowShare
 from lightning_sgdinf.adjoint.update import TakenStep, take_step
@@ -30,15 +32,8 @@ from lightning_sgdinf.errors import NonFiniteError
 from lightning_sgdinf.log.records import MicroBatch, Step
 from lightning_sgdinf.state import ModelState
 
-
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """One micro-batch, traced."""
-
-    count: int
-    weights: Tensor
-    trace: Trace
-    grads: list[Tensor | None]
+CHECKS = 2
+"""How often each compiled kernel is held against the eager one before it is trusted (until the epoch's end)."""
 
 
 class ReplayedStep:
@@ -62,6 +57,7 @@ class ReplayedStep:
         *,
         is_epoch_end: bool = False,
         share: RowShare | None = None,
+        compiled: CompiledSteps | None = None,
     ) -> None:
         self.step = step
         self.before = before
@@ -72,6 +68,7 @@ class ReplayedStep:
         self._rule = rule
         self._query_at = query_at
         self._share = share
+        self._compiled = compiled if share is None else None
 
     def query_gradient(self) -> Adjoint:
         """The gradient of the queries at this very state, for methods that take it anew along the way."""
@@ -92,51 +89,96 @@ class ReplayedStep:
             NonFiniteError: If the result is not finite; names the step.
         """
         adjoint = _after_average(adjoint, self.step)
-        micros = self.step.micro_batches
-        objective = self._objective
-        objective.load(self.before)
+        self._objective.load(self.before)
+        found = self._pull_compiled(adjoint) if curvature and self._compiled is not None else None
+        after, slopes = found if found is not None else self._pull(adjoint, curvature)
+        if not bool(torch.isfinite(after.params.sum() + slopes.sum())):
+            raise NonFiniteError(
+                f"the adjoint is no longer finite at step {self.step.index}: the run amplifies small changes without "
+                "bound there (a learning rate at the edge of divergence), so no influence is defined. Use fewer steps "
+                "(last_epochs) or a smaller step size."
+            )
+        return after, slopes
+
+    def _pull(self, adjoint: Adjoint, curvature: bool) -> tuple[Adjoint, Tensor]:
+        micros, objective = self.step.micro_batches, self._objective
+        single: FirstOrder | None = None
+        passes: list[tuple[MicroBatch, Any, dict[str, Tensor]]] = []
         if len(micros) == 1:
-            batch = objective.batch(self.step, micros[0])
-            single = self._trace(micros[0], batch)
+            single = self._trace(micros[0], objective.batch(self.step, micros[0]))
             grads: Sequence[Tensor | None] = single.grads
-            passes: list[tuple[MicroBatch, Any, dict[str, Tensor]]] = []
         else:
-            single = None
             grads, passes = self._sum_gradients(micros)
         self.buffers_after = objective.read_buffers()
-        self.taken = take_step(
-            self._rule, objective.vector, self.before, self._over_processes([_detached(g) for g in grads]), self.step
-        )
-        carry, state, push = self.taken.pull(adjoint)
+        taken = self._take(self._over_processes([_detached(g) for g in grads]))
+        carry, state, push = taken.pull(adjoint)
         buffers = dict(adjoint.buffers)
         slopes: list[Tensor] = []
         if single is not None:
-            carry, part = self._differentiate(single, push, carry, buffers, curvature)
+            carry, buffers, part = self._differentiate(
+                single, len(micros[0].example_ids), push, carry, buffers, curvature
+            )
             slopes.append(part)
         for micro, batch, before in reversed(passes):
             objective.load_buffers(before)
-            carry, part = self._differentiate(self._trace(micro, batch), push, carry, buffers, curvature)
+            traced = self._trace(micro, batch)
+            carry, buffers, part = self._differentiate(traced, len(micro.example_ids), push, carry, buffers, curvature)
             slopes.insert(0, part)
-        result = torch.cat(slopes, dim=1) if len(slopes) > 1 else slopes[0]
-        if not bool(torch.isfinite(carry.sum() + result.sum())):
-            raise NonFiniteError(
-                f"the adjoint is no longer finite at step {self.step.index}: the run amplifies small changes without "
-                "bound there "
-                "(a learning rate at the edge of divergence), so no influence is defined. Use fewer steps "
-                "(last_epochs) or a smaller step size."
-            )
         return (
-            Adjoint(
-                params=carry,
-                optimizer=state,
-                buffers=buffers,
-                average=adjoint.average,
-                average_buffers=adjoint.average_buffers,
-            ),
-            result,
+            replace(adjoint, params=carry, optimizer=state, buffers=buffers),
+            torch.cat(slopes, dim=1) if len(slopes) > 1 else slopes[0],
         )
 
-    def _trace(self, micro: MicroBatch, batch: Any) -> _Pass:
+    def _pull_compiled(self, adjoint: Adjoint) -> tuple[Adjoint, Tensor] | None:
+        """As `_pull` with curvature, by a compiled kernel; ``None`` if there is none."""
+        compiled, objective = self._compiled, self._objective
+        if compiled is None or len(self.step.micro_batches) > 1:
+            return None
+        micro = self.step.micro_batches[0]
+        batch = objective.batch(self.step, micro)
+        kernel = compiled.kernel(self.step, micro, batch, adjoint.buffers, adjoint.queries)
+        if kernel is None:
+            return None
+        if kernel.checks >= CHECKS and not self.is_epoch_end:
+            return self._run_compiled(compiled, kernel, micro, batch, adjoint)
+        kernel.checks += 1
+        expected = self._pull(adjoint, True)
+        taken, buffers = self.taken, self.buffers_after
+        objective.load_buffers(self.before.buffers)
+        found = self._run_compiled(compiled, kernel, micro, batch, adjoint)
+        if worst := _disagreement(found, expected, objective.parameters[0].dtype):
+            compiled.give_up(f"at step {self.step.index} the compiled kernel's {worst}")
+            self.taken, self.buffers_after = taken, buffers
+            return expected
+        return found
+
+    def _run_compiled(
+        self, compiled: CompiledSteps, kernel: Kernel, micro: MicroBatch, batch: Any, adjoint: Adjoint
+    ) -> tuple[Adjoint, Tensor]:
+        objective = self._objective
+        zeros = [
+            torch.zeros_like(p) if there else None
+            for p, there in zip(objective.parameters, kernel.present, strict=True)
+        ]
+        grads: list[Tensor | None] = zeros
+        needed = self._rule.needs_gradient or self.step.clip is not None
+        if needed:
+            trace = objective.trace(self.step, micro, batch)
+            grads = objective.gradient(trace.loss)
+            objective.load_buffers(self.before.buffers)
+        carry, state, push = self._take(grads).pull(adjoint)
+        outcome = compiled.run(kernel, self.step, micro, batch, push, adjoint.buffers)
+        self.buffers_after = objective.read_buffers()
+        if not needed:
+            self._take(outcome.grads)
+        carry, buffers = self._add(outcome.products, carry)
+        return replace(adjoint, params=carry, optimizer=state, buffers=buffers), outcome.products.slopes
+
+    def _take(self, grads: Sequence[Tensor | None]) -> TakenStep:
+        self.taken = take_step(self._rule, self._objective.vector, self.before, grads, self.step)
+        return self.taken
+
+    def _trace(self, micro: MicroBatch, batch: Any) -> FirstOrder:
         objective = self._objective
         count = len(micro.example_ids)
         own, fraction = self._own_rows(batch, count)
@@ -148,7 +190,7 @@ class ReplayedStep:
         )
         trace = objective.trace(self.step, micro, own, weights, statistics=True)
         loss = trace.loss if fraction == 1 else trace.loss * fraction
-        return _Pass(count, weights, trace, objective.gradient(loss, create_graph=True))
+        return FirstOrder(loss, weights, trace.statistics, objective.gradient(loss, create_graph=True))
 
     def _own_rows(self, batch: Any, count: int) -> tuple[Any, float]:
         if self._share is None:
@@ -173,56 +215,44 @@ class ReplayedStep:
         return total, passes
 
     def _differentiate(
-        self, one: _Pass, push: Tensor, carry: Tensor, buffers: dict[str, Tensor], curvature: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Add ``H push`` to the carry, move the buffers' adjoints, return carry and slopes ``[Q, B]``."""
+        self,
+        first: FirstOrder,
+        count: int,
+        push: Tensor,
+        carry: Tensor,
+        buffers: Mapping[str, Tensor],
+        curvature: bool,
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Carry with ``H push`` added, adjoints of the buffers before the pass, and slopes ``[Q, B]``."""
         objective = self._objective
-        pushes = objective.vector.split(push)
-        outputs: list[Tensor] = []
-        cotangents: list[Tensor] = []
-        for grad, part in zip(one.grads, pushes, strict=True):
-            if grad is not None and grad.requires_grad:
-                outputs.append(grad)
-                cotangents.append(part.to(grad.dtype))
-        watch = one.trace.statistics
-        leaves: dict[str, Tensor] = {}
-        if watch is not None and curvature:
-            leaves = watch.leaves
-            # Later layers' updates come first when walking back; a buffer moved twice decays twice.
-            for update in reversed(watch.updates):
-                if update.name in buffers:
-                    if update.batch_statistic.requires_grad:
-                        outputs.append(update.batch_statistic)
-                        cotangents.append(buffers[update.name] * update.momentum)
-                    buffers[update.name] = buffers[update.name] * (1 - update.momentum)
-        wanted: list[Tensor] = [one.weights]
-        if curvature:
-            wanted += [*objective.parameters, *leaves.values()]
-        results = _rows(outputs, wanted, cotangents, len(push))
-        if self._share is not None:
-            results = [self._share.spread(results[0], one.count), *self._over_processes(results[1:])]  # type: ignore[list-item]
-        if curvature:
-            count = len(objective.parameters)
-            carry = carry + objective.vector.join_rows(results[1 : 1 + count]).to(carry.dtype)
-            for name, value in zip(leaves, results[1 + count :], strict=True):
-                buffers[name] = buffers[name] + value if name in buffers else value
-        return carry, results[0]
-
-
-def _rows(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], queries: int) -> list[Tensor]:
-    """Vector-Jacobian products for each of ``queries`` rows of the cotangents, stacked: ``[Q, *input.shape]``."""
-    if not outputs:
-        return [torch.zeros(queries, *i.shape, dtype=i.dtype, device=i.device) for i in inputs]
-    rows = [
-        torch.autograd.grad(
-            outputs, inputs, [c[q] for c in cotangents], allow_unused=True, retain_graph=q < queries - 1
+        products = differentiate(
+            first, objective.parameters, objective.vector.split(push), buffers, curvature=curvature
         )
-        for q in range(queries)
-    ]
-    return [
-        torch.stack([torch.zeros_like(i) if x is None else x for x in column])
-        for i, column in zip(inputs, zip(*rows, strict=True), strict=True)
-    ]
+        if self._share is not None:
+            names = list(products.statistics)
+            slopes = self._share.spread(products.slopes, count)
+            summed = self._over_processes([*products.hessian, *products.statistics.values()])
+            hessian, rest = summed[: len(products.hessian)], summed[len(products.hessian) :]
+            products = Products(slopes, hessian, dict(zip(names, rest, strict=True)), products.buffers)  # type: ignore[arg-type]
+        return *self._add(products, carry), products.slopes
+
+    def _add(self, products: Products, carry: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if products.hessian:
+            carry = carry + self._objective.vector.join_rows(products.hessian).to(carry.dtype)
+        buffers = products.buffers
+        for name, value in products.statistics.items():
+            buffers[name] = buffers[name] + value if name in buffers else value
+        return carry, buffers
+
+
+def _disagreement(found: tuple[Adjoint, Tensor], expected: tuple[Adjoint, Tensor], dtype: torch.dtype) -> str:
+    """What differs between a compiled and an eager result by more than rounding; empty if nothing does."""
+    allowed = 1e-9 if dtype == torch.float64 else 1e-4
+    for name, a, b in (("adjoint", found[0].params, expected[0].params), ("slopes", found[1], expected[1])):
+        gap = float((a - b).norm() / b.norm().clamp_min(torch.finfo(b.dtype).tiny))
+        if not gap <= allowed:
+            return f"{name} differs by {gap:.1e} of its norm (allowed {allowed:.0e})"
+    return ""
 
 
 def _length(share: RowShare | None, count: int) -> int:

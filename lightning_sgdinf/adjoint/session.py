@@ -41,6 +41,15 @@ class TrainerStandIn:
         for name, value in known.items():
             setattr(self, name, value)
 
+    @contextmanager
+    def timeless(self) -> Iterator[None]:
+        """Inside, reading the epoch or the global step is an error, as for all that is not known."""
+        epoch, step = self.__dict__.pop("current_epoch"), self.__dict__.pop("global_step")
+        try:
+            yield
+        finally:
+            self.current_epoch, self.global_step = epoch, step
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -86,10 +95,12 @@ def borrowed(
     wanted = set(trained)
     with ExitStack() as undo:
         for name, parameter in named.items():
-            _lend_tensor(parameter, device, dtype, undo)
+            # Undone in reverse: a gradient fits its parameter only once that has its own dtype and device again.
             undo.callback(setattr, parameter, "grad", parameter.grad)
             undo.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.grad = None
+            _lend_tensor(parameter, device, dtype, undo)
+            undo.callback(setattr, parameter, "grad", None)
             parameter.requires_grad_(name in wanted)
         for buffer in module.buffers():
             _lend_tensor(buffer, device, dtype, undo)
