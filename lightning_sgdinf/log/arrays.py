@@ -13,7 +13,7 @@ import numpy as np
 from lightning_sgdinf.errors import ConfigurationError, LogCorruptError, LogWriteError
 from lightning_sgdinf.log.directory import publish
 from lightning_sgdinf.log.documents import from_json, to_json
-from lightning_sgdinf.log.hdf5 import create_file, open_file, read_document, reading, write_document
+from lightning_sgdinf.log.hdf5 import dataset, integer, new_file, open_file, read_document, reading, write_document
 from lightning_sgdinf.log.records import Json
 
 _KINDS = "biufc"
@@ -57,7 +57,7 @@ def write_arrays(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
-        with create_file(temporary, kind) as file:
+        with new_file(temporary, kind) as file:
             write_document(file, "attributes", document)
             group = file.create_group("arrays", track_order=True)
             for name, array in arrays.items():
@@ -89,26 +89,29 @@ def read_arrays(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, n
         with reading(path, "attributes"):
             attributes = from_json(document)
         with reading(path, "list of arrays"):
-            names = list(file["arrays"])
+            group = file["arrays"]
+            if not isinstance(group, h5py.Group):
+                raise TypeError(f"found {group}, expected a group")
+            names = list(group)
         arrays = {name: _read(file, f"arrays/{name}", path) for name in names}
     return arrays, attributes
 
 
 def _write(group: h5py.Group, name: str, array: np.ndarray) -> None:
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    dataset = group.create_dataset(name, data=little, track_times=False)
-    dataset.attrs["crc32"] = np.uint32(_checksum(little))
+    created = group.create_dataset(name, data=little, track_times=False)
+    created.attrs["crc32"] = np.uint32(_checksum(little))
 
 
 def _read(file: h5py.File, name: str, path: Path) -> np.ndarray:
     with reading(path, name):
-        dataset = file[name]
-        if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in _KINDS:
-            raise ValueError(f"found {dataset}, expected an array of numbers")
-        if dataset.nbytes > dataset.id.get_storage_size():
-            raise ValueError(f"{dataset.nbytes} bytes are claimed and {dataset.id.get_storage_size()} are there")
-        array = np.asarray(dataset[()])
-        recorded = int(dataset.attrs["crc32"])
+        found = dataset(file, name)
+        if found.dtype.kind not in _KINDS:
+            raise ValueError(f"found {found}, expected an array of numbers")
+        if found.nbytes > found.id.get_storage_size():
+            raise ValueError(f"{found.nbytes} bytes are claimed and {found.id.get_storage_size()} are there")
+        array = np.asarray(found[()])
+        recorded = integer(found, "crc32")
     if _checksum(array) != recorded:
         raise LogCorruptError(f"{path}: {name} differs from its checksum; compute the result again")
     return array
@@ -116,4 +119,4 @@ def _read(file: h5py.File, name: str, path: Path) -> np.ndarray:
 
 def _checksum(array: np.ndarray) -> int:
     head = f"{array.dtype.str}{list(array.shape)}".encode()
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), zlib.crc32(head))
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, zlib.crc32(head))

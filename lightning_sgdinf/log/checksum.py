@@ -45,7 +45,7 @@ class StateChecksum:
     def of_words(self, lanes: Mapping[str, np.ndarray]) -> int:
         """Checksum of a state given as contiguous arrays of its bit patterns."""
         crc = self._seed
-        views = {dtype: memoryview(lane).cast("B") for dtype, lane in lanes.items() if lane.size}
+        views = {dtype: lane.data.cast("B") for dtype, lane in lanes.items() if lane.size}
         for dtype, start, stop in self._ranges:
             crc = zlib.crc32(views[dtype][start:stop], crc)
         return crc
@@ -63,7 +63,7 @@ def state_checksum(state: ModelState) -> int:
     crc = _seed(Layout.of(state))
     tensors = {(part, name, key): value for part, name, key, value in state.items()}
     for place in sorted(tensors):
-        crc = zlib.crc32(_bytes(tensors[place]), crc)
+        crc = zlib.crc32(_bytes(tensors[place]).data, crc)
     return crc
 
 
@@ -97,7 +97,7 @@ def content_digest(run_id: str, length: int, crc_columns: Sequence[np.ndarray], 
     """SHA-256 over run name, ``T`` (int64), the checksums of the steps (uint32) and that of the last state (uint32)."""
     digest = hashlib.sha256(run_id.encode() + length.to_bytes(8, "little"))
     for column in crc_columns:
-        digest.update(np.ascontiguousarray(column, "<u4"))
+        digest.update(np.ascontiguousarray(column, "<u4").data)
     if state_crc is not None:
         digest.update(state_crc.to_bytes(4, "little"))
     return digest.hexdigest()

@@ -22,7 +22,16 @@ from lightning_sgdinf.log.documents import (
     layout_to_json,
     to_json,
 )
-from lightning_sgdinf.log.hdf5 import checked_dataset, create_file, open_file, read_document, reading, write_document
+from lightning_sgdinf.log.hdf5 import (
+    checked_dataset,
+    dataset,
+    integer,
+    new_file,
+    open_file,
+    read_document,
+    reading,
+    write_document,
+)
 from lightning_sgdinf.log.records import Header
 from lightning_sgdinf.log.words import to_words, word_type
 from lightning_sgdinf.state import Layout, ModelState
@@ -79,7 +88,7 @@ def write_end_mark(
     """Write it whole, then give it its name."""
     temporary = directory.path / f"tmp-end-{os.getpid()}.h5"
     temporary.unlink(missing_ok=True)
-    with create_file(temporary, END_FORMAT) as file:
+    with new_file(temporary, END_FORMAT) as file:
         write_document(file, "header", header_to_json(header))
         summary = {"run_id": header.run_id, "steps": steps, "reason": reason, "segments": [asdict(s) for s in segments]}
         write_document(file, "summary", to_json(summary))
@@ -138,8 +147,8 @@ def _read_state(file: h5py.File, name: str, path: Path) -> tuple[ModelState, int
     with reading(path, name):
         for dtype, view in views.items():
             if len(view):
-                file[f"{name}/{dtype}"].read_direct(view.view(word_type(dtype).plain))
-        recorded = int(file[name].attrs["crc32"])
+                dataset(file, f"{name}/{dtype}").read_direct(view.view(word_type(dtype).plain))
+        recorded = integer(file[name], "crc32")
     if StateChecksum(layout).of_words(views) != recorded:
         raise LogCorruptError(f"{path}: {name} differs from its checksum; restore the file from a copy")
     return layout.unpack(lanes), recorded

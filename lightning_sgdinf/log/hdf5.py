@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import h5py
 import hdf5plugin  # noqa: F401  registers the filters
 import numpy as np
 
 from lightning_sgdinf.errors import LogCorruptError, LogError, LogNotFoundError, LogVersionError
+from lightning_sgdinf.log.descriptors import redirect
 
 LIBVER = ("v110", "v110")  # checksummed metadata, and what a single writer with readers needs
 
@@ -37,6 +39,28 @@ def create_file(path: Path, format_name: str) -> h5py.File:
     file = h5py.File(path, "x", libver=LIBVER, locking=False)
     file.attrs["format"] = format_name
     return file
+
+
+@contextmanager
+def new_file(path: Path, format_name: str) -> Iterator[h5py.File]:
+    """A file that is written in one go; if that fails, nothing is left of it."""
+    file = create_file(path, format_name)
+    try:
+        yield file
+        file.flush()
+    except BaseException:
+        discard(file)
+        path.unlink(missing_ok=True)
+        raise
+    file.close()
+
+
+def discard(file: h5py.File) -> None:
+    """Close a file that cannot be written, so that HDF5 does not try again when the interpreter ends."""
+    with suppress(Exception):
+        redirect(file.id.get_vfd_handle())
+    with suppress(Exception):
+        file.close()
 
 
 def open_file(path: Path, format_name: str, *, label: Path | None = None) -> h5py.File:
@@ -71,17 +95,35 @@ def open_file(path: Path, format_name: str, *, label: Path | None = None) -> h5p
     return file
 
 
+def dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """A dataset by name.
+
+    Raises:
+        KeyError: There is none.
+        TypeError: Something else has that name.
+    """
+    found = file[name]
+    if not isinstance(found, h5py.Dataset):
+        raise TypeError(f"found {found}, expected a dataset")
+    return found
+
+
+def integer(item: Any, name: str) -> int:
+    """An attribute of a file, group or dataset that is an integer."""
+    return int(item.attrs[name])
+
+
 def write_document(file: h5py.File, name: str, data: bytes) -> None:
     """Store a byte string with its CRC-32 in attribute ``crc32``."""
-    dataset = file.create_dataset(name, data=np.frombuffer(data, np.uint8), track_times=False)
-    dataset.attrs["crc32"] = np.uint32(zlib.crc32(data))
+    created = file.create_dataset(name, data=np.frombuffer(data, np.uint8), track_times=False)
+    created.attrs["crc32"] = np.uint32(zlib.crc32(data))
 
 
 def read_document(file: h5py.File, name: str, path: Path) -> bytes:
     """What `write_document` stored, checked."""
     data = read_column(file, name, path, "|u1").tobytes()
     with reading(path, f"attribute crc32 of {name}"):
-        recorded = int(file[name].attrs["crc32"])
+        recorded = integer(file[name], "crc32")
     if zlib.crc32(data) != recorded:
         raise LogCorruptError(f"{path}: {name} differs from its checksum; restore the file from a copy")
     return data
@@ -101,8 +143,7 @@ def read_column(
         sealed: See `checked_dataset`.
     """
     with reading(path, f"dataset {name}"):
-        dataset = checked_dataset(file, name, dtype, columns, sealed=sealed)
-        return dataset[()]
+        return checked_dataset(file, name, dtype, columns, sealed=sealed)[()]
 
 
 def checked_dataset(
@@ -121,15 +162,15 @@ def checked_dataset(
         ValueError: It has others.
         KeyError: There is none.
     """
-    dataset = file[name]
+    found = dataset(file, name)
     expected = (columns,) if columns is not None else ()
-    if not isinstance(dataset, h5py.Dataset) or dataset.dtype != np.dtype(dtype) or dataset.shape[1:] != expected:
-        raise ValueError(f"found {dataset}, expected {dtype} of shape (n, {', '.join(map(str, expected))})")
-    if not dataset.id.get_create_plist().get_nfilters():
-        there = dataset.id.get_storage_size() if sealed else file.id.get_filesize() + _UNWRITTEN_BYTES
-        if dataset.nbytes > there:
-            raise ValueError(f"{dataset.nbytes} bytes are claimed and {there} are there")
-    return dataset
+    if found.dtype != np.dtype(dtype) or found.shape[1:] != expected:
+        raise ValueError(f"found {found}, expected {dtype} of shape (n, {', '.join(map(str, expected))})")
+    if not found.id.get_create_plist().get_nfilters():
+        there = found.id.get_storage_size() if sealed else file.id.get_filesize() + _UNWRITTEN_BYTES
+        if found.nbytes > there:
+            raise ValueError(f"{found.nbytes} bytes are claimed and {there} are there")
+    return found
 
 
 class Growing:

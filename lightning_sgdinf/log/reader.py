@@ -75,17 +75,9 @@ class RunLog:
         directory = LogDirectory(path)
         directory.require()
         end = read_end_mark(directory.end) if directory.end.exists() else None
-        unsealed = None
-        if end is None:
-            live = directory.segments("live")
-            if live and not directory.is_being_written():
-                first = max(live)
-                unsealed = SegmentReader.of_unsealed(live[first], first)
-                if not len(unsealed.steps):
-                    unsealed.close()
-                    unsealed = None
-            if unsealed is None and not directory.segments("seg"):
-                raise LogNotFoundError(f"{directory.path} holds no complete step yet; wait, or record the run again")
+        unsealed = _unsealed_segment(directory) if end is None else None
+        if end is None and unsealed is None and not directory.segments("seg"):
+            raise LogNotFoundError(f"{directory.path} holds no complete step yet; wait, or record the run again")
         log = cls.__new__(cls)
         try:
             log.__init__(directory, end, unsealed)  # type: ignore[misc]
@@ -267,3 +259,19 @@ class RunLog:
         if self._end is not None and expected != self._end.steps:
             raise LogCorruptError(f"{self._directory.end}: {self._end.steps} steps, its segments have {expected}")
         return list(steps), expected
+
+
+def _unsealed_segment(directory: LogDirectory) -> SegmentReader | None:
+    """What the last writer did not come to seal; ``None`` if there is nothing, or the writer is still alive."""
+    live = directory.segments("live")
+    if not live or directory.is_being_written():
+        return None
+    first = max(live)
+    try:
+        segment = SegmentReader.of_unsealed(live[first], first)
+    except LogCorruptError:  # it died before the first flush was complete
+        return None
+    if len(segment.steps):
+        return segment
+    segment.close()
+    return None

@@ -13,7 +13,7 @@ from lightning_sgdinf.errors import LogCorruptError, StateNotStoredError
 from lightning_sgdinf.log.codecs import Codec, codec_named
 from lightning_sgdinf.log.directory import SEGMENT_FORMAT
 from lightning_sgdinf.log.documents import header_from_json, layout_from_json
-from lightning_sgdinf.log.hdf5 import open_file, read_document, reading
+from lightning_sgdinf.log.hdf5 import integer, open_file, read_document, reading
 from lightning_sgdinf.log.records import Header
 from lightning_sgdinf.log.state_table import StateTable
 from lightning_sgdinf.log.step_table import StepTable
@@ -130,10 +130,9 @@ class SegmentReader:
 
     def _identify(self, run_id: str | None) -> None:
         with reading(self.path, "attributes"):
-            attributes = {name: self._file.attrs[name] for name in ("first_step", "run_id", "codec")}
-            self.run_id = str(attributes["run_id"])
-            self.codec: Codec = codec_named(str(attributes["codec"]))
-            said = int(attributes["first_step"])
+            self.run_id = str(self._file.attrs["run_id"])
+            self.codec: Codec = codec_named(str(self._file.attrs["codec"]))
+            said = integer(self._file, "first_step")
         if said != self.first:
             raise LogCorruptError(f"{self.path}: the segment begins with step {said}, its name says {self.first}")
         if run_id is not None and self.run_id != run_id:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 import h5py
@@ -21,7 +20,7 @@ from lightning_sgdinf.log.codecs import Codec, encode_difference, step_forth
 from lightning_sgdinf.log.directory import SEGMENT_FORMAT, LogDirectory, publish
 from lightning_sgdinf.log.documents import layout_to_json
 from lightning_sgdinf.log.end_mark import SegmentEntry
-from lightning_sgdinf.log.hdf5 import Growing, create_file, write_document
+from lightning_sgdinf.log.hdf5 import Growing, create_file, discard, write_document
 from lightning_sgdinf.log.step_documents import EncodedStep
 from lightning_sgdinf.log.words import row_bytes, to_words, word_type
 from lightning_sgdinf.state import Layout
@@ -82,28 +81,22 @@ class SegmentWriter:
         self._checksum = StateChecksum(layout)
         self._pending: dict[str, list[Any]] = {name: [] for name in ("lr", *COLUMNS)}
         self._blobs: dict[bytes, tuple[int, int]] = {}
-        self._totals = dict.fromkeys(("ids", "step", "step_blobs", "blob"), 0)
+        self._totals: dict[str, int] = dict.fromkeys(("ids", "step", "step_blobs", "blob"), 0)
         self._crcs: list[int] = []
         self._stored: list[int] = []
-        sizes = {d: n * word_type(d).per_element for d, n in layout.lanes.items() if n}
-        plain_bytes = max(1, row_bytes(layout))
-        self._max_stored = min(MAX_STEPS, max(16, segment_bytes // plain_bytes))
-        file = self._file = create_file(self.path, SEGMENT_FORMAT)
-        file.attrs.update({"first_step": np.int64(first), "run_id": run_id, "codec": codec.name})
-        write_document(file, "header", header)
-        write_document(file, "layout", layout_to_json(layout))
-        self._lanes = {
-            d: _LaneRows(file, d, n, codec, block=max(1, min(16, _BLOCK_BYTES // plain_bytes)))
-            for d, n in sizes.items()
-        }
-        self._columns = {name: _column(file, name, dtype, chunk) for name, (dtype, chunk) in COLUMNS.items()}
-        self._columns["lr"] = Growing(
-            file.create_dataset(
-                "lr", (0, groups), maxshape=(None, groups), chunks=(128, max(1, groups)), dtype="<f8", track_times=False
-            )
-        )
-        file.flush()
-        file.swmr_mode = True
+        self._max_stored = min(MAX_STEPS, max(16, segment_bytes // max(1, row_bytes(layout))))
+        self._file = create_file(self.path, SEGMENT_FORMAT)
+        try:
+            self._file.attrs.update({"first_step": np.int64(first), "run_id": run_id, "codec": codec.name})
+            write_document(self._file, "header", header)
+            write_document(self._file, "layout", layout_to_json(layout))
+            self._lanes, self._columns = _lanes(self._file, layout, codec), _columns(self._file, groups)
+            self._file.flush()
+            self._file.swmr_mode = True
+        except BaseException:
+            discard(self._file)
+            self.path.unlink(missing_ok=True)
+            raise
         self._safe = self._lengths()
 
     @property
@@ -175,7 +168,7 @@ class SegmentWriter:
         self._file.flush()
         self._file.close()
         publish(self.path, self._directory.sealed(self.first))
-        checksum = zlib.crc32(np.array(self._stored, "<i8"), zlib.crc32(np.array(self._crcs, "<u4")))
+        checksum = zlib.crc32(np.array(self._stored, "<i8").data, zlib.crc32(np.array(self._crcs, "<u4").data))
         return SegmentEntry(self.first, self.steps, checksum)
 
     def shrink_to_last_flush(self) -> None:
@@ -191,9 +184,8 @@ class SegmentWriter:
         del self._crcs[self.steps :], self._stored[self._safe["state_index"] :]
 
     def discard(self) -> None:
-        """Close the file under the name it has, whatever HDF5 says."""
-        with suppress(Exception):
-            self._file.close()
+        """Close the file under the name it has, whatever HDF5 says, as it is on the disk."""
+        discard(self._file)
 
     def _blob(self, data: bytes) -> tuple[int, int]:
         known = self._blobs.get(data)
@@ -283,8 +275,21 @@ class _LaneRows:
             self._last = value
 
 
-def _column(file: h5py.File, name: str, dtype: str, chunk: int) -> Growing:
-    return Growing(file.create_dataset(name, (0,), maxshape=(None,), chunks=(chunk,), dtype=dtype, track_times=False))
+def _lanes(file: h5py.File, layout: Layout, codec: Codec) -> dict[str, _LaneRows]:
+    block = max(1, min(16, _BLOCK_BYTES // max(1, row_bytes(layout))))
+    sizes = {dtype: n * word_type(dtype).per_element for dtype, n in layout.lanes.items() if n}
+    return {dtype: _LaneRows(file, dtype, words, codec, block) for dtype, words in sizes.items()}
+
+
+def _columns(file: h5py.File, groups: int) -> dict[str, Growing]:
+    columns = {
+        name: file.create_dataset(name, (0,), maxshape=(None,), chunks=(chunk,), dtype=dtype, track_times=False)
+        for name, (dtype, chunk) in COLUMNS.items()
+    }
+    columns["lr"] = file.create_dataset(
+        "lr", (0, groups), maxshape=(None, groups), chunks=(128, groups), dtype="<f8", track_times=False
+    )
+    return {name: Growing(created) for name, created in columns.items()}
 
 
 def _joined(name: str, pending: list[Any]) -> np.ndarray:

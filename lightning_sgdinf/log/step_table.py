@@ -11,7 +11,7 @@ import numpy as np
 
 from lightning_sgdinf.errors import LogCorruptError
 from lightning_sgdinf.log.checksum import step_checksum
-from lightning_sgdinf.log.hdf5 import read_column, reading
+from lightning_sgdinf.log.hdf5 import dataset, read_column, reading
 from lightning_sgdinf.log.records import Step
 from lightning_sgdinf.log.segment_writer import COLUMNS
 from lightning_sgdinf.log.step_documents import Frame, decode_step, read_frame
@@ -36,7 +36,7 @@ class StepTable:
             name: read_column(file, name, path, dtype, sealed=not partial) for name, (dtype, _) in COLUMNS.items()
         }
         with reading(path, "dataset lr"):
-            groups = int(file["lr"].shape[1])
+            groups = int(dataset(file, "lr").shape[1])
         rates = read_column(file, "lr", path, "<f8", groups, sealed=not partial)
         lengths = {name: len(columns[name]) for name in _PER_STEP} | {"lr": len(rates)}
         if not partial and len(set(lengths.values())) > 1:
@@ -70,7 +70,7 @@ class StepTable:
     @property
     def checksum(self) -> int:
         """Of the segment, as the end mark has it."""
-        return zlib.crc32(self.stored, zlib.crc32(self.crc))
+        return zlib.crc32(self.stored.data, zlib.crc32(self.crc.data))
 
     def step(self, index: int) -> Step:
         """A step, checked.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from lightning_sgdinf.log.codecs import Codec
+from lightning_sgdinf.log.descriptors import identity, redirect
 from lightning_sgdinf.log.directory import WritableDirectory
 from lightning_sgdinf.log.documents import header_to_json
 from lightning_sgdinf.log.end_mark import SegmentEntry, write_end_mark
@@ -110,7 +110,6 @@ class LogStore:
                     raise OSError("nothing was flushed")
                 segment.seal()
             except Exception:  # whatever HDF5 says now, the descriptor must go before the interpreter ends
-                self.disown()
                 segment.discard()
         self.close()
 
@@ -120,7 +119,7 @@ class LogStore:
         A fork may come while the writer thread closes the file. Its descriptor may then belong to another file, such as
         a pipe of the forked process, so the file is recognised by more than that.
         """
-        if self._file is not None and _identity(self._file[0]) == self._file[1]:
+        if self._file is not None and identity(self._file[0]) == self._file[1]:
             redirect(self._file[0])
 
     def close(self) -> None:
@@ -142,7 +141,7 @@ class LogStore:
             segment_bytes=self._segment_bytes,
         )
         descriptor = self._segment.descriptor
-        self._file = descriptor, _identity(descriptor)
+        self._file = descriptor, identity(descriptor)
 
     def _seal(self) -> None:
         if self._segment is not None:
@@ -156,6 +155,7 @@ class LogStore:
         final: tuple[Layout, Mapping[str, Tensor]] | None,
         average: Mapping[str, Tensor] | None,
     ) -> None:
+        self.directory.free_reserve()
         write_end_mark(
             self.directory,
             header=self._header,
@@ -166,26 +166,6 @@ class LogStore:
             average=average,
         )
         self.close()
-
-
-def redirect(descriptor: int) -> None:
-    """Let writes to a file go nowhere, but succeed."""
-    nowhere = (
-        os.memfd_create("discarded", os.MFD_CLOEXEC) if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
-    )
-    try:
-        os.dup2(nowhere, descriptor, inheritable=False)
-    finally:
-        os.close(nowhere)
-
-
-def _identity(descriptor: int) -> tuple[int, int]:
-    """Device and inode of an open file; zeros if the descriptor is not open."""
-    try:
-        found = os.fstat(descriptor)
-    except OSError:
-        return 0, 0
-    return found.st_dev, found.st_ino
 
 
 def _same(one: Layout, other: Layout) -> bool:

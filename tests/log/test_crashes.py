@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lightning_sgdinf.errors import LogNotFoundError
@@ -18,7 +20,6 @@ def assert_prefix(log: RunLog, at_least: int) -> None:
         assert described(step) == described(make_step(step.index))
     for index in log.state_indices[::-1]:
         assert_same_state(log.state(int(index)), make_state(int(index)))
-    assert log.verify().ok
 
 
 KILLED = """
@@ -51,8 +52,28 @@ def test_killed_writer_loses_only_what_was_not_flushed(killed: Path, codec: str)
     with RunLog.open(path) as log:
         assert not log.finished
         assert_prefix(log, at_least=45)
+        assert log.verify().ok
         assert log.state_indices.tolist() == list(range(len(log) + 1))
     assert {p.name: p.read_bytes() for p in path.iterdir()} == before, "reading changed the log"
+
+
+def test_a_live_segment_cut_or_changed_anywhere_gives_a_right_prefix(killed: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(killed / "delta", path)
+    live = next(path.glob("live-*"))
+    first, whole = int(live.stem.split("-")[1]), live.read_bytes()
+    rng, lengths = np.random.default_rng(0), set()
+    for size in [0, 1, 47, 48, *np.linspace(100, len(whole), 6).astype(int).tolist()]:
+        live.write_bytes(whole[:size])
+        with RunLog.open(path) as log:
+            assert_prefix(log, at_least=first)
+            lengths.add(len(log))
+    for place in rng.integers(0, len(whole), 8).tolist():
+        live.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with RunLog.open(path) as log:
+            assert_prefix(log, at_least=first)
+    assert min(lengths) == first - 1, "the test is degenerate"
+    assert max(lengths) >= 44, "the test is degenerate"
 
 
 FULL = """
@@ -80,6 +101,16 @@ for when_full in ("raise", "stop_logging"):
         except LogWriteError as error:
             print("raised", error)
     resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+
+# The segment still fits, the state at the end does not.
+path = Path(sys.argv[1], "end")
+writer = cases.write_run(path, 20, state=state, keep=lambda t: False, finish=False)
+layout = cases.Layout.of(state(20))
+resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, resource.RLIM_INFINITY))
+try:
+    writer.finish(layout, layout.empty())
+except LogWriteError as error:
+    print("raised", error)
 """
 
 
@@ -105,6 +136,14 @@ def test_full_disk_keeps_what_was_flushed(
         for index in log.state_indices[::-1]:
             assert_same_state(log.state(int(index)), make_state(int(index), size=20_000))
         assert log.verify().ok
+
+
+def test_full_disk_at_the_very_end(filled: tuple[Path, list[str]]) -> None:
+    assert filled[1][2].startswith("raised"), filled[1]
+    with RunLog.open(filled[0] / "end") as log:
+        assert (log.finished, len(log)) == (False, 19)
+        assert log.verify().ok
+    assert not list((filled[0] / "end").glob("tmp-*"))
 
 
 FORKED = """

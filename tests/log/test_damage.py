@@ -21,7 +21,7 @@ from lightning_sgdinf.errors import (
 from lightning_sgdinf.log import RunLog
 from tests.log.cases import assert_same_state, described, make_header, make_state, make_step, write_run
 
-STEPS = 20
+STEPS = 12
 CODECS = ["none", "delta"]
 
 
