@@ -1,0 +1,36 @@
+"""Every example runs, and says what its text promises."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("[0-9]*.py"))
+SAYS = {
+    "01": "of the 100 most harmful examples have a wrong label",
+    "02": "test error",
+    "03": "confidence",
+    "04": "both ways agree",
+}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_example(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Lightning says of few workers is not the example's business
+        module.main()
+    assert SAYS[path.stem[:2]] in capsys.readouterr().out
+
+
+def test_examples_are_short() -> None:
+    assert EXAMPLES
+    for path in EXAMPLES:
+        assert len(path.read_text().splitlines()) < 100, path.name
