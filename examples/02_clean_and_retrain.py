@@ -2,8 +2,9 @@
 
     python examples/02_clean_and_retrain.py
 
-Counterfactual SGD: the same batches, random numbers and learning rates, with the dropped examples' weight at zero. The number to drop
-is chosen on one half of the validation set, scores come from the other half, and the result is told on a test set.
+Counterfactual SGD: the same batches, random numbers and learning rates, with the dropped examples' weight at zero. The
+number to drop is chosen on one half of the validation set, scores come from the other half, and the result is told on a
+test set.
 """
 
 import tempfile

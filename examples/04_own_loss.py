@@ -2,7 +2,8 @@
 
     python examples/04_own_loss.py
 
-Example weights enter at torch's loss functions. A loss that uses none of them is refused, with these two ways out in the error.
+Example weights enter at torch's loss functions. A loss that uses none of them is refused, with these two ways out in
+the error.
 """
 
 import tempfile
