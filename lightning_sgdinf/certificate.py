@@ -118,6 +118,12 @@ class Certificate:
         found: list[str] = []
         if self.level == "off":
             found.append("Nothing was checked (certificate='off').")
+        if self.gradient_check is not None and self.gradient_check.relative_error > 1e-2:
+            found.append(
+                f"Walk and central differences are {self.gradient_check.relative_error:.0%} apart. In float32 that may "
+                "be rounding in parameters without a gradient (a bias before BatchNorm under Adam); train and walk in "
+                "float64 to tell that from an operation without a right second derivative."
+            )
         if self.trust is not None and self.trust.is_low:
             found.append(
                 f"Low trust: for {len(self.trust.example_ids)} examples really left out, predicted and true changes "

@@ -29,8 +29,12 @@ from lightning_sgdinf.log.trajectory import Trajectory
 from lightning_sgdinf.query import Query, ValidationData
 from lightning_sgdinf.state import ModelState
 
-GRADIENT_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-2}
-"""Largest relative error between a walk in a precision and central differences in float64 that is let pass."""
+GRADIENT_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-1}
+"""Largest relative error between a walk in a precision and central differences in float64 that is let pass.
+
+A right walk in float32 stays below 1e-5 as a rule, but where rounding drives parameters that have no gradient (a bias
+before BatchNorm under Adam), the run in float64 is another one, by some percent. The certificate warns above 1 %.
+"""
 
 _STEPS = (1e-6, 1e-4)
 """Steps of central differences in float64: training with kinks (ReLU) wants a small one, tiny scores a larger one."""
