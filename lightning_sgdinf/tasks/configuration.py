@@ -31,6 +31,7 @@ class MainConfig:
     """The keys of ``config.yaml``; the groups are checked against the constructors they name."""
 
     seed: int
+    threads: int | None
     data_dir: str
     output_dir: str
     choose_by: Metric

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -86,9 +87,12 @@ def _job(config: DictConfig) -> float:
     in_sweep = context.mode == RunMode.MULTIRUN
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the images are in memory
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own use of what torch has since deprecated
     try:
         config = checked(config)
         _refuse_processes_in_a_sweep(config, in_sweep)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
         study = make_study(config, choices)
         _, row = run_study(study, command=" ".join(["sgdinf", *sys.argv[1:]]))
     except SgdInfluenceError as error:

@@ -68,7 +68,8 @@ def _costs(trained: Trained, ranked: Ranked, cleansed: Cleansed) -> tuple[Cost, 
 
 
 def _training_example(data: ImageData, index: int) -> Example:
-    return _example(data, data.train_set, index, int(data.true_labels[index]))
+    true_label = None if data.flipped is None else int(data.true_labels[index])
+    return _example(data, data.train_set, index, true_label)
 
 
 def _example(data: ImageData, dataset: ImageDataset, index: int, true_label: int | None = None) -> Example:

@@ -88,7 +88,7 @@ def test_the_parts_of_a_job(name: str, tmp_path: Path) -> None:
     assert study.new_trainer().max_epochs == 20
     scoring, choosing = validation_halves(study.data, 3)
     assert not set(scoring.indices) & set(choosing.indices)
-    assert len(scoring) + len(choosing) == 300
+    assert len(scoring) + len(choosing) == 400
     assert not any(tmp_path.iterdir())  # nothing is written before there is something to write
 
 
