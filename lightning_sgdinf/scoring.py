@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_sgdinf.adjoint.ask import gradient_of
-from lightning_sgdinf.adjoint.audit import audit_loss
+from lightning_sgdinf.adjoint.audit import attribution, audit_loss
 from lightning_sgdinf.adjoint.batches import BatchSource
 from lightning_sgdinf.adjoint.compiled import CompiledSteps
 from lightning_sgdinf.adjoint.objective import Host, Objective
@@ -170,7 +170,8 @@ class Job:
         recorded = {dtype for _, _, dtype in self.log.header.parameters}
         if self.settings.precision == "64-true" and recorded != {"float64"}:
             self.notes.append(
-                f"Steps were not held against the record: the walk computes in float64, the run in {', '.join(recorded)}."
+                "Steps were not held against the record: the walk computes in float64, the run in "
+                f"{', '.join(sorted(recorded))}."
             )
             return False
         return True
@@ -210,6 +211,8 @@ class Job:
         """Make sure that example weights reach the whole loss, before the first score."""
         last = self.log.step(len(self.log) - 1)
         audit_loss(self.objective, final, last, self.log.step(self.first))
+        if note := attribution(self.objective, final, last):
+            self.notes.append(note)
 
     def plan(self) -> Plan | None:
         """What will be re-run."""

@@ -182,11 +182,12 @@ class Objective:
         watch = RunningStatistics(self.module) if statistics and self.buffers else None
         taps: list[str] = []
         with torch.enable_grad(), self.host.step_context():
-            if weights is not None and self.weighs_by_method:
-                losses = self.module.per_example_loss(batch, batch_idx)  # type: ignore[operator]
-                loss, taps = (losses * weights).sum() / len(weights), ["per_example_loss"]
-            else:
-                with self._handling(weights, watch, taps):
+            with self._handling(weights, watch, taps):
+                if weights is not None and self.weighs_by_method:
+                    losses = self.module.per_example_loss(batch, batch_idx)  # type: ignore[operator]
+                    loss = (losses * weights).sum() / len(weights)
+                    taps.append("per_example_loss")
+                else:
                     loss = _loss_of(self.module.training_step(batch, batch_idx), step)  # type: ignore[operator]
             loss = loss / step.accumulation if step.accumulation != 1 else loss
         return Trace(loss, watch, tuple(taps))
@@ -194,7 +195,7 @@ class Objective:
     @contextmanager
     def _handling(self, weights: Tensor | None, watch: RunningStatistics | None, taps: list[str]) -> Iterator[None]:
         handlers: dict[Callable[..., Any], Any] = {**ATTENTION, **KERNELS} if weights is not None else {}
-        tap = LossTap(weights) if weights is not None else None
+        tap = LossTap(weights) if weights is not None and not self.weighs_by_method else None
         with ExitStack() as stack:
             if tap is not None and self._tap is None:
                 handlers.update(tap.handlers())
