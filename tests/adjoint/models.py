@@ -184,9 +184,7 @@ def _conv(p: Named, b: Named, x: Tensor, train: bool, batch_idx: int) -> tuple[T
 
 def _normed(momentum: float | None, frozen: bool = False) -> Twin:
     def forward(p: Named, b: Named, x: Tensor, train: bool, batch_idx: int) -> tuple[Tensor, dict[str, Tensor]]:
-        hidden, after = batch_norm(
-            p, b, "net.1", linear(p, "net.0", x), train=train and not frozen, momentum=momentum
-        )
+        hidden, after = batch_norm(p, b, "net.1", linear(p, "net.0", x), train=train and not frozen, momentum=momentum)
         return linear(p, "net.3", torch.tanh(hidden)), after
 
     return forward
@@ -294,7 +292,9 @@ MODELS: Mapping[str, Model] = {
     "penalty": Model(lambda: _hidden(nn.Tanh(), penalty=0.05), _mlp),
     "dropout": Model(lambda: _hidden(nn.Tanh(), nn.Dropout(0.3)), _dropout),
     "conv": Model(
-        lambda: Sequence(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.AvgPool2d(3), nn.Flatten(), nn.Linear(2, CLASSES)), _conv, _image
+        lambda: Sequence(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.AvgPool2d(3), nn.Flatten(), nn.Linear(2, CLASSES)),
+        _conv,
+        _image,
     ),
     "batchnorm": Model(lambda: _hidden(nn.BatchNorm1d(4), nn.Tanh()), _normed(0.1)),
     "batchnorm-cumulative": Model(lambda: _hidden(nn.BatchNorm1d(4, momentum=None), nn.Tanh()), _normed(None)),

@@ -97,10 +97,10 @@ def test_every_rule_is_in_the_suite_and_has_a_formula() -> None:
 class WrongSgd(SgdRule):
     """Forgets that the weight decay acts on the adjoint, too."""
 
-    def take(self, params, grad, state, options):  # noqa: ANN001, ANN201
+    def take(self, params, grad, state, options):
         update = super().take(params, grad, state, options)
 
-        def pull(u, adjoint):  # noqa: ANN001, ANN202
+        def pull(u, adjoint):
             right = update.pull(u, adjoint)
             return Pulled(u, right.state, right.push)
 
@@ -108,7 +108,7 @@ class WrongSgd(SgdRule):
 
 
 class WrongStep(SgdRule):
-    def take(self, params, grad, state, options):  # noqa: ANN001, ANN201
+    def take(self, params, grad, state, options):
         return super().take(params, grad, state, {**options, "lr": options["lr"] * (1 + 1e-9)})
 
 
@@ -127,7 +127,9 @@ def test_the_suite_fails_for_wrong_rules() -> None:
 
 @pytest.mark.parametrize("name", ["rprop.Rprop", "lbfgs.LBFGS", "_muon.Muon", "sparse_adam.SparseAdam"])
 def test_optimizers_without_a_rule_are_refused_by_name(name: str) -> None:
-    with pytest.raises(UnknownOptimizerError, match=f"no update rule for torch.optim.{name}; known are .*AdamW.*register_rule"):
+    with pytest.raises(
+        UnknownOptimizerError, match=f"no update rule for torch.optim.{name}; known are .*AdamW.*register_rule"
+    ):
         rule_for(f"torch.optim.{name}")
 
 

@@ -100,5 +100,7 @@ def test_with_room_each_missing_state_is_rebuilt_once(gap: int) -> None:
 
 
 def test_says_which_keep_would_have_stored_the_state() -> None:
-    with pytest.raises(StateNotStoredError, match=r"no state at or before step 3 .*last_epochs\(1\).*keep='every_step'"):
+    with pytest.raises(
+        StateNotStoredError, match=r"no state at or before step 3 .*last_epochs\(1\).*keep='every_step'"
+    ):
         Log(4, 5, 6).order(6, 0)

@@ -64,7 +64,9 @@ def test_holds_for_right_runs(name: str) -> None:
     assert len(found.trust.example_ids) == min(12, len(drawn))
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum-pairs", "dampened", "sgd-value", "momentum-sometimes", "momentum-cycle"])
+@pytest.mark.parametrize(
+    "name", ["sgd", "momentum-pairs", "dampened", "sgd-value", "momentum-sometimes", "momentum-cycle"]
+)
 def test_sgd_is_replayed_bit_for_bit(name: str) -> None:
     run = record(BY_NAME[name])
     replayed = certificate(run, level="fast").step_replay
@@ -199,7 +201,9 @@ def test_breaks_where_torch_does_not_give_the_second_derivative(
     kind: type[Classifier], inputs: str, level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = faulty(monkeypatch, kind, inputs)
-    with pytest.raises(CertificateError, match=r"the walk says .* central differences of a re-run say .*certificate='off'"):
+    with pytest.raises(
+        CertificateError, match=r"the walk says .* central differences of a re-run say .*certificate='off'"
+    ):
         certificate(run, level=level)
     certificate(run, level="off")
 

@@ -26,7 +26,9 @@ from tests.adjoint.cases import (
 )
 
 
-def score(run: Recorded, log: MemoryLog | None = None, certificate: Any = "off", query: Any = None, **more: Any) -> Scores:
+def score(
+    run: Recorded, log: MemoryLog | None = None, certificate: Any = "off", query: Any = None, **more: Any
+) -> Scores:
     runner = InfluenceRunner(accelerator="cpu", certificate=certificate, progress=False, **more)
     return runner.run(run.module, run.train, run.validation, log=log or run.log, query=query)
 

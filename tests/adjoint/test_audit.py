@@ -1,0 +1,178 @@
+"""Losses that example weights do not reach are refused before the first score, and the ways out work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_sgdinf import InfluenceRunner, Scores
+from lightning_sgdinf.errors import ConfigurationError, UntappedLossError
+from lightning_sgdinf.testing import relative_error
+from tests.adjoint.cases import BY_NAME, Batching, Case, Recorded, altered, record, unrolled
+from tests.adjoint.models import MODELS
+
+Loss = Callable[[Any, Tensor, Tensor], Tensor]
+
+
+def by_hand(module: Any, z: Tensor, y: Tensor) -> Tensor:
+    return (torch.logsumexp(z, 1) - z.gather(1, y[:, None])[:, 0]).mean()
+
+
+def with_loss(run: Recorded, loss: Loss, **methods: Any) -> Any:
+    """The run's module with another ``training_step`` of the same value."""
+    kind = type(run.module)
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        return loss(self, self(x, batch_idx), y)
+
+    module = run.module
+    module.__class__ = type("Other", (kind,), {"training_step": training_step, **methods})
+    return module
+
+
+def score(run: Recorded, module: Any, **more: Any) -> Scores:
+    return InfluenceRunner(accelerator="cpu", certificate="off", progress=False, **more).run(
+        module, run.train, run.validation, log=run.log
+    )
+
+
+def per_example_loss(self: Any, batch: Any, batch_idx: int) -> Tensor:
+    x, y = batch
+    z = self(x, batch_idx)
+    return torch.logsumexp(z, 1) - z.gather(1, y[:, None])[:, 0]
+
+
+def test_a_loss_written_by_hand_is_refused_and_both_ways_out_are_named() -> None:
+    run = record(BY_NAME["momentum"])
+    with pytest.raises(UntappedLossError, match=r"tap='head'.*per_example_loss\(batch, batch_idx\)"):
+        score(run, with_loss(run, by_hand))
+
+
+@pytest.mark.parametrize("name", ["momentum", "adamw", "momentum-pairs", "batchnorm", "batchnorm-ema", "adamw-groups"])
+def test_a_method_for_the_losses_is_the_second_way_out(name: str) -> None:
+    run = record(BY_NAME[name])
+    found = score(run, with_loss(run, by_hand, per_example_loss=per_example_loss)).values
+    assert relative_error(found, unrolled(BY_NAME[name])) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["momentum", "batchnorm", "conv"])
+def test_a_tap_at_the_output_is_the_first(name: str) -> None:
+    case = BY_NAME[name] if name in BY_NAME else Case(name=name, model=name)
+    run = record(case)
+    found = score(run, with_loss(run, by_hand), tap="net").values
+    assert relative_error(found, unrolled(case)) < 1e-10
+
+
+def test_a_tap_that_is_not_there_lists_what_is() -> None:
+    run = record(BY_NAME["momentum"])
+    with pytest.raises(ConfigurationError, match=r"tap='head'.*\['net', 'net.0', 'net.1', 'net.2'\]"):
+        score(run, with_loss(run, by_hand), tap="head")
+
+
+def test_a_method_that_says_something_else_is_refused() -> None:
+    run = record(BY_NAME["momentum"])
+
+    def twice(self: Any, batch: Any, batch_idx: int) -> Tensor:
+        return 2 * per_example_loss(self, batch, batch_idx)
+
+    with pytest.raises(UntappedLossError, match="another gradient than training_step's loss"):
+        score(run, with_loss(run, by_hand, per_example_loss=twice))
+
+
+FULL = Batching(size=12, epochs=4)
+
+
+@pytest.mark.parametrize("batching", [Batching(), FULL], ids=["batches", "full batch"])
+def test_a_term_beside_the_loss_function_is_refused(batching: Batching) -> None:
+    run = record(altered(BY_NAME["momentum"], batching=batching))
+
+    def half(module: Any, z: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(z, y) + 0.1 * (z**2).mean()
+
+    with pytest.raises(UntappedLossError, match=r"% of the gradient comes from a term .*tapped: cross_entropy"):
+        score(run, with_loss(run, half))
+
+
+@pytest.mark.parametrize("batching", [Batching(), FULL], ids=["batches", "full batch"])
+def test_a_penalty_on_the_weights_is_no_such_term(batching: Batching) -> None:
+    case = altered(BY_NAME["maximize"], batching=batching)
+    assert MODELS[case.model].make().penalty > 0
+    assert relative_error(score(record(case), record(case).module).values, unrolled(case)) < 1e-10
+
+
+def test_one_loss_function_fed_to_another_is_refused() -> None:
+    run = record(BY_NAME["momentum"])
+
+    def nested(module: Any, z: Tensor, y: Tensor) -> Tensor:
+        return F.huber_loss(F.cross_entropy(z, y, reduction="none"), torch.zeros(len(y), dtype=z.dtype))
+
+    with pytest.raises(UntappedLossError, match="not linear in the example weights"):
+        score(run, with_loss(run, nested))
+
+
+# Which rows belong to which example -----------------------------------------------------------------------------------
+
+
+def notes(run: Recorded, module: Any) -> str:
+    found = score(run, module).certificate
+    assert found is not None
+    return " ".join(found.notes)
+
+
+def time_first(module: Any, z: Tensor, y: Tensor) -> Tensor:
+    """A sequence loss over rows in the order time, example."""
+    steps = torch.stack([z, 2 * z], 0)
+    return F.cross_entropy(steps.flatten(0, 1), y.repeat(2))
+
+
+def example_first(module: Any, z: Tensor, y: Tensor) -> Tensor:
+    steps = torch.stack([z, 2 * z], 1)
+    return F.cross_entropy(steps.flatten(0, 1), y.repeat_interleave(2))
+
+
+def in_batch(module: Any, z: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(z @ z.T, torch.arange(len(z)))
+
+
+def one_by_one(module: Any, z: Tensor, y: Tensor) -> Tensor:
+    """Unbatched calls: three classes are no rows of examples."""
+    return torch.stack([F.cross_entropy(z[i], y[i]) for i in range(len(z))]).mean()
+
+
+def weighted(module: Any, z: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(z, y, torch.tensor([0.1, 1.0, 3.0], dtype=z.dtype))
+
+
+@pytest.mark.parametrize("loss", [time_first, in_batch])
+def test_rows_that_are_not_the_examples_are_told_of(loss: Loss) -> None:
+    run = record(BY_NAME["momentum"])
+    assert "depends on the other examples of its batch" in notes(run, with_loss(run, loss))
+
+
+@pytest.mark.parametrize("loss", [example_first, weighted])
+def test_rows_that_are_are_not(loss: Loss) -> None:
+    run = record(BY_NAME["momentum"])
+    assert notes(run, with_loss(run, loss)) == ""
+
+
+@pytest.mark.parametrize("name", ["dampened", "batchnorm", "momentum-pairs", "embedding"])
+def test_batch_statistics_and_dropout_are_no_reason(name: str) -> None:
+    case = BY_NAME[name] if name in BY_NAME else Case(name=name, model=name)
+    run = record(case)
+    assert notes(run, run.module) == ""
+
+
+@pytest.mark.parametrize("size", [4, 3])
+def test_losses_of_single_examples_are_refused_or_told_of(size: int) -> None:
+    run = record(altered(BY_NAME["momentum"], batching=Batching(size=size)))
+    try:
+        found = notes(run, with_loss(run, one_by_one))
+    except UntappedLossError:
+        return
+    assert "depends on the other examples of its batch" in found
