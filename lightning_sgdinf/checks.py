@@ -60,12 +60,12 @@ class Plan:
 def fast_plan(log: Trajectory, first_step: int, *, gradient_examples: int = 2, trust_examples: int = 6) -> Plan:
     """A window so short that its re-runs cost about a seventh of the walk, but of three steps at least.
 
-    A re-run step in float64 costs about 1.5 training steps and a walked step 2.5; the base run is re-run too. Of a
-    single step only the slopes would be checked: curvature enters with the second, running statistics with the third.
+    A re-run step in float64 costs one to three training steps, and so does a walked one; the base run is re-run too. Of
+    a single step only the slopes would be checked: curvature enters with the second, running statistics with the third.
     """
     walked = len(log) - first_step
     runs = 1 + 2 * gradient_examples + trust_examples
-    window = min(walked, max(3, int(walked * 0.15 * 2.5 / (1.5 * runs))))
+    window = min(walked, max(3, int(walked * 0.15 / runs)))
     return Plan(first_step=len(log) - window, gradient_examples=gradient_examples, trust_examples=trust_examples)
 
 
