@@ -71,7 +71,7 @@ class StateTable:
                     words[dtype][:] = lane.value
             else:
                 for dtype, lane in self._lanes.items():
-                    words[dtype][:] = lane.row(row, backwards=self._position is not None and row < self._position)
+                    lane.read(row, words[dtype], backwards=self._position is not None and row < self._position)
                 self._position = row
         if self._checksum.of_words(words) != recorded:
             self._position = None
@@ -141,6 +141,13 @@ class _LaneReader:
         """A copy of the first (0) or last (1) stored state."""
         assert self._anchors is not None
         return np.ascontiguousarray(self._anchors[which]).view(self._pattern)
+
+    def read(self, row: int, out: np.ndarray, *, backwards: bool) -> None:
+        """One row as patterns into ``out``."""
+        if self._ahead == 1 and row < self.rows:
+            read_rows(self._dataset, row, out.view(self._dataset.dtype)[None])
+        else:
+            out[:] = self.row(row, backwards=backwards)
 
     def row(self, row: int, *, backwards: bool) -> np.ndarray:
         """One row as patterns; valid until the next call."""
