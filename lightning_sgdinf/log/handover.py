@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lightning_sgdinf.errors import LogWriteError
+from lightning_sgdinf.log.words import row_bytes
 from lightning_sgdinf.state import Layout
 
 Lanes = Mapping[str, Tensor]
@@ -53,17 +54,16 @@ class Handover:
         """A free set of lanes; waits for one.
 
         Raises:
+            ConfigurationError: A dtype that a log cannot hold.
             LogWriteError: The writer has failed.
         """
         with self._changed:
             self._require_open()
             pool = self._pool
             if pool is None or (pool.layout is not layout and pool.layout != layout):
-                first = layout.empty()
-                row_bytes = max(1, sum(lane.nbytes for lane in first.values()))
-                capacity = min(_MAX_SETS, max(_MIN_SETS, self._queue_bytes // row_bytes)) + self._held
-                self._pool = _Pool(layout, capacity, made=1)
-                return first
+                wanted = self._queue_bytes // max(1, row_bytes(layout))
+                self._pool = _Pool(layout, min(_MAX_SETS, max(_MIN_SETS, wanted)) + self._held, made=1)
+                return layout.empty()
             while not pool.free and pool.made >= pool.capacity:
                 self.check()
                 self._changed.wait(_LOOK_AGAIN_SECONDS)
@@ -114,10 +114,11 @@ class Handover:
             LogWriteError: It has failed.
         """
         if self.error is not None:
+            reason = f"{type(self.error).__name__}: {' '.join(str(self.error).split())}"
             raise LogWriteError(
-                f"writing the log failed: {_reason(self.error)}; what was flushed before is readable"
-            ) from (self.error)
-        if self.thread is not None and not self.thread.is_alive() and not self._closed:
+                f"writing the log failed: {reason}; what was flushed before is readable"
+            ) from self.error
+        if self.thread is not None and not self.thread.is_alive() and (self._jobs or not self._closed):
             raise LogWriteError("the thread that writes the log is gone; what was flushed before is readable")
 
     def _require_open(self) -> None:
@@ -159,7 +160,3 @@ class Handover:
             self.error = error
             self._jobs.clear()
             self._changed.notify_all()
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -40,7 +40,12 @@ _WORDS = {
     "int16": WordType("<i2"),
     "int8": WordType("|i1"),
     "uint8": WordType("|u1"),
+    "uint64": WordType("<u8"),
+    "uint32": WordType("<u4"),
+    "uint16": WordType("<u2"),
     "bool": WordType("|u1"),
+    "float8_e4m3fn": WordType("|u1"),
+    "float8_e5m2": WordType("|u1"),
     "complex64": WordType("<f4", 2),
     "complex128": WordType("<f8", 2),
 }

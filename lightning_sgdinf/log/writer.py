@@ -98,7 +98,7 @@ class LogWriter:
         _watch_process()
         _threads.add(self._thread)
         self._thread.start()
-        self._close = weakref.finalize(self, _close_unfinished, self._thread, self._process)
+        self._close = weakref.finalize(self, _close_unfinished, self._thread)
         self._close.atexit = False
 
     def lanes(self, layout: Layout) -> dict[str, Tensor]:
@@ -111,6 +111,7 @@ class LogWriter:
             Uninitialised CPU tensors as `Layout.empty` makes them. They belong to the caller until `put` or `finish`.
 
         Raises:
+            ConfigurationError: The layout has a dtype that a log cannot hold.
             LogWriteError: The writer thread has failed.
         """
         self._check_process()
@@ -252,7 +253,7 @@ class _WriterThread(threading.Thread):
 
     def __init__(self, store: LogStore, handover: Handover) -> None:
         super().__init__(name="sgdinf-log-writer", daemon=True)
-        self.store, self.handover = store, handover
+        self.store, self.handover, self.process = store, handover, os.getpid()
         self._held: tuple[Layout, dict[str, Tensor]] | None = None
 
     def run(self) -> None:
@@ -291,26 +292,25 @@ def _watch_process() -> None:
     if not _watched:
         _watched = True
         os.register_at_fork(after_in_child=_disown)
-        atexit.register(_close_all, os.getpid())
+        atexit.register(_close_all)
 
 
 def _disown() -> None:
-    """In a forked child: let go of the parent's lock, and make sure that no exit handler writes to the parent's
-    file."""
+    """In a forked child: let go of the parent's lock, and let no exit handler write to the parent's file."""
     for thread in list(_threads):
         thread.store.disown()
         thread.store.directory.forget()
     _threads.clear()
 
 
-def _close_all(process: int) -> None:
+def _close_all() -> None:
     for thread in list(_threads):
-        _close_unfinished(thread, process)
+        _close_unfinished(thread)
 
 
-def _close_unfinished(thread: _WriterThread, process: int) -> None:
+def _close_unfinished(thread: _WriterThread) -> None:
     """When a writer is lost or the interpreter ends before `LogWriter.finish`."""
-    if os.getpid() != process or not thread.is_alive():
+    if os.getpid() != thread.process or not thread.is_alive():
         return
     with suppress(LogWriteError):
         thread.handover.submit(partial(thread.store.abandon, "the process ended before the run was finished"))

@@ -85,7 +85,12 @@ DTYPES = [
     torch.int16,
     torch.int8,
     torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
     torch.bool,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
     torch.complex64,
     torch.complex128,
 ]
@@ -338,6 +343,11 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError):
             LogWriter(tmp_path / "run", header=make_header(), **wrong)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
+    writer = LogWriter(tmp_path / "run", header=make_header())
+    odd = ModelState(params={"w": torch.zeros(2, dtype=torch.float8_e4m3fnuz)})
+    with pytest.raises(ConfigurationError, match="dtype float8_e4m3fnuz"):
+        writer.lanes(Layout.of(odd))
+    writer.abandon("no step")
     with pytest.raises(ConfigurationError):
         MemoryLog(header=make_header(), steps=[make_step(0)], states={0: make_state(0)})
     with pytest.raises(ConfigurationError):
