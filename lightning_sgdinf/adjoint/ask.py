@@ -13,7 +13,7 @@ from lightning_sgdinf import random_state
 from lightning_sgdinf.adjoint.intercept import ATTENTION, Interceptor
 from lightning_sgdinf.adjoint.objective import Objective
 from lightning_sgdinf.adjoint.running_statistics import RunningStatistics
-from lightning_sgdinf.adjoint.session import set_modes
+from lightning_sgdinf.adjoint.session import set_modes, tensors_made_in
 from lightning_sgdinf.adjoint.vector import Adjoint
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.query import Query, ValidationData
@@ -100,7 +100,8 @@ def _evaluate(
     watch = RunningStatistics(objective.module)
     try:
         handling = Interceptor({**ATTENTION, **watch.handlers()})
-        with random_state.preserved(), torch.set_grad_enabled(True), context(), handling:
+        own = tensors_made_in(objective.dtype)
+        with random_state.preserved(), torch.set_grad_enabled(True), context(), own, handling:
             for number, weight, term in query.terms(objective.module, data):
                 values[number] += weight * float(term.detach())
                 weights[number] += weight

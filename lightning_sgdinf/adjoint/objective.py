@@ -15,7 +15,7 @@ from lightning_sgdinf.adjoint.batches import BatchSource, cast_floats
 from lightning_sgdinf.adjoint.intercept import ATTENTION, Interceptor
 from lightning_sgdinf.adjoint.kernels import KERNELS
 from lightning_sgdinf.adjoint.running_statistics import RunningStatistics
-from lightning_sgdinf.adjoint.session import TrainerStandIn, borrowed, set_modes
+from lightning_sgdinf.adjoint.session import TrainerStandIn, borrowed, set_modes, tensors_made_in
 from lightning_sgdinf.adjoint.tap import LossTap, tapped_output
 from lightning_sgdinf.adjoint.vector import ParameterVector
 from lightning_sgdinf.digest import batch_digest
@@ -71,6 +71,7 @@ class Objective:
         module: The borrowed module.
         vector: Names, shapes and order of the trained parameters.
         parameters: The module's own tensors of these, in that order.
+        dtype: Floating-point precision that takes the place of the recorded one; ``None`` for that.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Objective:
         self.source = source
         self.host = host
         self._tap = tap
-        self._dtype = dtype
+        self.dtype = dtype
         self.vector = ParameterVector(
             tuple(n for n, _, _ in header.parameters), tuple(tuple(s) for _, s, _ in header.parameters)
         )
@@ -140,7 +141,7 @@ class Objective:
         batch = self.source.batch(micro, step=step.index)
         random_state.restore(micro.transferred_with)
         batch = self.host.transfer(self.host.convert_input(batch))
-        return cast_floats(batch, self._dtype) if self._dtype is not None else batch
+        return cast_floats(batch, self.dtype) if self.dtype is not None else batch
 
     def trace(
         self, step: Step, micro: MicroBatch, batch: Any, weights: Tensor | None = None, *, statistics: bool = False
@@ -181,7 +182,7 @@ class Objective:
         """What `trace` does once modes and random numbers are set, without looking at the loss."""
         watch = RunningStatistics(self.module) if statistics and self.buffers else None
         taps: list[str] = []
-        with torch.enable_grad(), self.host.step_context():
+        with torch.enable_grad(), self.host.step_context(), tensors_made_in(self.dtype):
             with self._handling(weights, watch, taps):
                 if weights is not None and self.weighs_by_method:
                     losses = self.module.per_example_loss(batch, batch_idx)  # type: ignore[operator]

@@ -123,6 +123,20 @@ def set_modes(module: nn.Module, eval_modules: Sequence[str]) -> None:
         part.training = name not in frozen
 
 
+@contextmanager
+def tensors_made_in(dtype: torch.dtype | None) -> Iterator[None]:
+    """Let a step that makes tensors of its own make them in a given precision, as Lightning does in float64."""
+    if dtype is None:
+        yield
+        return
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _lend_tensor(tensor: Tensor, device: torch.device, dtype: torch.dtype | None, undo: ExitStack) -> None:
     original = tensor.data
     undo.callback(setattr, tensor, "data", original)

@@ -1,0 +1,187 @@
+"""Values and gradients of queries against formulas, in eval mode, whatever the model's present mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_sgdinf.adjoint.ask import gradient_of, value_of
+from lightning_sgdinf.adjoint.batches import BatchSource
+from lightning_sgdinf.adjoint.objective import Host, open_objective
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.query import (
+    ExampleLoss,
+    FunctionQuery,
+    Margin,
+    MeanLoss,
+    PerClassLoss,
+    Query,
+    ValidationData,
+    batch_size,
+)
+from tests.adjoint.cases import BY_NAME, Recorded, record
+
+
+@pytest.fixture(scope="module")
+def run() -> Recorded:
+    return record(BY_NAME["batchnorm"])
+
+
+def data_of(run: Recorded, **loader: Any) -> ValidationData:
+    found = DataLoader(run.validation.dataset, **loader) if loader else run.validation
+    return ValidationData(loader=found, transfer=lambda batch: batch)
+
+
+def asked(run: Recorded, query: Query, data: ValidationData | None = None, module: Any = None) -> tuple[Tensor, Tensor]:
+    """Values and, flat, the gradient in the parameters and the running statistics."""
+    source = BatchSource([run.train], run.log.header)
+    state = run.log.state(len(run.log))
+    with open_objective(module or run.module, run.log.header, source, Host()) as objective:
+        values, adjoint = gradient_of(objective, state, query, data or data_of(run))
+        assert torch.equal(values, value_of(objective, state, query, data or data_of(run)))
+        parts = [adjoint.params, *(adjoint.buffers[n].flatten(1) for n in sorted(adjoint.buffers))]
+    return values, torch.cat(parts, 1)
+
+
+def by_hand(run: Recorded, function: Any) -> tuple[Tensor, Tensor]:
+    """The same by autograd through the model's formulas; ``function`` of logits and labels gives ``[Q]``."""
+    state = run.log.state(len(run.log))
+    params = {n: p.requires_grad_() for n, p in state.params.items()}
+    buffers = {n: b.double().requires_grad_() for n, b in state.buffers.items()}
+    x, y = run.validation.dataset.tensors
+    logits, _ = run.case.twice.twin(params, buffers, x, False, 0)
+    values = function(logits, y)
+    statistics = [buffers[n] for n in sorted(buffers) if "running" in n]
+    rows = [torch.autograd.grad(v, [*params.values(), *statistics], retain_graph=True) for v in values]
+    return values.detach(), torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+
+
+def losses(logits: Tensor, y: Tensor) -> Tensor:
+    return torch.logsumexp(logits, 1) - logits.gather(1, y[:, None])[:, 0]
+
+
+def per_class(logits: Tensor, y: Tensor) -> Tensor:
+    return torch.stack([losses(logits, y)[y == c].mean() for c in sorted(set(y.tolist()))])
+
+
+def margins(logits: Tensor, y: Tensor) -> Tensor:
+    right = logits.gather(1, y[:, None])[:, 0]
+    return right - torch.stack([max(row[c] for c in range(3) if c != k) for row, k in zip(logits, y, strict=True)])
+
+
+CASES = {
+    "mean loss": (MeanLoss(), lambda z, y: losses(z, y).mean()[None]),
+    "per class": (PerClassLoss(), per_class),
+    "examples": (ExampleLoss((7, 0, 3)), lambda z, y: losses(z, y)[[7, 0, 3]]),
+    "mean margin": (Margin(), lambda z, y: margins(z, y).mean()[None]),
+    "margins": (Margin(ids=(1, 9)), lambda z, y: margins(z, y)[[1, 9]]),
+    "function": (
+        FunctionQuery(
+            lambda model, data: torch.stack([torch.softmax(model(data.loader.dataset.tensors[0]), 1)[0, 2]]),
+            labels=("p",),
+            better="higher",
+        ),
+        lambda z, y: torch.softmax(z, 1)[0, 2][None],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients(run: Recorded, name: str) -> None:
+    query, formula = CASES[name]
+    values, gradient = asked(run, query)
+    expected, slopes = by_hand(run, formula)
+    assert torch.allclose(values, expected, rtol=1e-12)
+    assert gradient.shape == slopes.shape
+    assert slopes.abs().max() > 1e-3, "the test is degenerate"
+    assert torch.allclose(gradient, slopes, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("loader", [{"batch_size": 1}, {"batch_size": 3}, {"batch_size": 10}, {"batch_size": 4, "shuffle": True}])
+def test_batching_and_order_do_not_matter(run: Recorded, loader: dict[str, Any]) -> None:
+    values, gradient = asked(run, MeanLoss())
+    other, turned = asked(run, MeanLoss(), data_of(run, **loader))
+    assert torch.allclose(values, other, rtol=1e-13)
+    assert torch.allclose(gradient, turned, rtol=1e-11, atol=1e-15)
+
+
+def test_names_and_directions(run: Recorded) -> None:
+    data = data_of(run)
+    assert MeanLoss().names(data) == ("mean validation loss",)
+    labels = sorted({int(y) for y in run.validation.dataset.tensors[1]})
+    assert PerClassLoss().names(data) == tuple(f"loss of class {c}" for c in labels)
+    assert ExampleLoss([2]).names(data) == ("loss of validation example 2",)
+    assert Margin().names(data) == ("mean margin",)
+    assert Margin([4]).names(data) == ("margin of validation example 4",)
+    directions = {type(q).__name__: q.better for q, _ in CASES.values()}
+    assert directions == {
+        "MeanLoss": "lower",
+        "PerClassLoss": "lower",
+        "ExampleLoss": "lower",
+        "Margin": "higher",
+        "FunctionQuery": "higher",
+    }
+
+
+@pytest.mark.parametrize("query", [ExampleLoss([10]), ExampleLoss([-1]), ExampleLoss([]), Margin([99])])
+def test_ids_that_are_not_there(run: Recorded, query: Query) -> None:
+    with pytest.raises(ConfigurationError, match=r"expected some of 0 \.\. 9"):
+        asked(run, query)
+
+
+def test_a_function_with_another_number_of_values(run: Recorded) -> None:
+    query = FunctionQuery(lambda model, data: model.net[0].weight.sum(1), labels=("a", "b"))
+    with pytest.raises(ConfigurationError, match=r"returned 4 values for 2 names"):
+        asked(run, query)
+
+
+class Validating(nn.Module):
+    """Adds steps to a model."""
+
+    @staticmethod
+    def returning(run: Recorded, step: Any) -> Any:
+        module = run.module
+        module.__class__ = type("WithValidation", (type(module),), {"validation_step": step})
+        return module
+
+
+def test_the_validation_step_is_asked_first(run: Recorded) -> None:
+    def twice(self: Any, batch: Any, batch_idx: int) -> Tensor:
+        return 2 * F.cross_entropy(self(batch[0]), batch[1])
+
+    def in_a_dict(self: Any, batch: Any, batch_idx: int) -> dict[str, Any]:
+        return {"loss": twice(self, batch, batch_idx), "more": 1}
+
+    def nothing(self: Any, batch: Any, batch_idx: int) -> None:
+        return None
+
+    values, gradient = asked(run, MeanLoss())
+    for step in (twice, in_a_dict):
+        doubled, slopes = asked(run, MeanLoss(), module=Validating.returning(run, step))
+        assert torch.allclose(doubled, 2 * values)
+        assert torch.allclose(slopes, 2 * gradient)
+    same, _ = asked(run, MeanLoss(), module=Validating.returning(run, nothing))
+    assert torch.equal(same, values)
+    same, _ = asked(run, MeanLoss(step="training_step"), module=Validating.returning(run, twice))
+    assert torch.equal(same, values)
+    with pytest.raises(ConfigurationError, match="validation_step returns no loss"):
+        asked(run, MeanLoss(step="validation_step"), module=Validating.returning(run, nothing))
+
+
+@pytest.mark.parametrize(
+    ("batch", "size"),
+    [((torch.zeros(5, 2), torch.zeros(5)), 5), ({"x": torch.zeros(3)}, 3), ([1, "a"], 1), (torch.tensor(1.0), 1)],
+)
+def test_sizes_of_batches(batch: Any, size: int) -> None:
+    assert batch_size(batch) == size
+
+
+def test_labels_that_are_not_there() -> None:
+    data = ValidationData(loader=DataLoader([1, 2]), transfer=lambda batch: batch)
+    with pytest.raises(ConfigurationError, match=r"needs examples \(x, y\) with an integer label"):
+        data.labels()
