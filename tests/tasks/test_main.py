@@ -83,10 +83,10 @@ def test_mistakes_end_with_one_line(
     assert f"ConfigurationError: {says}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("retrain", ["last_epochs", "scratch"])
+@pytest.mark.parametrize(("retrain", "recorder"), [("last_epochs", "last_epoch"), ("scratch", "every_10")])
 @pytest.mark.parametrize("cleansing", ["top_k", "relabel"])
 def test_other_ways_to_cleanse_and_to_train_again(
-    in_folder: Path, monkeypatch: pytest.MonkeyPatch, retrain: str, cleansing: str
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, retrain: str, recorder: str, cleansing: str
 ) -> None:
     tiny = [argument for argument in TINY if not argument.startswith("cleansing.")]
     options = [
@@ -96,7 +96,8 @@ def test_other_ways_to_cleanse_and_to_train_again(
         "estimator=last_epochs",
         "query=margin",
     ]
-    run(monkeypatch, *tiny, *options, "report=short", "runner.certificate=off", "hydra.run.dir=out")
+    options += [f"recorder={recorder}", "report=short"]
+    run(monkeypatch, *tiny, *options, "runner.certificate=off", "hydra.run.dir=out")
     row = json.loads((in_folder / "out" / "summary.json").read_text())
     assert 0 < row["changed"] <= 40
     assert (row["changed"] == 40) == (cleansing == "top_k")
