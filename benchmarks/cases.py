@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,7 +60,11 @@ class Case:
 
     def data(self, *, quick: bool = False) -> Images:
         """One epoch of just so many steps."""
-        return Images(self.shape, examples=self.batch_size * (self.quick_steps if quick else self.steps), batch_size=self.batch_size)
+        return Images(
+            self.shape,
+            examples=self.batch_size * (self.quick_steps if quick else self.steps),
+            batch_size=self.batch_size,
+        )
 
 
 CASES: Mapping[str, Case] = {
@@ -98,24 +103,46 @@ class Images(LightningDataModule):
         return DataLoader(self.val_set, batch_size=256)
 
 
-class FitClock(Callback):
-    """Seconds between the first batch and the end of training: what a fit costs beyond its set-up."""
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """How long something took.
 
-    seconds = 0.0
+    Attributes:
+        wall: By the clock on the wall.
+        cpu: Processor time of this process, which other work on the machine hardly changes.
+    """
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Seconds:
+        """Both clocks."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def __sub__(self, other: Seconds) -> Seconds:
+        return Seconds(self.wall - other.wall, self.cpu - other.cpu)
+
+
+class FitClock(Callback):
+    """Time between the first batch and the end of training: what a fit costs beyond its set-up."""
+
+    def __init__(self) -> None:
+        self.seconds = Seconds(0, 0)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.seconds = -time.perf_counter()
+        self._began = Seconds.now()
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        self.seconds += time.perf_counter()
+        self.seconds = Seconds.now() - self._began
 
 
-def fit(case: Case, data: Images, *, log: Path | None = None, epochs: int = 1) -> tuple[Classifier, float]:
-    """Train by Lightning; the module and the seconds its training loop took, data loading included."""
+def fit(case: Case, data: Images, *, log: Path | None = None) -> Seconds:
+    """Train by Lightning; the time its training loop took, data loading included."""
     module, clock = case.module(), FitClock()
     recorders = [] if log is None else [TrajectoryRecorder(log, overwrite=True)]
     trainer = Trainer(
-        max_epochs=epochs,
+        max_epochs=1,
         accelerator="cpu",
         callbacks=[clock, *recorders],
         logger=False,
@@ -125,47 +152,52 @@ def fit(case: Case, data: Images, *, log: Path | None = None, epochs: int = 1) -
         limit_val_batches=0,
     )
     trainer.fit(module, data)
-    return module, clock.seconds
+    return clock.seconds
 
 
-def bare_loop(case: Case, data: Images) -> float:
-    """Seconds of the same training written as a plain torch loop: the least it can cost."""
+def bare_loop(case: Case, data: Images) -> Seconds:
+    """The same training written as a plain torch loop: the least it can cost."""
     module = case.module()
     optimizer = module.configure_optimizers()
-    began = time.perf_counter()
+    began = Seconds.now()
     for images, labels in data.train_dataloader():
         loss = nn.functional.cross_entropy(module(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return time.perf_counter() - began
+    return Seconds.now() - began
 
 
-def seconds_of(action: Callable[[], object]) -> float:
+def timed(action: Callable[[], object]) -> Seconds:
     """How long it takes."""
-    began = time.perf_counter()
+    began = Seconds.now()
     action()
-    return time.perf_counter() - began
+    return Seconds.now() - began
 
 
-def interleaved(actions: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def interleaved(actions: Mapping[str, Callable[[], Seconds]], rounds: int) -> dict[str, list[Seconds]]:
     """Do each action once per round, so that whatever slows the machine down slows all of them down."""
-    found: dict[str, list[float]] = {name: [] for name in actions}
+    found: dict[str, list[Seconds]] = {name: [] for name in actions}
     for _ in range(rounds):
         for name, action in actions.items():
             found[name].append(action())
     return found
 
 
-def ratio(over: list[float], under: list[float]) -> float:
-    """Median over rounds of the ratio within a round."""
-    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+def ratio(over: Sequence[Seconds], under: Sequence[Seconds]) -> tuple[float, float]:
+    """Median over rounds of the ratio within a round: processor time, wall time."""
+    pairs = list(zip(over, under, strict=True))
+    return statistics.median(a.cpu / b.cpu for a, b in pairs), statistics.median(a.wall / b.wall for a, b in pairs)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """In Markdown."""
+    lines = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(lines)
 
 
 def quiet() -> None:
     """One thread, and no advice from Lightning."""
-    import logging
-
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):

@@ -11,16 +11,7 @@ public call returns; where it does not (another interpreter, another bit generat
 
 from __future__ import annotations
 
-import ctypes
-import random
-from typing import Any
-
-import numpy as np
-
 from lightning_sgdinf import random_state
-
-_WORDS = 624
-_BYTES = 4 * (_WORDS + 1)  # the twister's words and its position, in either order
 
 
 class RandomWatch:
@@ -61,41 +52,19 @@ class RandomWatch:
         return self._known[name]
 
     def _python(self) -> bytes:
-        # A cached normal deviate lives outside the twister; then, which is rare, the state is encoded each time.
-        instance = getattr(random, "_inst", None)
-        plain = getattr(instance, "gauss_next", 0.0) is None
-        memory = _python_memory(instance) if plain else None
+        memory = random_state.python_memory()
         if memory is not None and memory == self._python_memory:
             return self._known["python"]
         data = self._same("python", random_state.python_state())
-        words = data[: 4 * (_WORDS + 1)]  # the public call gives the words first, then the position
-        trusted = memory is not None and memory[4:] + memory[:4] == words
-        self._python_memory = memory if trusted else None
+        self._python_memory = memory if memory == data[: random_state.TWISTER_BYTES] else None
         return data
 
     def _numpy(self) -> bytes:
-        memory = _numpy_memory()
+        memory = random_state.numpy_memory()
         # A cached normal deviate lives outside the twister. Where there was none, none can have come without moving it.
         if memory is not None and memory == self._numpy_memory:
             return self._known["numpy"]
         data = self._same("numpy", random_state.numpy_state())
-        no_deviate = data[_BYTES : _BYTES + 4] == b"\0\0\0\0"
-        trusted = memory is not None and memory == data[:_BYTES] and no_deviate
-        self._numpy_memory = memory if trusted else None
+        size = random_state.TWISTER_BYTES
+        self._numpy_memory = memory if memory == data[:size] and data[size : size + 4] == bytes(4) else None
         return data
-
-
-def _python_memory(instance: Any) -> bytes | None:
-    """Position and words of CPython's ``random.Random``, which follow the object's head."""
-    offset = object.__basicsize__
-    if instance is None or type(instance).__basicsize__ < offset + _BYTES:
-        return None
-    return ctypes.string_at(id(instance) + offset, _BYTES)
-
-
-def _numpy_memory() -> bytes | None:
-    """Words and position of numpy's global generator, by the address that numpy publishes for use from C."""
-    generator = getattr(np.random, "get_bit_generator", lambda: None)()
-    if not isinstance(generator, np.random.MT19937):
-        return None
-    return ctypes.string_at(generator.ctypes.state_address, _BYTES)
