@@ -1,7 +1,8 @@
 """The table of cases that everything numerical is checked on, and the plain training loop that makes a record of each.
 
-A case is a model, an optimizer, a batching, a clipping, an averaging, groups and a schedule. `train` is an ordinary training loop with
-example weights; it knows nothing of replay. `record` runs it with all weights 1 and writes down what a recorder would.
+A case is a model, an optimizer, a batching, a clipping, an averaging, groups and a schedule. `train` is an ordinary
+training loop, with example weights if wanted; it knows nothing of replay. `record` runs it and writes down what a
+recorder would.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Small models, each twice: as a module with a ``training_step``, and as a function written out by hand.
 
-The function takes parameters and buffers by name and shares nothing with the module but ``torch``'s elementary operations, so that
-autograd can go through a training of it.
+The function takes parameters and buffers by name and shares nothing with the module but ``torch``'s elementary
+operations, so that autograd can go through a training of it.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from lightning_sgdinf.errors import StateNotStoredError
 class State:
     """A state that knows its time; how many are alive is counted."""
 
-    alive: weakref.WeakSet[State] = weakref.WeakSet()
+    alive: ClassVar[weakref.WeakSet[State]] = weakref.WeakSet()
 
     def __init__(self, time: int) -> None:
         self.time = time

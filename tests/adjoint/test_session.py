@@ -181,7 +181,7 @@ def test_what_the_record_does_not_know_of_the_trainer_is_refused_by_name() -> No
     stand_in = TrainerStandIn(max_epochs=3)
     assert stand_in.max_epochs == 3
     with pytest.raises(UnsupportedRunError, match=r"reads trainer\.optimizers, .*set self\.optimizers in a hook"):
-        stand_in.optimizers  # noqa: B018
+        stand_in.optimizers
     assert not hasattr(stand_in, "__wrapped__")
 
 

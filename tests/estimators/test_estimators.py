@@ -172,7 +172,7 @@ def test_epochs_add_up() -> None:
 
 @pytest.mark.parametrize("made", [lambda: LastEpochs(0), lambda: FinalParameters(0), lambda: TracIn(every=0)])
 def test_refused_settings(made: Callable[[], Estimator]) -> None:
-    with pytest.raises(ConfigurationError, match="expected .*, got 0"):
+    with pytest.raises(ConfigurationError, match=r"expected .*, got 0"):
         made()
 
 

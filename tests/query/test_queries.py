@@ -102,7 +102,9 @@ def test_values_and_gradients(run: Recorded, name: str) -> None:
     assert torch.allclose(gradient, slopes, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("loader", [{"batch_size": 1}, {"batch_size": 3}, {"batch_size": 10}, {"batch_size": 4, "shuffle": True}])
+@pytest.mark.parametrize(
+    "loader", [{"batch_size": 1}, {"batch_size": 3}, {"batch_size": 10}, {"batch_size": 4, "shuffle": True}]
+)
 def test_batching_and_order_do_not_matter(run: Recorded, loader: dict[str, Any]) -> None:
     values, gradient = asked(run, MeanLoss())
     other, turned = asked(run, MeanLoss(), data_of(run, **loader))

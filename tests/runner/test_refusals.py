@@ -70,7 +70,7 @@ def test_a_model_without_a_recorded_buffer() -> None:
     normed = record(BY_NAME["batchnorm"])
     model = normed.module
     model.net[1] = torch.nn.BatchNorm1d(4, track_running_stats=False)
-    with pytest.raises(ModelMismatchError, match="buffer 'net.1.running_mean' that this model lacks"):
+    with pytest.raises(ModelMismatchError, match=r"buffer 'net\.1\.running_mean' that this model lacks"):
         score(normed, model=model)
 
 
@@ -89,7 +89,9 @@ def loader(dataset: Any) -> DataLoader[Any]:
 
 def test_a_shorter_data_set(run: Recorded) -> None:
     x, y = run.train.dataset.tensors
-    with pytest.raises(DataMismatchError, match=r"TensorDataset with 12 examples, this data set \(TensorDataset\) has 11"):
+    with pytest.raises(
+        DataMismatchError, match=r"TensorDataset with 12 examples, this data set \(TensorDataset\) has 11"
+    ):
         score(run, train=loader(TensorDataset(x[:11], y[:11])))
 
 
