@@ -38,7 +38,10 @@ class OptimizerSteps:
         self._before = before
         self._after = after
         self._depth = 0
+        self._used: tuple[ParamGroup, ...] = ()
         self._groups: tuple[ParamGroup, ...] = ()
+        self._plain: list[dict[str, Any]] | None = None  # the groups that self._groups tells of
+        self._sizes: list[int] = []
         # Built-in steps never write their options, so what they leave is what they used, even if the closure set it.
         # Other optimizers may count or adapt in their groups; of those only the values before the step are known to be
         # its input.
@@ -64,23 +67,27 @@ class OptimizerSteps:
 
     def read_groups(self) -> tuple[ParamGroup, ...]:
         """The param groups as they stand; the same objects as before if nothing changed."""
-        names = self._names()
-        groups = tuple(
-            ParamGroup(
-                params=tuple(names.get(id(p), "") for p in group["params"]),
-                options={
-                    str(key): self._option(str(key), value) for key, value in group.items() if key not in _NOT_OPTIONS
-                },
+        live = self._optimizer.param_groups
+        if self._plain is None or self._plain != live or self._sizes != [len(g["params"]) for g in live]:
+            names = self._names()
+            self._groups = tuple(
+                ParamGroup(
+                    params=tuple(names.get(id(p), "") for p in group["params"]),
+                    options={str(k): self._option(str(k), v) for k, v in group.items() if k not in _NOT_OPTIONS},
+                )
+                for group in live
             )
-            for group in self._optimizer.param_groups
-        )
-        return self._groups if groups == self._groups else groups
+            # Groups whose options cannot change in place are known again by comparing.
+            plain = all(_immutable(v) for group in live for k, v in group.items() if k not in _NOT_OPTIONS)
+            self._plain = [dict(group) for group in live] if plain else None
+            self._sizes = [len(group["params"]) for group in live]
+        return self._groups
 
     def _pre(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         del optimizer, args, kwargs
         self._depth += 1  # a step that calls the step of a base class fires the hooks again
         if self._depth == 1:
-            self._groups = self.read_groups()
+            self._used = self.read_groups()
             self._before()
 
     def _post(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -88,8 +95,8 @@ class OptimizerSteps:
         self._depth -= 1
         if self._depth == 0:
             if self._options_after:
-                self._groups = self.read_groups()
-            self._after(self._groups)
+                self._used = self.read_groups()
+            self._after(self._used)
 
     def _option(self, key: str, value: Any) -> Json:
         try:
@@ -100,6 +107,12 @@ class OptimizerSteps:
 
 
 _NOT_OPTIONS = ("params", "param_names")
+
+
+def _immutable(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, str, type(None))) or (
+        isinstance(value, tuple) and all(map(_immutable, value))
+    )
 
 
 def as_json(value: Any) -> Json:

@@ -20,7 +20,7 @@ from lightning_sgdinf.errors import SgdInfluenceError
 from lightning_sgdinf.log.records import Clip, Draw, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.record.optimizer_steps import OptimizerSteps, has_gradients
 from lightning_sgdinf.record.random_watch import RandomWatch
-from lightning_sgdinf.record.snapshots import Keep, StateReader, changed_tensors, copy_lanes, finite_params
+from lightning_sgdinf.record.snapshots import Keep, StateReader, changed_tensors, copy_lanes
 from lightning_sgdinf.record.support import SEVERAL_EVALUATIONS
 from lightning_sgdinf.state import Layout
 
@@ -209,13 +209,12 @@ class Recording:
         if self._stale:
             self.reader.refresh()
             self._stale = False
-        state = self.reader.read()
-        layout = self.reader.layout(state)
+        layout, tensors = self.reader.read()
         if self._before is None or self._before.layout is not layout:
             lanes = layout.empty() if self._writer is None else self._writer.lanes(layout)
             self._before = _Packed(layout, lanes)
         self._before.index = -1
-        layout.pack(state, self._before.lanes)
+        self.reader.pack(layout, tensors, self._before.lanes)
         self._before.index = self.count
         after = self._after
         self._changed = changed_tensors(layout, self._before.lanes, after.layout, after.lanes) if after else ()
@@ -267,12 +266,11 @@ class Recording:
         self._watch_finite(step)
 
     def _take_after(self) -> None:
-        state = self.reader.read()
-        layout = self.reader.layout(state)
+        layout, tensors = self.reader.read()
         if self._after is None or self._after.layout is not layout:
             self._after = _Packed(layout, layout.empty())
         self._after.index = -1
-        layout.pack(state, self._after.lanes)
+        self.reader.pack(layout, tensors, self._after.lanes)
         self._after.index = self.count + 1
 
     def _hand_over(self, writer: Writer) -> None:
@@ -287,7 +285,7 @@ class Recording:
         if self._not_finite or self._after is None:
             return
         what = "loss" if step.loss is not None and not math.isfinite(step.loss) else ""
-        if not what and not finite_params(self._after.layout, self._after.lanes):
+        if not what and not self.reader.finite(self._after.lanes):
             what = "a parameter"
         if what:
             self._not_finite = True

@@ -6,6 +6,7 @@ but `Final`, which stores the last alone; of the states it leaves out the log ke
 
 from __future__ import annotations
 
+import cmath
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ def _at_least_one(value: Any, what: str) -> None:
 
 
 class StateReader:
-    """Reads the state of a module and its optimizer where they lie, without copying.
+    """Reads the state of a module and its optimizer where they lie.
 
     Walking a module costs more than reading its tensors, so their places are looked up once per epoch, by `refresh`.
 
@@ -134,8 +135,9 @@ class StateReader:
         self._module = module
         self._optimizer = optimizer
         self._layout: Layout | None = None
-        self._dtypes: list[torch.dtype] = []
-        self._eval_modules: tuple[str, ...] = ()
+        self._param_counts: dict[str, int] = {}
+        self._seen: tuple[Any, ...] = ()
+        self._views: dict[int, tuple[dict[str, Tensor], Layout, list[Tensor]]] = {}
         self.unreadable: set[str] = set()  # keys of optimizer state that is neither tensor nor number
         self.refresh()
 
@@ -154,60 +156,98 @@ class StateReader:
             (name, owners[name.rpartition(".")[0]]._buffers, name.rpartition(".")[2])
             for name, _ in self._module.named_buffers()
         ]
+        self._seen = ()
 
-    def read(self) -> ModelState:
-        """The present state; its tensors are the live ones."""
+    def read(self) -> tuple[Layout, list[Tensor]]:
+        """The present state: the layout, the same object while nothing but values changes, and the live tensors."""
         if self._held != _group_sizes(self._optimizer):
             self.refresh()
+        tensors: list[Tensor] = [*self.params.values()]
+        tensors += [b for _, owner, key in self._buffers if (b := owner.get(key)) is not None]
+        keys: list[str] = []
         state = self._optimizer.state
-        return ModelState(
-            params=self.params,
-            buffers={name: b for name, owner, key in self._buffers if (b := owner.get(key)) is not None},
-            optimizer={
-                name: entries for name, p in self.params.items() if p in state and (entries := self._tensors(state[p]))
-            },
-        )
-
-    def layout(self, state: ModelState) -> Layout:
-        """The layout of a state; the same object as before if nothing moved."""
+        for p in self.params.values():
+            if p in state:
+                for key, value in state[p].items():
+                    if (tensor := self._tensor(key, value)) is not None:
+                        keys.append(key)
+                        tensors.append(tensor)
+            keys.append("")
+        seen = (keys, [t.shape for t in tensors], [t.dtype for t in tensors])
         layout = self._layout
-        if layout is None or not self._fits(layout, state):
-            layout = self._layout = Layout.of(state)
-            self._dtypes = [value.dtype for *_, value in state.items()]
-        return layout
+        if layout is None or seen != self._seen:
+            self._seen = seen
+            fresh = Layout.of(self._state())
+            if layout is None or layout != fresh:
+                layout = self._layout = fresh
+                self._param_counts = _param_counts(fresh)
+        return layout, tensors
+
+    def pack(self, layout: Layout, tensors: list[Tensor], lanes: dict[str, Tensor]) -> None:
+        """Copy what `read` gave into lanes."""
+        if all(t.is_cpu for t in tensors):
+            with torch.no_grad():
+                torch._foreach_copy_(self._views_of(layout, lanes), tensors)  # pyright: ignore[reportPrivateImportUsage]
+        else:
+            layout.pack(self._state(), lanes)
+
+    def finite(self, lanes: dict[str, Tensor]) -> bool:
+        """Whether the parameters of a state packed by the present layout are all finite."""
+        for dtype, count in self._param_counts.items():
+            # Parameters come first in their lane. A finite sum proves all finite; an infinite one may be an overflow.
+            values = lanes[dtype][:count]
+            if not (cmath.isfinite(values.sum().item()) or torch.isfinite(values).all()):
+                return False
+        return True
 
     def eval_modules(self) -> tuple[str, ...]:
         """Names of the sub-modules that are in eval mode now."""
-        return tuple(name for name, module in self._modules if not module.training)
+        return tuple([name for name, module in self._modules if not module.training])
 
-    def _fits(self, layout: Layout, state: ModelState) -> bool:
-        specs = layout.specs
-        count = 0
-        for (part, name, key, value), spec, dtype in zip(state.items(), specs, self._dtypes, strict=False):
-            if value.dtype is not dtype or value.shape != spec.shape:
-                return False
-            if name != spec.name or key != spec.key or part != spec.part:
-                return False
-            count += 1
-        return count == len(specs) == _count(state)
+    def _state(self) -> ModelState:
+        state = self._optimizer.state
+        optimizer: dict[str, dict[str, Tensor]] = {}
+        for name, p in self.params.items():
+            if p in state:
+                found = {str(k): self._tensor(k, v) for k, v in state[p].items()}
+                optimizer[name] = {k: v for k, v in found.items() if v is not None}
+        return ModelState(
+            params=self.params,
+            buffers={name: b for name, owner, key in self._buffers if (b := owner.get(key)) is not None},
+            optimizer={name: entries for name, entries in optimizer.items() if entries},
+        )
 
-    def _tensors(self, entries: dict[str, Any]) -> dict[str, Tensor]:
-        tensors = {}
-        for key, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[key] = value
-            elif isinstance(value, (bool, int, float)):
-                tensors[key] = torch.tensor(float(value), dtype=torch.float64)
-            elif value is not None:
-                self.unreadable.add(str(key))
-        return tensors
+    def _tensor(self, key: Any, value: Any) -> Tensor | None:
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, (bool, int, float)):
+            return torch.tensor(float(value), dtype=torch.float64)
+        if value is not None:
+            self.unreadable.add(str(key))
+        return None
+
+    def _views_of(self, layout: Layout, lanes: dict[str, Tensor]) -> list[Tensor]:
+        """The parts of lanes that belong to the layout's tensors. Lanes are used again and again."""
+        known = self._views.get(id(lanes))
+        if known is not None and known[0] is lanes and known[1] is layout:
+            return known[2]
+        if len(self._views) >= _REMEMBERED_LANES:
+            self._views.clear()
+        views = [value for *_, value in layout.unpack(lanes).items()]
+        self._views[id(lanes)] = lanes, layout, views
+        return views
+
+
+_REMEMBERED_LANES = 16
 
 
 def changed_tensors(
     layout: Layout, lanes: dict[str, Tensor], expected_layout: Layout, expected: dict[str, Tensor]
 ) -> tuple[str, ...]:
     """Labels of the tensors in which a packed state differs, bit by bit, from the packed state it should be."""
-    if layout == expected_layout and all(torch.equal(bits(lanes[d]), bits(expected[d])) for d in lanes):
+    if (layout is expected_layout or layout == expected_layout) and all(
+        torch.equal(bits(lanes[d]), bits(expected[d])) for d in lanes
+    ):
         return ()
     found = {spec.label: (spec, value) for spec, value in _unpacked(layout, lanes)}
     wanted = {spec.label: (spec, value) for spec, value in _unpacked(expected_layout, expected)}
@@ -222,22 +262,19 @@ def changed_tensors(
 
 
 def bits(values: Tensor) -> Tensor:
-    """The tensor's bytes, so that NaN equals itself and 0.0 is not -0.0."""
-    return values.contiguous().view(-1).view(torch.uint8)
+    """The tensor's words as integers, so that NaN equals itself and 0.0 is not -0.0."""
+    return values.contiguous().view(-1).view(_WORDS.get(values.dtype.itemsize, torch.uint8))
 
 
-def finite_params(layout: Layout, lanes: dict[str, Tensor]) -> bool:
-    """Whether the parameters of a packed state are all finite."""
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
+
+
+def _param_counts(layout: Layout) -> dict[str, int]:
     counts: dict[str, int] = {}
     for spec in layout.specs:
         if spec.part == "param":
             counts[spec.dtype] = counts.get(spec.dtype, 0) + spec.numel
-    for dtype, count in counts.items():
-        # Parameters come first in their lane. A finite sum proves all finite; an infinite one may be an overflow.
-        values = lanes[dtype][:count]
-        if not (torch.isfinite(values.sum()) or torch.isfinite(values).all()):
-            return False
-    return True
+    return counts
 
 
 def copy_lanes(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
@@ -253,7 +290,3 @@ def _unpacked(layout: Layout, lanes: dict[str, Tensor]) -> Iterable[tuple[Any, T
 
 def _group_sizes(optimizer: torch.optim.Optimizer) -> list[int]:
     return [len(group["params"]) for group in optimizer.param_groups]
-
-
-def _count(state: ModelState) -> int:
-    return len(state.params) + len(state.buffers) + sum(map(len, state.optimizer.values()))

@@ -257,7 +257,11 @@ CASES = {
         lambda: CombinedLoader({"only": lab.loader()}), lambda: pair_net(lab), redone=False
     ),
     "dataloader_iter": lambda lab: lab.Case(
-        net=lambda: iterator_net(lab), recorder={"strict": False}, redone=False, unreplayable="dataloader_iter"
+        net=lambda: iterator_net(lab),
+        recorder={"strict": False},
+        redone=False,
+        batch_idx=False,
+        unreplayable="dataloader_iter",
     ),
     "dataloader_iter, workers": lambda lab: lab.Case(
         lambda: lab.loader(num_workers=1, persistent_workers=True),
