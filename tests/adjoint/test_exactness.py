@@ -23,6 +23,6 @@ def test_equals_autograd_through_the_whole_run_and_training_again(name: str) -> 
     assert exact.abs().max() > 1e-4, "the test is degenerate"
     assert relative_error(found, exact) < case.tolerance
     strongest = found[:, 0].abs().argsort(descending=True)
-    ids = [int(strongest[0]), int(strongest[len(strongest) // 2])]
+    ids = [int(strongest[0])]
     again = central_differences(query_after(case), case.batching.examples, ids=ids)
     assert float((again - found[ids]).abs().max() / found.abs().max()) < 1e-6
