@@ -75,7 +75,7 @@ def python_memory() -> bytes | None:
 
 def device_states() -> dict[str, bytes]:
     """The states of the CUDA generators, if CUDA is in use."""
-    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+    if not torch.cuda.is_initialized():
         return {}
     return {f"cuda:{i}": torch.cuda.get_rng_state(i).numpy().tobytes() for i in range(torch.cuda.device_count())}
 

@@ -71,6 +71,8 @@ class Objective:
         module: The borrowed module.
         vector: Names, shapes and order of the trained parameters.
         parameters: The module's own tensors of these, in that order.
+        queries_together: Whether several queries are differentiated in one vectorised pass. On a CPU a convolution of a
+            single query fills the caches already.
         dtype: Floating-point precision that takes the place of the recorded one; ``None`` for that.
     """
 
@@ -95,6 +97,7 @@ class Objective:
         named = dict(module.named_parameters())
         self.parameters: list[nn.Parameter] = [named[n] for n in self.vector.names]
         self.buffers: dict[str, Tensor] = dict(module.named_buffers())
+        self.queries_together = host.device.type != "cpu" or not any(map(_convolves, module.modules()))
         self._modes: tuple[str, ...] | None = None
         for name, shape, parameter in zip(self.vector.names, self.vector.shapes, self.parameters, strict=True):
             if tuple(parameter.shape) != shape:
@@ -266,6 +269,10 @@ def _common_dtype(header: Header) -> torch.dtype | None:
     """The dtype all trained parameters were recorded in, so that a fresh model of another default fits."""
     kinds = {d for _, _, d in header.parameters}
     return getattr(torch, kinds.pop()) if len(kinds) == 1 else None
+
+
+def _convolves(part: nn.Module) -> bool:
+    return isinstance(part, nn.modules.conv._ConvNd)
 
 
 def _loss_of(output: Any, step: Step) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.adjoint.running_statistics import RunningStatistics
+
+STRETCH = 32
+"""How many queries are differentiated together at most: activations take that many times the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +56,17 @@ def differentiate(
     buffers: Mapping[str, Tensor],
     *,
     curvature: bool = True,
+    together: bool = False,
 ) -> Products:
     """Differentiate a pass once more.
 
     Args:
-        first: The pass; its graph is freed.
+        first: The pass; its graph is freed, unless ``together``.
         parameters: What it was traced with.
         pushes: Adjoint of the gradient, ``[Q, *shape]`` per parameter.
         buffers: Adjoint of the buffers after the pass, ``[Q, *shape]`` by name.
         curvature: Differentiate in parameters and buffers, not in weights alone.
+        together: All queries in one vectorised pass, not one after another.
     """
     outputs: list[Tensor] = []
     cotangents: list[Tensor] = []
@@ -80,7 +86,8 @@ def differentiate(
                     cotangents.append(decayed[update.name] * update.momentum)
                 decayed[update.name] = decayed[update.name] * (1 - update.momentum)
     wanted = [first.weights, *parameters, *leaves.values()] if curvature else [first.weights]
-    slopes, *rest = _rows(outputs, wanted, cotangents, len(pushes[0]))
+    rows = _rows_together if together and outputs else _rows
+    slopes, *rest = rows(outputs, wanted, cotangents, len(pushes[0]))
     count = len(parameters)
     return Products(slopes, rest[:count], dict(zip(leaves, rest[count:], strict=True)), decayed)
 
@@ -101,3 +108,18 @@ def _rows(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor],
         torch.stack([torch.zeros_like(i) if x is None else x for x in column])
         for i, column in zip(inputs, zip(*rows, strict=True), strict=True)
     ]
+
+
+def _rows_together(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], queries: int) -> list[Tensor]:
+    """As `_rows`, vectorised in stretches of queries, which bounds the memory."""
+
+    def pull(*rows: Tensor) -> list[Tensor]:
+        found = torch.autograd.grad(outputs, inputs, rows, allow_unused=True, retain_graph=True)
+        return [torch.zeros_like(i) if x is None else x for i, x in zip(inputs, found, strict=True)]
+
+    parts = []
+    for start in range(0, queries, STRETCH):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that an operation is not vectorised only costs time
+            parts.append(torch.func.vmap(pull)(*(c[start : start + STRETCH] for c in cotangents)))
+    return [torch.cat(column) for column in zip(*parts, strict=True)]

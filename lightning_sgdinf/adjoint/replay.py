@@ -35,6 +35,9 @@ from lightning_sgdinf.state import ModelState
 CHECKS = 2
 """How often each compiled kernel is held against the eager one before it is trusted (until the epoch's end)."""
 
+TOGETHER = 4
+"""From how many queries on vectorising pays."""
+
 
 class ReplayedStep:
     """A step at the state it is to be differentiated at.
@@ -225,9 +228,7 @@ class ReplayedStep:
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Carry with ``H push`` added, adjoints of the buffers before the pass, and slopes ``[Q, B]``."""
         objective = self._objective
-        products = differentiate(
-            first, objective.parameters, objective.vector.split(push), buffers, curvature=curvature
-        )
+        products = self._products(first, objective.vector.split(push), buffers, curvature)
         if self._share is not None:
             names = list(products.statistics)
             slopes = self._share.spread(products.slopes, count)
@@ -235,6 +236,18 @@ class ReplayedStep:
             hessian, rest = summed[: len(products.hessian)], summed[len(products.hessian) :]
             products = Products(slopes, hessian, dict(zip(names, rest, strict=True)), products.buffers)  # type: ignore[arg-type]
         return *self._add(products, carry), products.slopes
+
+    def _products(
+        self, first: FirstOrder, pushes: Sequence[Tensor], buffers: Mapping[str, Tensor], curvature: bool
+    ) -> Products:
+        objective = self._objective
+        if objective.queries_together and len(pushes[0]) >= TOGETHER:
+            try:
+                return differentiate(first, objective.parameters, pushes, buffers, curvature=curvature, together=True)
+            except (RuntimeError, NotImplementedError, ValueError):
+                # An operation that cannot be vectorised, such as an autograd.Function of the user's.
+                objective.queries_together = False
+        return differentiate(first, objective.parameters, pushes, buffers, curvature=curvature)
 
     def _add(self, products: Products, carry: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if products.hessian:
@@ -247,7 +260,7 @@ class ReplayedStep:
 
 def _disagreement(found: tuple[Adjoint, Tensor], expected: tuple[Adjoint, Tensor], dtype: torch.dtype) -> str:
     """What differs between a compiled and an eager result by more than rounding; empty if nothing does."""
-    allowed = 1e-9 if dtype == torch.float64 else 1e-4
+    allowed = 1e-9 if dtype == torch.float64 else 1e-3
     for name, a, b in (("adjoint", found[0].params, expected[0].params), ("slopes", found[1], expected[1])):
         gap = float((a - b).norm() / b.norm().clamp_min(torch.finfo(b.dtype).tiny))
         if not gap <= allowed:

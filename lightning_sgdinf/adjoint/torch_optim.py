@@ -88,13 +88,18 @@ class TorchOptimRule:
         def pull(u: Tensor, adjoint: Mapping[str, Tensor]) -> Pulled:
             keys = [k for k in adjoint if k in new_state and new_state[k].requires_grad]
             outputs = [after, *(new_state[k] for k in keys)]
-            rows = [
-                torch.autograd.grad(
-                    outputs, inputs, [u[q], *(adjoint[k][q] for k in keys)], allow_unused=True, retain_graph=True
-                )
-                for q in range(len(u))
-            ]
-            columns = [_stacked(column) for column in zip(*rows, strict=True)]
+            present: list[int] = []  # nothing depends on some, such as an average that is only kept
+
+            def one(*cotangents: Tensor) -> list[Tensor]:
+                found = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, retain_graph=True)
+                present[:] = [i for i, x in enumerate(found) if x is not None]
+                return [found[i] for i in present]
+
+            given = [u, *(adjoint[k] for k in keys)]
+            found = [x[None] for x in one(*(c[0] for c in given))] if len(u) == 1 else torch.func.vmap(one)(*given)
+            columns: list[Tensor | None] = [None] * len(inputs)
+            for i, column in zip(present, found, strict=True):
+                columns[i] = column
             none = torch.zeros_like(u)
             carried = {k: c for k, c in zip(moving, columns[2:], strict=True) if c is not None}
             return Pulled(
@@ -124,13 +129,6 @@ class TorchOptimRule:
             optimizer.state[parameter] = fresh
         optimizer.step()
         return parameter, {k: v for k, v in optimizer.state[parameter].items() if isinstance(v, Tensor)}
-
-
-def _stacked(rows: tuple[Tensor | None, ...]) -> Tensor | None:
-    """Gradients of several queries in one input; ``None`` where nothing depends on it (an average that is only
-    kept)."""
-    found = [r for r in rows if r is not None]
-    return torch.stack(found) if found else None
 
 
 def _register(kind: type[torch.optim.Optimizer]) -> None:
