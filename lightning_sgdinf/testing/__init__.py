@@ -1,5 +1,6 @@
 """Oracles and suites by which an update rule or an estimator, one's own included, can be checked."""
 
+from lightning_sgdinf.testing.estimator_suite import EstimatorSuite as EstimatorSuite
 from lightning_sgdinf.testing.oracles import Losses as Losses
 from lightning_sgdinf.testing.oracles import UnrolledRun as UnrolledRun
 from lightning_sgdinf.testing.oracles import UnrolledStep as UnrolledStep
@@ -7,4 +8,6 @@ from lightning_sgdinf.testing.oracles import central_differences as central_diff
 from lightning_sgdinf.testing.oracles import relative_error as relative_error
 from lightning_sgdinf.testing.oracles import unrolled_scores as unrolled_scores
 from lightning_sgdinf.testing.oracles import unrolled_training as unrolled_training
-from lightning_sgdinf.testing.suites import UpdateRuleSuite as UpdateRuleSuite
+from lightning_sgdinf.testing.runs import SmallRun as SmallRun
+from lightning_sgdinf.testing.runs import small_run as small_run
+from lightning_sgdinf.testing.update_rule_suite import UpdateRuleSuite as UpdateRuleSuite
