@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py [--quick]
 
-Fit and replay run in processes of their own. Each builds model and data, does one step of plain training on a batch of one so that
-torch's libraries are loaded, then notes its largest resident set (``ru_maxrss``); what that grows by is what the fit or
-the replay needed. The resident set counts what an allocator keeps, not only what tensors hold.
+Fit and replay run in processes of their own. Each builds model and data, does one step of plain training on a batch of
+one so that torch's libraries are loaded, then notes its largest resident set (``ru_maxrss``); what that grows by is
+what the fit or the replay needed. The resident set counts what an allocator keeps, not only what tensors hold.
 """
 
 from __future__ import annotations

@@ -53,6 +53,10 @@ WHOLE = {
     "batch unwrapped": ["record.loaders.LoaderTap._unwrap"],
     "batch noted": ["record.example_ids._Note.write", "record.example_ids._Note.attach"],
 }
+ONCE = {
+    "make the log": ["record.callback.TrajectoryRecorder._open"],
+    "finish the log": ["record.recording.Recording.close"],
+}
 
 
 class Net(LightningModule):
@@ -121,16 +125,18 @@ def fit(data: TensorDataset, optimizer: str, *callbacks: Callback) -> list[float
 
 
 @contextmanager
-def clocks(parts: Mapping[str, list[str]], seconds: Counter[str]) -> Iterator[None]:
+def clocks(
+    parts: Mapping[str, list[str]], seconds: Counter[str], clock: Callable[[], float] = time.thread_time
+) -> Iterator[None]:
     """A clock around each function; time inside several is counted for each."""
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            began = time.thread_time()
+            began = clock()
             try:
                 return function(*args, **kwargs)
             finally:
-                seconds[name] += time.thread_time() - began
+                seconds[name] += clock() - began
 
         return call
 
@@ -188,6 +194,10 @@ def main() -> None:
                 milliseconds = 1e3 * statistics.median(r[clock] for r in rounds[1:]) / chosen.steps
                 columns.append(f"{milliseconds:8.3f} ms {ratio:6.3f} x {best:6.3f} x")
             print(f"  {name:26s}" + "   ".join(columns))
+        once: Counter[str] = Counter()
+        with clocks(ONCE, once, time.perf_counter):
+            fit(data, chosen.optimizer, recorder())
+        print("  once: " + ", ".join(f"{name} {1e3 * seconds:.0f} ms" for name, seconds in once.items()))
         for parts in (PARTS, WHOLE):
             spent: Counter[str] = Counter()
             with clocks(parts, spent):

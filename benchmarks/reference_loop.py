@@ -2,8 +2,9 @@
 
     python benchmarks/reference_loop.py [--rounds 3] [--quick]
 
-The loop is Algorithm 2 of the SGD-influence paper written straightforwardly, with all states in memory, no data loader and no
-checks. It is timed against a whole replay (reading the log, making the batches, fast certificate off), both per step.
+The loop is Algorithm 2 of the SGD-influence paper written straightforwardly, with all states in memory, no data loader
+and no checks. It is timed against a whole replay (reading the log, making the batches, fast certificate off), both per
+step.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python benchmarks/replay.py [--case MnistNet ...] [--rounds 3] [--quick]
 
-Each round fits a model by Lightning (without recorder; data loading included), trains it by a plain torch loop, and replays a
-recorded fit of it: eager without checks, eager with the fast certificate, compiled without checks. The ratio of two
-times is taken within a round; the median over rounds is shown. The time to compile is not part of the ratio but shown.
+Each round fits a model by Lightning (without recorder; data loading included), trains it by a plain torch loop, and
+replays a recorded fit of it: eager without checks, eager with the fast certificate, compiled without checks. The ratio
+of two times is taken within a round; the median over rounds is shown. The time to compile is not part of the ratio but
+shown.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/storage.py [--steps 200] [--width 1024] [--optimizer sgd|momentum|adam]
 
-Trains a small classifier on synthetic images, keeps every state in memory, then writes and reads the same states with each
-codec. Figures are megabytes of uncompressed states per second of wall time, and bytes relative to uncompressed.
+Trains a small classifier on synthetic images, keeps every state in memory, then writes and reads the same states with
+each codec. Figures are megabytes of uncompressed states per second of wall time, and bytes relative to uncompressed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def trajectory(steps: int, width: int, optimizer: str) -> tuple[list[ModelState]
     names = {p: n for n, p in model.named_parameters()}
 
     def state() -> ModelState:
-        kept = {names[p]: entries for p, entries in chosen.state.items() if all(v is not None for v in entries.values())}
+        kept = {
+            names[p]: entries for p, entries in chosen.state.items() if all(v is not None for v in entries.values())
+        }
         return ModelState(params=dict(model.named_parameters()), optimizer=kept).clone()
 
     states, seconds = [], 0.0
