@@ -16,7 +16,7 @@ test: $(VENV)/.ready-dev
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 $(ARGS)
 
 bench: $(VENV)/.ready-dev  ## one after another, so that the ratios mean something
-	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+	$(ONE_THREAD) $(BIN)/python benchmarks/run.py $(ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

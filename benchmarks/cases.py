@@ -72,10 +72,9 @@ CASES: Mapping[str, Case] = {
     for c in (
         Case("LogReg", logistic_regression, MNIST, 600, 30),
         Case("MLP", partial(mlp, hidden=(128,)), MNIST, 400, 30),
-        Case("MnistNet", mnist_net, MNIST, 120, 8),
+        Case("MnistNet", mnist_net, MNIST, 300, 8),
         Case("CifarNet", cifar_net, CIFAR, 16, 2),
-        Case("MnistNet, momentum", mnist_net, MNIST, 120, 8, "momentum"),
-        Case("MnistNet, Adam", mnist_net, MNIST, 120, 8, "adam"),
+        Case("MnistNet, Adam", mnist_net, MNIST, 100, 8, "adam"),
     )
 }
 

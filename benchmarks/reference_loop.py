@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     parser.add_argument("--quick", action="store_true")
     chosen = parser.parse_args(arguments)
     cases.quiet()
-    steps = {"LogReg": 5} if chosen.quick else {"LogReg": 60, "MLP": 60, "MnistNet": 20}
+    steps = {"LogReg": 5} if chosen.quick else {"LogReg": 200, "MLP": 150, "MnistNet": 30}
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         for name, count in steps.items():
