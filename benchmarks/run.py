@@ -2,8 +2,8 @@
 
     python benchmarks/run.py [--quick] [--only replay memory ...] [--output docs/results/performance.md]
 
-One after another, each in a process of its own, so that they do not disturb each other. ``--quick`` only tests that they
-run and writes nothing. Parts of the page whose benchmark was not run are kept.
+One after another, each in a process of its own, so that they do not disturb each other. ``--quick`` only tests that
+they run and writes nothing. Parts of the page whose benchmark was not run are kept.
 """
 
 from __future__ import annotations
@@ -38,12 +38,9 @@ QUICK = {"recording": ["--rounds", "1", "--steps", "10"], "storage": ["--steps",
 
 def machine() -> str:
     """What the figures were measured on."""
-    processor = platform.processor() or platform.machine()
-    found = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
-    name = found[1] if found else processor
     return (
-        f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}; Python {platform.python_version()}, "
-        f"torch {torch.__version__}; one thread"
+        f"{os.cpu_count()} cores ({torch.backends.cpu.get_cpu_capability()}), Python {platform.python_version()}, "
+        f"torch {torch.__version__}, one thread"
     )
 
 
