@@ -47,10 +47,10 @@ def run_study(study: Study, command: str = "") -> tuple[Path, dict[str, summary.
     (study.folder / "scores").mkdir(parents=True, exist_ok=True)
     trained = train(study)
     ranked = rank(study, trained)
+    for name, scores in ranked.scores.items():  # before anything else can go wrong: a walk may have taken hours
+        scores.save(study.folder / "scores" / f"{name}.h5")
     cleansed = cleanse(study, trained, ranked)
     data = report_data(study, trained, ranked, cleansed, command)
-    for name, scores in ranked.scores.items():
-        scores.save(study.folder / "scores" / f"{name}.h5")
     page = write_report(data, study.folder / "report")
     log_report(data, trained.logger)
     found = detections(study, ranked)
