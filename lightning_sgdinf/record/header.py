@@ -60,9 +60,10 @@ def make_header(
 def environment(module: Any) -> dict[str, Json]:
     """Versions and settings that decide whether a step done again gives the same bits."""
     cuda = torch.cuda.is_available()
+    system = platform.uname()  # but not its processor, which starts a process
     return {
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{system.system}-{system.release}-{system.machine}",
         "torch": torch.__version__,
         "numpy": np.__version__,
         "lightning": _host_version(),

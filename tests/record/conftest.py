@@ -328,7 +328,7 @@ class Case:
         recorder: Arguments of the recorder.
         ids: Whether the batches hold ids in the order of the draws.
         batch_idx: Whether the hooks know the index of the batch.
-        deterministic: Whether two runs without the recorder are the same.
+        compared: Whether the run is done without the recorder, too, and must be the same.
         redone: Whether each step is done again from the record.
         dataset: What the ids index.
         unreplayable: Part of the reason in the header.
@@ -340,7 +340,7 @@ class Case:
     recorder: dict = field(default_factory=dict)
     ids: bool = True
     batch_idx: bool = True
-    deterministic: bool = True
+    compared: bool = True
     redone: bool = True
     dataset: object = Examples
     unreplayable: str = ""
