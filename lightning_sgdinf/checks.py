@@ -162,7 +162,13 @@ def open_rerun(
     Mixed-precision runs are another function in float64, and a step that draws random numbers may draw others there, so
     these are re-run in their own precision with coarser differences.
     """
-    shared = dict(log=log, query=query, first_step=first_step, start=start, examples=examples)
+    shared: dict[str, Any] = {
+        "log": log,
+        "query": query,
+        "first_step": first_step,
+        "start": start,
+        "examples": examples,
+    }
     own_dtype = objective.parameters[0].dtype
     plain = log.header.precision in ("32-true", "32", "64-true", "64")
     if own_dtype == torch.float64:

@@ -30,7 +30,7 @@ def batch_digest(batch: Any, seed: int = 0) -> int:
             data = data.to_dense()
         data = data.cpu().contiguous()
         head = f"{data.dtype}{tuple(data.shape)}".encode()
-        return zlib.crc32(data.view(-1).view(torch.uint8).numpy() if data.numel() else b"", zlib.crc32(head, seed))
+        return zlib.crc32(data.view(-1).view(torch.uint8).numpy().data if data.numel() else b"", zlib.crc32(head, seed))
     if isinstance(batch, np.ndarray):
         head = f"{batch.dtype}{batch.shape}".encode()
         return zlib.crc32(np.ascontiguousarray(batch).tobytes(), zlib.crc32(head, seed))

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Subset
 
 from lightning_sgdinf.errors import ConfigurationError
@@ -259,7 +260,7 @@ def loss_of(model: nn.Module, batch: Any, batch_idx: int, step: str) -> Tensor:
 
 def batch_size(batch: Any) -> int:
     """Length of the first tensor found in a batch; 1 if there is none."""
-    found = torch.utils._pytree.tree_leaves(batch)
+    found = tree_leaves(batch)
     sizes = [t.shape[0] for t in found if isinstance(t, Tensor) and t.ndim > 0]
     return sizes[0] if sizes else 1
 

@@ -113,15 +113,23 @@ class RunLog:
         """Bytes on disk."""
         return self._directory.size_bytes()
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 over the run's name, its length and the checksums of all steps, hexadecimal."""
+        return self._content_digest
+
+    @property
+    def state_indices(self) -> np.ndarray:
+        """Which states are stored, int64, increasing; ``T`` is the last if the run is finished."""
+        return self._stored
+
+    @cached_property
+    def _content_digest(self) -> str:
         columns = [self._segment(first).steps.crc for first in self._firsts]
         return content_digest(self.header.run_id, len(self), columns, self._end.state_crc if self._end else None)
 
     @cached_property
-    def state_indices(self) -> np.ndarray:
-        """Which states are stored, int64, increasing; ``T`` is the last if the run is finished."""
+    def _stored(self) -> np.ndarray:
         parts = [self._segment(first).steps.stored for first in self._firsts]
         if self.finished:
             parts.append(np.array([self._steps]))
