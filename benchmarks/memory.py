@@ -3,14 +3,14 @@
     python benchmarks/memory.py [--quick]
 
 Fit and replay run in processes of their own. Each builds model and data, does one step of plain training on a batch of
-one so that torch's libraries are loaded, then notes its largest resident set (``ru_maxrss``); what that grows by is
-what the fit or the replay needed. The resident set counts what an allocator keeps, not only what tensors hold.
+one so that torch's libraries are loaded, then notes its resident set; what the largest one exceeds that by is what
+the fit or the replay needed. The resident set counts what an allocator keeps, not only what tensors hold.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import gc
 import subprocess
 import sys
 import tempfile
@@ -26,9 +26,10 @@ from lightning_sgdinf.runner import InfluenceRunner
 STEPS = {"LogReg": 100, "MnistNet": 12, "CifarNet": 4}
 
 
-def peak() -> float:
-    """Largest resident set of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def status(field: str) -> float:
+    """A line of this process's status as the kernel keeps it (Linux), in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def child(name: str, what: str, log: Path) -> None:
@@ -39,12 +40,14 @@ def child(name: str, what: str, log: Path) -> None:
     images, labels = data.train_set[0]
     nn.functional.cross_entropy(module.eval()(images[None]), labels[None]).backward()
     module.train()
-    before = peak()
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the largest resident set counts anew: reading the data was larger
+    before = status("VmRSS")
     if what == "replay":
         InfluenceRunner(accelerator="cpu", progress=False).run(case.module(), datamodule=data, log=log)
     else:
         cases.fit(case, data, log=log if what == "record" else None)
-    print(peak() - before)
+    print(status("VmHWM") - before)
 
 
 def grown(name: str, what: str, log: Path) -> float:
@@ -67,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> str:
         for name in ["LogReg"] if chosen.quick else STEPS:
             log = Path(directory) / f"{name}.tlog"
             training, _, replay = (grown(name, what, log) for what in ("fit", "record", "replay"))
-            rows.append((name, f"{training:.0f} MiB", f"{replay:.0f} MiB", f"{replay / training:.1f}"))
+            ratio = f"{replay / training:.1f}" if training else "-"
+            rows.append((name, f"{training:.0f} MiB", f"{replay:.0f} MiB", ratio))
             print(*rows[-1], sep="  ", flush=True)
     found = cases.table(("model", "fit", "replay, fast certificate", "ratio"), rows)
     print(found)
