@@ -20,7 +20,7 @@ from lightning_sgdinf.query import ExampleLoss
 from lightning_sgdinf.runner import InfluenceRunner
 
 COUNTS = (1, 16, 64)
-STEPS = {"LogReg": 200, "MLP": 150, "MnistNet": 20, "CifarNet": 4}
+STEPS = {"LogReg": 100, "MLP": 80, "MnistNet": 12}
 
 
 def row(case: Case, directory: Path, *, rounds: int, quick: bool) -> tuple[str, ...]:

@@ -154,7 +154,8 @@ class InfluenceRunner:
                 f"processes: {error}. "
                 "Define them at the top level of a module, or use devices=1."
             ) from error
-        return pickle.loads(self._fabric().launch(self._score_on, torch.get_num_threads(), payload))
+        score: Any = self._score_on  # Fabric passes the further arguments on, which its type does not say
+        return pickle.loads(self._fabric().launch(score, torch.get_num_threads(), payload))
 
     def _score_on(self, fabric: Fabric, threads: int, payload: bytes) -> bytes:
         torch.set_num_threads(threads)

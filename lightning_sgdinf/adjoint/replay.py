@@ -135,7 +135,7 @@ class ReplayedStep:
     def _pull_compiled(self, adjoint: Adjoint) -> tuple[Adjoint, Tensor] | None:
         """As `_pull` with curvature, by a compiled kernel; ``None`` if there is none."""
         compiled, objective = self._compiled, self._objective
-        if compiled is None or len(self.step.micro_batches) > 1:
+        if compiled is None or len(self.step.micro_batches) != 1:
             return None
         micro = self.step.micro_batches[0]
         batch = objective.batch(self.step, micro)

@@ -9,7 +9,7 @@ product's limit is zero, and is taken as such.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ class TorchOptimRule:
     needs_gradient = True
 
     def __init__(self, kind: type[torch.optim.Optimizer]) -> None:
-        self._kind = kind
+        self._kind: Callable[..., torch.optim.Optimizer] = kind
         self._accepted = set(inspect.signature(kind.__init__).parameters) - {"self", "params"}
 
     def take(self, params: Tensor, grad: Tensor, state: Mapping[str, Tensor], options: Options) -> Update:

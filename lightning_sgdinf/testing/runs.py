@@ -73,7 +73,7 @@ def small_run(seed: int = 0) -> SmallRun:
     for epoch in range(EPOCHS):
         for ids in torch.randperm(NEVER_DRAWN, generator=generator).split(BATCH):
             optimizer.zero_grad()
-            model.training_step(sets[0][ids], 0).backward()
+            model.training_step((sets[0].tensors[0][ids], sets[0].tensors[1][ids]), 0).backward()
             optimizer.step()
             steps.append(_step(len(steps), epoch, ids, model, optimizer))
             states[len(steps)] = _state(model, optimizer)
