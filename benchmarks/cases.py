@@ -98,8 +98,8 @@ class Images(LightningDataModule):
         return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, generator=order)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """In order."""
-        return DataLoader(self.val_set, batch_size=256)
+        """In order; batches as in training, so that the query takes no more memory than a step."""
+        return DataLoader(self.val_set, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ class ReferenceLoop:
     def __init__(self, case: Case, data: Images, log: Path) -> None:
         self.module = case.module()
         self.images, self.labels = data.train_set.images, data.train_set.labels
-        (self.val_images, self.val_labels), *_ = data.val_dataloader()
+        self.val_images, self.val_labels = data.val_set.images, data.val_set.labels
         with RunLog.open(log) as record:
             self.steps = list(record.steps(0, len(record)))
             self.states = [record.state(i).params for i in range(len(record) + 1)]

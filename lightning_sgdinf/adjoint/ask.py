@@ -107,6 +107,7 @@ def _evaluate(
                 weights[number] += weight
                 if gradient:
                     _add_gradient(objective, watch, term, weight, params[number], buffers, number, count)
+                del term  # with its graph, before the next one is made
     finally:
         objective.forget_modes()
     if bool((weights == 0).any()):
