@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from lightning_sgdinf.adjoint.rows import pull_rows, pull_rows_together
 from lightning_sgdinf.adjoint.running_statistics import RunningStatistics
-
-STRETCH = 32
-"""How many queries are differentiated together at most: activations take that many times the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,40 +82,7 @@ def differentiate(
                     cotangents.append(decayed[update.name] * update.momentum)
                 decayed[update.name] = decayed[update.name] * (1 - update.momentum)
     wanted = [first.weights, *parameters, *leaves.values()] if curvature else [first.weights]
-    rows = _rows_together if together and outputs else _rows
-    slopes, *rest = rows(outputs, wanted, cotangents, len(pushes[0]))
+    pull = pull_rows_together if together and outputs else pull_rows
+    slopes, *rest = pull(outputs, wanted, cotangents, len(pushes[0]))
     count = len(parameters)
     return Products(slopes, rest[:count], dict(zip(leaves, rest[count:], strict=True)), decayed)
-
-
-def _rows(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], queries: int) -> list[Tensor]:
-    """Vector-Jacobian products for each of ``queries`` rows of the cotangents, stacked: ``[Q, *input.shape]``."""
-    if not outputs:
-        return [torch.zeros(queries, *i.shape, dtype=i.dtype, device=i.device) for i in inputs]
-    rows = [
-        torch.autograd.grad(
-            outputs, inputs, [c[q] for c in cotangents], allow_unused=True, retain_graph=q < queries - 1
-        )
-        for q in range(queries)
-    ]
-    if queries == 1:
-        return [torch.zeros_like(i)[None] if x is None else x[None] for i, x in zip(inputs, rows[0], strict=True)]
-    return [
-        torch.stack([torch.zeros_like(i) if x is None else x for x in column])
-        for i, column in zip(inputs, zip(*rows, strict=True), strict=True)
-    ]
-
-
-def _rows_together(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], queries: int) -> list[Tensor]:
-    """As `_rows`, vectorised in stretches of queries, which bounds the memory."""
-
-    def pull(*rows: Tensor) -> list[Tensor]:
-        found = torch.autograd.grad(outputs, inputs, rows, allow_unused=True, retain_graph=True)
-        return [torch.zeros_like(i) if x is None else x for i, x in zip(inputs, found, strict=True)]
-
-    parts = []
-    for start in range(0, queries, STRETCH):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that an operation is not vectorised only costs time
-            parts.append(torch.func.vmap(pull)(*(c[start : start + STRETCH] for c in cotangents)))
-    return [torch.cat(column) for column in zip(*parts, strict=True)]

@@ -1,0 +1,80 @@
+"""Vector-Jacobian products of many cotangents: one after another, or in one vectorised pass."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+STRETCH = 32
+"""How many rows are pulled back together at most: activations take that many times the memory."""
+
+
+def pull_rows(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], rows: int, *, keep: bool = False
+) -> list[Tensor]:
+    """Each row of the cotangents pulled back by itself.
+
+    Args:
+        outputs: Tensors with a graph; may be none.
+        inputs: What to differentiate them in.
+        cotangents: Per output, ``[rows, *output.shape]``.
+        rows: How many there are.
+        keep: Keep the graph for another pass.
+
+    Returns:
+        Per input, ``[rows, *input.shape]``; zero where no output depends on it.
+    """
+    if not outputs:
+        return [torch.zeros(rows, *i.shape, dtype=i.dtype, device=i.device) for i in inputs]
+    found = [
+        torch.autograd.grad(
+            outputs, inputs, [c[q] for c in cotangents], allow_unused=True, retain_graph=keep or q < rows - 1
+        )
+        for q in range(rows)
+    ]
+    if rows == 1:
+        return [torch.zeros_like(i)[None] if x is None else x[None] for i, x in zip(inputs, found[0], strict=True)]
+    return [
+        torch.stack([torch.zeros_like(i) if x is None else x for x in column])
+        for i, column in zip(inputs, zip(*found, strict=True), strict=True)
+    ]
+
+
+def pull_rows_together(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    rows: int,
+    *,
+    create_graph: bool = False,
+    stretch: int = STRETCH,
+) -> list[Tensor]:
+    """As `pull_rows`, vectorised in stretches of rows, which bounds the memory. The graph is kept.
+
+    Args:
+        outputs: Tensors with a graph, at least one.
+        inputs: What to differentiate them in.
+        cotangents: Per output, ``[rows, *output.shape]``.
+        rows: How many there are.
+        create_graph: Give the result a graph of its own.
+        stretch: Rows at a time.
+
+    Raises:
+        RuntimeError: An operation cannot be vectorised, such as an ``autograd.Function`` of the user's.
+    """
+
+    def pull(*row: Tensor) -> list[Tensor]:
+        found = torch.autograd.grad(
+            outputs, inputs, row, allow_unused=True, retain_graph=True, create_graph=create_graph
+        )
+        return [torch.zeros_like(i) if x is None else x for i, x in zip(inputs, found, strict=True)]
+
+    parts = []
+    for start in range(0, rows, stretch):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that an operation is not vectorised only costs time
+            parts.append(torch.func.vmap(pull)(*(c[start : start + stretch] for c in cotangents)))
+    return [torch.cat(column) for column in zip(*parts, strict=True)] if len(parts) > 1 else list(parts[0])
