@@ -21,6 +21,7 @@
     │   ├── DataMismatchError     another data set, or one with randomness of its own
     │   └── StepMismatchError     a rebuilt state differs from the recorded one
     ├── NonFiniteError            NaN or infinity; names the step
+    ├── DivergenceError           an iterative solver that leads nowhere; names iteration, residual and what to try
     └── CertificateError          scores that a check of their own contradicts
 
 Every message says what was expected, what was found and what to do.
@@ -103,6 +104,10 @@ class StepMismatchError(ReplayError):
 
 class NonFiniteError(SgdInfluenceError, ArithmeticError):
     """NaN or infinity where a number was needed."""
+
+
+class DivergenceError(SgdInfluenceError, ArithmeticError):
+    """An iterative solver diverged or did not converge."""
 
 
 class CertificateError(SgdInfluenceError):
