@@ -111,6 +111,11 @@ class Objective:
         """Whether the module says its per-example losses itself."""
         return callable(getattr(self.module, "per_example_loss", None))
 
+    @property
+    def tap(self) -> str | None:
+        """Name of the sub-module at whose output weights enter; ``None`` if they enter at loss functions."""
+        return self._tap
+
     def forget_modes(self) -> None:
         """Say that train and eval modes were changed from outside."""
         self._modes = None
