@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.adjoint.compiled import CompiledSteps
+from lightning_sgdinf.adjoint.machine import why_bits_differ
 from lightning_sgdinf.adjoint.objective import Objective
 from lightning_sgdinf.adjoint.replay import ReplayedStep
 from lightning_sgdinf.adjoint.retrace import Retracer, refuse_changes
@@ -18,11 +19,11 @@ from lightning_sgdinf.adjoint.schedule import states_backwards
 from lightning_sgdinf.adjoint.share import RowShare
 from lightning_sgdinf.adjoint.vector import Adjoint
 from lightning_sgdinf.certificate import StepReplay
-from lightning_sgdinf.errors import NonFiniteError, StepMismatchError
+from lightning_sgdinf.errors import ConfigurationError, NonFiniteError, StepMismatchError
 from lightning_sgdinf.estimators import Estimator
 from lightning_sgdinf.log import state_checksum
 from lightning_sgdinf.log.trajectory import Trajectory
-from lightning_sgdinf.state import ModelState
+from lightning_sgdinf.state import ModelState, dtype_name
 
 STEP_TOLERANCE = 1e-2
 """Largest deviation of a rebuilt state that is let pass, as a part of the recorded step's own size."""
@@ -113,6 +114,7 @@ class Walk:
 
         Raises:
             StepMismatchError: If a step, done again, leads to another state than the recorded one.
+            ConfigurationError: If states must be rebuilt and the precision is not the recorded one.
             UnsupportedRunError: If something other than the optimizer changed the state on the way.
             NonFiniteError: If a number stops being finite; names the step.
         """
@@ -178,13 +180,11 @@ class Walk:
         def advance(state: ModelState, t: int) -> ModelState:
             rebuilt = retracer.advance(state, self.log.step(t))
             recorded = self.log.state_checksum(t + 1)
-            if recorded is not None and state_checksum(rebuilt) != recorded:
+            if recorded is not None and (found := state_checksum(rebuilt)) != recorded:
+                _refuse_other_precision(self.log, self.objective)
                 raise StepMismatchError(
-                    f"state {t + 1}, rebuilt by doing step {t} again, differs from the recorded one (checksum). "
-                    "Rebuilding needs the thread count "
-                    f"and instruction set of training ({_machine(self.log)}; now {torch.get_num_threads()} threads, "
-                    f"{torch.backends.cpu.get_cpu_capability()}). Call torch.set_num_threads accordingly, or record "
-                    "with keep='every_step'."
+                    f"state {t + 1}, rebuilt by doing step {t} again, differs from the recorded one (checksum "
+                    f"{recorded:08x} recorded, {found:08x} now). {why_bits_differ(self.log.header)}"
                 )
             tally.rebuilt += 1
             return rebuilt
@@ -197,9 +197,15 @@ def _on(state: ModelState, device: torch.device) -> ModelState:
     return state if device.type == "cpu" else state.map(lambda v: v.to(device) if v.ndim else v)
 
 
-def _machine(log: Trajectory) -> str:
-    known = log.header.environment
-    return ", ".join(f"{k} {known[k]}" for k in ("num_threads", "cpu_capability") if k in known) or "not recorded"
+def _refuse_other_precision(log: Trajectory, objective: Objective) -> None:
+    """States that are rebuilt in another precision are other states."""
+    recorded = {dtype for _, _, dtype in log.header.parameters}
+    if objective.dtype is not None and {dtype_name(objective.dtype)} != recorded:
+        raise ConfigurationError(
+            f"the run was recorded in {', '.join(sorted(recorded))} and the walk computes in "
+            f"{dtype_name(objective.dtype)}, but not all states are stored (keep={log.header.keep!r}), and rebuilding "
+            "them needs the recorded precision. Leave out precision=, or record with keep='every_step'."
+        )
 
 
 def _compare(at: ReplayedStep, after: ModelState, objective: Objective, found: StepComparison) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf import InfluenceRunner, Scores
-from lightning_sgdinf.errors import StateNotStoredError, StepMismatchError
+from lightning_sgdinf.errors import ConfigurationError, StateNotStoredError, StepMismatchError
 from lightning_sgdinf.log.memory import MemoryLog
 from lightning_sgdinf.query import ExampleLoss, MeanLoss, PerClassLoss
 from tests.adjoint.cases import (
@@ -53,8 +54,19 @@ def test_a_rebuilt_state_that_differs_from_the_recorded_one_is_an_error() -> Non
     run = record(BY_NAME["momentum"])
     sparse = thinned(run.log, [0, 4])
     sparse._checksums[3] ^= 1
-    with pytest.raises(StepMismatchError, match=r"state 3, rebuilt by doing step 2 again.*keep='every_step'"):
+    sparse.header = replace(sparse.header, environment={"threads": 97})
+    with pytest.raises(StepMismatchError, match=r"state 3, rebuilt by doing step 2 again.*set_num_threads\(97\)"):
         score(run, sparse)
+
+
+def test_states_are_not_rebuilt_in_another_precision() -> None:
+    run = record(BY_NAME["momentum"])
+    sparse = thinned(run.log, [0])
+    names = tuple((name, shape, "float32") for name, shape, _ in sparse.header.parameters)
+    sparse.header = replace(sparse.header, parameters=names)
+    sparse._checksums[1] ^= 1
+    with pytest.raises(ConfigurationError, match=r"recorded in float32 and the walk computes in float64"):
+        score(run, sparse, precision="64-true")
 
 
 def test_without_any_early_state_the_remedy_is_named() -> None:
