@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.adjoint.intercept import ATTENTION, Interceptor
+from lightning_sgdinf.adjoint.layout import Twins
 from lightning_sgdinf.adjoint.objective import Objective
 from lightning_sgdinf.adjoint.running_statistics import RunningStatistics
 from lightning_sgdinf.adjoint.session import set_modes, tensors_made_in
@@ -97,7 +98,7 @@ def _evaluate(
     buffers: dict[str, Tensor] = {}
     objective.load(state)
     set_modes(objective.module, [n for n, _ in objective.module.named_modules()])
-    watch = RunningStatistics(objective.module)
+    watch = RunningStatistics(objective.module, Twins())
     try:
         handling = Interceptor({**ATTENTION, **watch.handlers()})
         own = tensors_made_in(objective.dtype)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sgdinf import random_state
+from lightning_sgdinf.adjoint import kernels
 from lightning_sgdinf.adjoint.batches import BatchSource, cast_floats
 from lightning_sgdinf.adjoint.intercept import ATTENTION, Interceptor
-from lightning_sgdinf.adjoint.kernels import KERNELS
+from lightning_sgdinf.adjoint.layout import Twins
 from lightning_sgdinf.adjoint.running_statistics import RunningStatistics
 from lightning_sgdinf.adjoint.session import TrainerStandIn, borrowed, set_modes, tensors_made_in
 from lightning_sgdinf.adjoint.tap import LossTap, tapped_output
@@ -185,26 +186,41 @@ class Objective:
             self._modes = step.eval_modules
 
     def forward(
-        self, step: Step, batch_idx: Any, batch: Any, weights: Tensor | None = None, *, statistics: bool = False
+        self,
+        step: Step,
+        batch_idx: Any,
+        batch: Any,
+        weights: Tensor | None = None,
+        *,
+        statistics: bool = False,
+        stacked: bool = False,
     ) -> Trace:
-        """What `trace` does once modes and random numbers are set, without looking at the loss."""
-        watch = RunningStatistics(self.module) if statistics and self.buffers else None
+        """What `trace` does once modes and random numbers are set, without looking at the loss.
+
+        With ``stacked`` it is called by ``torch.func.vmap`` for many models at once, which are differentiated once.
+        """
+        twins = Twins()
+        watch = RunningStatistics(self.module, twins) if statistics and self.buffers else None
         taps: list[str] = []
         with torch.enable_grad(), self.host.step_context(), tensors_made_in(self.dtype):
-            with self._handling(weights, watch, taps):
+            with self._handling(weights, watch, twins, taps, stacked):
                 if weights is not None and self.weighs_by_method:
                     losses = self.module.per_example_loss(batch, batch_idx)  # type: ignore[operator]
                     loss = (losses * weights).sum() / len(weights)
                     taps.append("per_example_loss")
                 else:
-                    loss = _loss_of(self.module.training_step(batch, batch_idx), step)  # type: ignore[operator]
+                    loss = _loss_of(self.module.training_step(batch, batch_idx), step, stacked)  # type: ignore[operator]
             loss = loss / step.accumulation if step.accumulation != 1 else loss
         return Trace(loss, watch, tuple(taps))
 
     @contextmanager
-    def _handling(self, weights: Tensor | None, watch: RunningStatistics | None, taps: list[str]) -> Iterator[None]:
-        handlers: dict[Callable[..., Any], Any] = {**ATTENTION, **KERNELS} if weights is not None else {}
-        tap = LossTap(weights) if weights is not None and not self.weighs_by_method else None
+    def _handling(
+        self, weights: Tensor | None, watch: RunningStatistics | None, twins: Twins, taps: list[str], stacked: bool
+    ) -> Iterator[None]:
+        handlers: dict[Callable[..., Any], Any] = {}
+        if weights is not None:
+            handlers = dict(ATTENTION) if stacked else {**ATTENTION, **kernels.handlers(twins)}
+        tap = LossTap(weights, stacked=stacked) if weights is not None and not self.weighs_by_method else None
         with ExitStack() as stack:
             if tap is not None and self._tap is None:
                 handlers.update(tap.handlers())
@@ -280,9 +296,9 @@ def _convolves(part: nn.Module) -> bool:
     return isinstance(part, nn.modules.conv._ConvNd)
 
 
-def _loss_of(output: Any, step: Step) -> Tensor:
+def _loss_of(output: Any, step: Step, stacked: bool) -> Tensor:
     loss = output.get("loss") if isinstance(output, Mapping) else output
-    if not isinstance(loss, Tensor) or not loss.requires_grad:
+    if not isinstance(loss, Tensor) or not (stacked or loss.requires_grad):
         raise UnsupportedRunError(
             f"step {step.index}: training_step returned {type(output).__name__} instead of a loss tensor with a "
             "gradient; "

@@ -15,7 +15,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_sgdinf.adjoint import batch_norm
 from lightning_sgdinf.adjoint.intercept import Handler
+from lightning_sgdinf.adjoint.layout import Twins
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,8 @@ class RunningStatistics:
         leaves: Statistics that an eval-mode layer read, as leaves that require gradients, by buffer name.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, twins: Twins) -> None:
+        self._twins = twins
         self._names = {id(b): n for n, b in module.named_buffers()}
         self.updates: list[StatisticUpdate] = []
         self.leaves: dict[str, Tensor] = {}
@@ -68,6 +71,12 @@ class RunningStatistics:
         mean, var = self._names.get(id(running_mean)), self._names.get(id(running_var))
         if mean is None or var is None or running_mean is None or running_var is None:
             return func(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        if training and batch_norm.fits(input, running_mean):
+            running = (running_mean, running_var)
+            found = batch_norm.normalise(input, weight, bias, running, momentum, eps, self._twins.of(input))
+            self.updates.append(StatisticUpdate(mean, momentum, found.mean))
+            self.updates.append(StatisticUpdate(var, momentum, found.var))
+            return found.out
         if training:
             axes = [0, *range(2, input.ndim)]
             x = input if input.dtype == running_mean.dtype else input.to(running_mean.dtype)

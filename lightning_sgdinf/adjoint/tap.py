@@ -54,31 +54,70 @@ class _WeightRows(torch.autograd.Function):
     """Identity forward; backward multiplies the rows of the gradient by their example's weight."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(weights)
+    def forward(x: Tensor, weights: Tensor) -> Tensor:
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (weights,) = ctx.saved_tensors
-        weights = weights.to(grad.dtype)
-        if grad.ndim and grad.shape[0] == len(weights):
-            return grad * weights.view(-1, *[1] * (grad.ndim - 1)), None
-        # A flattened sequence: rows of one example lie together.
-        rows = grad.reshape(len(weights), -1, *grad.shape[1:])
-        return (rows * weights.view(-1, *[1] * (rows.ndim - 1))).reshape(grad.shape), None
+        return _weighted(grad, weights.to(grad.dtype), 0), None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, int | None], x: Tensor, weights: Tensor
+    ) -> tuple[Tensor, int | None]:
+        """Many models at once, each with weights of its own."""
+        if in_dims[0] is None:  # the same for all models, such as a target, so nothing that is trained lies behind it
+            return x.view_as(x), None
+        own = weights.expand(info.batch_size, -1) if in_dims[1] is None else weights.movedim(in_dims[1], 0)
+        return _WeightStackedRows.apply(x.movedim(in_dims[0], 0), own), 0
+
+
+class _WeightStackedRows(torch.autograd.Function):
+    """As `_WeightRows`, with the models in the first dimension: rows ``[L, B, ...]``, weights ``[L, B]``."""
+
+    @staticmethod
+    def forward(x: Tensor, weights: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (weights,) = ctx.saved_tensors
+        return _weighted(grad, weights.to(grad.dtype), 1), None
+
+
+def _weighted(grad: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """A gradient whose rows lie along ``axis``, times the weights of the examples they belong to."""
+    lead, count = grad.shape[:axis], weights.shape[axis]
+    if grad.ndim > axis and grad.shape[axis] == count:
+        return grad * weights.view(*weights.shape, *[1] * (grad.ndim - weights.ndim))
+    # A flattened sequence: rows of one example lie together.
+    rows = grad.reshape(*lead, count, -1, *grad.shape[axis + 1 :])
+    return (rows * weights.view(*weights.shape, *[1] * (rows.ndim - weights.ndim))).reshape(grad.shape)
 
 
 class LossTap:
     """Weights the gradient at the input of every loss function called while its handlers are in force.
 
-    Attributes:
+    Args:
         weights: Example weights, ``[B]``.
+        stacked: Inside ``torch.func.vmap``, where tensors do not say whether they carry a gradient.
+
+    Attributes:
         calls: Names of the loss functions that were tapped so far.
     """
 
-    def __init__(self, weights: Tensor) -> None:
+    def __init__(self, weights: Tensor, *, stacked: bool = False) -> None:
         self.weights = weights
+        self.stacked = stacked
         self.calls: list[str] = []
 
     def handlers(self) -> Mapping[Callable[..., Any], Handler]:
@@ -87,7 +126,9 @@ class LossTap:
 
     def apply(self, value: Any) -> Any:
         """The same value, tapped if it is a tensor with one or more rows per example that carries a gradient."""
-        if not isinstance(value, Tensor) or not value.requires_grad or value.ndim == 0:
+        if not isinstance(value, Tensor) or value.ndim == 0:
+            return value
+        if not (value.is_floating_point() if self.stacked else value.requires_grad):
             return value
         if value.shape[0] == 0 or value.shape[0] % len(self.weights):
             return value
