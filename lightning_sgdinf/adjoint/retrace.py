@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +23,10 @@ from lightning_sgdinf.state import ModelState
 
 ReplaceLabels = Callable[[Any, Sequence[int], Sequence[int]], Any]
 """Is given a collated batch, positions in it and their new labels; returns the batch with these labels."""
+
+Divisor: TypeAlias = Literal["kept", "reduced"]
+"""What the losses of a batch are divided by when examples are left out: ``"kept"``, by the number of all, ``|S_t|``;
+``"reduced"``, by the sum of the weights that are left."""
 
 
 def replace_second(batch: Any, positions: Sequence[int], labels: Sequence[int]) -> Any:
@@ -44,15 +48,22 @@ class Retracer:
         log: The record.
         objective: The model's training step, opened.
         replace_labels: How labels are changed in a batch, for runs with ``relabel``.
+        divisor: What the losses of a batch are divided by in runs with ``weights``.
     """
 
     def __init__(
-        self, log: Trajectory, objective: Objective, *, replace_labels: ReplaceLabels = replace_second
+        self,
+        log: Trajectory,
+        objective: Objective,
+        *,
+        replace_labels: ReplaceLabels = replace_second,
+        divisor: Divisor = "kept",
     ) -> None:
         self.log = log
         self.objective = objective
         self._replace = replace_labels
-        self._optimizer_class = _optimizer_class(log.header.optimizer)
+        self._divisor: Divisor = divisor
+        self._optimizer_class = optimizer_class(log.header.optimizer)
 
     def advance(
         self, state: ModelState, step: Step, *, weights: Tensor | None = None, relabel: Mapping[int, int] | None = None
@@ -75,8 +86,8 @@ class Retracer:
             state: State ``start``, as recorded or not.
             start: First step.
             stop: One past the last step, at most ``T``.
-            weights: Weight of each training example's loss term, ``[N]``; 0 leaves it out, the divisor stays the
-                batch's size. ``None`` is the run as recorded.
+            weights: Weight of each training example's loss term, ``[N]``; 0 leaves it out. ``None`` is the run as
+                recorded.
             relabel: New labels by example id.
 
         Returns:
@@ -110,7 +121,7 @@ class Retracer:
                     optimizer_state = self._read(optimizer, layout)
                 optimizer, layout = self._optimizer(step.groups, optimizer_state), names
             for group, recorded in zip(optimizer.param_groups, step.groups, strict=True):
-                group.update(_options(recorded))
+                group.update(group_options(recorded))
             optimizer.step()
             for parameter in objective.parameters:
                 parameter.grad = None
@@ -132,6 +143,7 @@ class Retracer:
             own = None
             if weights is not None:
                 own = weights[torch.tensor(ids)].to(objective.host.device, objective.parameters[0].dtype)
+                own = divided(own, self._divisor)
             objective.trace(step, micro, batch, own).loss.backward()
 
     def _optimizer(
@@ -139,7 +151,7 @@ class Retracer:
     ) -> torch.optim.Optimizer:
         by_name = dict(zip(self.objective.vector.names, self.objective.parameters, strict=True))
         optimizer = self._optimizer_class(
-            [{"params": [by_name[n] for n in g.params], **_options(g)} for g in groups], **_required(groups)
+            [{"params": [by_name[n] for n in g.params], **group_options(g)} for g in groups], **required_options(groups)
         )
         for name, entries in state.items():
             parameter = by_name[name]
@@ -190,11 +202,20 @@ def clip_parameters(parameters: Sequence[torch.nn.Parameter], step: Step, names:
         torch.nn.utils.clip_grad_value_(own, clip.value)
 
 
-def _options(group: ParamGroup) -> dict[str, Any]:
+def divided(weights: Tensor, divisor: Divisor) -> Tensor:
+    """Example weights ``[..., B]`` of a batch, so that its losses are divided by what ``divisor`` says."""
+    if divisor == "kept":
+        return weights
+    left = weights.sum(-1, keepdim=True)
+    return torch.where(left > 0, weights * (weights.shape[-1] / left.clamp_min(1e-30)), weights)
+
+
+def group_options(group: ParamGroup) -> dict[str, Any]:
+    """Hyper-parameters of a param group, as the optimizer's constructor takes them."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in group.options.items()}
 
 
-def _required(groups: Sequence[ParamGroup]) -> dict[str, Any]:
+def required_options(groups: Sequence[ParamGroup]) -> dict[str, Any]:
     """``lr`` is a required argument of some constructors even if every group has its own."""
     return {"lr": groups[0].options["lr"]} if "lr" in groups[0].options else {}
 
@@ -203,7 +224,12 @@ def _like(value: Tensor, parameter: Tensor) -> bool:
     return value.is_floating_point() and value.shape == parameter.shape and value.ndim > 0
 
 
-def _optimizer_class(path: str) -> Callable[..., torch.optim.Optimizer]:
+def optimizer_class(path: str) -> Callable[..., torch.optim.Optimizer]:
+    """The optimizer that a log's header names.
+
+    Raises:
+        UnknownOptimizerError: It cannot be imported.
+    """
     module, _, name = path.rpartition(".")
     try:
         found: Any = importlib.import_module(module)

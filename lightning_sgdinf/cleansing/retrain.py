@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lightning_sgdinf.adjoint.audit import audit_loss
 from lightning_sgdinf.adjoint.retrace import Retracer
-from lightning_sgdinf.cleansing.averaging import run_and_average, with_average
+from lightning_sgdinf.adjoint.averaging import run_and_average, with_average
 from lightning_sgdinf.cleansing.base import Selection
 from lightning_sgdinf.errors import ConfigurationError, StateNotStoredError, UnsupportedRunError
 from lightning_sgdinf.log.trajectory import Trajectory

@@ -17,6 +17,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from lightning_sgdinf.adjoint.retrace import Retracer
+from lightning_sgdinf.log.records import Step
 from lightning_sgdinf.log.trajectory import Trajectory
 from lightning_sgdinf.state import ModelState
 
@@ -46,11 +47,17 @@ def run_and_average(
     fed: dict[str, Tensor] = {}
     for step in log.steps(first_step, len(log)):
         state = retracer.advance(state, step, weights=weights, relabel=relabel)
-        if step.average is not None:
-            a, b = step.average
-            floats = {n: v.double() for n, v in {**state.params, **state.buffers}.items() if v.is_floating_point()}
-            fed = {n: b * v + (a * fed[n] if n in fed else 0.0) for n, v in floats.items()}
+        fed = feed(fed, {**state.params, **state.buffers}, step)
     return state, fed
+
+
+def feed(fed: Mapping[str, Tensor], now: Mapping[str, Tensor], step: Step) -> dict[str, Tensor]:
+    """What the steps so far fed the average, after one more: ``a fed + b now``, float64, by name."""
+    if step.average is None:
+        return dict(fed)
+    a, b = step.average
+    floats = {n: v.detach().double() for n, v in now.items() if v.is_floating_point()}
+    return {n: b * v + (a * fed[n] if n in fed else 0.0) for n, v in floats.items()}
 
 
 def with_average(

@@ -1,0 +1,236 @@
+r"""Counterfactual training: the recorded run again without some examples, for many sets of examples at once.
+
+.. math:: s_{t+1} = \Phi_t\Big(s_t, \tfrac{1}{|S_t|} \sum_{i \in S_t \setminus D} \nabla l_i(\theta_t)\Big)
+
+with the batches, initial state, hyper-parameters and random numbers of the record. The answer for a set :math:`D` is
+:math:`q(\theta_T^{-D}) - q(\theta_T)`, which is what every influence score estimates.
+
+Runs are the same until one of their examples is first drawn. So they are taken in the order of that step, a chunk of
+them at once: one lane is the run with nothing left out, and every other one leaves it when its own first example is
+drawn. What is subtracted is the query of that lane, computed by the same kernels, so that rounding cancels.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lightning_sgdinf.adjoint.audit import audit_loss
+from lightning_sgdinf.adjoint.averaging import with_average
+from lightning_sgdinf.adjoint.retrace import Divisor, Retracer
+from lightning_sgdinf.host import validation_context
+from lightning_sgdinf.query import Query, ValidationData
+from lightning_sgdinf.scoring import Opened, Settings, provenance
+from lightning_sgdinf.truth.ask import Asking
+from lightning_sgdinf.truth.ledger import Ledger
+from lightning_sgdinf.truth.memory import Footprint, measure_footprint
+from lightning_sgdinf.truth.plan import Plan, make_plan
+from lightning_sgdinf.truth.result import Truth
+from lightning_sgdinf.truth.runs import OneByOne, Runs, Together
+from lightning_sgdinf.truth.verify import Verified, stored_before, verify
+
+LOOP_CHUNK = 16
+"""Runs between two looks at the recorded one, where they are taken one after another."""
+
+
+class Counterfactuals:
+    """Measures what leaving examples out of a recorded run does to a query.
+
+    Made by `InfluenceRunner.truth`, and valid inside it. Before the first run it makes sure that example weights reach
+    the whole loss and that the run with nothing left out comes out as recorded.
+
+    Args:
+        opened: Record, model and data.
+        settings: How to go about it; ``room_bytes`` bounds what runs taken at once may need.
+        query: What is asked.
+        data: Validation data.
+        labels: Of the training examples, for display.
+        divisor: ``"kept"``: the losses of a batch are divided by the number of all its examples; ``"reduced"``, of
+            those that are left.
+
+    Raises:
+        UntappedLossError: If example weights do not reach the whole loss.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        settings: Settings,
+        query: Query,
+        data: ValidationData,
+        *,
+        labels: tuple[str, ...] | None = None,
+        divisor: Divisor = "kept",
+    ) -> None:
+        self.opened, self.settings, self.query = opened, settings, query
+        self.log, self.objective = opened.log, opened.objective
+        self.examples = opened.source.size
+        self.divisor: Divisor = divisor
+        self.labels = labels
+        self.asking = Asking(
+            self.objective, query, data, validation_context(opened.host, self.log.header), self.log.average
+        )
+        self._verified: tuple[int, Verified] | None = None
+        self._footprint: Footprint | None = None
+        last = self.log.step(len(self.log) - 1)
+        audit_loss(self.objective, self.log.state(len(self.log)), last, self.log.step(0))
+
+    def measure(
+        self,
+        leave_out: Iterable[Iterable[int]] | None = None,
+        *,
+        first_step: int = 0,
+        last_step: int | None = None,
+        resume: str | Path | None = None,
+    ) -> Truth:
+        """Train without each of some sets of examples.
+
+        Args:
+            leave_out: Sets of example ids; ``None`` for every single example.
+            first_step: Leave them out from this step on only; before it the run is as recorded.
+            last_step: Ask the query before this step; at the end of the run if ``None``.
+            resume: A file that keeps what is done so far. If it is there, its runs are not done again.
+
+        Returns:
+            The measured changes.
+
+        Raises:
+            ConfigurationError: Sets, steps or a file that do not fit.
+            StateNotStoredError: The log stores no state to start from.
+            StepMismatchError: The record cannot be reproduced.
+            UnsupportedRunError: Something other than the optimizer changed the state on the way.
+            NonFiniteError: A run diverges without its examples.
+        """
+        began = time.perf_counter()
+        plan = make_plan(self.log, self.examples, leave_out, first_step=first_step, last_step=last_step)
+        verified = self.verify(first_step)
+        ledger = Ledger(resume, repr(self._key(plan)), len(plan.sets), len(self.asking.names))
+        ledger.done |= plan.first >= plan.stop  # never drawn, so nothing changes
+        order = plan.ordered((~ledger.done).nonzero()[0])
+        at_once = self.at_once(len(order))
+        recorded = base = self._recorded(plan)
+        drift = torch.zeros_like(base)
+        with self.progress(int(plan.cost[order].sum())) as bar:
+            for runs in self.chunks(plan, order):
+                runs.advance(plan.stop, bar.update)
+                values, base = runs.values()
+                ledger.add(runs.numbers, values, runs.steps_taken)
+                drift = torch.maximum(drift, (base - recorded).abs())
+        ledger.save()
+        seconds = ledger.seconds + time.perf_counter() - began
+        return Truth(
+            values=ledger.values,
+            leave_out=plan.sets,
+            examples=self.examples,
+            queries=self.asking.names,
+            better=(self.query.better,) * len(self.asking.names),
+            base=recorded,
+            labels=self.labels,
+            first_step=plan.start,
+            last_step=plan.stop,
+            steps_taken=ledger.steps,
+            at_once=at_once,
+            seconds=seconds,
+            verified=verified.replay,
+            drift=drift,
+            notes=self.notes(verified, at_once, len(order)),
+            provenance=provenance(
+                self.opened, self.settings.precision, seconds, query=repr(self.query), divisor=self.divisor
+            ),
+        )
+
+    def verify(self, first_step: int = 0) -> Verified:
+        """Make sure that the run comes out as recorded; see `lightning_sgdinf.truth.verify`. Done once."""
+        if self._verified is None or self._verified[0] > first_step:
+            self._verified = first_step, verify(self.log, self.objective, self.examples, first_step=first_step)
+        return self._verified[1]
+
+    def chunks(self, plan: Plan, numbers: Sequence[int]) -> Iterator[Runs]:
+        """Runs for some sets of a plan, as many in each as fit into memory, ready to be taken on."""
+        order = plan.ordered(numbers)
+        together = self.verify(plan.start).together
+        size = self.at_once(len(order)) if together else LOOP_CHUNK
+        for position in range(0, len(order), size):
+            chunk = order[position : position + size]
+            start = stored_before(self.log, int(plan.first[chunk[0]]))
+            if not together:
+                yield OneByOne(self.log, self.objective, self.asking, plan, chunk, start, divisor=self.divisor)
+                continue
+            yield Together(
+                self.log,
+                self.objective,
+                self.asking,
+                plan,
+                chunk,
+                start,
+                divisor=self.divisor,
+                asked_at_once=self._memory().asked(self.settings.room_bytes),
+            )
+
+    def at_once(self, runs: int) -> int:
+        """How many of some runs are taken at once."""
+        if not self.verify().together:
+            return 1
+        return max(1, min(runs, self._memory().lanes(self.settings.room_bytes) - 1))
+
+    def notes(self, verified: Verified, at_once: int, runs: int) -> tuple[str, ...]:
+        """What a reader of the result must know."""
+        found = []
+        if not verified.together:
+            found.append(f"The runs were taken one after another: {verified.note}")
+        elif verified.note:
+            found.append(verified.note)
+        if verified.together and at_once < runs:
+            found.append(f"{runs} runs, {at_once} at once, which need about {self._memory().step * at_once >> 20} MiB.")
+        return (*found, self.asking.note) if self.asking.note else tuple(found)
+
+    def progress(self, steps: int) -> Any:
+        """A progress bar over training steps, those of all runs together."""
+        return tqdm(
+            total=steps,
+            desc="training without",
+            unit=" steps",
+            disable=not self.settings.progress,
+            dynamic_ncols=True,
+            file=sys.stderr,
+            leave=False,
+        )
+
+    def _memory(self) -> Footprint:
+        if self._footprint is None:
+            total = len(self.log)
+            self._footprint = measure_footprint(
+                self.objective, self.log.state(total), self.log.step(total - 1), self.examples, self.asking
+            )
+        return self._footprint
+
+    def _recorded(self, plan: Plan) -> Tensor:
+        """The query of the recorded model."""
+        at = stored_before(self.log, plan.stop)
+        state = Retracer(self.log, self.objective).run(self.log.state(at), at, plan.stop)
+        if self.log.average is not None and plan.stop == len(self.log):
+            state = with_average(state, self.log.average, {}, {})
+        return self.asking.of_state(state)
+
+    def _key(self, plan: Plan) -> tuple[Any, ...]:
+        """What tells one measurement from any other."""
+        settings = self.settings
+        return (
+            self.log.digest,
+            re.sub(r" at 0x[0-9a-f]+", "", repr(self.query)),  # a function's place in memory is nothing of its own
+            self.asking.names,
+            plan.sets,
+            plan.start,
+            plan.stop,
+            self.divisor,
+            settings.precision,
+            settings.tap,
+        )

@@ -1,0 +1,95 @@
+"""What is to be left out, and where each run leaves the recorded one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_sgdinf.adjoint.retrace import refuse_changes
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.log.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Sets of examples to leave out of a run.
+
+    Attributes:
+        sets: The ``M`` sets, by example id.
+        examples: ``N``.
+        first: The step at which each set's first example is drawn, int64 ``[M]``; ``stop`` if none is.
+        start: The step from which examples are left out.
+        stop: The query is asked before this step.
+    """
+
+    sets: tuple[tuple[int, ...], ...]
+    examples: int
+    first: np.ndarray
+    start: int
+    stop: int
+
+    @property
+    def cost(self) -> np.ndarray:
+        """Training steps that the run of each set takes, int64 ``[M]``."""
+        return self.stop - self.first
+
+    def ordered(self, numbers: Iterable[int]) -> list[int]:
+        """Numbers of sets in the order in which their runs leave the recorded one."""
+        return sorted((int(i) for i in numbers), key=lambda i: (self.first[i], i))
+
+    def keep(self, numbers: Sequence[int]) -> Tensor:
+        """Which examples the runs of some sets train on, bool ``[len(numbers), N]``."""
+        found = torch.ones(len(numbers), self.examples, dtype=torch.bool)
+        for row, number in enumerate(numbers):
+            found[row, list(self.sets[number])] = False
+        return found
+
+
+def make_plan(
+    log: Trajectory,
+    examples: int,
+    leave_out: Iterable[Iterable[int]] | None,
+    *,
+    first_step: int = 0,
+    last_step: int | None = None,
+) -> Plan:
+    """Check what is asked for, and find where each run leaves the recorded one.
+
+    Args:
+        log: The record.
+        examples: ``N``.
+        leave_out: Sets of example ids; ``None`` for every single example.
+        first_step: The step from which they are left out.
+        last_step: The query is asked before this step; at the end if ``None``.
+
+    Raises:
+        ConfigurationError: Sets or steps out of range.
+        UnsupportedRunError: Something other than the optimizer changed the state on the way.
+    """
+    total = len(log)
+    stop = total if last_step is None else last_step
+    if not 0 <= first_step < stop <= total:
+        raise ConfigurationError(
+            f"first_step and last_step: expected 0 <= first_step < last_step <= {total}, the length of the log, "
+            f"got {first_step} and {stop}"
+        )
+    given: Iterable[Iterable[int]] = ((j,) for j in range(examples)) if leave_out is None else leave_out
+    sets = tuple(tuple(sorted({int(j) for j in one})) for one in given)
+    for number, one in enumerate(sets):
+        if not one or one[0] < 0 or one[-1] >= examples:
+            raise ConfigurationError(
+                f"leave_out: expected sets of ids in 0 .. {examples - 1}, at least one id in each, got "
+                f"{list(one[:1] + one[-1:])} in set {number}"
+            )
+    if not sets:
+        raise ConfigurationError("leave_out: expected at least one set of examples, got none")
+    first = np.full(examples, stop)
+    for step in log.steps(first_step, stop):
+        if step.index > first_step:
+            refuse_changes(step)
+        first[step.example_ids] = np.minimum(first[step.example_ids], step.index)
+    return Plan(sets, examples, np.array([first[list(one)].min() for one in sets]), first_step, stop)

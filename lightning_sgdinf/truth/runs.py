@@ -1,0 +1,182 @@
+"""Counterfactual runs under way: many at once, or one after another where that cannot be.
+
+Both can be stopped, asked, thinned out and taken further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_sgdinf.adjoint.averaging import feed, with_average
+from lightning_sgdinf.adjoint.objective import Objective
+from lightning_sgdinf.adjoint.retrace import Divisor, Retracer
+from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.state import ModelState
+from lightning_sgdinf.truth.ask import Asking
+from lightning_sgdinf.truth.lanes import Lanes
+from lightning_sgdinf.truth.plan import Plan
+
+Count = Callable[[int], object]
+"""Is told how many training steps were taken."""
+
+
+class Runs(Protocol):
+    """Some counterfactual runs and, beside them, the recorded run taken again.
+
+    Attributes:
+        numbers: Which sets of the plan they leave out, in the order in which they leave the recorded run.
+        position: The step before which they stand.
+        steps_taken: Training steps taken so far, all runs together.
+    """
+
+    numbers: list[int]
+    position: int
+    steps_taken: int
+
+    def advance(self, stop: int, count: Count) -> None:
+        """Take them to step ``stop``."""
+        ...
+
+    def values(self) -> tuple[Tensor, Tensor]:
+        """The query's change in each run, and its value in the recorded one: float64 ``[K, Q]`` and ``[Q]``."""
+        ...
+
+    def select(self, numbers: Sequence[int]) -> None:
+        """Go on with these runs only."""
+        ...
+
+
+class Together:
+    """Runs taken at once; see `Runs`.
+
+    Args:
+        log: The record.
+        objective: The opened model.
+        asking: Asks the query.
+        plan: What is left out.
+        numbers: Which of its sets.
+        start: The stored state to start from.
+        divisor: What the losses of a batch are divided by.
+        asked_at_once: How many models are asked at once.
+    """
+
+    def __init__(
+        self,
+        log: Trajectory,
+        objective: Objective,
+        asking: Asking,
+        plan: Plan,
+        numbers: Sequence[int],
+        start: int,
+        *,
+        divisor: Divisor,
+        asked_at_once: int,
+    ) -> None:
+        self._log, self._asking, self._plan = log, asking, plan
+        self._asked_at_once = asked_at_once
+        self.numbers = plan.ordered(numbers)
+        self.position, self.steps_taken = start, 0
+        nothing = torch.ones(1, plan.examples, dtype=torch.bool)
+        self._lanes = Lanes(log, objective, log.state(start), nothing, divisor=divisor)
+        self._joined = 0
+
+    def advance(self, stop: int, count: Count) -> None:
+        """Take them to step ``stop``; a run joins when its first example is drawn."""
+        for step in self._log.steps(self.position, stop):
+            joining = [i for i in self.numbers[self._joined :] if self._plan.first[i] <= step.index]
+            if joining:
+                self._lanes.join(self._plan.keep(joining))
+                self._joined += len(joining)
+            self._lanes.advance(step)
+            self.steps_taken += len(self._lanes)
+            count(self._joined)
+        self.position = stop
+
+    def values(self) -> tuple[Tensor, Tensor]:
+        """See `Runs`; a run that has not left the recorded one has no change."""
+        at_end = self.position == len(self._log)
+        found = self._asking.of_stack(self._lanes.stack, at_once=self._asked_at_once, averaged=at_end)
+        changes = torch.zeros(len(self.numbers), found.shape[1], dtype=torch.float64)
+        changes[: self._joined] = found[1:] - found[0]
+        return changes, found[0]
+
+    def select(self, numbers: Sequence[int]) -> None:
+        """See `Runs`."""
+        wanted = set(numbers)
+        rows = [row for row, i in enumerate(self.numbers[: self._joined]) if i in wanted]
+        self._lanes.select(torch.tensor([0, *(row + 1 for row in rows)]))
+        self._joined = len(rows)
+        self.numbers = [i for i in self.numbers if i in wanted]
+
+
+class OneByOne:
+    """Runs taken one after another by the kernels of training; see `Runs`. Arguments are those of `Together`."""
+
+    def __init__(
+        self,
+        log: Trajectory,
+        objective: Objective,
+        asking: Asking,
+        plan: Plan,
+        numbers: Sequence[int],
+        start: int,
+        *,
+        divisor: Divisor,
+    ) -> None:
+        self._log, self._asking, self._plan = log, asking, plan
+        self._retracer = Retracer(log, objective, divisor=divisor)
+        self.numbers = plan.ordered(numbers)
+        self.position, self.steps_taken = start, 0
+        state = log.state(start)
+        self._base: tuple[ModelState, dict[str, Tensor]] = state, {}
+        self._own: dict[int, tuple[ModelState, dict[str, Tensor]]] = {}
+
+    def advance(self, stop: int, count: Count) -> None:
+        """Take them to step ``stop``."""
+        start = self.position
+        for number in self.numbers:
+            first = max(start, int(self._plan.first[number]))
+            if first >= stop:
+                continue
+            state = self._own.get(number) or self._take(self._base, start, first, None)
+            weights = self._plan.keep([number])[0].double()
+            self._own[number] = self._take(state, first, stop, weights)
+            count(stop - first)
+        self._base = self._take(self._base, start, stop, None)
+        self.position = stop
+
+    def values(self) -> tuple[Tensor, Tensor]:
+        """See `Runs`."""
+        base = self._asking.of_state(self._averaged(self._base))
+        changes = torch.zeros(len(self.numbers), len(base), dtype=torch.float64)
+        for row, number in enumerate(self.numbers):
+            if number in self._own:
+                changes[row] = self._asking.of_state(self._averaged(self._own[number])) - base
+        return changes, base
+
+    def select(self, numbers: Sequence[int]) -> None:
+        """See `Runs`."""
+        wanted = set(numbers)
+        self.numbers = [i for i in self.numbers if i in wanted]
+        self._own = {i: state for i, state in self._own.items() if i in wanted}
+
+    def _take(
+        self, state: tuple[ModelState, dict[str, Tensor]], start: int, stop: int, weights: Tensor | None
+    ) -> tuple[ModelState, dict[str, Tensor]]:
+        now, fed = state
+        self.steps_taken += stop - start
+        if self._log.average is None:
+            return (self._retracer.run(now, start, stop, weights=weights) if stop > start else now), fed
+        for step in self._log.steps(start, stop):
+            now = self._retracer.advance(now, step, weights=weights)
+            fed = feed(fed, {**now.params, **now.buffers}, step)
+        return now, fed
+
+    def _averaged(self, state: tuple[ModelState, dict[str, Tensor]]) -> ModelState:
+        if self._log.average is None or self.position < len(self._log):
+            return state[0]
+        return with_average(state[0], self._log.average, state[1], self._base[1])
