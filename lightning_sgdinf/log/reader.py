@@ -17,6 +17,7 @@ from lightning_sgdinf.log.directory import LogDirectory
 from lightning_sgdinf.log.end_mark import EndMark, read_end_mark
 from lightning_sgdinf.log.records import Header, Step
 from lightning_sgdinf.log.segment_reader import SegmentReader
+from lightning_sgdinf.log.step_documents import BatchEntry
 from lightning_sgdinf.log.verify import VerifyReport, verify_log
 from lightning_sgdinf.state import ModelState
 
@@ -144,7 +145,7 @@ class RunLog:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"step {index} of a run of {len(self)} steps")
-        return self._segment_of(index).steps.step(index)
+        return self._segment_of(index).steps.step(index, self._read_batch)
 
     def steps(self, start: int, stop: int) -> Iterator[Step]:
         """Steps ``start .. stop - 1``, or downwards ``start - 1 .. stop`` if ``start > stop``.
@@ -156,7 +157,7 @@ class RunLog:
         if not (0 <= start <= len(self) and 0 <= stop <= len(self)):
             raise IndexError(f"steps {start} to {stop} of a run of {len(self)} steps")
         for index in range(start, stop) if start <= stop else range(start - 1, stop - 1, -1):
-            yield self._segment_of(index).steps.step(index)
+            yield self._segment_of(index).steps.step(index, self._read_batch)
 
     def state(self, index: int) -> ModelState:
         """Stored state ``index`` of ``0 .. T``, bit for bit, on the CPU, in memory of its own.
@@ -206,6 +207,10 @@ class RunLog:
         """Its segments in order, each open until a few others were used."""
         for first in self._firsts:
             yield self._segment(first)
+
+    def _read_batch(self, index: int, entries: tuple[BatchEntry, ...], place: int) -> bytes:
+        """A stored batch, also when its segment has been closed since the step was read."""
+        return self._segment_of(index).batches.read(index, entries, place)
 
     def _require_state(self, index: int) -> None:
         if not 0 <= index <= len(self):

@@ -6,7 +6,7 @@ of ``T`` optimizer steps has states ``0 .. T``; step ``t`` takes state ``t`` to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -28,6 +28,8 @@ class Draw:
             fetched; empty if it was not taken.
         digest: Checksum of the collated batch, see `lightning_sgdinf.digest`; ``None`` if it was not taken.
         single: The loader has ``batch_size=None``: the dataset's item is the batch, and is not collated.
+        batch: Reads the collated batch itself, as `lightning_sgdinf.batch_bytes` writes it; ``None`` if it was not
+            stored.
     """
 
     loader: int = 0
@@ -35,6 +37,7 @@ class Draw:
     random: RandomState = field(default_factory=dict)
     digest: int | None = None
     single: bool = False
+    batch: Callable[[], bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +51,15 @@ class MicroBatch:
         transferred_with: Generators of the training process when the batch was handed over (before the batch-transfer
             hooks).
         stepped_with: Generators of the training process just before ``training_step``.
+        rank: Which of the training processes did it. Each begins a step with the buffers of process 0, and only what
+            process 0 makes of them stays.
     """
 
     batch_idx: int
     draws: tuple[Draw, ...]
     transferred_with: RandomState = field(default_factory=dict)
     stepped_with: RandomState = field(default_factory=dict)
+    rank: int = 0
 
     @property
     def example_ids(self) -> np.ndarray:
@@ -98,9 +104,10 @@ class Step:
         index: ``t``, counting from 0 the steps that were really taken.
         epoch: The Trainer's ``current_epoch``.
         global_step: The Trainer's ``global_step`` before the step.
-        micro_batches: The passes whose gradients it summed, in order.
+        micro_batches: The passes whose gradients it summed, in order; of several training processes one after another.
         groups: The optimizer's param groups with the hyper-parameters of this step.
-        accumulation: What each micro-batch's loss was divided by.
+        accumulation: What each micro-batch's loss was divided by: the Trainer's ``accumulate_grad_batches``, times the
+            number of training processes, whose gradients are averaged.
         clip: Gradient clipping, if any.
         eval_modules: Names of sub-modules that were in eval mode during the step (``""`` is the module itself).
         average: ``(a, b)`` if a weight-averaging callback did ``average <- a * average + b * params`` after the step,

@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 
 from lightning_sgdinf.errors import LogCorruptError, StateNotStoredError
+from lightning_sgdinf.log.batch_store import BatchReader
 from lightning_sgdinf.log.codecs import Codec, codec_named
 from lightning_sgdinf.log.directory import SEGMENT_FORMAT
 from lightning_sgdinf.log.documents import header_from_json, layout_from_json
@@ -92,6 +93,24 @@ class SegmentReader:
             self._file, self.path, self.layout, self.codec, len(self.steps.stored), sealed=not self._partial
         )
 
+    @cached_property
+    def batches(self) -> BatchReader:
+        """The stored batches of its steps."""
+        return BatchReader(self._file, self.path, self.first, sealed=not self._partial)
+
+    def check_batches(self, index: int) -> None:
+        """Compare the stored batches of a step with their checksums.
+
+        Raises:
+            LogCorruptError: They differ.
+        """
+        if "batch" not in self._file:
+            return
+        for micro in self.steps.step(index, self.batches.read).micro_batches:
+            for draw in micro.draws:
+                if draw.batch is not None:
+                    draw.batch()
+
     def state(self, index: int) -> ModelState:
         """Stored state ``index``.
 
@@ -143,6 +162,7 @@ class SegmentReader:
         try:
             for index in range(self.first, self.first + len(steps)):
                 steps.check(index)
+                self.check_batches(index)
                 if kept < len(steps.stored) and steps.stored[kept] == index:
                     self.state(index)
                     kept += 1

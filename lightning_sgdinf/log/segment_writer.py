@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 from torch import Tensor
 
+from lightning_sgdinf.log.batch_store import BatchWriter
 from lightning_sgdinf.log.checksum import StateChecksum, step_checksum
 from lightning_sgdinf.log.codecs import Codec, encode_difference, step_forth
 from lightning_sgdinf.log.directory import SEGMENT_FORMAT, LogDirectory, publish
@@ -59,7 +60,8 @@ class SegmentWriter:
         layout: Of all its states.
         groups: Number of param groups of all its steps.
         codec: How states are stored.
-        segment_bytes: Bytes of uncompressed states after which it is full.
+        segment_bytes: Bytes of uncompressed states, or of uncompressed batches, after which it is full.
+        batch_bytes: Bytes of the first step's batches; 0 if its steps have none.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class SegmentWriter:
         groups: int,
         codec: Codec,
         segment_bytes: int,
+        batch_bytes: int = 0,
     ) -> None:
         self.first, self.layout, self.groups, self.steps = first, layout, groups, 0
         self.path = directory.live(first)
@@ -84,6 +87,7 @@ class SegmentWriter:
         self._totals: dict[str, int] = dict.fromkeys(("ids", "step", "step_blobs", "blob"), 0)
         self._crcs: list[int] = []
         self._stored: list[int] = []
+        self._segment_bytes = segment_bytes
         self._max_stored = min(MAX_STEPS, max(16, segment_bytes // max(1, row_bytes(layout))))
         self._file = create_file(self.path, SEGMENT_FORMAT)
         try:
@@ -91,13 +95,14 @@ class SegmentWriter:
             write_document(self._file, "header", header)
             write_document(self._file, "layout", layout_to_json(layout))
             self._lanes, self._columns = _lanes(self._file, layout, codec), _columns(self._file, groups)
+            self._batches = BatchWriter(self._file, batch_bytes) if batch_bytes else None
             self._file.flush()
             self._file.swmr_mode = True
         except BaseException:
             discard(self._file)
             self.path.unlink(missing_ok=True)
             raise
-        self._safe = self._lengths()
+        self._safe, self._safe_batches = self._lengths(), self._batches and self._batches.lengths
 
     @property
     def descriptor(self) -> int:
@@ -105,10 +110,21 @@ class SegmentWriter:
         return self._file.id.get_vfd_handle()
 
     @property
+    def has_batches(self) -> bool:
+        """Whether batches of its steps are stored."""
+        return self._batches is not None
+
+    @property
     def full(self) -> bool:
         """Whether the next step belongs into another segment."""
         side = 8 * self._totals["ids"] + self._totals["step"] + self._totals["blob"]
-        return self.steps >= MAX_STEPS or len(self._stored) >= self._max_stored or side >= _MAX_SIDE_BYTES
+        batches = 0 if self._batches is None else self._batches.length
+        return (
+            self.steps >= MAX_STEPS
+            or len(self._stored) >= self._max_stored
+            or side >= _MAX_SIDE_BYTES
+            or batches >= max(self._segment_bytes, _MAX_SIDE_BYTES)
+        )
 
     def add(self, step: EncodedStep, lanes: Mapping[str, Tensor], *, store: bool) -> bool:
         """Add the next step and the state before it.
@@ -129,6 +145,8 @@ class SegmentWriter:
                 rows.add(words[dtype])
             self._stored.append(index)
             self._pending["state_index"].append(index)
+        if self._batches is not None:
+            self._batches.add(step.batches)
         blobs = [self._blob(data) for data in step.blobs]
         crc = step_checksum(
             index, store, step.example_ids, step.learning_rates, step.document, [c for _, c in blobs], state_crc
@@ -151,6 +169,8 @@ class SegmentWriter:
         """
         for rows in self._lanes.values():
             rows.flush()
+        if self._batches is not None:
+            self._batches.flush()
         if self._pending["crc"]:
             for name in ("lr", *COLUMNS):
                 self._columns[name].append(_joined(name, self._pending[name]))
@@ -158,7 +178,7 @@ class SegmentWriter:
         self._file.flush()
         if durable:
             os.fsync(self.descriptor)
-        self._safe = self._lengths()
+        self._safe, self._safe_batches = self._lengths(), self._batches and self._batches.lengths
 
     def seal(self) -> SegmentEntry:
         """Finish the file, give it its final name, and say what it holds."""
@@ -176,6 +196,8 @@ class SegmentWriter:
         for name, length in self._safe.items():
             if name in self._columns:
                 self._columns[name].resize(length)
+        if self._batches is not None and self._safe_batches is not None:
+            self._batches.shrink(self._safe_batches)
         for dtype, rows in self._lanes.items():
             rows.shrink(self._safe[f"state/{dtype}"])
         for pending in self._pending.values():

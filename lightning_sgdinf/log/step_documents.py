@@ -2,13 +2,16 @@
 
 What rarely changes is kept apart: generator states, and one *frame* per combination of parameter names, constant
 options, accumulation, clipping and eval modes. These are byte strings that a document names by their position in the
-step's own list (the frame is position 0), and that a segment stores once however often they are used.
+step's own list (the frame is position 0), and that a segment stores once however often they are used. A collated batch,
+where it is stored, lies by itself; the document has its size and checksum.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,18 @@ import numpy as np
 from lightning_sgdinf.log.documents import from_json, to_json
 from lightning_sgdinf.log.records import Clip, Draw, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.random_state import RandomState
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEntry:
+    """What a document says of a stored batch: its bytes and their CRC-32."""
+
+    size: int
+    crc: int
+
+
+ReadBatch = Callable[[int, tuple[BatchEntry, ...], int], bytes]
+"""Reads batch ``place`` of step ``index``: ``(index, all entries of the step, place)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +42,14 @@ class EncodedStep:
         example_ids: Of all draws one after another, int64.
         learning_rates: Per param group, float64; for plain tools, the document has them too.
         blobs: Byte strings the document refers to, by position.
+        batches: Stored batches, in the order of the document.
     """
 
     document: bytes
     example_ids: np.ndarray
     learning_rates: np.ndarray
     blobs: tuple[bytes, ...]
+    batches: tuple[bytes, ...] = ()
 
 
 def encode_step(step: Step) -> EncodedStep:
@@ -50,11 +67,12 @@ def encode_step(step: Step) -> EncodedStep:
     def random(state: RandomState) -> dict[str, int]:
         return {name: positions.setdefault(data, len(positions)) for name, data in state.items()}
 
+    batches: list[bytes] = []
     document: dict[str, Any] = {
         "epoch": step.epoch,
         "global_step": step.global_step,
         "options": [inline for _, inline in split],
-        "micro_batches": [_micro_batch_document(m, random) for m in step.micro_batches],
+        "micro_batches": [_micro_batch_document(m, random, batches) for m in step.micro_batches],
     }
     if step.loss is not None:
         document["loss"] = step.loss
@@ -71,11 +89,17 @@ def encode_step(step: Step) -> EncodedStep:
         example_ids=np.ascontiguousarray(ids, "<i8"),
         learning_rates=np.array(rates, "<f8"),
         blobs=tuple(positions),
+        batches=tuple(batches),
     )
 
 
 def decode_step(
-    index: int, document: bytes, ids: np.ndarray, blobs: Sequence[bytes], frame: Frame | None = None
+    index: int,
+    document: bytes,
+    ids: np.ndarray,
+    blobs: Sequence[bytes],
+    frame: Frame | None = None,
+    read_batch: ReadBatch | None = None,
 ) -> Step:
     """Put a step together again.
 
@@ -85,19 +109,25 @@ def decode_step(
         ids: Example ids of all draws; kept, not copied.
         blobs: The byte strings of the step, by position.
         frame: ``read_frame(blobs[0])``, if at hand.
+        read_batch: Reads its stored batches when they are asked for.
 
     Raises:
         KeyError, ValueError, TypeError: The document is not one of this format.
     """
     content = from_json(document)
     frame = read_frame(blobs[0]) if frame is None else frame
-    offset = 0
+    offset = place = 0
+    entries = batch_entries(content)
     micro_batches = []
     for micro in content["micro_batches"]:
         draws = []
         for draw in micro["draws"]:
             end = offset + draw["n"]
-            draws.append(_draw_of(draw, ids[offset:end], blobs))
+            batch = None
+            if "batch" in draw:
+                batch = None if read_batch is None else partial(read_batch, index, entries, place)
+                place += 1
+            draws.append(_draw_of(draw, ids[offset:end], blobs, batch))
             offset = end
         micro_batches.append(
             MicroBatch(
@@ -105,6 +135,7 @@ def decode_step(
                 draws=tuple(draws),
                 transferred_with=_random_of(micro.get("transferred_with"), blobs),
                 stepped_with=_random_of(micro.get("stepped_with"), blobs),
+                rank=micro.get("rank", 0),
             )
         )
     if offset != len(ids):
@@ -126,6 +157,12 @@ def decode_step(
         loss=content.get("loss"),
         changed=tuple(content.get("changed", ())),
     )
+
+
+def batch_entries(content: dict[str, Any]) -> tuple[BatchEntry, ...]:
+    """What a step's document says of its stored batches, in order."""
+    draws = [draw for micro in content["micro_batches"] for draw in micro["draws"]]
+    return tuple(BatchEntry(*draw["batch"]) for draw in draws if "batch" in draw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +214,9 @@ def _split_options(group: ParamGroup) -> tuple[dict[str, Any], dict[str, Any]]:
     return constant, inline
 
 
-def _micro_batch_document(micro: MicroBatch, random: Callable[[RandomState], dict[str, int]]) -> dict[str, Any]:
+def _micro_batch_document(
+    micro: MicroBatch, random: Callable[[RandomState], dict[str, int]], batches: list[bytes]
+) -> dict[str, Any]:
     draws = []
     for draw in micro.draws:
         entry: dict[str, Any] = {"n": len(draw.example_ids)}
@@ -189,22 +228,29 @@ def _micro_batch_document(micro: MicroBatch, random: Callable[[RandomState], dic
             entry["single"] = True
         if draw.random:
             entry["random"] = random(draw.random)
+        if draw.batch is not None:
+            data = draw.batch()
+            entry["batch"] = [len(data), zlib.crc32(data)]
+            batches.append(data)
         draws.append(entry)
     document: dict[str, Any] = {"batch_idx": micro.batch_idx, "draws": draws}
     if micro.transferred_with:
         document["transferred_with"] = random(micro.transferred_with)
     if micro.stepped_with:
         document["stepped_with"] = random(micro.stepped_with)
+    if micro.rank:
+        document["rank"] = micro.rank
     return document
 
 
-def _draw_of(entry: dict[str, Any], ids: np.ndarray, blobs: Sequence[bytes]) -> Draw:
+def _draw_of(entry: dict[str, Any], ids: np.ndarray, blobs: Sequence[bytes], batch: Callable[[], bytes] | None) -> Draw:
     return Draw(
         loader=entry.get("loader", 0),
         example_ids=ids,
         random=_random_of(entry.get("random"), blobs),
         digest=entry.get("digest"),
         single=entry.get("single", False),
+        batch=batch,
     )
 
 

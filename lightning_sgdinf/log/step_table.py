@@ -14,7 +14,7 @@ from lightning_sgdinf.log.checksum import step_checksum
 from lightning_sgdinf.log.hdf5 import dataset, read_column, reading
 from lightning_sgdinf.log.records import Step
 from lightning_sgdinf.log.segment_writer import COLUMNS
-from lightning_sgdinf.log.step_documents import Frame, decode_step, read_frame
+from lightning_sgdinf.log.step_documents import Frame, ReadBatch, decode_step, read_frame
 
 _Sliceable = TypeVar("_Sliceable", np.ndarray, bytes, list[int])
 _PER_STEP = ("state_crc", "ids_end", "step_end", "step_blobs_end", "crc")
@@ -72,8 +72,12 @@ class StepTable:
         """Of the segment, as the end mark has it."""
         return zlib.crc32(self.stored.data, zlib.crc32(self.crc.data))
 
-    def step(self, index: int) -> Step:
+    def step(self, index: int, read_batch: ReadBatch | None = None) -> Step:
         """A step, checked.
+
+        Args:
+            index: Number of the step.
+            read_batch: Reads its stored batches when they are asked for.
 
         Raises:
             LogCorruptError: It differs from what was written.
@@ -83,7 +87,7 @@ class StepTable:
             frame = self._frames.get(places[0])
             if frame is None:
                 frame = self._frames[places[0]] = read_frame(self._blobs[places[0]][0])
-            return decode_step(index, document, ids.copy(), [self._blobs[p][0] for p in places], frame)
+            return decode_step(index, document, ids.copy(), [self._blobs[p][0] for p in places], frame, read_batch)
 
     def check(self, index: int) -> None:
         """Compare a step with its checksum.

@@ -66,10 +66,15 @@ class LogStore:
         encoded = encode_step(step)
         groups = len(encoded.learning_rates)
         segment = self._segment
-        if segment is not None and (segment.full or segment.groups != groups or not _same(segment.layout, layout)):
+        if segment is not None and (
+            segment.full
+            or segment.groups != groups
+            or segment.has_batches != bool(encoded.batches)
+            or not _same(segment.layout, layout)
+        ):
             self._seal()
         if self._segment is None:
-            self._begin(layout, groups)
+            self._begin(layout, groups, sum(map(len, encoded.batches)))
         assert self._segment is not None
         keep = self._segment.add(encoded, lanes, store=store)
         self._steps += 1
@@ -128,8 +133,8 @@ class LogStore:
         self.directory.free_reserve()
         self.directory.release()
 
-    def _begin(self, layout: Layout, groups: int) -> None:
-        self.directory.reserve(2 * row_bytes(layout) + _RESERVE_SLACK)
+    def _begin(self, layout: Layout, groups: int, batch_bytes: int) -> None:
+        self.directory.reserve(2 * (row_bytes(layout) + batch_bytes) + _RESERVE_SLACK)
         self._segment = SegmentWriter(
             self.directory,
             self._steps,
@@ -139,6 +144,7 @@ class LogStore:
             groups=groups,
             codec=self._codec,
             segment_bytes=self._segment_bytes,
+            batch_bytes=batch_bytes,
         )
         descriptor = self._segment.descriptor
         self._file = descriptor, identity(descriptor)

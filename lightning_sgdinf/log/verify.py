@@ -42,6 +42,7 @@ def verify_log(log: RunLog) -> VerifyReport:
             stored = set(segment.steps.stored.tolist())
             for index in range(segment.first, segment.first + len(segment.steps)):
                 segment.steps.step(index)
+                segment.check_batches(index)
                 steps += 1
                 if index in stored:
                     segment.state(index)

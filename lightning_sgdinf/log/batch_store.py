@@ -1,0 +1,127 @@
+"""Collated batches kept in a segment, for data that cannot be made again.
+
+A batch is a byte string that its step's document gives length and checksum of. It begins a chunk of its own, so that a
+chunk is written once and never grows, which is what lets it be compressed while others read; the rest of its last chunk
+is zeros.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import h5py
+import hdf5plugin
+import numpy as np
+
+from lightning_sgdinf.errors import LogCorruptError
+from lightning_sgdinf.log.hdf5 import Growing, checked_dataset, reading
+from lightning_sgdinf.log.step_documents import BatchEntry
+
+_MIN_CHUNK, _MAX_CHUNK = 4 << 10, 256 << 10
+_LARGEST_CHUNK = 1 << 20  # that is read
+
+
+class BatchWriter:
+    """The batches of a segment being written.
+
+    Args:
+        file: The segment, not yet open to readers.
+        like: Bytes of its first batch, to choose the chunk by.
+    """
+
+    def __init__(self, file: h5py.File, like: int) -> None:
+        self._chunk = min(_MAX_CHUNK, max(_MIN_CHUNK, 1 << max(0, like - 1).bit_length()))
+        self._bytes = Growing(
+            file.create_dataset(
+                "batch",
+                (0,),
+                maxshape=(None,),
+                chunks=(self._chunk,),
+                dtype="|u1",
+                track_times=False,
+                **hdf5plugin.Zstd(clevel=1),
+            )
+        )
+        self._ends = Growing(
+            file.create_dataset("batch_end", (0,), maxshape=(None,), chunks=(128,), dtype="<i8", track_times=False)
+        )
+        self._pending: list[int] = []
+
+    @property
+    def length(self) -> int:
+        """Bytes of all batches, padding included."""
+        return self._bytes.length
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Of bytes and of ends that were handed to HDF5."""
+        return self._bytes.length, self._ends.length
+
+    def add(self, batches: tuple[bytes, ...]) -> None:
+        """The batches of the next step."""
+        for data in batches:
+            padded = np.zeros(-(-len(data) // self._chunk) * self._chunk, np.uint8)
+            padded[: len(data)] = np.frombuffer(data, np.uint8)
+            self._bytes.append(padded)
+        self._pending.append(self._bytes.length)
+
+    def flush(self) -> None:
+        """Write the ends that wait."""
+        self._ends.append(np.array(self._pending, "<i8"))
+        self._pending.clear()
+
+    def shrink(self, lengths: tuple[int, int]) -> None:
+        """Back to what it had."""
+        self._pending.clear()
+        self._bytes.resize(lengths[0])
+        self._ends.resize(lengths[1])
+
+
+class BatchReader:
+    """The batches of a segment.
+
+    Args:
+        file: Open segment.
+        path: Its path, for errors.
+        first: Number of its first step.
+        sealed: The writer finished it.
+    """
+
+    def __init__(self, file: h5py.File, path: Path, first: int, *, sealed: bool) -> None:
+        self._path, self._first = path, first
+        self._bytes: h5py.Dataset | None = None
+        if "batch" not in file:
+            return
+        with reading(path, "datasets batch and batch_end"):
+            self._bytes = checked_dataset(file, "batch", "|u1")
+            self._ends = [0, *checked_dataset(file, "batch_end", "<i8", sealed=sealed)[()].tolist()]
+            self._chunk = int((self._bytes.chunks or (0,))[0])
+            if not 0 < self._chunk <= _LARGEST_CHUNK:
+                raise ValueError(f"chunks of {self._chunk} bytes")
+            self._there = self._chunk * self._bytes.id.get_num_chunks()
+
+    def read(self, index: int, entries: tuple[BatchEntry, ...], place: int) -> bytes:
+        """Batch ``place`` of step ``index``.
+
+        Args:
+            index: Number of the step.
+            entries: What its document says of all its batches.
+            place: Which of them.
+
+        Raises:
+            LogCorruptError: It differs from what was written.
+        """
+        what = f"batch {place} of step {index}"
+        with reading(self._path, what):
+            if self._bytes is None:
+                raise KeyError("the segment has no batches")
+            start, stop = self._ends[index - self._first : index - self._first + 2]
+            start += sum(-(-e.size // self._chunk) * self._chunk for e in entries[:place])
+            size = entries[place].size
+            if not 0 <= start <= start + size <= stop <= min(len(self._bytes), self._there):
+                raise ValueError(f"bytes {start} to {start + size} of {min(stop, self._there)}")
+            data = self._bytes[start : start + size].tobytes()
+        if zlib.crc32(data) != entries[place].crc:
+            raise LogCorruptError(f"{self._path}: {what} differs from its checksum; restore the file from a copy")
+        return data
