@@ -107,7 +107,7 @@ class Job:
     def scores(self, clock: Callable[[], float], labels: tuple[str, ...] | None) -> Scores:
         """Walk, check, and put the result together."""
         final = self.log.state(len(self.log))
-        values, adjoint = self.query_gradient(_averaged(final, self.log), averaged=self.log.average or ())
+        values, adjoint = self.query_gradient(averaged_model(final, self.log), averaged=self.log.average or ())
         self.audit(final)
         own, share = self._split(adjoint, final)
         epochs = self.log.step(len(self.log) - 1).epoch + 1 if self.settings.per_epoch else 0
@@ -288,7 +288,7 @@ def provenance(opened: Opened, precision: str | None, seconds: float, **more: An
     }
 
 
-def _averaged(final: ModelState, log: Trajectory) -> ModelState:
+def averaged_model(final: ModelState, log: Trajectory) -> ModelState:
     """The final model as the fit left it: with the averaged weights, if a callback averaged them."""
     average = log.average
     if average is None:
