@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ import lightning_sgdinf.adjoint.optimizers  # noqa: F401 - registers the update 
 from lightning_sgdinf.adjoint.audit import audit_loss
 from lightning_sgdinf.adjoint.batches import BatchSource, cast_floats
 from lightning_sgdinf.adjoint.objective import Host, open_objective
-from lightning_sgdinf.adjoint.retrace import ReplaceLabels, Retracer, replace_second
+from lightning_sgdinf.adjoint.retrace import Divisor, ReplaceLabels, Retracer, replace_second
 from lightning_sgdinf.adjoint.share import RowShare
 from lightning_sgdinf.baselines import Baseline
 from lightning_sgdinf.certificate import Certificate, Level
@@ -31,6 +31,7 @@ from lightning_sgdinf.log.trajectory import Trajectory
 from lightning_sgdinf.query import MeanLoss, Query, ValidationData
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.scoring import Job, Opened, Settings, provenance
+from lightning_sgdinf.truth import Counterfactuals, Truth
 
 
 class InfluenceRunner:
@@ -252,6 +253,67 @@ class InfluenceRunner:
             last = opened.log.step(len(opened.log) - 1)
             audit_loss(opened.objective, opened.log.state(len(opened.log)), last, opened.log.step(0))
             yield Retracer(opened.log, opened.objective, replace_labels=replace_labels)
+
+    @contextmanager
+    def truth(
+        self,
+        model: nn.Module,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        *,
+        log: str | Path | Trajectory,
+        query: Query | None = None,
+        divisor: Divisor = "kept",
+    ) -> Iterator[Counterfactuals]:
+        """Counterfactual training of a recorded run, to measure several times what leaving examples out really does.
+
+        Arguments are those of `run`; for ``divisor`` see `Counterfactuals`.
+        """
+        with self.open(model, train_dataloaders, datamodule, log=log) as opened:
+            loader = validation_loader(model, val_dataloaders, datamodule)
+            data = ValidationData(loader=loader, transfer=_transfer(opened.host, self.settings.dtype))
+            labels = display_labels(opened.dataset)
+            yield Counterfactuals(opened, self.settings, query or MeanLoss(), data, labels=labels, divisor=divisor)
+
+    def counterfactuals(
+        self,
+        model: nn.Module,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        *,
+        log: str | Path | Trajectory,
+        query: Query | None = None,
+        leave_out: Iterable[Iterable[int]] | None = None,
+        divisor: Divisor = "kept",
+        resume: str | Path | None = None,
+    ) -> Truth:
+        """Train again without each training example, or without each of some sets, many runs at once.
+
+        Args:
+            model: The LightningModule that was trained; its weights are not read, and it is given back untouched.
+            train_dataloaders: As given to ``Trainer.fit``.
+            val_dataloaders: As given to ``Trainer.fit``; what the query is computed from.
+            datamodule: In place of loaders.
+            log: Path of the record, or an open one.
+            query: What is asked of the final models; the mean validation loss if ``None``.
+            leave_out: Sets of example ids; ``None`` for every single example.
+            divisor: ``"kept"``: the losses of a batch are divided by the number of all its examples; ``"reduced"``, of
+                those that are left.
+            resume: A file that keeps what is done so far; a later call with it goes on from there.
+
+        Returns:
+            `Truth` with the measured changes ``[M, Q]``.
+
+        Raises:
+            StepMismatchError: The record cannot be reproduced with nothing left out; nothing else was run then.
+            SgdInfluenceError: What `run` and `Counterfactuals.measure` raise.
+        """
+        with self.truth(
+            model, train_dataloaders, val_dataloaders, datamodule, log=log, query=query, divisor=divisor
+        ) as truth:
+            return truth.measure(leave_out, resume=resume)
 
     def _rank(
         self, opened: Opened, baseline: Baseline, labels: tuple[str, ...] | None, clock: Callable[[], float]
