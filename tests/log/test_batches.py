@@ -113,9 +113,17 @@ def test_a_changed_byte_is_noticed_before_the_batch_is_used(path: Path) -> None:
     with RunLog.open(path) as log:
         found = log.verify().problem
         assert segment.name in found
-        with pytest.raises(LogCorruptError, match=r"batch \d of step"):
-            for step in log.steps(0, STEPS):
-                assert batches_of(step) == [data_of(step.index, place) for place in range(3)]
+        wrong = [step.index for step in log.steps(0, STEPS) if not whole(step)]
+    assert len(wrong) == 1
+
+
+def whole(step: Step) -> bool:
+    """Whether its batches are read; those that are must be right."""
+    try:
+        assert batches_of(step) == [data_of(step.index, place) for place in range(3)]
+    except LogCorruptError:
+        return False
+    return True
 
 
 def test_a_killed_run_keeps_whole_steps(tmp_path: Path) -> None:
