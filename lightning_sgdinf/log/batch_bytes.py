@@ -104,10 +104,11 @@ class _Encoder:
             return {"bytes": [len(value), self._aside(value)]}
         if type(value) in (list, tuple):
             return {type(value).__name__: [self.value(v, f"{where}[{i}]") for i, v in enumerate(value)]}
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            entries = [self.value(v, f"{where}.{n}") for n, v in zip(value._fields, value, strict=True)]
-            return {"namedtuple": [type(value).__name__, list(value._fields), entries]}
-        if type(value) in _DICTS:
+        fields = getattr(value, "_fields", None)
+        if isinstance(value, tuple) and isinstance(fields, tuple):
+            entries = [self.value(v, f"{where}.{n}") for n, v in zip(fields, value, strict=True)]
+            return {"namedtuple": [type(value).__name__, list(fields), entries]}
+        if isinstance(value, dict) and type(value) in _DICTS:
             return {"dict": [[self.value(k, where), self.value(v, f"{where}[{k!r}]")] for k, v in value.items()]}
         raise TypeError(f"{where} is a {type(value).__module__}.{type(value).__qualname__}")
 
