@@ -102,7 +102,7 @@ class _Encoder:
             return {kind: [little_name(value.dtype), list(value.shape), self._aside(little)]}
         if type(value) is bytes:
             return {"bytes": [len(value), self._aside(value)]}
-        if type(value) in (list, tuple):
+        if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
             return {type(value).__name__: [self.value(v, f"{where}[{i}]") for i, v in enumerate(value)]}
         fields = getattr(value, "_fields", None)
         if isinstance(value, tuple) and isinstance(fields, tuple):
