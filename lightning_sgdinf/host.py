@@ -30,7 +30,7 @@ def recorded_host(header: Header, module: Any, datamodule: Any, device: torch.de
     plugin = precision_plugin(header.precision, device)
     known = {
         k: header.extra[k]
-        for k in ("max_epochs", "max_steps", "accumulate_grad_batches", "num_training_batches")
+        for k in ("max_epochs", "max_steps", "accumulate_grad_batches", "num_training_batches", "world_size")
         if k in header.extra
     }
     return Host(

@@ -157,6 +157,8 @@ class Objective:
     ) -> Trace:
         """Run ``training_step`` at the loaded state.
 
+        What another training process than 0 made of the buffers was lost, and is here.
+
         Args:
             step: The step it belongs to.
             micro: The pass of it.
@@ -169,8 +171,13 @@ class Objective:
             NonFiniteError: If the loss is NaN or infinite; names the step.
         """
         self.prepare(step)
+        self.host.stand_in.global_rank = micro.rank
+        kept = self.read_buffers() if micro.rank else {}
         random_state.restore(micro.stepped_with)
         trace = self.forward(step, micro.batch_idx, batch, weights, statistics=statistics)
+        self.load_buffers(kept)
+        if micro.rank and trace.statistics is not None:
+            trace.statistics.updates.clear()
         if not torch.isfinite(trace.loss.detach()).all():
             raise NonFiniteError(
                 f"the training loss of step {step.index} is {trace.loss.item()}; replay stops here. "

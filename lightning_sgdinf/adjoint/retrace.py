@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from lightning_sgdinf.adjoint.objective import Objective
 from lightning_sgdinf.errors import ConfigurationError, UnknownOptimizerError, UnsupportedRunError
-from lightning_sgdinf.log.records import Clip, ParamGroup, Step
+from lightning_sgdinf.log.records import Clip, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.log.trajectory import Trajectory
 from lightning_sgdinf.state import ModelState
 
@@ -132,19 +133,32 @@ class Retracer:
         )
 
     def _backward(self, step: Step, weights: Tensor | None, relabel: Mapping[int, int] | None) -> None:
+        parameters = self.objective.parameters
+        total: list[Tensor | None] = [None] * len(parameters)
+        # As in training: every process adds up its own gradients, and then those of all are added.
+        for _, micros in groupby(step.micro_batches, key=lambda micro: micro.rank):
+            for micro in micros:
+                self._loss(step, micro, weights, relabel).backward()
+            for place, parameter in enumerate(parameters):
+                before, own = total[place], parameter.grad
+                total[place] = own if before is None else before if own is None else before + own
+                parameter.grad = None
+        for parameter, grad in zip(parameters, total, strict=True):
+            parameter.grad = grad
+
+    def _loss(self, step: Step, micro: MicroBatch, weights: Tensor | None, relabel: Mapping[int, int] | None) -> Tensor:
         objective = self.objective
-        for micro in step.micro_batches:
-            batch = objective.batch(step, micro)
-            ids = micro.example_ids
-            if relabel:
-                changed = [i for i, j in enumerate(ids.tolist()) if j in relabel]
-                if changed:
-                    batch = self._replace(batch, changed, [relabel[int(ids[i])] for i in changed])
-            own = None
-            if weights is not None:
-                own = weights[torch.tensor(ids)].to(objective.host.device, objective.parameters[0].dtype)
-                own = divided(own, self._divisor)
-            objective.trace(step, micro, batch, own).loss.backward()
+        batch = objective.batch(step, micro)
+        ids = micro.example_ids
+        if relabel:
+            changed = [i for i, j in enumerate(ids.tolist()) if j in relabel]
+            if changed:
+                batch = self._replace(batch, changed, [relabel[int(ids[i])] for i in changed])
+        own = None
+        if weights is not None:
+            own = weights[torch.tensor(ids)].to(objective.host.device, objective.parameters[0].dtype)
+            own = divided(own, self._divisor)
+        return objective.trace(step, micro, batch, own).loss
 
     def _optimizer(
         self, groups: Sequence[ParamGroup], state: Mapping[str, Mapping[str, Tensor]]

@@ -51,8 +51,8 @@ class MicroBatch:
         transferred_with: Generators of the training process when the batch was handed over (before the batch-transfer
             hooks).
         stepped_with: Generators of the training process just before ``training_step``.
-        rank: Which of the training processes did it. Each begins a step with the buffers of process 0, and only what
-            process 0 makes of them stays.
+        rank: Which of the training processes did it. All begin a step with the buffers of process 0, and only what that
+            one makes of them stays.
     """
 
     batch_idx: int
@@ -104,7 +104,8 @@ class Step:
         index: ``t``, counting from 0 the steps that were really taken.
         epoch: The Trainer's ``current_epoch``.
         global_step: The Trainer's ``global_step`` before the step.
-        micro_batches: The passes whose gradients it summed, in order; of several training processes one after another.
+        micro_batches: The passes whose gradients it summed, in order; of several training processes one after another,
+            0 last.
         groups: The optimizer's param groups with the hyper-parameters of this step.
         accumulation: What each micro-batch's loss was divided by: the Trainer's ``accumulate_grad_batches``, times the
             number of training processes, whose gradients are averaged.
