@@ -17,6 +17,7 @@ from lightning_sgdinf.adjoint.intercept import ATTENTION, Interceptor
 from lightning_sgdinf.adjoint.layout import Twins
 from lightning_sgdinf.adjoint.running_statistics import RunningStatistics
 from lightning_sgdinf.adjoint.session import TrainerStandIn, borrowed, set_modes, tensors_made_in
+from lightning_sgdinf.adjoint.stacked import STACKED
 from lightning_sgdinf.adjoint.tap import LossTap, tapped_output
 from lightning_sgdinf.adjoint.vector import ParameterVector
 from lightning_sgdinf.digest import batch_digest
@@ -226,7 +227,7 @@ class Objective:
     ) -> Iterator[None]:
         handlers: dict[Callable[..., Any], Any] = {}
         if weights is not None:
-            handlers = dict(ATTENTION) if stacked else {**ATTENTION, **kernels.handlers(twins)}
+            handlers = {**ATTENTION, **(STACKED if stacked else kernels.handlers(twins))}
         tap = LossTap(weights, stacked=stacked) if weights is not None and not self.weighs_by_method else None
         with ExitStack() as stack:
             if tap is not None and self._tap is None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -33,6 +32,8 @@ COARSE = 1e-1
 """The same for lower precisions, and for a run that is taken again in another one than it was recorded in."""
 GRADIENT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 """Largest difference of gradients, as a part of their norm."""
+STRETCH = 10
+"""Steps between two comparisons, where every state is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +153,12 @@ def stored_before(log: Trajectory, step: int) -> int:
 
 
 def _stretches(log: Trajectory, first_step: int) -> Iterator[tuple[int, int]]:
-    stored = [int(t) for t in log.state_indices if t >= stored_before(log, first_step)]
-    yield from pairwise(stored)
+    """Pairs of stored states to go from one to the other, some steps apart."""
+    start = stored_before(log, first_step)
+    for stored in (int(t) for t in log.state_indices):
+        if stored >= min(start + STRETCH, len(log)) and stored > start:
+            yield start, stored
+            start = stored
 
 
 def _by_lanes(
