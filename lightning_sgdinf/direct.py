@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.ask import gradient_of
+from lightning_sgdinf.adjoint.ask import gradient_of, value_of
 from lightning_sgdinf.adjoint.audit import attribution, audit_loss
 from lightning_sgdinf.certificate import Certificate, Trust
 from lightning_sgdinf.checks import Plan, check_trust, open_rerun, stopwatch, window_examples
@@ -56,8 +56,17 @@ class DirectJob:
         audit_loss(objective, final, last, log.step(0))
         notes = [note] if (note := attribution(objective, final, last)) else []
         size = self.opened.source.size
-        question = Question(log=log, objective=objective, examples=size, model=model, gradient=adjoint.params)
-        answer = self.estimator.answer(question)
+        answer = self.estimator.answer(
+            Question(
+                log=log,
+                objective=objective,
+                examples=size,
+                model=model,
+                gradient=adjoint.params,
+                value=lambda state: value_of(objective, state, self.query, self.data, context),
+                room_bytes=self.settings.room_bytes,
+            )
+        )
         notes += answer.notes
         values = answer.values.to("cpu", torch.float64)
         if not bool(torch.isfinite(values).all()):

@@ -13,7 +13,13 @@ STRETCH = 32
 
 
 def pull_rows(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], rows: int, *, keep: bool = False
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    rows: int,
+    *,
+    keep: bool = False,
+    create_graph: bool = False,
 ) -> list[Tensor]:
     """Each row of the cotangents pulled back by itself.
 
@@ -23,6 +29,7 @@ def pull_rows(
         cotangents: Per output, ``[rows, *output.shape]``.
         rows: How many there are.
         keep: Keep the graph for another pass.
+        create_graph: Keep it, and give the result a graph of its own.
 
     Returns:
         Per input, ``[rows, *input.shape]``; zero where no output depends on it.
@@ -31,7 +38,12 @@ def pull_rows(
         return [torch.zeros(rows, *i.shape, dtype=i.dtype, device=i.device) for i in inputs]
     found = [
         torch.autograd.grad(
-            outputs, inputs, [c[q] for c in cotangents], allow_unused=True, retain_graph=keep or q < rows - 1
+            outputs,
+            inputs,
+            [c[q] for c in cotangents],
+            allow_unused=True,
+            retain_graph=keep or create_graph or q < rows - 1,
+            create_graph=create_graph,
         )
         for q in range(rows)
     ]

@@ -1,9 +1,10 @@
 """What a walk does at each step, and what answers without the walk backwards.
 
 Recommended: `SgdInfluence` (the exact derivative) and, at a fraction of its cost, `LastEpochs`; for small models
-`Accumulated`, nearest to real removal. For comparison: `NoHessian`, `TracIn`, `FinalParameters`.
+`AccumulatedInfluence`, nearest to real removal. For comparison: `NoHessian`, `TracIn`, `FinalParameters`.
 """
 
+from lightning_sgdinf.estimators.accumulated import AccumulatedInfluence as AccumulatedInfluence
 from lightning_sgdinf.estimators.base import Estimator as Estimator
 from lightning_sgdinf.estimators.direct import Answer as Answer
 from lightning_sgdinf.estimators.direct import DirectEstimator as DirectEstimator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -22,6 +23,8 @@ class Question:
         examples: ``N``.
         model: The final model: with averaged weights, if the run averaged them.
         gradient: Of the queries in its parameters, ``[Q, P]``.
+        value: The queries' values at any state, float64 ``[Q]``.
+        room_bytes: How much memory the estimate may take, in bytes.
     """
 
     log: Trajectory
@@ -29,6 +32,8 @@ class Question:
     examples: int
     model: ModelState
     gradient: Tensor
+    value: Callable[[ModelState], Tensor]
+    room_bytes: int = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)

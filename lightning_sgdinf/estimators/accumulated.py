@@ -1,0 +1,284 @@
+r"""The leave-one-out run, linearised (ACC-SGD-IE).
+
+Leaving example ``j`` out makes every step another map, :math:`\Phi_t^{-j}`: that of the gradient without :math:`\nabla
+l_j`. Its run, linearised around the recorded one, moves the state by
+
+.. math:: \Delta_{t+1} = \Phi_t^{-j}(s_t) - \Phi_t(s_t) + D\Phi_t^{-j}(s_t)\,\Delta_t, \qquad \Delta_0 = 0,
+
+which for plain SGD is :math:`\Delta \leftarrow (I - \eta H_t)\Delta + [j \in S_t]\,\frac{\eta}{|S_t|}(\nabla l_j +
+\nabla^2 l_j\,\Delta)`. The last term is what `SgdInfluence` lacks: it differentiates at full weight, so that at a later
+occurrence of ``j`` its curvature still counts the example. Equal to real removal for a quadratic loss under an
+optimizer that is linear in the gradient (SGD with momentum, weight decay ...).
+
+Works forwards, with one state per example that has been drawn: ``[N, P]`` numbers and as many again for each tensor
+of the optimizer. What does not fit into the runner's ``room_bytes`` is done in several passes over the run. Cost of a
+step: one Hessian-vector product per example drawn so far, and two more per example of the batch. For small models.
+
+Not for models with BatchNorm in training mode (running statistics are not carried), nor for averaged weights.
+
+References:
+    Shi et al., "Accumulative SGD Influence Estimation for Data Attribution", 2025 (arXiv:2510.26185).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_sgdinf.adjoint.objective import Objective
+from lightning_sgdinf.adjoint.products import FirstOrder
+from lightning_sgdinf.adjoint.removal import hessian_rows, own_gradients, own_hessian_rows
+from lightning_sgdinf.adjoint.retrace import Retracer, refuse_changes
+from lightning_sgdinf.adjoint.rules import UpdateRule, rule_for
+from lightning_sgdinf.adjoint.tangent import LinearStep, Tangent, difference
+from lightning_sgdinf.adjoint.update import take_step
+from lightning_sgdinf.errors import ConfigurationError, NonFiniteError, StepMismatchError, UnsupportedRunError
+from lightning_sgdinf.estimators.direct import Answer, Question
+from lightning_sgdinf.log import state_checksum
+from lightning_sgdinf.log.records import MicroBatch, Step
+from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.state import ModelState
+
+_say = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AccumulatedInfluence:
+    """The leave-one-out run, linearised; see the module's text.
+
+    In Hydra::
+
+        estimator:
+          _target_: lightning_sgdinf.estimators.AccumulatedInfluence
+
+    Attributes:
+        evaluate: Ask the query of each displaced model, rather than multiply the displacement with the query's
+            gradient: one pass over the validation set per example, and nearer to the truth where the query bends.
+        max_passes: Refuse if the states of all examples need more passes over the run than that to fit into memory, at
+            least 1.
+    """
+
+    evaluate: bool = False
+    max_passes: int = 32
+
+    def __post_init__(self) -> None:
+        if self.max_passes < 1:
+            raise ConfigurationError(
+                f"AccumulatedInfluence(max_passes): expected a number of at least 1, got {self.max_passes}"
+            )
+
+    def answer(self, question: Question) -> Answer:
+        """One forward pass over the run for as many examples as fit into memory, until all are done.
+
+        Raises:
+            ConfigurationError: The states do not fit into memory; says how much they need.
+            UnsupportedRunError: A run whose state is more than parameters and optimizer.
+            StepMismatchError: A state that is not stored cannot be rebuilt.
+            NonFiniteError: A state is no longer finite; names the step.
+        """
+        log, objective = question.log, question.objective
+        if log.average is not None:
+            raise UnsupportedRunError(
+                "AccumulatedInfluence does not carry running averages of the weights, which this run has; use "
+                "SgdInfluence, or train without averaging"
+            )
+        first = _first_steps(log, question.examples)
+        order = torch.argsort(first, stable=True)[: int((first < len(log)).sum())]
+        note, size = self._plan(question, len(order))
+        values = torch.zeros(question.examples, len(question.gradient), dtype=torch.float64)
+        for chunk in order.split(size):
+            moved = displacements(log, objective, chunk, first[chunk])
+            values[chunk] = self._changes(question, moved)
+        return Answer(values, (note,))
+
+    def _plan(self, question: Question, count: int) -> tuple[str, int]:
+        """What will be needed, said before it is taken, and how many examples are done at once."""
+        state = question.log.state(len(question.log))
+        tensors = 1 + max(
+            (sum(v.shape == state.params[n].shape for v in s.values()) for n, s in state.optimizer.items()), default=0
+        )
+        one = question.objective.parameters[0].element_size() * question.objective.vector.size * (2 * tensors + 2)
+        size = min(count, question.room_bytes // one)
+        passes = -(-count // size) if size else 0
+        if not 1 <= passes <= self.max_passes:
+            raise ConfigurationError(
+                f"AccumulatedInfluence: {count:,} examples of {question.objective.vector.size:,} parameters need "
+                f"{count * one / 2**30:.1f} GiB at once; with room_bytes={question.room_bytes:,} they would take "
+                f"{-(-count * one // question.room_bytes):,} passes over the run, and max_passes is "
+                f"{self.max_passes}. Give InfluenceRunner more room_bytes, or use SgdInfluence."
+            )
+        note = (
+            f"One state per example, {count * one / 2**20:.1f} MiB in all: {size:,} examples at once, "
+            f"{passes} pass{'es' if passes > 1 else ''} over the run."
+        )
+        _say.info("AccumulatedInfluence: %s", note)
+        return note, size
+
+    def _changes(self, question: Question, moved: Tensor) -> Tensor:
+        """Of the queries, ``[J, Q]``, for parameters displaced by ``[J, P]``."""
+        if not self.evaluate:
+            return (moved.double() @ question.gradient.double().T).cpu()
+        vector, model = question.objective.vector, question.model
+        base = question.value(model)
+        end = vector.join([model.params[n] for n in vector.names]).to(moved)
+        found = []
+        for row in moved:
+            params = dict(zip(vector.names, vector.split(end + row), strict=True))
+            found.append(question.value(ModelState(params=params, buffers=model.buffers)) - base)
+        return torch.stack(found)
+
+
+def displacements(log: Trajectory, objective: Objective, examples: Tensor, first: Tensor) -> Tensor:
+    """How far the final parameters of the linearised leave-one-out runs lie from the recorded ones.
+
+    Args:
+        log: The record.
+        objective: The opened model.
+        examples: Ids, int64 ``[J]``, in the order of their first steps.
+        first: The step at which each is drawn first, int64 ``[J]``, increasing.
+
+    Returns:
+        ``[J, P]``.
+    """
+    rule = rule_for(log.header.optimizer)
+    like = objective.parameters[0]
+    tangent = Tangent(like.new_zeros(len(examples), objective.vector.size).detach())
+    row_of = {int(j): row for row, j in enumerate(examples)}
+    start = int(first[0])
+    begun = 0
+    for step, before in _forwards(log, objective, start):
+        if step.index > start:
+            refuse_changes(step)
+        known, begun = begun, int((first <= step.index).sum())
+        moved = _advance(objective, rule, step, before, tangent, row_of, known, begun)
+        if not bool(torch.isfinite(moved.params.sum())):
+            raise NonFiniteError(
+                f"the linearised run is no longer finite after step {step.index}: the run amplifies small changes "
+                "without bound there, so no influence is defined. Use fewer steps or a smaller step size."
+            )
+        tangent = _written(tangent, moved, begun)
+    return tangent.params
+
+
+def _advance(
+    objective: Objective,
+    rule: UpdateRule,
+    step: Step,
+    before: ModelState,
+    tangent: Tangent,
+    row_of: dict[int, int],
+    known: int,
+    begun: int,
+) -> Tangent:
+    """One step of the first ``begun`` rows, of which ``known`` had departed from the recorded run before."""
+    vector, device = objective.vector, objective.host.device
+    if device.type != "cpu":
+        before = before.map(lambda v: v.to(device) if v.ndim else v)  # counters stay where optimizers want them
+    objective.load(before)
+    grads: list[Tensor | None] = [None] * len(objective.parameters)
+    rows = tangent.rows(slice(0, begun))
+    change = torch.zeros_like(rows.params)
+    own: dict[int, Tensor] = {}
+    for micro in step.micro_batches:
+        first = _traced(objective, step, micro, objective.batch(step, micro))
+        grads = [_sum(a, b) for a, b in zip(grads, first.grads, strict=True)]
+        if known:
+            change[:known] += hessian_rows(objective, first, rows.params[:known])
+        drawn = [(i, row_of[j]) for i, j in enumerate(micro.example_ids.tolist()) if j in row_of]
+        if not drawn:
+            continue
+        positions, which = (torch.tensor(v, device=change.device) for v in zip(*drawn, strict=True))
+        gradients = own_gradients(objective, first, positions)
+        for row, gradient in zip(which.tolist(), gradients, strict=True):
+            own[row] = own[row] + gradient if row in own else gradient
+        back = which < known
+        if bool(back.any()):
+            bent = own_hessian_rows(objective, first, positions[back], rows.params[which[back]])
+            change.index_add_(0, which[back], -bent)
+    taken = take_step(rule, vector, before, grads, step)
+    if not rule.needs_gradient and step.clip is None:  # the step is linear in the gradient
+        for row, gradient in own.items():
+            change[row] -= gradient
+        return LinearStep(taken).push(rows, change)
+    after = LinearStep(taken).push(rows, change)
+    for row, gradient in own.items():
+        left = [_less(g, part) for g, part in zip(grads, vector.split(gradient), strict=True)]
+        other = take_step(rule, vector, before, left, step)
+        here = slice(row, row + 1)
+        bent, gap = LinearStep(other).push(rows.rows(here), change[here]), difference(other, taken)
+        after.params[here] = bent.params + gap.params
+        for key, value in after.optimizer.items():
+            value[here] = bent.optimizer[key] + gap.optimizer[key]
+    return after
+
+
+def _traced(objective: Objective, step: Step, micro: MicroBatch, batch: Any) -> FirstOrder:
+    like = objective.parameters[0]
+    weights = torch.ones(len(micro.example_ids), dtype=like.dtype, device=like.device, requires_grad=True)
+    trace = objective.trace(step, micro, batch, weights, statistics=True)
+    if trace.statistics is not None and trace.statistics.updates:
+        raise UnsupportedRunError(
+            f"AccumulatedInfluence carries parameters and optimizer state, not the running statistics that "
+            f"{trace.statistics.updates[0].name!r} is one of; use SgdInfluence, or a model without BatchNorm"
+        )
+    return FirstOrder(trace.loss, weights, None, objective.gradient(trace.loss, create_graph=True))
+
+
+def _written(tangent: Tangent, moved: Tangent, begun: int) -> Tangent:
+    """The first rows replaced; optimizer state appears with the first step that has some."""
+    tangent.params[:begun] = moved.params
+    optimizer = {k: tangent.optimizer.get(k, torch.zeros_like(tangent.params)) for k in moved.optimizer}
+    for key, value in moved.optimizer.items():
+        optimizer[key][:begun] = value
+    return Tangent(tangent.params, optimizer)
+
+
+def _first_steps(log: Trajectory, examples: int) -> Tensor:
+    """The step at which each example is drawn first, int64 ``[N]``; ``T`` if never."""
+    first = torch.full((examples,), len(log))
+    for step in log.steps(len(log), 0):
+        first[torch.tensor(step.example_ids)] = step.index
+    return first
+
+
+def _forwards(log: Trajectory, objective: Objective, start: int) -> Iterator[tuple[Step, ModelState]]:
+    """Steps and the states they were taken from; states that are not stored are rebuilt."""
+    stored = set(log.state_indices.tolist())
+    begin = max((t for t in stored if t <= start), default=None)
+    if begin is None:
+        log.state(start)  # raises: says what is stored
+        return
+    retracer, state, previous = Retracer(log, objective), log.state(begin), None
+    for step in log.steps(begin, len(log)):
+        if previous is not None:
+            state = log.state(step.index) if step.index in stored else _rebuilt(retracer, state, previous)
+        previous = step
+        if step.index >= start:
+            yield step, state
+
+
+def _rebuilt(retracer: Retracer, state: ModelState, step: Step) -> ModelState:
+    rebuilt = retracer.advance(state, step)
+    recorded = retracer.log.state_checksum(step.index + 1)
+    if recorded is not None and state_checksum(rebuilt) != recorded:
+        raise StepMismatchError(
+            f"state {step.index + 1}, rebuilt by doing step {step.index} again, differs from the recorded one "
+            "(checksum). Rebuilding needs the thread count and instruction set of training; record with "
+            "keep='every_step', or call torch.set_num_threads accordingly."
+        )
+    return rebuilt
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if b is None:
+        return a
+    return b.detach() if a is None else a + b.detach()
+
+
+def _less(grad: Tensor | None, part: Tensor) -> Tensor | None:
+    return None if grad is None else grad - part
