@@ -115,7 +115,7 @@ class Counterfactuals:
         ledger = Ledger(resume, repr(self._key(plan)), len(plan.sets), len(self.asking.names))
         ledger.done |= plan.first >= plan.stop  # never drawn, so nothing changes
         order = plan.ordered((~ledger.done).nonzero()[0])
-        at_once = self.at_once(len(order))
+        at_once = self.at_once(len(order), verified)
         recorded = base = self._recorded(plan)
         drift = torch.zeros_like(base)
         with self.progress(int(plan.cost[order].sum())) as bar:
@@ -156,12 +156,12 @@ class Counterfactuals:
     def chunks(self, plan: Plan, numbers: Sequence[int]) -> Iterator[Runs]:
         """Runs for some sets of a plan, as many in each as fit into memory, ready to be taken on."""
         order = plan.ordered(numbers)
-        together = self.verify(plan.start).together
-        size = self.at_once(len(order)) if together else LOOP_CHUNK
+        verified = self.verify(plan.start)
+        size = self.at_once(len(order), verified) if verified.together else LOOP_CHUNK
         for position in range(0, len(order), size):
             chunk = order[position : position + size]
             start = stored_before(self.log, int(plan.first[chunk[0]]))
-            if not together:
+            if not verified.together:
                 yield OneByOne(self.log, self.objective, self.asking, plan, chunk, start, divisor=self.divisor)
                 continue
             yield Together(
@@ -175,9 +175,9 @@ class Counterfactuals:
                 asked_at_once=self._memory().asked(self.settings.room_bytes),
             )
 
-    def at_once(self, runs: int) -> int:
+    def at_once(self, runs: int, verified: Verified) -> int:
         """How many of some runs are taken at once."""
-        if not self.verify().together:
+        if not verified.together:
             return 1
         return max(1, min(runs, self._memory().lanes(self.settings.room_bytes) - 1))
 

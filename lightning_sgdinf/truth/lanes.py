@@ -193,12 +193,13 @@ class Lanes:
             warnings.simplefilter("ignore")  # that an operation is not vectorised only costs time
             losses = torch.func.vmap(loss, randomness="same")(dict(self._params), self._buffers, weights)
         self._shared = {n: objective.buffers[n].detach().clone() for n in self._shared}
-        bad = (~torch.isfinite(losses.detach())).nonzero()
+        found = losses.detach()
+        bad = (~torch.isfinite(found)).nonzero()
         if len(bad):
             lane = int(bad[0])
             left = (~self.keep[lane]).nonzero().flatten().tolist()
             raise NonFiniteError(
-                f"the training loss of step {step.index} is {float(losses[lane])} with examples {left[:5]} left out "
+                f"the training loss of step {step.index} is {float(found[lane])} with examples {left[:5]} left out "
                 f"({len(bad)} of {len(self)} runs): training diverges without them, so their effect is not a number. "
                 "Leave them out of the question, or ask at an earlier step."
             )
