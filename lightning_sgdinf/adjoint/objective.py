@@ -101,6 +101,7 @@ class Objective:
         self.buffers: dict[str, Tensor] = dict(module.named_buffers())
         self.queries_together = host.device.type != "cpu" or not any(map(_convolves, module.modules()))
         self._modes: tuple[str, ...] | None = None
+        self._kept: dict[str, Tensor] = {}
         for name, shape, parameter in zip(self.vector.names, self.vector.shapes, self.parameters, strict=True):
             if tuple(parameter.shape) != shape:
                 raise ModelMismatchError(
@@ -135,6 +136,7 @@ class Objective:
         Raises:
             ModelMismatchError: If a recorded buffer is not there; names it.
         """
+        self._kept = {n: v for n, v in self._kept.items() if n not in buffers}
         for name, value in buffers.items():
             if name not in self.buffers:
                 raise ModelMismatchError(
@@ -144,7 +146,14 @@ class Objective:
 
     def read_buffers(self) -> dict[str, Tensor]:
         """Copies of the module's buffers as they are now."""
+        self._put_back()
         return {n: b.detach().clone() for n, b in self.buffers.items()}
+
+    def _put_back(self) -> None:
+        """Undo what a pass of another process than 0 made of the buffers; not before its graph has served."""
+        kept, self._kept = self._kept, {}
+        for name, value in kept.items():
+            self.buffers[name].copy_(value)
 
     def batch(self, step: Step, micro: MicroBatch) -> Any:
         """The batch as ``training_step`` got it."""
@@ -158,7 +167,7 @@ class Objective:
     ) -> Trace:
         """Run ``training_step`` at the loaded state.
 
-        What another training process than 0 made of the buffers was lost, and is here.
+        What another training process than 0 made of the buffers was lost: they are put back when somebody asks next.
 
         Args:
             step: The step it belongs to.
@@ -173,10 +182,11 @@ class Objective:
         """
         self.prepare(step)
         self.host.stand_in.global_rank = micro.rank
-        kept = self.read_buffers() if micro.rank else {}
+        self._put_back()
+        if micro.rank:
+            self._kept = self.read_buffers()
         random_state.restore(micro.stepped_with)
         trace = self.forward(step, micro.batch_idx, batch, weights, statistics=statistics)
-        self.load_buffers(kept)
         if micro.rank and trace.statistics is not None:
             trace.statistics.updates.clear()
         if not torch.isfinite(trace.loss.detach()).all():

@@ -21,6 +21,7 @@ from lightning_sgdinf.record.header import make_header
 from lightning_sgdinf.record.loaders import LoaderTap
 from lightning_sgdinf.record.patches import Patches
 from lightning_sgdinf.record.random_watch import RandomWatch
+from lightning_sgdinf.record.ranks import Collector, Mailbox, Sender, agreed
 from lightning_sgdinf.record.recording import Recording, Writer
 from lightning_sgdinf.record.snapshots import Keep, parse_keep
 
@@ -36,6 +37,9 @@ class TrajectoryRecorder(Callback):
     ...; `path` is the present one. Nothing is recorded of ``fast_dev_run`` and of learning-rate or batch-size searches.
 
     Example ids are indices into the data set of the training loader; for a ``Subset`` they are positions in the subset.
+
+    Runs of several processes (DDP) have one log: process 0 writes it, and the others send it what they fed into each
+    step. BatchNorm's statistics are those of process 0, as in its checkpoints.
 
     Args:
         path: Directory to write the log to; by convention it ends in ``.tlog``.
@@ -82,6 +86,7 @@ class TrajectoryRecorder(Callback):
         self._recording: Recording | None = None
         self._averaging: AveragingWatch | None = None
         self._tap: LoaderTap | None = None
+        self._mailbox: Mailbox | None = None
         self._batch_idx = 0
 
     # Before training -------------------------------------------------------------------------------------------
@@ -105,7 +110,7 @@ class TrajectoryRecorder(Callback):
             self._concerns.nothing_recorded(reason)
             return
         support.check_keep(self._keep, trainer.max_epochs)
-        self._choose_path()
+        self.path = agreed(trainer, self._free_path)
         if self._strict and not pl_module.automatic_optimization:  # others hear of it when all is known
             self._concerns.problem(support.MANUAL_OPTIMIZATION)
         self._tap = LoaderTap(digest=self._digest, watch=self._watch, problem=self._concerns.problem)
@@ -124,6 +129,8 @@ class TrajectoryRecorder(Callback):
         if reason := support.impossible_optimizers(trainer):
             self._concerns.nothing_recorded(reason)
             return
+        if trainer.world_size > 1:
+            self._mailbox = Mailbox.of(trainer)
         recording = Recording(
             trainer,
             pl_module,
@@ -134,7 +141,10 @@ class TrajectoryRecorder(Callback):
             remark=self._concerns.remark,
         )
         self._recording = recording
-        for reason in support.impossible_to_replay(pl_module, trainer.optimizers[0], recording.reader):
+        for reason in (
+            *support.impossible_to_replay(pl_module, trainer.optimizers[0], recording.reader),
+            *support.impossible_to_replay_processes(trainer, pl_module),
+        ):
             self._concerns.problem(reason)
         self._averaging = AveragingWatch(
             trainer, self._patches, updated=recording.averaged, remark=self._concerns.remark
@@ -222,10 +232,11 @@ class TrajectoryRecorder(Callback):
             self._patches.undo()
             self._averaging = None
             self._tap = None
+            self._mailbox = None
 
     # The log ---------------------------------------------------------------------------------------------------
 
-    def _choose_path(self) -> None:
+    def _free_path(self) -> Path:
         """Where the coming fit is recorded: never where this recorder has written before."""
         path, number = self._first_path, self._logs + 1
         overwrite = self._writer_options["overwrite"]
@@ -238,7 +249,7 @@ class TrajectoryRecorder(Callback):
             raise LogExistsError(
                 f"{path} exists, and a log is never overwritten unasked. Choose another path, or pass overwrite=True."
             )
-        self.path = path
+        return path
 
     def _open(self, trainer: Any, module: Any, recording: Recording) -> Writer:
         """The log, made when the first step is complete."""
@@ -258,6 +269,9 @@ class TrajectoryRecorder(Callback):
         if recording.started_with_average is not None:
             extra["average_before_first_step"] = list(recording.started_with_average)
         replayable, remarks = self._concerns.take_for_header()
+        device = str(trainer.strategy.root_device)
+        if self._mailbox is not None and self._mailbox.rank:
+            return Sender(self._mailbox, device)
         if remarks:
             extra["remarks"] = remarks
         header = make_header(
@@ -272,7 +286,8 @@ class TrajectoryRecorder(Callback):
         if self._logs:
             rank_zero_info(f"TrajectoryRecorder: this fit is recorded in {self.path}, beside the one before.")
         self._logs += 1
-        return self._writer(self.path, header=header, **self._writer_options)
+        writer = self._writer(self.path, header=header, **self._writer_options)
+        return writer if self._mailbox is None else Collector(writer, self._mailbox, device)
 
 
 def _numbered(path: Path, number: int) -> Path:

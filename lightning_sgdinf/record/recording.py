@@ -4,6 +4,8 @@ The states of a run are taken at two moments: before the first micro-batch of a 
 from, and right after the optimizer's update, which is what it leads to. The two are the same state seen twice, unless
 something else changed tensors in between; then the step that follows names them. A step is handed to the writer when
 the next one begins, since only then is known what the averaging callbacks made of it.
+
+Of several processes all record their batches, and process 0 the states; see `lightning_sgdinf.record.ranks`.
 """
 
 from __future__ import annotations
@@ -95,7 +97,8 @@ class Recording:
         self._automatic = bool(module.automatic_optimization)
         self._max_epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
         self._optimizer = trainer.optimizers[0]
-        self.reader = StateReader(module, self._optimizer)
+        self._leads = trainer.global_rank == 0
+        self.reader = StateReader(module, self._optimizer, takes_states=self._leads)
         self.steps = OptimizerSteps(
             self._optimizer, names=lambda: self.reader.names, before=self._before_step, after=self._after_step
         )
@@ -264,6 +267,8 @@ class Recording:
         self.count += 1
         self._before = None
         self._watch_finite(step)
+        if not self._leads:
+            self._hand_over(self._writer)
 
     def _take_after(self) -> None:
         layout, tensors = self.reader.read()

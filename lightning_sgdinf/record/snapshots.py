@@ -129,11 +129,13 @@ class StateReader:
         module: The LightningModule.
         optimizer: What trains it. Parameters are those that its groups hold, in the module's order; others are
             constants.
+        takes_states: Otherwise every state is read as one without tensors: another process records them.
     """
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, *, takes_states: bool = True) -> None:
         self._module = module
         self._optimizer = optimizer
+        self._takes_states = takes_states
         self._layout: Layout | None = None
         self._param_counts: dict[str, int] = {}
         self._seen: tuple[Any, ...] = ()
@@ -162,6 +164,8 @@ class StateReader:
         """The present state: the layout, the same object while nothing but values changes, and the live tensors."""
         if self._held != _group_sizes(self._optimizer):
             self.refresh()
+        if not self._takes_states:
+            return _NO_TENSORS, []
         tensors: list[Tensor] = [*self.params.values()]
         tensors += [b for _, owner, key in self._buffers if (b := owner.get(key)) is not None]
         keys: list[str] = []
@@ -185,6 +189,8 @@ class StateReader:
 
     def pack(self, layout: Layout, tensors: list[Tensor], lanes: dict[str, Tensor]) -> None:
         """Copy what `read` gave into lanes."""
+        if not tensors:
+            return
         if all(t.is_cpu for t in tensors):
             with torch.no_grad():
                 torch._foreach_copy_(self._views_of(layout, lanes), tensors)  # pyright: ignore[reportPrivateImportUsage]
@@ -239,6 +245,7 @@ class StateReader:
 
 
 _REMEMBERED_LANES = 16
+_NO_TENSORS = Layout(())
 
 
 def changed_tensors(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.record.snapshots import Keep, LastEpochs, StateReader
 
+_SHARDING = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy"}
 _CLOSURE_OPTIMIZERS = ("LBFGS",)
 
 _GRADIENT_HOOKS = (
@@ -41,10 +43,17 @@ def check_keep(keep: Keep, max_epochs: int | None) -> None:
 
 def impossible_to_record(trainer: Any) -> str:
     """Why nothing at all can be recorded, as a sentence without full stop; empty if something can."""
-    if trainer.world_size > 1:
+    kind = type(trainer.strategy)
+    names = {base.__name__ for base in kind.__mro__}
+    if names & _SHARDING:
         return (
-            f"training runs on {trainer.world_size} processes, and only single-process runs can be recorded. "
-            "Train with devices=1"
+            f"{kind.__name__} shares parameters and optimizer state out over the processes, and changes their shapes, "
+            "so there is no state of the model to record. Train with strategy='ddp', or on one device"
+        )
+    if trainer.world_size > 1 and "DDPStrategy" not in names:
+        return (
+            f"training runs on {trainer.world_size} processes under {kind.__name__}, and runs of several processes are "
+            "recorded with strategy='ddp' only (or 'ddp_spawn' and the like). Train with that, or on one device"
         )
     return ""
 
@@ -87,6 +96,49 @@ def impossible_to_replay(module: Any, optimizer: torch.optim.Optimizer, reader: 
             "Register them in the LightningModule"
         )
     return reasons
+
+
+def impossible_to_replay_processes(trainer: Any, module: nn.Module) -> list[str]:
+    """Why a run of several processes cannot be replayed, as sentences without full stop."""
+    if trainer.world_size == 1:
+        return []
+    strategy, reasons = trainer.strategy, []
+    synchronized = [n for n, m in module.named_modules() if isinstance(m, nn.SyncBatchNorm)]
+    if synchronized:
+        reasons.append(
+            f"{synchronized[0]} is a SyncBatchNorm, which normalises with the batches of all processes together, and "
+            "replay takes one process's batch after another. Train with sync_batchnorm=False, or on one device"
+        )
+    if getattr(strategy, "_ddp_comm_hook", None) is not None:
+        reasons.append(
+            "ddp_comm_hook changes how the processes' gradients are averaged, and by how much is not recorded. Train "
+            "without it"
+        )
+    if getattr(strategy, "_model_averaging_period", None) is not None:
+        reasons.append(
+            "model_averaging_period lets the processes' parameters differ, and only those of process 0 are recorded. "
+            "Train without it"
+        )
+    own = _buffers_with_a_will(module)
+    if list(module.buffers()) and not getattr(strategy, "_ddp_kwargs", {}).get("broadcast_buffers", True):
+        reasons.append(
+            "with broadcast_buffers=False every process has buffers of its own, and only those of process 0 are "
+            "recorded. Train with broadcast_buffers=True, the default"
+        )
+    elif own and trainer.accumulate_grad_batches > 1:
+        reasons.append(
+            f"the buffer {own[0]} may change from batch to batch, in every process in its own way, and only what "
+            "process 0 makes of it is recorded. Train with accumulate_grad_batches=1, where all processes begin a step "
+            "with the same buffers"
+        )
+    return reasons
+
+
+def _buffers_with_a_will(module: nn.Module) -> list[str]:
+    """Names of buffers that a training pass may both read and write; running statistics are only written."""
+    normalizing = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+    statistics = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, normalizing))
+    return [name for name, _ in module.named_buffers() if not name.startswith(statistics)]
 
 
 SEVERAL_EVALUATIONS = (

@@ -1,0 +1,226 @@
+"""One record of a run on several processes (DDP).
+
+All processes take the same steps from the same parameters; each on examples of its own, under random numbers of its
+own, and the gradient is the mean of theirs. So process 0 writes the log, states included, and the others send it what
+they fed into each step, some ten kilobytes, through a key-value store of their own. No collective operation is added to
+the training: a process sends and goes on, and process 0 fetches the others' part of a step when the next one begins,
+when it has long been there.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+from torch import Tensor
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+from lightning_sgdinf.errors import LogWriteError, SgdInfluenceError
+from lightning_sgdinf.log.records import Draw, MicroBatch, Step
+from lightning_sgdinf.log.step_documents import EncodedStep, decode_step, encode_step
+from lightning_sgdinf.random_state import RandomState
+from lightning_sgdinf.record.recording import Writer
+from lightning_sgdinf.state import Layout
+
+Result = TypeVar("Result")
+
+_PATIENCE = timedelta(seconds=60)  # with a process that has taken a step and not yet told of it
+_OWN_DEVICE = "device"
+
+
+def agreed(trainer: Any, choose: Callable[[], Result]) -> Result:
+    """What process 0 chooses, in all processes; what it raises is raised in all."""
+    if trainer.world_size == 1:
+        return choose()
+    chosen, error = None, None
+    if trainer.global_rank == 0:
+        try:
+            chosen = choose()
+        except SgdInfluenceError as raised:
+            error = raised
+    chosen, error = trainer.strategy.broadcast((chosen, error))
+    if error is not None:
+        raise error
+    return chosen
+
+
+class Mailbox:
+    """Takes messages of the training processes to process 0.
+
+    Args:
+        rank: This process.
+        world: Number of processes.
+        store: Reaches all of them.
+    """
+
+    def __init__(self, rank: int, world: int, store: TCPStore) -> None:
+        self.rank, self.world = rank, world
+        self._store = store
+
+    @classmethod
+    def of(cls, trainer: Any) -> Mailbox:
+        """The mailbox of a Trainer's processes; all of them must ask for it at the same time."""
+        strategy, rank = trainer.strategy, trainer.global_rank
+        own = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE) if not rank else None
+        port = strategy.broadcast(own.port if own is not None else 0)
+        if own is None:
+            host = os.environ.get("MASTER_ADDR", "localhost")
+            own = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_PATIENCE)
+        return cls(rank, trainer.world_size, own)
+
+    def send(self, index: int, message: bytes) -> None:
+        """From any process but 0: its message about step ``index``.
+
+        Raises:
+            LogWriteError: Process 0 is gone.
+        """
+        try:
+            self._store.set(_key(self.rank, index), message)  # pyright: ignore[reportArgumentType]
+        except RuntimeError as error:
+            raise LogWriteError(f"process 0, which writes the log, cannot be reached ({error}); it is gone") from error
+
+    def fetch(self, rank: int, index: int) -> bytes:
+        """In process 0: the message of process ``rank`` about step ``index``, once.
+
+        Raises:
+            LogWriteError: It does not come; the process is gone.
+        """
+        key = _key(rank, index)
+        try:
+            message = self._store.get(key)
+        except RuntimeError as error:
+            raise LogWriteError(
+                f"process {rank} has not told what it fed into step {index} ({error}); it is gone or has stopped "
+                "recording. The log holds the steps before"
+            ) from error
+        self._store.delete_key(key)
+        return message
+
+
+class Sender:
+    """What a recording in any process but 0 writes to: a message per step, and no states.
+
+    Args:
+        mailbox: Leads to process 0.
+        device: Of this process, as random states call it.
+    """
+
+    def __init__(self, mailbox: Mailbox, device: str) -> None:
+        self._mailbox = mailbox
+        self._device = device
+
+    def lanes(self, layout: Layout) -> dict[str, Tensor]:
+        """See `Writer`."""
+        return layout.empty()
+
+    def put(self, step: Step, layout: Layout, lanes: dict[str, Tensor], *, store: bool = True) -> None:
+        """Send what this process fed into a step."""
+        del layout, lanes, store
+        own = [_renamed(micro, self._device, _OWN_DEVICE) for micro in step.micro_batches]
+        self._mailbox.send(step.index, pack(encode_step(replace(step, micro_batches=tuple(own)))))
+
+    def finish(
+        self,
+        layout: Layout,
+        lanes: dict[str, Tensor],
+        *,
+        average: Mapping[str, Tensor] | None = None,
+        reason: str = "completed",
+    ) -> None:
+        """Nothing: process 0 finishes the log."""
+
+    def abandon(self, reason: str) -> None:
+        """Nothing: process 0 ends the log."""
+
+
+class Collector:
+    """What a recording in process 0 writes to: joins each step with what the other processes fed into it.
+
+    Args:
+        writer: The log.
+        mailbox: Of all processes.
+        device: Of process 0, as random states call it; the other processes' random numbers are put there in replay.
+    """
+
+    def __init__(self, writer: Writer, mailbox: Mailbox, device: str) -> None:
+        self._writer = writer
+        self._mailbox = mailbox
+        self._device = device
+        self.lanes, self.finish, self.abandon = writer.lanes, writer.finish, writer.abandon
+
+    def put(self, step: Step, layout: Layout, lanes: dict[str, Tensor], *, store: bool = True) -> None:
+        """The step of all processes, and the state before it.
+
+        Raises:
+            LogWriteError: A process is gone, or writing failed.
+        """
+        joined: list[MicroBatch] = []
+        for rank in range(1, self._mailbox.world):
+            own = unpack(step.index, self._mailbox.fetch(rank, step.index))
+            joined += [replace(_renamed(m, _OWN_DEVICE, self._device), rank=rank) for m in own.micro_batches]
+        whole = replace(
+            step,
+            micro_batches=(*joined, *step.micro_batches),
+            accumulation=step.accumulation * self._mailbox.world,
+        )
+        self._writer.put(whole, layout, lanes, store=store)
+
+
+def pack(step: EncodedStep) -> bytes:
+    """An encoded step as one byte string."""
+    parts: Sequence[bytes] = (
+        step.document,
+        step.example_ids.tobytes(),
+        *step.blobs,
+        *step.batches,
+    )
+    sizes = struct.pack(f"<{len(parts) + 2}Q", len(step.blobs), len(parts), *map(len, parts))
+    return b"".join((sizes, *parts))
+
+
+def unpack(index: int, message: bytes) -> Step:
+    """The step of a packed one."""
+    blobs, count = struct.unpack_from("<2Q", message)
+    offset = 8 * (count + 2)
+    parts = []
+    for size in struct.unpack_from(f"<{count}Q", message, 16):
+        parts.append(message[offset : offset + size])
+        offset += size
+    document, ids, *rest = parts
+    batches = rest[blobs:]
+    return decode_step(
+        index,
+        document,
+        np.frombuffer(ids, "<i8"),
+        rest[:blobs],
+        read_batch=lambda _, entries, place: batches[place],
+    )
+
+
+def _key(rank: int, index: int) -> str:
+    return f"{rank}/{index}"
+
+
+def _renamed(micro: MicroBatch, name: str, other: str) -> MicroBatch:
+    """A pass with the random state of device ``name`` called ``other``, and those of further devices left out."""
+
+    def states(found: RandomState) -> dict[str, bytes]:
+        kept = {n: data for n, data in found.items() if not n.startswith("cuda:")}
+        data = found.get(name)
+        kept.pop(name, None)
+        return kept | ({other: data} if data is not None else {})
+
+    def draw(found: Draw) -> Draw:
+        return replace(found, random=states(found.random)) if found.random else found
+
+    return replace(
+        micro,
+        draws=tuple(draw(d) for d in micro.draws),
+        transferred_with=states(micro.transferred_with),
+        stepped_with=states(micro.stepped_with),
+    )
