@@ -8,6 +8,7 @@ is zeros.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -15,6 +16,7 @@ import hdf5plugin
 import numpy as np
 
 from lightning_sgdinf.errors import LogCorruptError
+from lightning_sgdinf.log.codecs import ZSTD
 from lightning_sgdinf.log.hdf5 import Growing, checked_dataset, reading
 from lightning_sgdinf.log.step_documents import BatchEntry
 
@@ -43,20 +45,11 @@ class BatchWriter:
                 **hdf5plugin.Zstd(clevel=1),
             )
         )
-        self._ends = Growing(
-            file.create_dataset("batch_end", (0,), maxshape=(None,), chunks=(128,), dtype="<i8", track_times=False)
-        )
-        self._pending: list[int] = []
 
     @property
     def length(self) -> int:
         """Bytes of all batches, padding included."""
         return self._bytes.length
-
-    @property
-    def lengths(self) -> tuple[int, int]:
-        """Of bytes and of ends that were handed to HDF5."""
-        return self._bytes.length, self._ends.length
 
     def add(self, batches: tuple[bytes, ...]) -> None:
         """The batches of the next step."""
@@ -64,18 +57,10 @@ class BatchWriter:
             padded = np.zeros(-(-len(data) // self._chunk) * self._chunk, np.uint8)
             padded[: len(data)] = np.frombuffer(data, np.uint8)
             self._bytes.append(padded)
-        self._pending.append(self._bytes.length)
 
-    def flush(self) -> None:
-        """Write the ends that wait."""
-        self._ends.append(np.array(self._pending, "<i8"))
-        self._pending.clear()
-
-    def shrink(self, lengths: tuple[int, int]) -> None:
-        """Back to what it had."""
-        self._pending.clear()
-        self._bytes.resize(lengths[0])
-        self._ends.resize(lengths[1])
+    def shrink(self, length: int) -> None:
+        """Back to that many bytes."""
+        self._bytes.resize(length)
 
 
 class BatchReader:
@@ -85,17 +70,16 @@ class BatchReader:
         file: Open segment.
         path: Its path, for errors.
         first: Number of its first step.
-        sealed: The writer finished it.
+        ends: Where the batches of each step end, 0 first.
     """
 
-    def __init__(self, file: h5py.File, path: Path, first: int, *, sealed: bool) -> None:
-        self._path, self._first = path, first
+    def __init__(self, file: h5py.File, path: Path, first: int, ends: Sequence[int]) -> None:
+        self._path, self._first, self._ends = path, first, ends
         self._bytes: h5py.Dataset | None = None
         if "batch" not in file:
             return
-        with reading(path, "datasets batch and batch_end"):
-            self._bytes = checked_dataset(file, "batch", "|u1")
-            self._ends = [0, *checked_dataset(file, "batch_end", "<i8", sealed=sealed)[()].tolist()]
+        with reading(path, "dataset batch"):
+            self._bytes = checked_dataset(file, "batch", "|u1", filters=(ZSTD,), sealed=False)
             self._chunk = int((self._bytes.chunks or (0,))[0])
             if not 0 < self._chunk <= _LARGEST_CHUNK:
                 raise ValueError(f"chunks of {self._chunk} bytes")

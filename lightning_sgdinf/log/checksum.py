@@ -71,7 +71,6 @@ def step_checksum(
     index: int,
     stored: bool,
     example_ids: Any,
-    learning_rates: Any,
     document: Any,
     blob_checksums: Sequence[int],
     state_crc: int,
@@ -82,13 +81,12 @@ def step_checksum(
         index: Number of the step.
         stored: Whether the state before it is stored.
         example_ids: Buffer of little-endian int64.
-        learning_rates: Buffer of little-endian float64.
         document: The step's JSON document.
         blob_checksums: CRC-32 of each byte string the document refers to, in its order.
         state_crc: Checksum of the state before the step.
     """
     crc = zlib.crc32(index.to_bytes(8, "little") + bytes((stored,)))
-    crc = zlib.crc32(document, zlib.crc32(learning_rates, zlib.crc32(example_ids, crc)))
+    crc = zlib.crc32(document, zlib.crc32(example_ids, crc))
     tail = b"".join([c.to_bytes(4, "little") for c in blob_checksums]) + state_crc.to_bytes(4, "little")
     return zlib.crc32(tail, crc)
 

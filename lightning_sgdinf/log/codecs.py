@@ -1,12 +1,8 @@
 """How rows of states are made small, without loss.
 
-A codec says whether absolute values or differences are stored, and which HDF5 filter the chunks go through. Differences
-are those of successive *bit patterns* as integers, so that they can be undone exactly in both directions: with ``b[j]``
-the pattern of one word of stored state ``j`` and ``w`` its bits,
-
-    row[j] = zigzag(b[j] - b[j+1] mod 2**w),    zigzag(d) = (d << 1) xor (d >> (w-1)), d as a signed integer.
-
-Neighbouring floats have neighbouring patterns, so small updates give small integers.
+A codec says how often differences of successive states are taken, and which HDF5 filters the chunks go through. Only
+filters whose decoder stays within its bounds whatever it is given are used: a damaged chunk must be an error, not the
+end of the interpreter.
 """
 
 from __future__ import annotations
@@ -16,11 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import hdf5plugin
-import numpy as np
 
 from lightning_sgdinf.errors import ConfigurationError
 
-_BLOCK_BYTES = 128 << 10  # two or three blocks fit into a core's second-level cache
+AUTO = "auto"
+"""The name under which users ask for a trial, see `lightning_sgdinf.log.codec_choice`."""
+
+_SHUFFLE, _BLOSC, ZSTD = 2, 32001, 32015  # numbers of HDF5 filters
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +27,31 @@ class Codec:
 
     Attributes:
         name: What users write and segments say.
-        differences: Store zigzag differences of successive states, between two absolute anchors.
-        filter: Arguments of ``create_dataset`` that select the HDF5 filter.
+        order: How often differences of successive states are taken: 0, 1 or 2. There are as many absolute anchors at
+            either end of a segment.
+        filter: Arguments of ``create_dataset`` that select the HDF5 filters.
+        filters: Numbers of these filters, in the order in which they are applied.
     """
 
     name: str
-    differences: bool
+    order: int
     filter: Mapping[str, Any] = field(default_factory=dict)
+    filters: tuple[int, ...] = ()
 
+
+_LZ4 = dict(hdf5plugin.Blosc(cname="lz4", clevel=5, shuffle=hdf5plugin.Blosc.SHUFFLE))
+_ZSTD = {**hdf5plugin.Zstd(clevel=1), "shuffle": True}
 
 CODECS: Mapping[str, Codec] = {
     codec.name: codec
     for codec in (
-        Codec("none", differences=False),
-        Codec("delta", differences=True, filter=dict(hdf5plugin.Bitshuffle(cname="lz4"))),
+        Codec("none", order=0),
+        Codec("delta", order=1, filter=_LZ4, filters=(_BLOSC,)),
+        Codec("small", order=1, filter=_ZSTD, filters=(_SHUFFLE, ZSTD)),
+        Codec("delta2", order=2, filter=_ZSTD, filters=(_SHUFFLE, ZSTD)),
     )
 }
+"""By name, the fastest first."""
 
 
 def codec_named(name: str) -> Codec:
@@ -58,50 +65,12 @@ def codec_named(name: str) -> Codec:
     return CODECS[name]
 
 
-def encode_difference(current: np.ndarray, following: np.ndarray, out: np.ndarray) -> None:
-    """``out = zigzag(current - following)``, all unsigned words ``[n]`` of one width.
+def check_codec(name: str) -> None:
+    """Check what a user asks for: a codec, or ``"auto"``.
 
-    Args:
-        current: Patterns of the earlier state.
-        following: Patterns of the later state.
-        out: Where the row goes.
+    Raises:
+        ConfigurationError: It is neither.
     """
-    signed, sign_bit, block = _signed(out.dtype)
-    c, f, o = current.view(signed), following.view(signed), out.view(signed)
-    scratch = np.empty(min(block, len(o)), signed)
-    for start in range(0, len(o), block):
-        d = o[start : start + block]
-        s = scratch[: len(d)]
-        np.subtract(c[start : start + block], f[start : start + block], out=d)
-        np.right_shift(d, sign_bit, out=s)
-        np.left_shift(d, 1, out=d)
-        np.bitwise_xor(d, s, out=d)
-
-
-def step_back(row: np.ndarray, value: np.ndarray) -> None:
-    """Turn the later state's patterns in ``value`` into the earlier one's, in place: ``value += unzigzag(row)``."""
-    _undo(row, value, np.add)
-
-
-def step_forth(row: np.ndarray, value: np.ndarray) -> None:
-    """Turn the earlier state's patterns in ``value`` into the later one's, in place: ``value -= unzigzag(row)``."""
-    _undo(row, value, np.subtract)
-
-
-def _undo(row: np.ndarray, value: np.ndarray, combine: np.ufunc) -> None:
-    signed, _, block = _signed(row.dtype)
-    scratch = np.empty((2, min(block, len(row))), row.dtype)
-    for start in range(0, len(row), block):
-        q = row[start : start + block]
-        v = value[start : start + block].view(signed)
-        sign, d = scratch[0, : len(q)], scratch[1, : len(q)]
-        np.bitwise_and(q, 1, out=sign)
-        np.negative(sign.view(signed), out=sign.view(signed))
-        np.right_shift(q, 1, out=d)
-        np.bitwise_xor(d, sign, out=d)
-        combine(v, d.view(signed), out=v)
-
-
-def _signed(dtype: np.dtype) -> tuple[np.dtype, int, int]:
-    width = dtype.itemsize
-    return np.dtype(f"<i{width}"), 8 * width - 1, _BLOCK_BYTES // width
+    if name not in CODECS and name != AUTO:
+        names = ", ".join(map(repr, (*CODECS, AUTO)))
+        raise ConfigurationError(f"codec {name!r} is unknown, expected one of {names}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,10 @@ from lightning_sgdinf.log.descriptors import redirect
 LIBVER = ("v110", "v110")  # checksummed metadata, and what a single writer with readers needs
 
 _UNWRITTEN_BYTES = 64 << 20
+_DAMAGE = (
+    OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError, UnicodeError, ArithmeticError,
+    MemoryError, struct.error,
+)  # fmt: skip
 
 
 @contextmanager
@@ -27,7 +33,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
         yield
     except LogError:
         raise
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError, UnicodeError) as error:
+    except _DAMAGE as error:
         reason = " ".join(str(error).split())
         raise LogCorruptError(
             f"{path}: {what} cannot be read ({type(error).__name__}: {reason}); the file is damaged, restore a copy"
@@ -96,15 +102,23 @@ def open_file(path: Path, format_name: str, *, label: Path | None = None) -> h5p
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset by name.
+    """A dataset by name, whose data are in this file.
 
     Raises:
         KeyError: There is none.
         TypeError: Something else has that name.
+        ValueError: Its data would come from elsewhere.
     """
+    parts = name.split("/")
+    for end in range(1, len(parts) + 1):
+        if not isinstance(link := file.get("/".join(parts[:end]), getlink=True), h5py.HardLink):
+            raise KeyError(f"found {link}, expected a dataset in this file")
     found = file[name]
     if not isinstance(found, h5py.Dataset):
         raise TypeError(f"found {found}, expected a dataset")
+    properties = found.id.get_create_plist()
+    if properties.get_layout() == h5py.h5d.VIRTUAL or properties.get_external_count():
+        raise ValueError(f"{name} refers to other files")
     return found
 
 
@@ -147,9 +161,15 @@ def read_column(
 
 
 def checked_dataset(
-    file: h5py.File, name: str, dtype: str, columns: int | None = None, *, sealed: bool = True
+    file: h5py.File,
+    name: str,
+    dtype: str,
+    columns: int | None = None,
+    *,
+    sealed: bool = True,
+    filters: Sequence[int] = (),
 ) -> h5py.Dataset:
-    """A dataset of the type, shape and allocation that the format demands.
+    """A dataset of the type, shape, filters and allocation that the format demands.
 
     Args:
         file: Open file.
@@ -157,6 +177,7 @@ def checked_dataset(
         dtype: Type it must have.
         columns: Size of the second dimension; ``None`` for a vector.
         sealed: The file was finished; otherwise rows may be announced whose bytes never came.
+        filters: Numbers of the filters that it may have, all of them, or none of them.
 
     Raises:
         ValueError: It has others.
@@ -166,10 +187,18 @@ def checked_dataset(
     expected = (columns,) if columns is not None else ()
     if found.dtype != np.dtype(dtype) or found.shape[1:] != expected:
         raise ValueError(f"found {found}, expected {dtype} of shape (n, {', '.join(map(str, expected))})")
-    if not found.id.get_create_plist().get_nfilters():
-        there = found.id.get_storage_size() if sealed else file.id.get_filesize() + _UNWRITTEN_BYTES
-        if found.nbytes > there:
-            raise ValueError(f"{found.nbytes} bytes are claimed and {there} are there")
+    properties = found.id.get_create_plist()
+    numbers = tuple(properties.get_filter(i)[0] for i in range(properties.get_nfilters()))
+    if numbers and numbers != tuple(filters):
+        raise ValueError(f"found filters {numbers}, expected {tuple(filters)}")
+    if not sealed:
+        there = found.nbytes if numbers else file.id.get_filesize() + _UNWRITTEN_BYTES
+    elif numbers:
+        there = found.id.get_num_chunks() * prod(found.chunks or ()) * found.dtype.itemsize
+    else:
+        there = found.id.get_storage_size()
+    if found.nbytes > there:
+        raise ValueError(f"{name}: {found.nbytes} bytes are claimed and {there} are there")
     return found
 
 

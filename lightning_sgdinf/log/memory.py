@@ -68,7 +68,6 @@ class MemoryLog:
                     step.index,
                     step.index in self._states,
                     encoded.example_ids,
-                    encoded.learning_rates,
                     encoded.document,
                     [zlib.crc32(data) for data in encoded.blobs],
                     self._checksums.get(step.index, 0),

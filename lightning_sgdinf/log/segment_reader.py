@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import h5py
+from torch import Tensor
 
 from lightning_sgdinf.errors import LogCorruptError, StateNotStoredError
 from lightning_sgdinf.log.batch_store import BatchReader
@@ -96,7 +97,7 @@ class SegmentReader:
     @cached_property
     def batches(self) -> BatchReader:
         """The stored batches of its steps."""
-        return BatchReader(self._file, self.path, self.first, sealed=not self._partial)
+        return BatchReader(self._file, self.path, self.first, self.steps.batch_ends)
 
     def check_batches(self, index: int) -> None:
         """Compare the stored batches of a step with their checksums.
@@ -104,15 +105,15 @@ class SegmentReader:
         Raises:
             LogCorruptError: They differ.
         """
-        if "batch" not in self._file:
-            return
-        for micro in self.steps.step(index, self.batches.read).micro_batches:
-            for draw in micro.draws:
-                if draw.batch is not None:
-                    draw.batch()
+        if "batch" in self._file:
+            self.steps.encoded(index, self.batches.read)
 
     def state(self, index: int) -> ModelState:
-        """Stored state ``index``.
+        """Stored state ``index``; see `lanes`."""
+        return self.layout.unpack(self.lanes(index))
+
+    def lanes(self, index: int) -> dict[str, Tensor]:
+        """Stored state ``index`` as lanes of its own.
 
         Raises:
             StateNotStoredError: Only its checksum is known.
@@ -124,7 +125,7 @@ class SegmentReader:
             raise StateNotStoredError(
                 f"{self.path}: state {index} was not kept, only its checksum; read an earlier one and replay from there"
             )
-        return self.states.state(row, index, self.steps.state_crc[index - self.first])
+        return self.states.lanes(row, index, self.steps.state_crc[index - self.first])
 
     def sizes(self) -> dict[str, int]:
         """Bytes that each dataset takes in the file, by name."""
@@ -168,3 +169,4 @@ class SegmentReader:
                     kept += 1
         except LogCorruptError:
             steps.truncate(index - self.first)
+            self.__dict__.pop("states", None)  # which counts on more

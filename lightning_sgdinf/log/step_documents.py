@@ -40,14 +40,12 @@ class EncodedStep:
     Attributes:
         document: JSON.
         example_ids: Of all draws one after another, int64.
-        learning_rates: Per param group, float64; for plain tools, the document has them too.
         blobs: Byte strings the document refers to, by position.
         batches: Stored batches, in the order of the document.
     """
 
     document: bytes
     example_ids: np.ndarray
-    learning_rates: np.ndarray
     blobs: tuple[bytes, ...]
     batches: tuple[bytes, ...] = ()
 
@@ -83,11 +81,9 @@ def encode_step(step: Step) -> EncodedStep:
     ids = step.example_ids
     if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
         raise ValueError(f"example ids have dtype {ids.dtype} and shape {ids.shape}, expected a vector of integers")
-    rates = [float(g.options.get("lr", np.nan)) for g in step.groups]  # type: ignore[arg-type]
     return EncodedStep(
         document=to_json(document),
         example_ids=np.ascontiguousarray(ids, "<i8"),
-        learning_rates=np.array(rates, "<f8"),
         blobs=tuple(positions),
         batches=tuple(batches),
     )
@@ -163,6 +159,12 @@ def batch_entries(content: dict[str, Any]) -> tuple[BatchEntry, ...]:
     """What a step's document says of its stored batches, in order."""
     draws = [draw for micro in content["micro_batches"] for draw in micro["draws"]]
     return tuple(BatchEntry(*draw["batch"]) for draw in draws if "batch" in draw)
+
+
+def batches_of(index: int, document: bytes, read_batch: ReadBatch) -> tuple[bytes, ...]:
+    """The stored batches of a step, in order."""
+    entries = batch_entries(from_json(document))
+    return tuple(read_batch(index, entries, place) for place in range(len(entries)))
 
 
 @dataclass(frozen=True, slots=True)

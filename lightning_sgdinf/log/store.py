@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 
+import numpy as np
 from torch import Tensor
 
-from lightning_sgdinf.log.codecs import Codec
+from lightning_sgdinf.log.codec_choice import CodecChoice
 from lightning_sgdinf.log.descriptors import identity, redirect
 from lightning_sgdinf.log.directory import WritableDirectory
 from lightning_sgdinf.log.documents import header_to_json
 from lightning_sgdinf.log.end_mark import SegmentEntry, write_end_mark
 from lightning_sgdinf.log.records import Header, Step
-from lightning_sgdinf.log.segment_writer import SegmentWriter
+from lightning_sgdinf.log.segment_writer import MIN_STORED, SegmentWriter
 from lightning_sgdinf.log.step_documents import encode_step
-from lightning_sgdinf.log.words import row_bytes
+from lightning_sgdinf.log.words import row_bytes, to_words
 from lightning_sgdinf.state import Layout
 
 _FLUSH_SECONDS = 1.0
@@ -39,7 +41,7 @@ class LogStore:
         directory: WritableDirectory,
         *,
         header: Header,
-        codec: Codec,
+        codec: CodecChoice,
         flush_every: int,
         segment_bytes: int,
         durable: bool,
@@ -48,9 +50,11 @@ class LogStore:
         self._file: tuple[int, tuple[int, int]] | None = None  # descriptor and identity of the file being written
         self._header, self._header_document = header, header_to_json(header)
         self._codec, self._flush_every, self._segment_bytes, self._durable = codec, flush_every, segment_bytes, durable
+        self._held: deque[tuple[Layout, dict[str, Tensor]]] = deque()
         self._segment: SegmentWriter | None = None
         self._sealed: list[SegmentEntry] = []
         self._steps = 0
+        self._trying = False  # the codec of the segment was not chosen by trial, as it shall be
         self._unflushed = 0
         self._flushed_at = time.monotonic()
 
@@ -61,27 +65,35 @@ class LogStore:
             return None
         return max(0.0, self._flushed_at + _FLUSH_SECONDS - time.monotonic())
 
-    def add(self, step: Step, layout: Layout, lanes: Mapping[str, Tensor], *, store: bool) -> bool:
-        """Add a step and the state before it; see `SegmentWriter.add`."""
+    def add(
+        self, step: Step, layout: Layout, lanes: dict[str, Tensor], *, store: bool
+    ) -> list[tuple[Layout, dict[str, Tensor]]]:
+        """Add a step and the state before it.
+
+        Returns:
+            The lane sets that are free again, this one or earlier ones.
+        """
         encoded = encode_step(step)
-        groups = len(encoded.learning_rates)
         segment = self._segment
         if segment is not None and (
             segment.full
-            or segment.groups != groups
             or segment.has_batches != bool(encoded.batches)
             or not _same(segment.layout, layout)
+            or (self._trying and segment.stored >= MIN_STORED)
         ):
             self._seal()
         if self._segment is None:
-            self._begin(layout, groups, sum(map(len, encoded.batches)))
+            self._begin(layout, sum(map(len, encoded.batches)))
         assert self._segment is not None
-        keep = self._segment.add(encoded, lanes, store=store)
+        self._segment.add(encoded, _words(lanes), store=store)
         self._steps += 1
         self._unflushed += 1
         if self._unflushed >= self._flush_every or self.seconds_until_flush == 0.0:
             self.flush()
-        return keep
+        if not store:
+            return [(layout, lanes)]
+        self._held.append((layout, lanes))
+        return [self._held.popleft() for _ in range(len(self._held) - self._codec.held)]
 
     def flush(self) -> None:
         """Make everything added so far survive the death of the process."""
@@ -113,7 +125,7 @@ class LogStore:
                 segment.shrink_to_last_flush()
                 if not segment.steps:
                     raise OSError("nothing was flushed")
-                segment.seal()
+                segment.seal(self.directory.sealed(segment.first))
             except Exception:  # whatever HDF5 says now, the descriptor must go before the interpreter ends
                 segment.discard()
         self.close()
@@ -133,25 +145,30 @@ class LogStore:
         self.directory.free_reserve()
         self.directory.release()
 
-    def _begin(self, layout: Layout, groups: int, batch_bytes: int) -> None:
+    def _begin(self, layout: Layout, batch_bytes: int) -> None:
         self.directory.reserve(2 * (row_bytes(layout) + batch_bytes) + _RESERVE_SLACK)
+        recent = self._recent(layout)
+        self._trying = not self._codec.knows(recent)
         self._segment = SegmentWriter(
-            self.directory,
+            self.directory.live(self._steps),
             self._steps,
             run_id=self._header.run_id,
             header=self._header_document,
             layout=layout,
-            groups=groups,
-            codec=self._codec,
+            codec=self._codec.for_segment(recent),
             segment_bytes=self._segment_bytes,
             batch_bytes=batch_bytes,
         )
         descriptor = self._segment.descriptor
         self._file = descriptor, identity(descriptor)
 
+    def _recent(self, layout: Layout) -> list[dict[str, np.ndarray]]:
+        """The last stored states, if they have that layout."""
+        return [_words(lanes) for held, lanes in self._held if _same(held, layout)]
+
     def _seal(self) -> None:
         if self._segment is not None:
-            self._sealed.append(self._segment.seal())
+            self._sealed.append(self._segment.seal(self.directory.sealed(self._segment.first)))
             self._segment, self._file = None, None
             self._unflushed = 0
 
@@ -172,6 +189,10 @@ class LogStore:
             average=average,
         )
         self.close()
+
+
+def _words(lanes: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {dtype: to_words(lane, dtype) for dtype, lane in lanes.items()}
 
 
 def _same(one: Layout, other: Layout) -> bool:

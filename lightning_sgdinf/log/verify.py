@@ -47,7 +47,7 @@ def verify_log(log: RunLog) -> VerifyReport:
                 if index in stored:
                     segment.state(index)
                     states += 1
-            segment.states.check_last_anchor()
+            segment.states.check_last_anchors()
         if log.finished:
             log.state(len(log))
             states += 1

@@ -16,7 +16,8 @@ from typing import Literal, NoReturn
 from torch import Tensor
 
 from lightning_sgdinf.errors import ConfigurationError, LogWriteError
-from lightning_sgdinf.log.codecs import codec_named
+from lightning_sgdinf.log.codec_choice import CodecChoice
+from lightning_sgdinf.log.codecs import check_codec
 from lightning_sgdinf.log.directory import WritableDirectory
 from lightning_sgdinf.log.handover import Handover
 from lightning_sgdinf.log.records import Header, Step
@@ -41,8 +42,10 @@ class LogWriter:
     Args:
         path: Directory to make; by convention its name ends in ``.tlog``.
         header: What holds for the whole run.
-        codec: How states are stored: ``"delta"`` (lossless differences, Bitshuffle-LZ4) or ``"none"`` (plain values,
-            readable with any HDF5 tool).
+        codec: How states are stored, always without loss: ``"delta"`` (differences, Blosc-LZ4), ``"small"``
+            (differences, Zstandard: fewer bytes, slower), ``"delta2"`` (second differences, Zstandard: for momentum and
+            Adam), ``"none"`` (plain values, readable with any HDF5 tool), or ``"auto"``: for each segment what a trial
+            finds best.
         overwrite: Delete a log that is at ``path``. Never deletes anything that is not a log.
         flush_every: Steps between flushes, >= 1; also once a second. What was flushed survives ``kill -9``.
         segment_bytes: Bytes of uncompressed states per segment file.
@@ -77,7 +80,8 @@ class LogWriter:
             raise ConfigurationError(
                 f"flush_every={flush_every}, segment_bytes={segment_bytes}, queue_bytes={queue_bytes}: expected >= 1"
             )
-        chosen = codec_named(codec)
+        check_codec(codec)
+        choice = CodecChoice(codec)
         self.path = Path(path)
         self.stopped = ""
         self._raises = when_full == "raise"
@@ -87,12 +91,12 @@ class LogWriter:
         self._store = LogStore(
             directory,
             header=header,
-            codec=chosen,
+            codec=choice,
             flush_every=flush_every,
             segment_bytes=segment_bytes,
             durable=durable,
         )
-        self._handover = Handover(queue_bytes, held=int(chosen.differences))
+        self._handover = Handover(queue_bytes, held=choice.held)
         self._thread = _WriterThread(self._store, self._handover)
         self._handover.thread = self._thread
         _watch_process()
@@ -254,7 +258,6 @@ class _WriterThread(threading.Thread):
     def __init__(self, store: LogStore, handover: Handover) -> None:
         super().__init__(name="sgdinf-log-writer", daemon=True)
         self.store, self.handover, self.process = store, handover, os.getpid()
-        self._held: tuple[Layout, dict[str, Tensor]] | None = None
 
     def run(self) -> None:
         """Do jobs; on an error save what can be saved and report it."""
@@ -274,11 +277,7 @@ class _WriterThread(threading.Thread):
 
     def add(self, step: Step, layout: Layout, lanes: dict[str, Tensor], store: bool) -> None:
         """Store a step, and let lanes go that are not needed for the next difference."""
-        if self.store.add(step, layout, lanes, store=store):
-            free, self._held = self._held, (layout, lanes)
-        else:
-            free = (layout, lanes)
-        if free is not None:
+        for free in self.store.add(step, layout, lanes, store=store):
             self.handover.give_back(*free)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from lightning_sgdinf.log.command import main
 from tests.log.cases import write_run
+from tests.log.test_damage import flip_in_every_dataset
 
 
 def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,11 +31,9 @@ def test_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tmp_path / "run")]) == 0
     assert "5 steps and 6 states agree" in capsys.readouterr().out
     part = tmp_path / "run" / "seg-0000000000.h5"
-    content = part.read_bytes()
-    place = content.index(b'"global_step":6')
-    part.write_bytes(content[:place] + b'"global_step":7' + content[place + 15 :])
+    flip_in_every_dataset(part)["state/float32"]()
     assert main(["verify", str(tmp_path / "run")]) == 1
-    assert "seg-0000000000.h5: step 3 differs" in capsys.readouterr().out
+    assert "seg-0000000000.h5: state 1 differs" in capsys.readouterr().out
 
 
 def test_problems_and_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ from lightning_sgdinf.log import (
 from lightning_sgdinf.state import Layout, ModelState
 from tests.log.cases import assert_same_state, described, make_header, make_state, make_step, put, write_run
 
-CODECS = ["none", "delta"]
+CODECS = ["none", "delta", "small", "delta2", "auto"]
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),

@@ -1,0 +1,88 @@
+"""Which codec a segment gets: one for all, or the one that a trial on its predecessor's last states finds best.
+
+How well differences compress depends on the optimizer, its state and how far training has come, so ``"auto"`` tries
+every codec at the beginning of each segment. A slower codec must save some bytes to be taken. The first segment is
+short and has the default codec: its states are what the first trial is made on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import h5py
+import numpy as np
+
+from lightning_sgdinf.log.codecs import AUTO, CODECS, Codec, codec_named
+from lightning_sgdinf.log.hdf5 import LIBVER
+from lightning_sgdinf.log.lane_rows import LaneRows
+
+Words = Mapping[str, np.ndarray]
+"""Bit patterns of a state by dtype."""
+
+_FIRST = "delta"
+_TRIAL_STATES = 3  # give second differences
+_TRIAL_WORDS = 1 << 20
+_SAVES_AT_LEAST = 0.05
+
+
+class CodecChoice:
+    """Chooses the codec of each segment.
+
+    Args:
+        name: Of a codec, or ``"auto"``.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._fixed = None if name == AUTO else codec_named(name)
+
+    @property
+    def held(self) -> int:
+        """How many of the last stored states must be kept in memory."""
+        return _TRIAL_STATES if self._fixed is None else self._fixed.order
+
+    def for_segment(self, recent: Sequence[Words]) -> Codec:
+        """The codec of the next segment.
+
+        Args:
+            recent: The last stored states, of the segment's layout.
+        """
+        if self._fixed is not None:
+            return self._fixed
+        return best_codec(recent) if self.knows(recent) else codec_named(_FIRST)
+
+    def knows(self, recent: Sequence[Words]) -> bool:
+        """Whether there is all that a choice needs; otherwise the segment had better be short."""
+        return self._fixed is not None or len(recent) >= _TRIAL_STATES
+
+
+def best_codec(states: Sequence[Words]) -> Codec:
+    """The fastest codec that no slower one undercuts by 5 % of the bytes.
+
+    Args:
+        states: Three or more successive states.
+    """
+    best, smallest = None, 0.0
+    for codec in CODECS.values():
+        size = stored_bytes(codec, states)
+        if best is None or size < (1 - _SAVES_AT_LEAST) * smallest:
+            best, smallest = codec, size
+    assert best is not None
+    return best
+
+
+def stored_bytes(codec: Codec, states: Sequence[Words]) -> float:
+    """Bytes per state that a codec makes of some states, anchors aside; of large ones only a part is tried."""
+    total = 0.0
+    for dtype, first in states[0].items():
+        if not len(first):
+            continue
+        tried = min(len(first), _TRIAL_WORDS)
+        with h5py.File(f"trial-{id(states)}", "x", driver="core", backing_store=False, libver=LIBVER) as file:
+            rows = LaneRows(file, dtype, tried, codec, 1)
+            for words in states:
+                rows.add(words[dtype][:tried])
+            rows.flush()
+            file.flush()
+            size = file[f"state/{dtype}"].id.get_storage_size()  # pyright: ignore[reportAttributeAccessIssue]
+            total += size / rows.written * len(first) / tried
+    return total

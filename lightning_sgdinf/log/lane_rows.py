@@ -1,0 +1,116 @@
+"""Write the stored states of one lane: absolute patterns, or differences between absolute anchors."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import h5py
+import numpy as np
+
+from lightning_sgdinf.log.codecs import Codec
+from lightning_sgdinf.log.differences import Walk, encode_difference
+from lightning_sgdinf.log.hdf5 import Growing
+from lightning_sgdinf.log.words import row_bytes, word_type
+from lightning_sgdinf.state import Layout
+
+_CHUNK_WORDS = 262_144
+_FILTERED_FROM_BYTES = 4096
+_SMALL_CHUNK_BYTES = 2048
+_BLOCK_BYTES = 1 << 20
+_MAX_BLOCK_ROWS = 16
+
+
+class LaneRows:
+    """The rows of one lane in a segment being written.
+
+    Args:
+        file: The segment, not yet open to readers.
+        dtype: Name of the lane.
+        words: Words of a state.
+        codec: How rows are stored.
+        block: Rows that are written together.
+    """
+
+    def __init__(self, file: h5py.File, dtype: str, words: int, codec: Codec, block: int) -> None:
+        kind = word_type(dtype)
+        self._plain = np.dtype(kind.plain)
+        self._order = codec.order
+        stored = kind.pattern if codec.order else self._plain
+        filtered = bool(codec.filter) and words * stored.itemsize >= _FILTERED_FROM_BYTES
+        rows = 1 if filtered else max(1, _SMALL_CHUNK_BYTES // (words * stored.itemsize))
+        chunks = (rows, -(-words // -(-words // _CHUNK_WORDS)))  # equal parts: a chunk at the edge is stored whole
+        self._dataset = file.create_dataset(
+            f"state/{dtype}",
+            (0, words),
+            maxshape=(None, words),
+            chunks=chunks,
+            dtype=stored,
+            track_times=False,
+            **(codec.filter if filtered else {}),
+        )
+        self._rows = Growing(self._dataset)
+        self._anchors = None
+        if codec.order:
+            self._anchors = file.create_dataset(
+                f"anchor/{dtype}", (2 * codec.order, words), chunks=(1, chunks[1]), dtype=kind.plain, track_times=False
+            )
+        self._block = np.empty((block, words), kind.pattern)
+        self._filled = self._states = 0
+        self._last: deque[np.ndarray] = deque(maxlen=codec.order)
+
+    @property
+    def written(self) -> int:
+        """Rows handed to HDF5."""
+        return self._rows.length
+
+    def add(self, words: np.ndarray) -> None:
+        """The next stored state; its memory must stay as it is while it is one of the last `Codec.order`."""
+        if len(words) != self._block.shape[1]:
+            raise ValueError(f"a lane has {len(words)} words, its layout {self._block.shape[1]}")
+        if self._anchors is None:
+            self._block[self._filled] = words
+        elif self._states < self._order:
+            self._anchors[self._states] = words.view(self._plain)
+        else:
+            encode_difference((*self._last, words), self._block[self._filled])
+        if self._states >= self._order:
+            self._filled += 1
+        self._states += 1
+        self._last.append(words)
+        if self._filled == len(self._block):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait."""
+        self._rows.append(self._block[: self._filled].view(self._rows.dtype))
+        self._filled = 0
+
+    def write_last_anchors(self) -> None:
+        """The newest states, absolute: where readers that go backwards begin."""
+        if self._anchors is not None:
+            for place, words in enumerate(self._last, start=2 * self._order - len(self._last)):
+                self._anchors[place] = words.view(self._plain)
+
+    def shrink(self, rows: int, states: int) -> None:
+        """Back to that many rows, which belong to that many states."""
+        self._filled, self._states = 0, states
+        self._rows.resize(rows)
+        if self._anchors is not None:
+            self._last = deque(self._read_last(rows, states), maxlen=self._order)
+
+    def _read_last(self, rows: int, states: int) -> list[np.ndarray]:
+        assert self._anchors is not None
+        first = [self._anchors[place].view(self._block.dtype) for place in range(min(states, self._order))]
+        if states < self._order:
+            return first
+        walk = Walk(first)
+        for row in range(rows):
+            walk.forth(self._dataset[row])
+        return [walk.value] if self._order == 1 else [walk.value, walk.following()]
+
+
+def make_lanes(file: h5py.File, layout: Layout, codec: Codec) -> dict[str, LaneRows]:
+    """The lanes of a new segment; those without elements are left out."""
+    block = max(1, min(_MAX_BLOCK_ROWS, _BLOCK_BYTES // max(1, row_bytes(layout))))
+    sizes = {dtype: n * word_type(dtype).per_element for dtype, n in layout.lanes.items() if n}
+    return {dtype: LaneRows(file, dtype, words, codec, block) for dtype, words in sizes.items()}

@@ -1,0 +1,211 @@
+"""A reader written from docs/format/log-v1.md alone: h5py, numpy, zlib, and nothing of the package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin  # noqa: F401  the filters of the codecs
+import numpy as np
+
+WORDS = {
+    "float64": ("<f8", 1),
+    "float32": ("<f4", 1),
+    "float16": ("<f2", 1),
+    "bfloat16": ("<u2", 1),
+    "int64": ("<i8", 1),
+    "int32": ("<i4", 1),
+    "int16": ("<i2", 1),
+    "int8": ("<i1", 1),
+    "uint8": ("<u1", 1),
+    "bool": ("<u1", 1),
+    "complex64": ("<f4", 2),
+    "complex128": ("<f8", 2),
+}
+
+ORDERS = {"none": 0, "delta": 1, "small": 1, "delta2": 2}
+
+
+def document(file: h5py.File, name: str) -> Any:
+    data = file[name][()].tobytes()
+    assert zlib.crc32(data) == file[name].attrs["crc32"]
+    return json.loads(data)
+
+
+# Steps -----------------------------------------------------------------------------------------------------------
+
+
+def twist(words: list[int]) -> list[int]:
+    x = list(words)
+    for i in range(624):
+        y = (x[i] & 0x80000000) | (x[(i + 1) % 624] & 0x7FFFFFFF)
+        x[i] = x[(i + 397) % 624] ^ (y >> 1) ^ (0x9908B0DF if y & 1 else 0)
+    return x
+
+
+def generator_state(kind: int, stored: bytes, strings: list[bytes]) -> bytes:
+    base, twists = struct.unpack("<II", stored[:8])
+    rest, before = stored[8:], strings[base]
+    if kind == 1:
+        words = list(struct.unpack("<624Q", before[24 : 24 + 8 * 624]))
+    else:
+        words = list(struct.unpack("<624I", before[: 4 * 624]))
+    for _ in range(twists):
+        words = twist(words)
+    if kind == 1:
+        return rest[:24] + struct.pack("<624Q", *words) + rest[24:]
+    return struct.pack("<624I", *words) + rest
+
+
+def pages(file: h5py.File) -> Iterator[dict[str, Any]]:
+    """The steps of a segment."""
+    strings: list[bytes] = []
+    start = 0
+    for end in file["page_end"][()]:
+        page = zlib.decompress(file["page"][start:end].tobytes())
+        place, start = 0, end
+
+        def take(form: str, page: bytes = page) -> tuple[Any, ...]:
+            nonlocal place
+            found = struct.unpack_from("<" + form, page, place)
+            place += struct.calcsize("<" + form)
+            return found
+
+        n, i, w, d, r, b = take("6I")
+        columns = [take(f"{n}B"), *(take(f"{n}I") for _ in range(5)), take(f"{n}Q")]
+        used, kinds, sizes = list(take(f"{r}I")), take(f"{b}B"), take(f"{b}I")
+        planes = [take(f"{i}B") for _ in range(w)]
+        documents = take(f"{d}s")[0]
+        for kind, size in zip(kinds, sizes, strict=True):
+            stored = take(f"{size}s")[0]
+            strings.append(stored if kind == 0 else generator_state(kind, stored, strings))
+        assert place == len(page)
+        ids = [int.from_bytes(bytes(p[j] for p in planes).ljust(8, b"\0"), "little", signed=True) for j in range(i)]
+        for stored, state_crc, crc, id_count, size, count, batch_end in zip(*columns, strict=True):
+            step = {"stored": stored, "state_crc": state_crc, "crc": crc, "batch_end": batch_end}
+            step["ids"], ids = ids[:id_count], ids[id_count:]
+            step["text"], documents = documents[:size], documents[size:]
+            step["blobs"], used = [strings[number] for number in used[:count]], used[count:]
+            yield step
+
+
+def step_crc(t: int, step: dict[str, Any]) -> int:
+    parts = [t.to_bytes(8, "little"), bytes([step["stored"]]), np.array(step["ids"], "<i8").tobytes(), step["text"]]
+    parts += [zlib.crc32(blob).to_bytes(4, "little") for blob in step["blobs"]]
+    return zlib.crc32(b"".join([*parts, step["state_crc"].to_bytes(4, "little")]))
+
+
+def plain_documents(file: h5py.File) -> list[tuple[dict[str, Any], int]]:
+    """Per step its document, and where its batches end."""
+    return [(json.loads(step["text"]), step["batch_end"]) for step in pages(file)]
+
+
+# States ----------------------------------------------------------------------------------------------------------
+
+
+def tensors(layout: list, lanes: dict[str, bytes]) -> dict[tuple[str, str, str], bytes]:
+    """Bytes of each tensor, by part, name and key."""
+    offsets = dict.fromkeys(lanes, 0)
+    found = {}
+    for part, name, key, shape, dtype in layout:
+        word, per_element = WORDS[dtype]
+        size = int(np.prod(shape, dtype=int)) * per_element * np.dtype(word).itemsize
+        start = offsets.get(dtype, 0)
+        found[part, name, key] = lanes.get(dtype, b"")[start : start + size]
+        offsets[dtype] = start + size
+    return found
+
+
+def checksum(layout: list, values: dict[tuple[str, str, str], bytes]) -> int:
+    crc = zlib.crc32(json.dumps(sorted(layout), separators=(",", ":"), ensure_ascii=True).encode())
+    for place in sorted(values):
+        crc = zlib.crc32(values[place], crc)
+    return crc
+
+
+def unzigzag(row: np.ndarray) -> np.ndarray:
+    return (row >> 1) ^ (~(row & 1) + 1).astype(row.dtype)
+
+
+def states_of(file: h5py.File, count: int) -> list[dict[str, bytes]]:
+    """Lanes of each stored state of a segment; from the first anchors, and compared with the way from the last."""
+    order = ORDERS[file.attrs["codec"]]
+    states: list[dict[str, bytes]] = [{} for _ in range(count)]
+    for dtype in file["state"]:
+        rows = file[f"state/{dtype}"][()]
+        if order == 0:
+            found = list(rows)
+        elif count <= order:
+            found = list(file[f"anchor/{dtype}"][:count])
+        else:
+            anchors = list(file[f"anchor/{dtype}"][()].view(rows.dtype))
+            first, last = anchors[:order], anchors[order:]
+            for j in range(count - order):
+                r = unzigzag(rows[j])
+                first.append(first[j] - r if order == 1 else r - first[j] + 2 * first[j + 1])
+            for j in range(count - order - 1, -1, -1):
+                r = unzigzag(rows[j])
+                last.insert(0, last[0] + r if order == 1 else r + 2 * last[0] - last[1])
+            assert all(np.array_equal(a, b) for a, b in zip(first, last, strict=True))
+            found = first
+        for place, words in enumerate(found):
+            states[place][dtype] = words.tobytes()
+    return states
+
+
+# The whole -------------------------------------------------------------------------------------------------------
+
+
+class PlainLog:
+    """All of a finished log."""
+
+    def __init__(self, path: Path) -> None:
+        self.states: dict[int, dict[tuple[str, str, str], bytes]] = {}
+        self.state_crcs: dict[int, int] = {}
+        self.steps: list[dict[str, Any]] = []
+        self.codecs: set[str] = set()
+        crcs = b""
+        with h5py.File(path / "end.h5") as end:
+            assert end.attrs["format"] == "sgdinf-log-end/1"
+            self.header, summary = document(end, "header"), document(end, "summary")
+            for entry in summary["segments"]:
+                with h5py.File(path / f"seg-{entry['first']:010d}.h5") as file:
+                    crcs += self._read(file, entry)
+            layout = document(end, "state/layout")
+            lanes = {d: end[f"state/{d}"][()].tobytes() for d in end["state"] if d != "layout"}
+            self.states[summary["steps"]] = tensors(layout, lanes)
+            last = self.state_crcs[summary["steps"]] = int(end["state"].attrs["crc32"])
+            assert checksum(layout, self.states[summary["steps"]]) == last
+            self.average = {n: end["average/float32"][()].tolist() for _, n, *_ in document(end, "average/layout")}
+        assert len(self.steps) == summary["steps"]
+        content = (
+            summary["run_id"].encode() + summary["steps"].to_bytes(8, "little") + crcs + last.to_bytes(4, "little")
+        )
+        self.digest = hashlib.sha256(content).hexdigest()
+
+    def _read(self, file: h5py.File, entry: dict[str, int]) -> bytes:
+        assert file.attrs["format"] == "sgdinf-log/1"
+        assert file.attrs["run_id"] == self.header["run_id"]
+        assert document(file, "header") == self.header
+        assert file.attrs["first_step"] == entry["first"] == len(self.steps)
+        self.codecs.add(file.attrs["codec"])
+        layout, stored, crcs = document(file, "layout"), [], b""
+        for step in pages(file):
+            t = len(self.steps)
+            assert step_crc(t, step) == step["crc"]
+            crcs += step["crc"].to_bytes(4, "little")
+            self.state_crcs[t] = step["state_crc"]
+            stored += [t] if step["stored"] else []
+            self.steps.append({**step, "frame": json.loads(step["blobs"][0]), **json.loads(step["text"])})
+        assert len(self.steps) == entry["first"] + entry["steps"]
+        assert zlib.crc32(np.array(stored, "<i8").tobytes(), zlib.crc32(crcs)) == entry["checksum"]
+        for index, lanes in zip(stored, states_of(file, len(stored)), strict=True):
+            self.states[index] = tensors(layout, lanes)
+            assert checksum(layout, self.states[index]) == self.state_crcs[index]
+        return crcs
