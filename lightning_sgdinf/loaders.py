@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_sgdinf.errors import ConfigurationError, UnsupportedRunError
+from lightning_sgdinf.log.records import Header
 
 
 def training_loaders(model: Any, train_dataloaders: Any, datamodule: Any) -> list[DataLoader[Any]]:
@@ -28,10 +29,19 @@ def training_loaders(model: Any, train_dataloaders: Any, datamodule: Any) -> lis
         if not hasattr(loader, "dataset") or isinstance(loader.dataset, IterableDataset):
             raise UnsupportedRunError(
                 f"the training loader {type(loader).__name__} has no map-style data set, so its examples have no ids "
-                "to score; "
-                "wrap the examples in a torch.utils.data.Dataset with __getitem__ and __len__"
+                "to score; wrap the examples in a torch.utils.data.Dataset with __getitem__ and __len__, or record the "
+                "run with TrajectoryRecorder(store_batches=True)"
             )
     return found
+
+
+def stored_run_loaders(train_dataloaders: Any, header: Header) -> list[DataLoader[Any]]:
+    """Of the given training loaders, where the log holds the batches and needs none, those that examples can be looked
+    up in."""
+    found = _flat(train_dataloaders) if train_dataloaders is not None else []
+    indexed = [length >= 0 for _, length in header.datasets]
+    usable = all(hasattr(getattr(loader, "dataset", None), "__len__") for loader in found)
+    return found if usable and indexed == [True] * len(found) else []
 
 
 def validation_loader(model: Any, val_dataloaders: Any, datamodule: Any) -> DataLoader[Any]:

@@ -25,8 +25,9 @@ from lightning_sgdinf.direct import DirectJob
 from lightning_sgdinf.errors import ConfigurationError, UnsupportedRunError
 from lightning_sgdinf.estimators import DirectEstimator, Estimator, SgdInfluence
 from lightning_sgdinf.host import recorded_host
-from lightning_sgdinf.loaders import display_labels, training_loaders, validation_loader
+from lightning_sgdinf.loaders import display_labels, stored_run_loaders, training_loaders, validation_loader
 from lightning_sgdinf.log import RunLog
+from lightning_sgdinf.log.numbering import key_labels, numbered
 from lightning_sgdinf.log.trajectory import Trajectory
 from lightning_sgdinf.query import MeanLoss, Query, ValidationData
 from lightning_sgdinf.scores import Scores
@@ -112,7 +113,7 @@ class InfluenceRunner:
 
         Args:
             model: The LightningModule that was trained; its weights are not read, and it is given back untouched.
-            train_dataloaders: As given to ``Trainer.fit``.
+            train_dataloaders: As given to ``Trainer.fit``; not needed where the log holds the batches.
             val_dataloaders: As given to ``Trainer.fit``; what the query is computed from.
             datamodule: In place of loaders.
             log: Path of the record, or an open one.
@@ -177,7 +178,7 @@ class InfluenceRunner:
     ) -> Scores:
         clock = stopwatch()
         with self.open(model, train_dataloaders, datamodule, log=log, fabric=fabric) as opened:
-            labels = display_labels(opened.dataset)
+            labels = display_labels(opened.dataset) or key_labels(opened.log)
             if isinstance(estimator, Baseline):
                 return self._rank(opened, estimator, labels, clock)
             loader = validation_loader(model, val_dataloaders, datamodule)
@@ -226,11 +227,16 @@ class InfluenceRunner:
             # As a Trainer does before it asks for loaders; data modules are written to stand being set up twice.
             datamodule.prepare_data()
             datamodule.setup("fit")
-        loaders = training_loaders(model, train_dataloaders, datamodule)
-        source = BatchSource(loaders, header)
+        if header.extra.get("stores_batches"):
+            loaders = stored_run_loaders(train_dataloaders, header)
+            log, size = numbered(log)
+        else:
+            loaders, size = training_loaders(model, train_dataloaders, datamodule), None
+        source = BatchSource(loaders, header, size=size)
         host = recorded_host(header, model, datamodule, (fabric or self._fabric()).device)
         with open_objective(model, header, source, host, tap=self.settings.tap, dtype=self.settings.dtype) as objective:
-            yield Opened(log=log, objective=objective, host=host, source=source, dataset=loaders[0].dataset)
+            dataset = loaders[0].dataset if loaders else None
+            yield Opened(log=log, objective=objective, host=host, source=source, dataset=dataset)
 
     @contextmanager
     def retracer(
@@ -273,7 +279,7 @@ class InfluenceRunner:
         with self.open(model, train_dataloaders, datamodule, log=log) as opened:
             loader = validation_loader(model, val_dataloaders, datamodule)
             data = ValidationData(loader=loader, transfer=_transfer(opened.host, self.settings.dtype))
-            labels = display_labels(opened.dataset)
+            labels = display_labels(opened.dataset) or key_labels(opened.log)
             yield Counterfactuals(opened, self.settings, query or MeanLoss(), data, labels=labels, divisor=divisor)
 
     def counterfactuals(

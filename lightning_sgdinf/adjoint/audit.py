@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_sgdinf.adjoint.objective import Objective
 from lightning_sgdinf.errors import UntappedLossError
+from lightning_sgdinf.log.batch_bytes import first_row_only
 from lightning_sgdinf.log.records import MicroBatch, Step
 from lightning_sgdinf.state import ModelState
 
@@ -122,7 +123,9 @@ def _repeated(micro: MicroBatch) -> MicroBatch:
     """A batch of the first example, as often as there were examples."""
     draw = micro.draws[0]
     ids = np.full_like(draw.example_ids, draw.example_ids[0])
-    return replace(micro, draws=(replace(draw, example_ids=ids, digest=None),))
+    read = draw.batch
+    batch = None if read is None else lambda: first_row_only(read())
+    return replace(micro, draws=(replace(draw, example_ids=ids, digest=None, batch=batch),))
 
 
 def _different(micro: MicroBatch, other: MicroBatch) -> MicroBatch:

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 from lightning_sgdinf import random_state
 from lightning_sgdinf.digest import batch_digest
 from lightning_sgdinf.errors import DataMismatchError, UnsupportedRunError
+from lightning_sgdinf.log.batch_bytes import decode_batch
 from lightning_sgdinf.log.records import Draw, Header, MicroBatch
 
 
@@ -35,25 +36,28 @@ class BatchSource:
 
     Args:
         loaders: The run's training loaders; only their data sets and ``collate_fn`` are used, order and batching come
-            from the log.
+            from the log. Not needed for batches that are stored in the log.
         header: The log's header, to compare the data sets' lengths with.
         check: Compare each batch with the recorded checksum.
+        size: Number of training examples, where that is not the length of the first loader's data set.
 
     Raises:
         DataMismatchError: If the number of loaders or the length of a data set differs from the record.
     """
 
-    def __init__(self, loaders: Sequence[Loader], header: Header, *, check: bool = True) -> None:
+    def __init__(
+        self, loaders: Sequence[Loader], header: Header, *, check: bool = True, size: int | None = None
+    ) -> None:
         self._loaders = list(loaders)
         self._check = check
-        if header.datasets and len(header.datasets) != len(self._loaders):
+        self._size = size
+        if size is None and header.datasets and len(header.datasets) != len(self._loaders):
             raise DataMismatchError(
                 f"the run was trained with {len(header.datasets)} data loaders, got {len(self._loaders)}; pass the "
                 "loaders of training"
             )
         for position, (loader, (kind, length)) in enumerate(zip(self._loaders, header.datasets, strict=False)):
-            found = len(loader.dataset)
-            if length >= 0 and found != length:
+            if length >= 0 and (found := len(loader.dataset)) != length:
                 raise DataMismatchError(
                     f"loader {position}: the run was trained on {kind} with {length} examples, this data set "
                     f"({type(loader.dataset).__qualname__}) has {found}. Pass the data set of training, unshortened "
@@ -63,7 +67,7 @@ class BatchSource:
     @property
     def size(self) -> int:
         """Number of training examples, ``N``."""
-        return len(self._loaders[0].dataset)
+        return self._size if self._size is not None else len(self._loaders[0].dataset)
 
     def batch(self, micro: MicroBatch, *, step: int) -> Any:
         """The collated batch, on the CPU, before the batch-transfer hooks.
@@ -75,7 +79,7 @@ class BatchSource:
         if len(micro.draws) != 1:
             what = f"examples from {len(micro.draws)} loaders at once"
             if not micro.draws:
-                what = "no example ids (an iterable data set)"
+                what = "no example ids (an iterable data set, recorded without store_batches=True)"
             raise UnsupportedRunError(
                 f"step {step} used {what}; influence needs one map-style data loader. Combine the data sets "
                 "(ConcatDataset) and train with one loader."
@@ -89,11 +93,18 @@ class BatchSource:
                 f"(checksum {draw.digest:08x} recorded, {found:08x} now). Usual causes: another data set or order, "
                 "another transform, or a "
                 "data set with random numbers of its own (a generator kept as attribute) instead of torch's, numpy's "
-                "or python's global one."
+                "or python's global one; record such a run with TrajectoryRecorder(store_batches=True)."
             )
         return batch
 
     def _produce(self, draw: Draw) -> Any:
+        if draw.batch is not None:
+            return decode_batch(draw.batch())
+        if not self._loaders:
+            raise UnsupportedRunError(
+                "the log holds the batches of training and nothing else was given, but this method makes batches of "
+                "its own choice; pass the training loader, if its data set has __len__ and __getitem__"
+            )
         loader = self._loaders[draw.loader]
         random_state.restore(draw.random)
         ids = draw.example_ids.tolist()

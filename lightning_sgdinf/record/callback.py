@@ -10,7 +10,7 @@ from typing import Any, Literal
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_sgdinf.errors import LogExistsError, SgdInfluenceError
+from lightning_sgdinf.errors import ConfigurationError, LogExistsError, SgdInfluenceError
 from lightning_sgdinf.log import LogWriter
 from lightning_sgdinf.log.codecs import codec_named
 from lightning_sgdinf.log.records import Clip
@@ -24,6 +24,7 @@ from lightning_sgdinf.record.random_watch import RandomWatch
 from lightning_sgdinf.record.ranks import Collector, Mailbox, Sender, agreed
 from lightning_sgdinf.record.recording import Recording, Writer
 from lightning_sgdinf.record.snapshots import Keep, parse_keep
+from lightning_sgdinf.record.stored_batches import BatchStore, ExampleKey
 
 
 class TrajectoryRecorder(Callback):
@@ -48,6 +49,14 @@ class TrajectoryRecorder(Callback):
         codec: How states are compressed, see `lightning_sgdinf.log.LogWriter`.
         overwrite: Replace a log that is at ``path``.
         when_full: What to do when the disk is full: ``"raise"``, or ``"stop_logging"`` and train on.
+        store_batches: Keep every batch in the log, compressed, as it came from the loader. Needed for data that cannot
+            be made again: an ``IterableDataset``, random numbers that are not those of torch's, numpy's or python's
+            global generators. Replay then needs no training loader. Batches are tensors, arrays, numbers, strings, and
+            lists, tuples and dicts of them. Where the loader has no indices, the ids of examples are running numbers,
+            and the examples of a batch as many as the rows of its first tensor.
+        example_key: With ``store_batches``, called with each batch in the training process: says which examples it
+            holds, as integers ``[B]`` from 0 on. So an example that a stream brings again is known again. Scores are in
+            the order of the keys.
         digest_batches: Note a checksum of each batch, so that replay notices changed data; about 1 ms per 3 MB of
             batch.
         strict: Raise before the first step is complete if the run cannot be replayed (iterable data sets, manual
@@ -56,7 +65,7 @@ class TrajectoryRecorder(Callback):
         writer: Makes the log, called as ``writer(path, header=, codec=, overwrite=, when_full=)``.
 
     Raises:
-        ConfigurationError: If ``keep`` or ``codec`` is unknown.
+        ConfigurationError: If ``keep`` or ``codec`` is unknown, or ``example_key`` is given without ``store_batches``.
     """
 
     def __init__(
@@ -67,6 +76,8 @@ class TrajectoryRecorder(Callback):
         codec: str = "delta",
         overwrite: bool = False,
         when_full: Literal["raise", "stop_logging"] = "raise",
+        store_batches: bool = False,
+        example_key: ExampleKey | None = None,
         digest_batches: bool = True,
         strict: bool = True,
         writer: Callable[..., Writer] = LogWriter,
@@ -76,6 +87,11 @@ class TrajectoryRecorder(Callback):
         self._first_path = self.path
         self._keep = parse_keep(keep)
         self._writer_options = {"codec": codec, "overwrite": overwrite, "when_full": when_full}
+        if example_key is not None and not store_batches:
+            raise ConfigurationError(
+                "example_key= names the examples of batches that are kept in the log; pass store_batches=True with it"
+            )
+        self._stores_batches, self._example_key = store_batches, example_key
         self._digest = digest_batches
         self._strict = strict
         self._writer = writer
@@ -113,7 +129,9 @@ class TrajectoryRecorder(Callback):
         self.path = agreed(trainer, self._free_path)
         if self._strict and not pl_module.automatic_optimization:  # others hear of it when all is known
             self._concerns.problem(support.MANUAL_OPTIMIZATION)
-        self._tap = LoaderTap(digest=self._digest, watch=self._watch, problem=self._concerns.problem)
+        problem = self._concerns.problem
+        store = BatchStore(self._example_key, problem) if self._stores_batches else None
+        self._tap = LoaderTap(digest=self._digest, watch=self._watch, problem=problem, store=store)
         self._tap.install(trainer, pl_module, self._patches)
         self._patches.place(trainer.strategy, "training_step", self._around_training_step)
         self._patches.place(trainer.precision_plugin, "clip_gradients", self._around_clipping)
@@ -266,6 +284,8 @@ class TrajectoryRecorder(Callback):
             extra["optimizer_hooks"] = recording.steps.other_hooks
         if self._averaging.kind:
             extra["averaging"] = self._averaging.kind
+        if self._stores_batches:
+            extra |= {"stores_batches": True, "example_key": self._example_key is not None}
         if recording.started_with_average is not None:
             extra["average_before_first_step"] = list(recording.started_with_average)
         replayable, remarks = self._concerns.take_for_header()

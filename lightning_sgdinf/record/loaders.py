@@ -22,6 +22,9 @@ from lightning_sgdinf.log.records import Draw
 from lightning_sgdinf.record.example_ids import Carried, carrying
 from lightning_sgdinf.record.patches import Patches
 from lightning_sgdinf.record.random_watch import RandomWatch
+from lightning_sgdinf.record.stored_batches import BatchStore
+
+STORE_BATCHES = "TrajectoryRecorder(store_batches=True)"
 
 
 def takes_iterator(module: Any) -> bool:
@@ -36,10 +39,19 @@ class LoaderTap:
         digest: Compute a checksum of each batch.
         watch: Takes the random states of this process.
         problem: Called with a sentence when a loader cannot give ids, or not such that the batch can be made again.
+        store: Takes the batches themselves down, so that they need not be made again.
     """
 
-    def __init__(self, *, digest: bool, watch: RandomWatch, problem: Callable[[str], None]) -> None:
-        self._digest = digest
+    def __init__(
+        self,
+        *,
+        digest: bool,
+        watch: RandomWatch,
+        problem: Callable[[str], None],
+        store: BatchStore | None = None,
+    ) -> None:
+        self._digest = digest and store is None
+        self._store = store
         self._watch = watch
         self._problem = problem
         self._tokens = itertools.count()
@@ -92,35 +104,41 @@ class LoaderTap:
         return tuple(draw for carried in fetched for draw in self._draws(carried))
 
     def describe(self) -> tuple[tuple[str, int], ...]:
-        """Class and length of every loader's data set, in the loaders' order; length -1 where there is none."""
+        """Class and length of every loader's data set, in the loaders' order; length -1 where ids are no positions in
+        it."""
         described = []
+        keyed = self._store is not None and self._store.keyed
         for loader in tree_flatten(self._trainer.train_dataloader)[0]:
             dataset = getattr(loader, "dataset", loader)
             kind = dataset.__class__
-            described.append((f"{kind.__module__}.{kind.__qualname__}", _length(dataset)))
+            indexed = not keyed and any(loader is twin for twin in self._loaders.values())
+            described.append((f"{kind.__module__}.{kind.__qualname__}", _length(dataset) if indexed else -1))
         return tuple(described)
 
     def _wrap(self, loader: Any, by_iterator: bool) -> Any:
+        stored = self._store is not None
         if not isinstance(loader, DataLoader):
-            self._problem(
-                f"the training data come from a {type(loader).__qualname__}, which is not a DataLoader, so examples "
-                "have no ids. "
-                "Put the examples into a map-style Dataset and pass a DataLoader"
-            )
+            if not stored:
+                self._problem(
+                    f"the training data come from a {type(loader).__qualname__}, which is not a DataLoader, so "
+                    "examples have no ids. Put the examples into a map-style Dataset and pass a DataLoader, or keep "
+                    f"the batches in the log: {STORE_BATCHES}"
+                )
             return loader
         if isinstance(loader.dataset, IterableDataset):
-            self._problem(
-                f"{type(loader.dataset).__qualname__} is an IterableDataset, whose examples have no ids. Give the "
-                "data set "
-                "__len__ and __getitem__ instead of __iter__"
-            )
+            if not stored:
+                self._problem(
+                    f"{type(loader.dataset).__qualname__} is an IterableDataset, whose examples have no ids. Give the "
+                    "data set __len__ and __getitem__ instead of __iter__, or keep the batches in the log: "
+                    f"{STORE_BATCHES}"
+                )
             return loader
         own_iteration = type(loader).__iter__ is not DataLoader.__iter__
-        if own_iteration:
+        if own_iteration and not stored:
             self._problem(
                 f"{type(loader).__qualname__} changes batches in its own __iter__, which happens outside data set and "
-                "collate_fn and "
-                "cannot be done again. Move that work into collate_fn or on_after_batch_transfer"
+                "collate_fn and cannot be done again. Move that work into collate_fn or on_after_batch_transfer, or "
+                f"keep the batches in the log: {STORE_BATCHES}"
             )
         token = next(self._tokens)
         if by_iterator or own_iteration:
@@ -146,23 +164,26 @@ class LoaderTap:
             if sink:
                 draws.extend(self._draws(sink.popleft()))
         self._arrived = tuple(draws)
+        if self._store is not None:
+            trainer = self._trainer
+            self._arrived = self._store.taken(batch, self._arrived, rank=trainer.global_rank, world=trainer.world_size)
         return batch
 
     def _draws(self, carried: Carried) -> list[Draw]:
         """The draw of one carrier; none if its indices are no ids."""
         if carried.ids is None:
-            self._problem(
-                "the sampler yields indices that are not integers, so examples have no ids. Let it yield integers and "
-                "look other "
-                "things up in the data set"
-            )
+            if self._store is None:
+                self._problem(
+                    "the sampler yields indices that are not integers, so examples have no ids. Let it yield integers "
+                    f"and look other things up in the data set, or keep the batches in the log: {STORE_BATCHES}"
+                )
             return []
-        if carried.single and len(carried.ids) != 1:
+        if carried.single and len(carried.ids) != 1 and self._store is None:
             self._problem(
                 "the loader has batch_size=None and a sampler that yields lists of indices; which examples make up a "
                 "batch is known, "
                 "but not how the data set joins them. Pass the sampler as batch_sampler and let collate_fn join the "
-                "examples"
+                f"examples, or keep the batches in the log: {STORE_BATCHES}"
             )
         return [
             Draw(

@@ -1,0 +1,104 @@
+"""A run whose example ids are no positions in a data set, seen with ids ``0 .. N - 1``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+
+from lightning_sgdinf.log.records import Draw, Header, MicroBatch, Step
+from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.state import ModelState
+
+
+class Numbered:
+    """A recorded run whose examples are numbered in the order of their recorded ids.
+
+    Args:
+        log: The record; its steps are read once, to find the ids.
+
+    Attributes:
+        ids: The recorded id of each example, int64 ``[N]``, increasing.
+    """
+
+    def __init__(self, log: Trajectory) -> None:
+        self._log = log
+        found = [np.unique(step.example_ids) for step in log.steps(0, len(log))]
+        self.ids: np.ndarray = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+    @property
+    def header(self) -> Header:
+        """See `Trajectory`."""
+        return self._log.header
+
+    @property
+    def digest(self) -> str:
+        """See `Trajectory`."""
+        return self._log.digest
+
+    @property
+    def finished(self) -> bool:
+        """See `Trajectory`."""
+        return self._log.finished
+
+    @property
+    def average(self) -> Mapping[str, Tensor] | None:
+        """See `Trajectory`."""
+        return self._log.average
+
+    @property
+    def state_indices(self) -> np.ndarray:
+        """See `Trajectory`."""
+        return self._log.state_indices
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk."""
+        return getattr(self._log, "size_bytes", 0)
+
+    def __len__(self) -> int:
+        """``T``."""
+        return len(self._log)
+
+    def step(self, index: int) -> Step:
+        """See `Trajectory`."""
+        return self._numbered(self._log.step(index))
+
+    def steps(self, start: int, stop: int) -> Iterator[Step]:
+        """See `Trajectory`."""
+        return map(self._numbered, self._log.steps(start, stop))
+
+    def state(self, index: int) -> ModelState:
+        """See `Trajectory`."""
+        return self._log.state(index)
+
+    def state_checksum(self, index: int) -> int | None:
+        """See `Trajectory`."""
+        return self._log.state_checksum(index)
+
+    def _numbered(self, step: Step) -> Step:
+        def draw(found: Draw) -> Draw:
+            return replace(found, example_ids=self.ids.searchsorted(found.example_ids))
+
+        def micro_batch(found: MicroBatch) -> MicroBatch:
+            return replace(found, draws=tuple(map(draw, found.draws)))
+
+        return replace(step, micro_batches=tuple(map(micro_batch, step.micro_batches)))
+
+
+def numbered(log: Trajectory) -> tuple[Trajectory, int]:
+    """A run that holds its batches, with examples numbered ``0 .. N - 1``, and ``N``."""
+    length = log.header.datasets[0][1] if log.header.datasets else -1
+    if length >= 0:
+        return log, length
+    found = Numbered(log)
+    return found, len(found.ids)
+
+
+def key_labels(log: Trajectory) -> tuple[str, ...] | None:
+    """The keys of a run's examples as labels, where the user gave keys."""
+    if isinstance(log, Numbered) and log.header.extra.get("example_key"):
+        return tuple(map(str, log.ids.tolist()))
+    return None

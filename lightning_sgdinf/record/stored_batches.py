@@ -1,0 +1,88 @@
+"""Batches taken down as they arrive, with ids for their examples: for data that cannot be made again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lightning_sgdinf.log.batch_bytes import encode_batch, row_count
+from lightning_sgdinf.log.records import Draw
+from lightning_sgdinf.record.example_ids import integer_ids
+
+ExampleKey = Callable[[Any], "Sequence[int] | Tensor"]
+"""Says for a collated batch which examples it holds: their integer keys ``[B]``, from 0 on."""
+
+
+class BatchStore:
+    """Takes down every batch of a run.
+
+    Args:
+        key: Says which examples a batch holds; ``None`` for the loader's indices, or running numbers where it has none.
+        problem: Called with a sentence when a batch cannot be taken down.
+    """
+
+    def __init__(self, key: ExampleKey | None, problem: Callable[[str], None]) -> None:
+        self._key = key
+        self._problem = problem
+        self._numbered = 0
+
+    @property
+    def keyed(self) -> bool:
+        """Whether ids are keys of the user's."""
+        return self._key is not None
+
+    def taken(self, batch: Any, draws: tuple[Draw, ...], *, rank: int, world: int) -> tuple[Draw, ...]:
+        """The draws of a batch, with the batch.
+
+        Args:
+            batch: As the Trainer got it.
+            draws: Where its examples came from, as far as the loader said.
+            rank: This training process.
+            world: Number of training processes, whose running numbers interleave.
+        """
+        if len(draws) > 1:
+            self._problem(
+                f"a batch comes from {len(draws)} loaders at once, and store_batches=True stores those of one. Combine "
+                "the data sets and train with one loader"
+            )
+            return draws
+        found = draws[0] if draws else None
+        ids = self._ids(batch, found, rank, world)
+        if ids is None:
+            return ()
+        try:
+            data = encode_batch(batch)
+        except TypeError as error:
+            self._problem(
+                "store_batches=True stores tensors, arrays, numbers, strings, and lists, tuples and dicts of them, "
+                f"but {error}. Let collate_fn return such batches"
+            )
+            return draws
+        loader = found.loader if found is not None else 0
+        return (Draw(loader=loader, example_ids=ids, batch=lambda: data),)
+
+    def _ids(self, batch: Any, draw: Draw | None, rank: int, world: int) -> np.ndarray | None:
+        if self._key is not None:
+            keys = self._key(batch)
+            ids = integer_ids(keys.cpu() if isinstance(keys, Tensor) else keys)
+            if ids is None or (len(ids) and ids.min() < 0):
+                self._problem(
+                    f"example_key returned {keys!r:.80}, expected a vector of integers from 0 on. Let it return one "
+                    "key per example of the batch"
+                )
+                return None
+            return ids
+        if draw is not None:
+            return draw.example_ids
+        rows = row_count(batch)
+        if rows is None:
+            self._problem(
+                "a batch holds no tensor whose first dimension would say how many examples it has. Pass example_key=, "
+                "which says which they are"
+            )
+            return None
+        first, self._numbered = self._numbered, self._numbered + rows
+        return (first + np.arange(rows)) * world + rank
