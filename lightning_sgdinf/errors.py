@@ -15,6 +15,7 @@
     │   ├── LogCorruptError       bytes that differ from what was written; names segment and step
     │   ├── LogLockedError        another process is writing it
     │   ├── LogWriteError         the disk said no; what was flushed stays readable
+    │   ├── ResumeError           a log that does not go on where a checkpoint stands
     │   └── StateNotStoredError   a state that `keep=` left out
     ├── ReplayError               replay and record disagree
     │   ├── ModelMismatchError    another model; names the parameters
@@ -80,6 +81,10 @@ class LogLockedError(LogError):
 
 class LogWriteError(LogError, OSError):
     """Writing failed; everything flushed before stays readable."""
+
+
+class ResumeError(LogError):
+    """The log cannot be continued where the checkpoint stands."""
 
 
 class StateNotStoredError(LogError, LookupError):

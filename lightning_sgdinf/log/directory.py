@@ -1,8 +1,9 @@
 """The files of a log, and who may write them.
 
-``<run>.tlog/`` holds ``LOCK``; sealed segments ``seg-<first step>.h5``; at most one ``live-<first step>.h5``, which
-is being written or was when its writer died; ``reserve``, space to give back when the disk is full; and, once the run
-has ended, ``end.h5``. ``tmp-*`` is unfinished business.
+``<run>.tlog/`` holds ``LOCK``, which also tells how far the writer is; sealed segments ``seg-<first step>.h5``; at most
+one ``live-<first step>.h5``, which is being written or was when its writer died; ``reserve``, space to give back when
+the disk is full; and, once the run has ended, ``end.h5``. ``tmp-*`` is unfinished business, ``damaged-*`` what recovery
+could not read and set aside.
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import socket
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from lightning_sgdinf.errors import LogExistsError, LogLockedError, LogNotFoundError, LogWriteError
 
 SEGMENT_FORMAT = "sgdinf-log/1"
 END_FORMAT = "sgdinf-log-end/1"
 
-_OURS = re.compile(r"LOCK|reserve|end\.h5|(seg|live)-\d{10}\.h5|tmp-.*")
+_OURS = re.compile(r"LOCK|reserve|end\.h5|(seg|live)-\d{10}\.h5|tmp-.*|damaged-.*")
 _CONTENT = re.compile(r"end\.h5|(seg|live)-\d{10}\.h5")
 _RESERVE_BYTES = 8 << 20
+_LOCK_TRIES, _LOCK_WAIT_SECONDS = 3, 0.005
 
 
 class LogDirectory:
@@ -72,6 +78,14 @@ class LogDirectory:
             shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
             raise LogNotFoundError(f"{self.path} holds no segments of a log, but {shown}")
 
+    def status(self) -> bytes:
+        """What the present or the last writer has told of itself; empty if nothing."""
+        try:
+            content = (self.path / "LOCK").read_bytes()
+        except OSError:
+            return b""
+        return content.partition(b"\n")[2]
+
     def is_being_written(self) -> bool:
         """Whether a living process holds the lock."""
         try:
@@ -88,20 +102,23 @@ class LogDirectory:
 
 
 class WritableDirectory(LogDirectory):
-    """A log directory whose lock this process holds, empty but for what it writes.
+    """A log directory whose lock this process holds.
 
     Args:
-        path: Made if missing.
-        overwrite: Delete a log that is there.
+        path: Made if missing, unless a log must be there.
+        present: What to do with a log that is there: refuse to go on, delete it, or keep it; then there must be one.
 
     Raises:
         LogExistsError: The path is taken.
+        LogNotFoundError: There is nothing to keep.
         LogLockedError: Another writer is at it.
         LogWriteError: The directory, its lock or its reserve cannot be made.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, present: Literal["refuse", "delete", "keep"]) -> None:
         super().__init__(path)
+        if present == "keep":
+            self.require()
         if self.path.exists() and not self.path.is_dir():
             raise LogExistsError(f"{self.path} is a file, expected a free path for a directory; choose another")
         if self.path.exists():
@@ -116,7 +133,7 @@ class WritableDirectory(LogDirectory):
                 f"{self.path} cannot be made or locked: {error}; choose a local, writable disk"
             ) from error
         try:
-            self._clear(overwrite)
+            self._clear(present)
             self._reserved = 0
             self.reserve(_RESERVE_BYTES)
         except BaseException:
@@ -146,6 +163,13 @@ class WritableDirectory(LogDirectory):
         (self.path / "reserve").unlink(missing_ok=True)
         self._reserved = 0
 
+    def write_status(self, status: bytes) -> None:
+        """Let everybody read how far this process is, below its name in the lock file."""
+        if self._lock is not None:
+            line = _name_of_this_process() + b"\n" + status
+            os.pwrite(self._lock, line, 0)
+            os.ftruncate(self._lock, len(line))
+
     def release(self) -> None:
         """Let others write; harmless when done twice."""
         lock, self._lock = self._lock, None  # first of all: a process forked meanwhile closes what it finds here
@@ -165,14 +189,20 @@ class WritableDirectory(LogDirectory):
         if strangers:
             raise LogExistsError(f"{self.path} holds {', '.join(strangers[:5])}, which no log has; choose another path")
 
-    def _clear(self, overwrite: bool) -> None:
+    def _clear(self, present: str) -> None:
         content = sorted((p for p in self.path.iterdir() if _CONTENT.fullmatch(p.name)), reverse=True)
-        if content and not overwrite:
-            raise LogExistsError(f"{self.path} holds the log of a run; choose another path, or pass overwrite=True")
-        for path in content:  # newest segments first, so that no hole is left if this is interrupted
-            path.unlink()
-        for path in self.path.glob("tmp-*"):
-            path.unlink()
+        if content and present == "refuse":
+            raise LogExistsError(
+                f"{self.path} holds the log of a run; choose another path, pass overwrite=True, or continue it by "
+                "resuming from a checkpoint: fit(..., ckpt_path=...)"
+            )
+        for path in content if present == "delete" else ():
+            path.unlink()  # newest segments first, so that no hole is left if this is interrupted
+        for path in (*self.path.glob("tmp-*"), *(self.path.glob("damaged-*") if present == "delete" else ())):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def sync_file(path: Path) -> None:
@@ -194,9 +224,15 @@ def publish(temporary: Path, final: Path) -> None:
 def _take_lock(path: Path) -> int:
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for _ in range(_LOCK_TRIES - 1):  # who only looks whether somebody writes holds it for microseconds
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(_LOCK_WAIT_SECONDS)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace").partition("\n")[0] or "another process"
         os.close(descriptor)
         raise LogLockedError(
             f"{path.parent} is being written by {holder}; wait until it ends, or choose another path"
@@ -205,5 +241,9 @@ def _take_lock(path: Path) -> int:
         os.close(descriptor)
         raise
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}@{socket.gethostname()}".encode(), 0)
+    os.pwrite(descriptor, _name_of_this_process(), 0)
     return descriptor
+
+
+def _name_of_this_process() -> bytes:
+    return f"{os.getpid()}@{socket.gethostname()}".encode()

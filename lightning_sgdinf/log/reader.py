@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from types import TracebackType
 
@@ -50,14 +51,12 @@ class RunLog:
         self._run_id: str | None = None
         if end is not None:
             self.header: Header = end.header
-        else:
-            first = min(self._paths, default=None)
-            with_header = unsealed if first is None else self._segment(first)
-            assert with_header is not None
-            self.header = with_header.header
+        else:  # the newest says most
+            newest = unsealed if unsealed is not None else self._segment(max(self._paths))
+            self.header = newest.header
         self._run_id = self.header.run_id
         self.finished = end is not None and end.state is not None
-        self.end_reason = "the run has no end: it was killed, or is still going on" if end is None else end.reason
+        self.end_reason = _no_end(directory) if end is None else end.reason
         self.average: Mapping[str, Tensor] | None = None if end is None else end.average
         self._firsts, self._steps = self._chain()
 
@@ -280,11 +279,20 @@ def _unsealed_segment(directory: LogDirectory) -> SegmentReader | None:
     if not live or directory.is_being_written():
         return None
     first = max(live)
+    if first in directory.segments("seg"):  # a recovery was killed when it was nearly done
+        return None
     try:
         segment = SegmentReader.of_unsealed(live[first], first)
     except LogCorruptError:  # it died before the first flush was complete
         return None
-    if len(segment.steps):
-        return segment
+    with suppress(LogCorruptError):
+        if len(segment.steps) and segment.header:
+            return segment
     segment.close()
     return None
+
+
+def _no_end(directory: LogDirectory) -> str:
+    if directory.is_being_written():
+        return "the run is still going on"
+    return f"the run was killed; `sgdinf-log recover {directory.path}` seals what it left"

@@ -14,6 +14,9 @@ import numpy as np
 
 from lightning_sgdinf.random_state import RandomState
 
+CONTINUED = "continued"
+"""Member of `Header.extra`: each time the run was continued, with which step, when, and under what settings."""
+
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 

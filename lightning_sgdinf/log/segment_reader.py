@@ -49,31 +49,42 @@ class SegmentReader:
             raise
 
     @classmethod
-    def of_unsealed(cls, path: Path, first: int) -> SegmentReader:
-        """The longest whole prefix of a segment whose writer died; the file is left as it is.
+    def of_unsealed(cls, path: Path, first: int, *, workplace: Path | None = None, check: bool = True) -> SegmentReader:
+        """A segment whose writer died; the file is left as it is.
+
+        Args:
+            path: The file.
+            first: Number of its first step, as its name says.
+            workplace: Directory for a copy, which has a name for a moment only; the system's one if ``None``.
+            check: Read everything, and keep the longest whole prefix. Otherwise there may be less than it claims.
 
         Raises:
             LogCorruptError: Not even the beginning can be read.
         """
-        with tempfile.TemporaryDirectory(prefix="sgdinf-") as directory:
+        with tempfile.TemporaryDirectory(prefix="tmp-", dir=workplace) as directory:
             copy = Path(directory) / path.name
             with reading(path, "the file"):
                 shutil.copyfile(path, copy)
                 repair(copy)
             segment = cls(path, first, copy=copy)  # stays readable when its name is gone
         try:
-            segment._keep_whole_prefix()
+            if check:
+                segment._keep_whole_prefix()
         except BaseException:
             segment.close()
             raise
         return segment
 
     @cached_property
+    def header_document(self) -> bytes:
+        """The run's header as it is stored."""
+        return read_document(self._file, "header", self.path)
+
+    @cached_property
     def header(self) -> Header:
         """The run's header."""
-        document = read_document(self._file, "header", self.path)
         with reading(self.path, "header"):
-            return header_from_json(document)
+            return header_from_json(self.header_document)
 
     @cached_property
     def layout(self) -> Layout:
@@ -143,6 +154,11 @@ class SegmentReader:
     def plain_bytes(self) -> int:
         """Bytes of its stored states before compression."""
         return row_bytes(self.layout) * len(self.steps.stored)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether its writer finished it."""
+        return not self._partial
 
     def close(self) -> None:
         """Close the file."""

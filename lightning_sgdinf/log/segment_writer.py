@@ -70,7 +70,7 @@ class SegmentWriter:
         batch_bytes: int = 0,
     ) -> None:
         self.path, self.first, self.layout, self.codec, self.steps = path, first, layout, codec, 0
-        self._checksum = StateChecksum(layout)
+        self.checksum = StateChecksum(layout)
         self._crcs: list[int] = []
         self._stored: list[int] = []
         self._segment_bytes = segment_bytes
@@ -116,18 +116,17 @@ class SegmentWriter:
             or batches >= max(self._segment_bytes, _MAX_SIDE_BYTES)
         )
 
-    def add(self, step: EncodedStep, words: Mapping[str, np.ndarray], *, store: bool) -> None:
+    def add(self, step: EncodedStep, state_crc: int, words: Mapping[str, np.ndarray] | None) -> None:
         """Add the next step and the state before it.
 
         Args:
             step: The step.
-            words: Bit patterns of the state by dtype. If it is stored, their memory must stay as it is while it is one
-                of the last `Codec.order` stored states.
-            store: Keep the state, not only its checksum.
+            state_crc: The state's checksum.
+            words: Bit patterns of the state by dtype, if it is to be stored. Their memory must stay as it is while it
+                is one of the last `Codec.order` stored states.
         """
-        index = self.first + self.steps
-        state_crc = self._checksum.of_words(words)
-        if store:
+        index, store = self.first + self.steps, words is not None
+        if words is not None:
             for dtype, rows in self._lanes.items():
                 rows.add(words[dtype])
             self._stored.append(index)

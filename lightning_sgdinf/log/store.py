@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from lightning_sgdinf.log.codec_choice import CodecChoice
 from lightning_sgdinf.log.descriptors import identity, redirect
-from lightning_sgdinf.log.directory import WritableDirectory
+from lightning_sgdinf.log.directory import WritableDirectory, sync_file
 from lightning_sgdinf.log.documents import header_to_json
 from lightning_sgdinf.log.end_mark import SegmentEntry, write_end_mark
 from lightning_sgdinf.log.records import Header, Step
 from lightning_sgdinf.log.segment_writer import MIN_STORED, SegmentWriter
+from lightning_sgdinf.log.status import StatusBoard
 from lightning_sgdinf.log.step_documents import encode_step
 from lightning_sgdinf.log.words import row_bytes, to_words
 from lightning_sgdinf.state import Layout
@@ -34,6 +35,8 @@ class LogStore:
         flush_every: Steps between two flushes.
         segment_bytes: See `SegmentWriter`.
         durable: Wait for the disk at each flush.
+        sealed: The segments that are there.
+        expected_steps: Of the whole run, if that is known.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class LogStore:
         flush_every: int,
         segment_bytes: int,
         durable: bool,
+        sealed: Sequence[SegmentEntry] = (),
+        expected_steps: int | None = None,
     ) -> None:
         self.directory = directory
         self._file: tuple[int, tuple[int, int]] | None = None  # descriptor and identity of the file being written
@@ -52,8 +57,11 @@ class LogStore:
         self._codec, self._flush_every, self._segment_bytes, self._durable = codec, flush_every, segment_bytes, durable
         self._held: deque[tuple[Layout, dict[str, Tensor]]] = deque()
         self._segment: SegmentWriter | None = None
-        self._sealed: list[SegmentEntry] = []
-        self._steps = 0
+        self._sealed = list(sealed)
+        self._steps = sum(entry.steps for entry in sealed)
+        self._old_end = directory.end.exists()
+        self._plain_bytes = 0
+        self._board = StatusBoard(directory, self._steps, expected_steps)
         self._trying = False  # the codec of the segment was not chosen by trial, as it shall be
         self._unflushed = 0
         self._flushed_at = time.monotonic()
@@ -85,8 +93,10 @@ class LogStore:
         if self._segment is None:
             self._begin(layout, sum(map(len, encoded.batches)))
         assert self._segment is not None
-        self._segment.add(encoded, _words(lanes), store=store)
+        words = _words(lanes)
+        self._segment.add(encoded, self._segment.checksum.of_words(words), words if store else None)
         self._steps += 1
+        self._plain_bytes += row_bytes(layout) if store else 0
         self._unflushed += 1
         if self._unflushed >= self._flush_every or self.seconds_until_flush == 0.0:
             self.flush()
@@ -99,6 +109,8 @@ class LogStore:
         """Make everything added so far survive the death of the process."""
         if self._segment is not None and self._unflushed:
             self._segment.flush(durable=self._durable)
+            self._remove_old_end()
+            self._board.tell(self._steps, self._plain_bytes)
         self._unflushed = 0
         self._flushed_at = time.monotonic()
 
@@ -110,9 +122,10 @@ class LogStore:
         self._end(reason, (layout, lanes), average)
 
     def abandon(self, reason: str) -> None:
-        """Seal, and write an end mark without a state; a log without a step leaves nothing behind."""
+        """Seal, and write an end mark without a state; a log without a step leaves nothing behind, and one that was not
+        continued after all stays what it was."""
         self._seal()
-        if self._steps:
+        if self._steps and not self._old_end:
             self._end(reason, None, None)
         self.close()
 
@@ -168,9 +181,16 @@ class LogStore:
 
     def _seal(self) -> None:
         if self._segment is not None:
+            self.flush()
             self._sealed.append(self._segment.seal(self.directory.sealed(self._segment.first)))
             self._segment, self._file = None, None
-            self._unflushed = 0
+
+    def _remove_old_end(self) -> None:
+        """The run goes on after its end: as soon as that is safe, the old end mark goes."""
+        if self._old_end:
+            self.directory.end.unlink()
+            sync_file(self.directory.path)
+            self._old_end = False
 
     def _end(
         self,

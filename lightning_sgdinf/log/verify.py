@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lightning_sgdinf.errors import LogCorruptError, LogError
 from lightning_sgdinf.log.documents import header_to_json
+from lightning_sgdinf.log.records import CONTINUED, Header
 
 if TYPE_CHECKING:
     from lightning_sgdinf.log.reader import RunLog
@@ -37,7 +38,7 @@ def verify_log(log: RunLog) -> VerifyReport:
     steps = states = 0
     try:
         for segment in log.segments():
-            if header_to_json(segment.header) != header_to_json(log.header):
+            if header_to_json(unchanging(segment.header)) != header_to_json(unchanging(log.header)):
                 raise LogCorruptError(f"{segment.path}: the segment has another header than the log")
             stored = set(segment.steps.stored.tolist())
             for index in range(segment.first, segment.first + len(segment.steps)):
@@ -54,3 +55,8 @@ def verify_log(log: RunLog) -> VerifyReport:
     except LogError as error:
         return VerifyReport(steps=steps, states=states, problem=str(error))
     return VerifyReport(steps=steps, states=states)
+
+
+def unchanging(header: Header) -> Header:
+    """A header without what is added each time the run is continued."""
+    return replace(header, extra={name: value for name, value in header.extra.items() if name != CONTINUED})

@@ -19,8 +19,10 @@ from lightning_sgdinf.errors import ConfigurationError, LogWriteError
 from lightning_sgdinf.log.codec_choice import CodecChoice
 from lightning_sgdinf.log.codecs import check_codec
 from lightning_sgdinf.log.directory import WritableDirectory
+from lightning_sgdinf.log.end_mark import SegmentEntry
 from lightning_sgdinf.log.handover import Handover
 from lightning_sgdinf.log.records import Header, Step
+from lightning_sgdinf.log.recovery import cut
 from lightning_sgdinf.log.store import LogStore
 from lightning_sgdinf.state import Layout
 
@@ -47,6 +49,9 @@ class LogWriter:
             Adam), ``"none"`` (plain values, readable with any HDF5 tool), or ``"auto"``: for each segment what a trial
             finds best.
         overwrite: Delete a log that is at ``path``. Never deletes anything that is not a log.
+        continue_at: Continue the log of the header's run that is at ``path`` with this step; what it has from there on
+            is dropped.
+        expected_steps: When the run will be finished, for those who watch it.
         flush_every: Steps between flushes, >= 1; also once a second. What was flushed survives ``kill -9``.
         segment_bytes: Bytes of uncompressed states per segment file.
         queue_bytes: Bytes of states that may wait to be written; at least two states may.
@@ -57,6 +62,8 @@ class LogWriter:
     Raises:
         ConfigurationError: An argument that cannot work.
         LogExistsError: The path is taken.
+        LogNotFoundError: There is no log to continue.
+        ResumeError: The log to continue is of another run, or ends before that step.
         LogLockedError: Another process is writing there.
         LogWriteError: Nothing can be written there.
     """
@@ -68,6 +75,8 @@ class LogWriter:
         header: Header,
         codec: str = "delta",
         overwrite: bool = False,
+        continue_at: int | None = None,
+        expected_steps: int | None = None,
         flush_every: int = 16,
         segment_bytes: int = 256 << 20,
         queue_bytes: int = 512 << 20,
@@ -85,9 +94,9 @@ class LogWriter:
         self.path = Path(path)
         self.stopped = ""
         self._raises = when_full == "raise"
-        self._next = 0
+        self._next = continue_at or 0
         self._process = os.getpid()
-        directory = WritableDirectory(path, overwrite=overwrite)
+        directory, sealed = _take_directory(path, header.run_id, continue_at, overwrite=overwrite)
         self._store = LogStore(
             directory,
             header=header,
@@ -95,6 +104,8 @@ class LogWriter:
             flush_every=flush_every,
             segment_bytes=segment_bytes,
             durable=durable,
+            sealed=sealed,
+            expected_steps=expected_steps,
         )
         self._handover = Handover(queue_bytes, held=choice.held)
         self._thread = _WriterThread(self._store, self._handover)
@@ -250,6 +261,21 @@ class LogWriter:
                 f"the writer of {self.path} belongs to process {self._process} and was used in {os.getpid()}; "
                 "record in the process that trains"
             )
+
+
+def _take_directory(
+    path: str | os.PathLike[str], run_id: str, continue_at: int | None, *, overwrite: bool
+) -> tuple[WritableDirectory, list[SegmentEntry]]:
+    """The directory, and the segments that stay."""
+    if continue_at is None:
+        return WritableDirectory(path, present="delete" if overwrite else "refuse"), []
+    directory = WritableDirectory(path, present="keep")
+    try:
+        return directory, cut(directory, run_id, continue_at)
+    except BaseException:
+        directory.free_reserve()
+        directory.release()
+        raise
 
 
 class _WriterThread(threading.Thread):

@@ -1,0 +1,73 @@
+"""How far a run is, told by its writer in a few bytes that others can read at any time."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, fields
+
+from lightning_sgdinf.log.directory import LogDirectory, WritableDirectory
+from lightning_sgdinf.log.documents import from_json, to_json
+
+_TELL_SECONDS = 0.5
+_RATE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """What a writer says of itself.
+
+    Attributes:
+        steps: Recorded and flushed, those of earlier fits included.
+        steps_per_second: Lately.
+        plain_bytes: Of the states that were stored, uncompressed.
+        expected_steps: When the run will be finished, if that is known.
+        updated: Unix time.
+    """
+
+    steps: int
+    steps_per_second: float
+    plain_bytes: int
+    expected_steps: int | None
+    updated: float
+
+
+class StatusBoard:
+    """Tells of a run now and then.
+
+    Args:
+        directory: Held by this process.
+        steps: Steps that were there before.
+        expected_steps: See `RunStatus`.
+    """
+
+    def __init__(self, directory: WritableDirectory, steps: int, expected_steps: int | None) -> None:
+        self._directory, self._expected = directory, expected_steps
+        self._seen = deque([(time.time(), steps)])
+
+    def tell(self, steps: int, plain_bytes: int) -> None:
+        """So many steps have been flushed."""
+        now = time.time()
+        if now - self._seen[-1][0] < _TELL_SECONDS and len(self._seen) > 1:
+            return
+        self._seen.append((now, steps))
+        while len(self._seen) > 2 and now - self._seen[0][0] > _RATE_SECONDS:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        status = RunStatus(
+            steps=steps,
+            steps_per_second=(steps - before) / (now - since) if now > since else 0.0,
+            plain_bytes=plain_bytes,
+            expected_steps=self._expected,
+            updated=now,
+        )
+        self._directory.write_status(to_json(asdict(status)))
+
+
+def read_status(directory: LogDirectory) -> RunStatus | None:
+    """What the writer has told last; ``None`` if nothing, or just now something else."""
+    try:
+        found = from_json(directory.status())
+        return RunStatus(**{f.name: found[f.name] for f in fields(RunStatus)})
+    except (ValueError, KeyError, TypeError):
+        return None
