@@ -19,6 +19,7 @@ from lightning_sgdinf.adjoint.objective import Host, open_objective
 from lightning_sgdinf.adjoint.retrace import Divisor, ReplaceLabels, Retracer, replace_second
 from lightning_sgdinf.adjoint.share import RowShare
 from lightning_sgdinf.baselines import Baseline
+from lightning_sgdinf.binomial import ROOM_BYTES
 from lightning_sgdinf.certificate import Certificate, Level
 from lightning_sgdinf.checks import stopwatch
 from lightning_sgdinf.direct import DirectJob
@@ -52,7 +53,8 @@ class InfluenceRunner:
             checks nothing and says so.
         tap: Name of a sub-module at whose output example weights enter, for losses written by hand.
         per_epoch: Keep each epoch's contributions (``Scores.per_epoch``).
-        room_bytes: Memory for states that are rebuilt rather than read, in bytes.
+        room_bytes: Memory for states that are rebuilt rather than read, in bytes. With room for all states between two
+            stored ones each is rebuilt once; with less, some steps are taken twice or more, never more than needed.
         progress: Show a progress bar on standard error.
 
     Raises:
@@ -75,7 +77,7 @@ class InfluenceRunner:
         certificate: Level = "fast",
         tap: str | None = None,
         per_epoch: bool = False,
-        room_bytes: int = 1 << 30,
+        room_bytes: int = ROOM_BYTES,
         progress: bool = True,
     ) -> None:
         if certificate not in ("fast", "full", "off"):

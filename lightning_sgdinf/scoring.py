@@ -19,6 +19,7 @@ from lightning_sgdinf.adjoint.compiled import CompiledSteps
 from lightning_sgdinf.adjoint.objective import Host, Objective
 from lightning_sgdinf.adjoint.share import RowShare, rows_are_separate
 from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.binomial import ROOM_BYTES, states_in
 from lightning_sgdinf.certificate import Certificate, Level
 from lightning_sgdinf.checks import Plan, check_gradient, check_trust, fast_plan, open_rerun, stopwatch, window_examples
 from lightning_sgdinf.estimators import Estimator
@@ -57,7 +58,7 @@ class Settings:
     certificate: Level = "fast"
     tap: str | None = None
     per_epoch: bool = False
-    room_bytes: int = 1 << 30
+    room_bytes: int = ROOM_BYTES
     progress: bool = True
     compile: bool = False
 
@@ -266,7 +267,7 @@ class Job:
 
     def _room(self, state: ModelState) -> int:
         size = sum(v.numel() * v.element_size() for _, _, _, v in state.items())
-        return max(3, self.settings.room_bytes // max(size, 1))
+        return states_in(self.settings.room_bytes, size)
 
 
 def provenance(opened: Opened, precision: str | None, seconds: float, **more: Any) -> dict[str, Any]:

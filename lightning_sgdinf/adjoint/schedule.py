@@ -2,27 +2,22 @@
 
 Between two stored states the run is taken forwards again from the earlier one. With room for all states of such a
 stretch that is one extra pass of training. With less, some states of the stretch are held while the pieces between them
-are rebuilt in turn. Which ones follows the binomial schedule (Griewank and Walther, "Algorithm 799: revolve", ACM
-Transactions on Mathematical Software 26, 2000): with ``s`` states held, stretches of up to ``C(s + r, r)`` states need
-no step more than ``r`` times, and no schedule takes fewer steps. So room for 100 states takes a stretch of 5,000 with
-each step done twice at most, and one of 170,000 with three times.
+are rebuilt in turn, by the schedule of `lightning_sgdinf.binomial`, which takes the fewest steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from math import comb
 
 import numpy as np
 
+from lightning_sgdinf.binomial import held_in, next_held
 from lightning_sgdinf.errors import StateNotStoredError
 from lightning_sgdinf.log.trajectory import Trajectory
 from lightning_sgdinf.state import ModelState
 
 Advance = Callable[[ModelState, int], ModelState]
 """Takes state ``t`` and ``t`` to state ``t + 1``."""
-
-_UNDER_WAY = 2  # states in memory beside those held: one from which a step is taken, and what it leads to
 
 
 def states_backwards(
@@ -52,20 +47,8 @@ def states_backwards(
                 "(last_epochs, final_parameters)."
             )
         lower = int(below[-1])
-        yield from _stretch(log.state(lower), lower, upper, max(stop, lower), advance, _held(room))
+        yield from _stretch(log.state(lower), lower, upper, max(stop, lower), advance, held_in(room))
         upper = lower
-
-
-def steps_again(count: int, room: int) -> int:
-    """How many steps are taken again to visit a stretch of ``count`` states of which the first is stored.
-
-    Args:
-        count: At least 1.
-        room: How many states may be in memory at once, at least 3, beside the one that was yielded last.
-    """
-    held = _held(room)
-    times = _times(count, held)
-    return times * count - (comb(held + times, times - 1) if times else 0)
 
 
 def _stretch(
@@ -77,7 +60,7 @@ def _stretch(
     kept = [(stop, state)]
     while kept:
         t, state = kept[-1]
-        ahead = _ahead(upper - t, held - len(kept) + 1)
+        ahead = next_held(upper - t, held - len(kept) + 1)
         for earlier in range(t, t + ahead):
             state = advance(state, earlier)
         t += ahead
@@ -88,23 +71,3 @@ def _stretch(
             kept.pop()
         yield t, state
         upper = t
-
-
-def _ahead(count: int, held: int) -> int:
-    """How far to go on from the first of ``count`` states, with room to hold ``held`` of them, the first included."""
-    if count == 1 or held == 1:
-        return count - 1
-    times = _times(count, held)
-    return min(comb(held + times - 1, times - 1), count - comb(held + times - 2, times - 1))
-
-
-def _times(count: int, held: int) -> int:
-    """How often a step of a stretch must be taken at most, ``r`` with ``count <= C(held + r, r)``."""
-    times = 0
-    while comb(held + times, times) < count:
-        times += 1
-    return times
-
-
-def _held(room: int) -> int:
-    return max(1, room - _UNDER_WAY)
