@@ -6,8 +6,8 @@ Of a stretch of ``n`` states only the first is stored, and ``s`` can be held at 
 
     n r - C(s + r, r - 1),
 
-and no schedule takes fewer. So with 100 states held, a stretch of 5,000 is visited with each step taken twice at most, and
-one of 170,000 with three times.
+and no schedule takes fewer. So with 100 states held, a stretch of 5,000 is visited with each step taken twice at most,
+and one of 170,000 with three times.
 """
 
 from __future__ import annotations
