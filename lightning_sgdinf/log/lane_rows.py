@@ -63,6 +63,12 @@ class LaneRows:
         """Rows handed to HDF5."""
         return self._rows.length
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in the file."""
+        anchors = 0 if self._anchors is None else self._anchors.id.get_storage_size()
+        return self._dataset.id.get_storage_size() + anchors
+
     def add(self, words: np.ndarray) -> None:
         """The next stored state; its memory must stay as it is while it is one of the last `Codec.order`."""
         if len(words) != self._block.shape[1]:

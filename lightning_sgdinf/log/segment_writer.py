@@ -106,6 +106,11 @@ class SegmentWriter:
         return len(self._stored)
 
     @property
+    def state_bytes(self) -> int:
+        """Bytes of its states in the file."""
+        return sum(rows.size_bytes for rows in self._lanes.values())
+
+    @property
     def full(self) -> bool:
         """Whether the next step belongs into another segment."""
         batches = 0 if self._batches is None else self._batches.length

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -20,6 +21,20 @@ from lightning_sgdinf.log.status import StatusBoard
 from lightning_sgdinf.log.step_documents import encode_step
 from lightning_sgdinf.log.words import row_bytes, to_words
 from lightning_sgdinf.state import Layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSizes:
+    """How large a log is.
+
+    Attributes:
+        total: Bytes of all its files.
+        states: Bytes of the states that its writer has stored in them.
+    """
+
+    total: int
+    states: int
+
 
 _FLUSH_SECONDS = 1.0
 _RESERVE_SLACK = 1 << 20
@@ -60,7 +75,7 @@ class LogStore:
         self._sealed = list(sealed)
         self._steps = sum(entry.steps for entry in sealed)
         self._old_end = directory.end.exists()
-        self._plain_bytes = 0
+        self._plain_bytes = self._state_bytes = 0
         self._board = StatusBoard(directory, self._steps, expected_steps)
         self._trying = False  # the codec of the segment was not chosen by trial, as it shall be
         self._unflushed = 0
@@ -113,6 +128,12 @@ class LogStore:
             self._board.tell(self._steps, self._plain_bytes)
         self._unflushed = 0
         self._flushed_at = time.monotonic()
+
+    def sizes(self) -> LogSizes:
+        """How large the log is with all that was added."""
+        self.flush()
+        now = 0 if self._segment is None else self._segment.state_bytes
+        return LogSizes(total=self.directory.size_bytes(), states=self._state_bytes + now)
 
     def finish(
         self, layout: Layout, lanes: Mapping[str, Tensor], *, average: Mapping[str, Tensor] | None, reason: str
@@ -182,6 +203,7 @@ class LogStore:
     def _seal(self) -> None:
         if self._segment is not None:
             self.flush()
+            self._state_bytes += self._segment.state_bytes
             self._sealed.append(self._segment.seal(self.directory.sealed(self._segment.first)))
             self._segment, self._file = None, None
 

@@ -23,7 +23,7 @@ from lightning_sgdinf.log.end_mark import SegmentEntry
 from lightning_sgdinf.log.handover import Handover
 from lightning_sgdinf.log.records import Header, Step
 from lightning_sgdinf.log.recovery import cut
-from lightning_sgdinf.log.store import LogStore
+from lightning_sgdinf.log.store import LogSizes, LogStore
 from lightning_sgdinf.state import Layout
 
 
@@ -168,6 +168,17 @@ class LogWriter:
         """
         self._check_process()
         self._wait(self._submit(self._store.flush))
+
+    def sizes(self) -> LogSizes:
+        """How large the log is with all that was put.
+
+        Raises:
+            LogWriteError: Writing failed.
+        """
+        self._check_process()
+        found: list[LogSizes] = []
+        self._wait(self._submit(lambda: found.append(self._store.sizes())))
+        return found[0] if found else LogSizes(total=0, states=0)
 
     def finish(
         self,
