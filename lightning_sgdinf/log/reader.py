@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import cached_property
 from types import TracebackType
 
@@ -296,3 +296,26 @@ def _no_end(directory: LogDirectory) -> str:
     if directory.is_being_written():
         return "the run is still going on"
     return f"the run was killed; `sgdinf-log recover {directory.path}` seals what it left"
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """The newest header of a log; does not read the log itself.
+
+    Raises:
+        LogNotFoundError: There is no log, or no step in it.
+        LogVersionError: It has a format this release does not read.
+        LogCorruptError: The header is damaged.
+    """
+    directory = LogDirectory(path)
+    directory.require()
+    if directory.end.exists():
+        return read_end_mark(directory.end).header
+    sealed, live = directory.segments("seg"), directory.segments("live")
+    if sealed:
+        first = max(sealed)
+        segment = SegmentReader(sealed[first], first)
+    else:
+        first = max(live)
+        segment = SegmentReader.of_unsealed(live[first], first, check=False)
+    with closing(segment):
+        return segment.header

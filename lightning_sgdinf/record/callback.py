@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_sgdinf.errors import ConfigurationError, LogExistsError, SgdInfluenceError
+from lightning_sgdinf.errors import ConfigurationError, LogWriteError, SgdInfluenceError
 from lightning_sgdinf.log import LogWriter
-from lightning_sgdinf.log.codecs import codec_named
+from lightning_sgdinf.log.codecs import check_codec
 from lightning_sgdinf.log.records import Clip
 from lightning_sgdinf.record import support
 from lightning_sgdinf.record.averaging import AveragingWatch
 from lightning_sgdinf.record.concerns import Concerns
-from lightning_sgdinf.record.header import make_header
+from lightning_sgdinf.record.header import expected_steps, make_header
 from lightning_sgdinf.record.loaders import LoaderTap
+from lightning_sgdinf.record.log_place import LogPlace
 from lightning_sgdinf.record.patches import Patches
 from lightning_sgdinf.record.random_watch import RandomWatch
 from lightning_sgdinf.record.ranks import Collector, Mailbox, Sender, agreed
 from lightning_sgdinf.record.recording import Recording, Writer
+from lightning_sgdinf.record.resume import Bookmark, bookmarks_of
 from lightning_sgdinf.record.snapshots import Keep, parse_keep
 from lightning_sgdinf.record.stored_batches import BatchStore, ExampleKey
 
@@ -37,6 +41,10 @@ class TrajectoryRecorder(Callback):
     step. A second ``fit`` with the same recorder writes its own log beside the first, ``run.tlog``, ``run-2.tlog``,
     ...; `path` is the present one. Nothing is recorded of ``fast_dev_run`` and of learning-rate or batch-size searches.
 
+    Checkpoints note how far the log is, and it is made sure that the log does not fall behind them. So a fit that is
+    resumed from a checkpoint, ``fit(..., ckpt_path=...)``, in the middle of an epoch or with more epochs than before,
+    goes on in the log it began: what was recorded after the checkpoint was saved is dropped.
+
     Example ids are indices into the data set of the training loader; for a ``Subset`` they are positions in the subset.
 
     Runs of several processes (DDP) have one log: process 0 writes it, and the others send it what they fed into each
@@ -48,6 +56,9 @@ class TrajectoryRecorder(Callback):
             again), ``"last_epochs(n)"``, ``"final"``, or a `Keep` of your own. Of the others the log has checksums.
         codec: How states are compressed, see `lightning_sgdinf.log.LogWriter`.
         overwrite: Replace a log that is at ``path``.
+        resume: When a fit is resumed from a checkpoint: ``"auto"`` goes on in the checkpoint's log if it is at
+            ``path``, and otherwise warns and begins a new one with the present step; ``"require"`` raises instead of
+            warning; ``"never"`` always begins a new log.
         when_full: What to do when the disk is full: ``"raise"``, or ``"stop_logging"`` and train on.
         store_batches: Keep every batch in the log, compressed, as it came from the loader. Needed for data that cannot
             be made again: an ``IterableDataset``, random numbers that are not those of torch's, numpy's or python's
@@ -62,10 +73,12 @@ class TrajectoryRecorder(Callback):
         strict: Raise before the first step is complete if the run cannot be replayed (iterable data sets, manual
             optimization, several optimizers ...). Otherwise warn, record what can be recorded, and say in the log why
             it cannot be replayed.
-        writer: Makes the log, called as ``writer(path, header=, codec=, overwrite=, when_full=)``.
+        writer: Makes the log, called as ``writer(path, header=, codec=, when_full=, expected_steps=)`` and either
+            ``overwrite=`` or ``continue_at=``.
 
     Raises:
-        ConfigurationError: If ``keep`` or ``codec`` is unknown, or ``example_key`` is given without ``store_batches``.
+        ConfigurationError: If ``keep``, ``codec`` or ``resume`` is unknown, or ``example_key`` is given without
+            ``store_batches``.
     """
 
     def __init__(
@@ -75,6 +88,7 @@ class TrajectoryRecorder(Callback):
         keep: str | Keep = "every_step",
         codec: str = "delta",
         overwrite: bool = False,
+        resume: Literal["auto", "require", "never"] = "auto",
         when_full: Literal["raise", "stop_logging"] = "raise",
         store_batches: bool = False,
         example_key: ExampleKey | None = None,
@@ -82,11 +96,10 @@ class TrajectoryRecorder(Callback):
         strict: bool = True,
         writer: Callable[..., Writer] = LogWriter,
     ) -> None:
-        codec_named(codec)
-        self.path = Path(path)
-        self._first_path = self.path
+        check_codec(codec)
+        self._place = LogPlace(Path(path), overwrite=overwrite, resume=resume)
         self._keep = parse_keep(keep)
-        self._writer_options = {"codec": codec, "overwrite": overwrite, "when_full": when_full}
+        self._writer_options = {"codec": codec, "when_full": when_full}
         if example_key is not None and not store_batches:
             raise ConfigurationError(
                 "example_key= names the examples of batches that are kept in the log; pass store_batches=True with it"
@@ -95,15 +108,23 @@ class TrajectoryRecorder(Callback):
         self._digest = digest_batches
         self._strict = strict
         self._writer = writer
-        self._logs = 0
         self._patches = Patches()
         self._watch = RandomWatch()
         self._concerns = Concerns(strict=strict)
         self._recording: Recording | None = None
         self._averaging: AveragingWatch | None = None
         self._tap: LoaderTap | None = None
+        self._store: BatchStore | None = None
         self._mailbox: Mailbox | None = None
         self._batch_idx = 0
+        self._chosen = False
+        self._loaded: tuple[Bookmark, ...] | None = None  # of the checkpoint that the fit starts from, if it does
+        self._bookmark: Bookmark | None = None  # of the end of the last fit
+
+    @property
+    def path(self) -> Path:
+        """Where the present log is, or the coming one is wanted."""
+        return self._place.path
 
     # Before training -------------------------------------------------------------------------------------------
 
@@ -113,11 +134,11 @@ class TrajectoryRecorder(Callback):
         Raises:
             UnsupportedRunError: If it cannot, and the recorder is strict.
             ConfigurationError: If ``keep`` cannot work with the Trainer's settings.
-            LogExistsError: If the path is taken.
         """
         self._release()
         if stage != "fit" or support.is_tuner_search(trainer):
             return
+        self._chosen, self._loaded, self._bookmark = False, None, None
         if trainer.fast_dev_run:
             rank_zero_info("TrajectoryRecorder: nothing is recorded with fast_dev_run.")
             return
@@ -126,15 +147,31 @@ class TrajectoryRecorder(Callback):
             self._concerns.nothing_recorded(reason)
             return
         support.check_keep(self._keep, trainer.max_epochs)
-        self.path = agreed(trainer, self._free_path)
         if self._strict and not pl_module.automatic_optimization:  # others hear of it when all is known
             self._concerns.problem(support.MANUAL_OPTIMIZATION)
         problem = self._concerns.problem
         store = BatchStore(self._example_key, problem) if self._stores_batches else None
+        self._store = store
         self._tap = LoaderTap(digest=self._digest, watch=self._watch, problem=problem, store=store)
         self._tap.install(trainer, pl_module, self._patches)
         self._patches.place(trainer.strategy, "training_step", self._around_training_step)
         self._patches.place(trainer.precision_plugin, "clip_gradients", self._around_clipping)
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Look where in a log the checkpoint stands that the fit starts from; searches load some of their own."""
+        if not support.is_of_search(trainer.ckpt_path):
+            self._loaded = bookmarks_of(checkpoint)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Choose where to record, before anything takes long.
+
+        Raises:
+            LogExistsError: If the path is taken.
+            ResumeError: If the log cannot be continued where the checkpoint stands.
+            LogLockedError: If another process is writing the log.
+        """
+        if self._tap is not None and not trainer.strategy.restore_checkpoint_after_setup:
+            self._choose_log(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin the recording; searches that run inside a fit never come here.
@@ -144,6 +181,8 @@ class TrajectoryRecorder(Callback):
         """
         if self._tap is None:
             return
+        if not self._chosen:
+            self._choose_log(trainer)
         if reason := support.impossible_optimizers(trainer):
             self._concerns.nothing_recorded(reason)
             return
@@ -157,6 +196,7 @@ class TrajectoryRecorder(Callback):
             open_writer=lambda recording: self._open(trainer, pl_module, recording),
             problem=self._concerns.problem,
             remark=self._concerns.remark,
+            after=None if self._place.continued is None else self._place.continued.bookmark,
         )
         self._recording = recording
         for reason in (
@@ -213,6 +253,17 @@ class TrajectoryRecorder(Callback):
 
         return recorded_clip_gradients
 
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Note in the checkpoint how far the log is; after the fit, how far it came."""
+        bookmark = self._bookmark
+        if self._recording is not None:
+            try:
+                bookmark = self._make_bookmark(self._recording)
+            except LogWriteError as error:  # the next step will raise it; the checkpoint shall not be lost with the log
+                rank_zero_warn(f"the checkpoint is saved without a bookmark of {self.path}: {error}")
+        if bookmark is not None:
+            bookmark.put_into(checkpoint)
+
     # The end ---------------------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -240,7 +291,11 @@ class TrajectoryRecorder(Callback):
         recording, self._recording = self._recording, None
         if recording is None:
             return
-        average = self._averaging.average(recording.reader.params) if self._averaging is not None else None
+        with suppress(LogWriteError):  # closing will raise it
+            self._bookmark = self._make_bookmark(recording)
+        average = None
+        if self._averaging is not None and recording.average_is_known:
+            average = self._averaging.average(recording.reader.params)
         recording.close(self._concerns.end_reason(reason), average)
 
     def _release(self) -> None:
@@ -254,20 +309,20 @@ class TrajectoryRecorder(Callback):
 
     # The log ---------------------------------------------------------------------------------------------------
 
-    def _free_path(self) -> Path:
-        """Where the coming fit is recorded: never where this recorder has written before."""
-        path, number = self._first_path, self._logs + 1
-        overwrite = self._writer_options["overwrite"]
-        if self._logs:
-            path = _numbered(self._first_path, number)
-            while path.exists() and not overwrite:
-                number += 1
-                path = _numbered(self._first_path, number)
-        elif path.exists() and not overwrite:
-            raise LogExistsError(
-                f"{path} exists, and a log is never overwritten unasked. Choose another path, or pass overwrite=True."
-            )
-        return path
+    def _make_bookmark(self, recording: Recording) -> Bookmark | None:
+        averaging = self._averaging is not None and bool(self._averaging.kind)
+        bookmark = recording.bookmark(self._place.run_id, self.path, averaging=averaging)
+        if bookmark is None or self._store is None:
+            return bookmark
+        return replace(bookmark, numbered=self._store.numbered)
+
+    def _choose_log(self, trainer: Any) -> None:
+        """Where the coming fit is recorded, and whether it goes on there."""
+        place, loaded = self._place, self._loaded
+        place.take(*agreed(trainer, lambda: place.find(loaded)))
+        self._chosen = True
+        if place.continued is not None and self._store is not None:
+            self._store.numbered = place.continued.bookmark.numbered
 
     def _open(self, trainer: Any, module: Any, recording: Recording) -> Writer:
         """The log, made when the first step is complete."""
@@ -303,12 +358,8 @@ class TrajectoryRecorder(Callback):
             replayable=replayable,
             extra=extra,
         )
-        if self._logs:
-            rank_zero_info(f"TrajectoryRecorder: this fit is recorded in {self.path}, beside the one before.")
-        self._logs += 1
-        writer = self._writer(self.path, header=header, **self._writer_options)
+        expected = expected_steps(trainer, recording.count)
+        writer = self._place.open(
+            self._writer, header, recording.count, expected_steps=expected, **self._writer_options
+        )
         return writer if self._mailbox is None else Collector(writer, self._mailbox, device)
-
-
-def _numbered(path: Path, number: int) -> Path:
-    return path.with_name(f"{path.stem}-{number}{path.suffix}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import sys
 import uuid
@@ -55,6 +56,19 @@ def make_header(
         environment=environment(module),
         extra=_trainer_settings(trainer, module) | extra,
     )
+
+
+def expected_steps(trainer: Any, taken: int) -> int | None:
+    """How many steps the log will have when the fit ends; ``None`` if that is open.
+
+    Args:
+        trainer: Inside ``fit``.
+        taken: Steps recorded so far.
+    """
+    total = trainer.estimated_stepping_batches
+    if not math.isfinite(total) or total < 0:
+        return None
+    return taken + max(0, int(total) - trainer.global_step)
 
 
 def environment(module: Any) -> dict[str, Json]:

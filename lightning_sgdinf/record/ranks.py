@@ -124,6 +124,9 @@ class Sender:
         own = [_renamed(micro, self._device, _OWN_DEVICE) for micro in step.micro_batches]
         self._mailbox.send(step.index, pack(encode_step(replace(step, micro_batches=tuple(own)))))
 
+    def flush(self) -> None:
+        """Nothing: process 0 flushes the log."""
+
     def finish(
         self,
         layout: Layout,
@@ -151,7 +154,8 @@ class Collector:
         self._writer = writer
         self._mailbox = mailbox
         self._device = device
-        self.lanes, self.finish, self.abandon = writer.lanes, writer.finish, writer.abandon
+        self.lanes, self.flush = writer.lanes, writer.flush
+        self.finish, self.abandon = writer.finish, writer.abandon
 
     def put(self, step: Step, layout: Layout, lanes: dict[str, Tensor], *, store: bool = True) -> None:
         """The step of all processes, and the state before it.

@@ -13,15 +13,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from lightning_sgdinf.digest import batch_digest
 from lightning_sgdinf.errors import SgdInfluenceError
+from lightning_sgdinf.log import state_checksum
 from lightning_sgdinf.log.records import Clip, Draw, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.record.optimizer_steps import OptimizerSteps, has_gradients
 from lightning_sgdinf.record.random_watch import RandomWatch
+from lightning_sgdinf.record.resume import Bookmark, differing, footprint, tensor_checksums
 from lightning_sgdinf.record.snapshots import Keep, StateReader, changed_tensors, copy_lanes
 from lightning_sgdinf.record.support import SEVERAL_EVALUATIONS
 from lightning_sgdinf.state import Layout
@@ -36,6 +39,10 @@ class Writer(Protocol):
 
     def put(self, step: Step, layout: Layout, lanes: dict[str, Tensor], *, store: bool = True) -> None:
         """A step and the state before it; the lanes are given away."""
+        ...
+
+    def flush(self) -> None:
+        """Make all that was put survive the death of the process."""
         ...
 
     def finish(
@@ -74,6 +81,7 @@ class Recording:
         open_writer: Called at the end of the first step with the reader and more for the header; makes the log.
         problem: Called with a sentence when something makes the run impossible to replay.
         remark: Called with a sentence about something to know.
+        after: Where in the log the steps before were recorded, if it is continued.
     """
 
     def __init__(
@@ -86,6 +94,7 @@ class Recording:
         open_writer: Callable[[Recording], Writer],
         problem: Callable[[str], None],
         remark: Callable[[str], None],
+        after: Bookmark | None = None,
     ) -> None:
         self._trainer = trainer
         self._module = module
@@ -104,11 +113,14 @@ class Recording:
         )
         self._constants = self._constant_digests()
         self.started_with_average: tuple[float, float] | None = None
-        self.count = 0
+        self.average_is_known = True
+        self._resumed_after = after
+        self.count = 0 if after is None else after.steps
+        self._last: tuple[int, tuple[int, int]] | None = None  # count and footprints at a bookmark
         self._writer: Writer | None = None
         self._before: _Packed | None = None  # where the step under way started from
         self._after: _Packed | None = None  # where the last step led to
-        self._written = 0
+        self._written = self.count
         self._pending: tuple[Step, _Packed] | None = None
         self._changed: tuple[str, ...] = ()
         self._eval_modules: tuple[str, ...] = ()
@@ -171,6 +183,13 @@ class Recording:
 
     def averaged(self, a: float, b: float) -> None:
         """A callback did ``average <- a * average + b * params`` with the present parameters."""
+        if self._pending is None and self.count:
+            self.average_is_known = False
+            self._remark(
+                f"the average was updated after step {self.count - 1} had been recorded, between a checkpoint and the "
+                "next step, so the average is not recorded"
+            )
+            return
         if self._pending is None:
             before = self.started_with_average
             self.started_with_average = (a, b) if before is None else (a * before[0], a * before[1] + b)
@@ -179,6 +198,37 @@ class Recording:
         if step.average is not None:
             a, b = a * step.average[0], a * step.average[1] + b
         self._pending = replace(step, average=(a, b)), packed
+
+    def bookmark(self, run_id: str, path: Path, *, averaging: bool) -> Bookmark | None:
+        """Where the log stands, after making sure that it will stand there whatever happens to the process.
+
+        Args:
+            run_id: Of the log.
+            path: Where it is.
+            averaging: Whether a callback may still average the weights after the last step. Then that step waits, and
+                is flushed with the next.
+
+        Raises:
+            LogWriteError: From the writer.
+        """
+        if self._writer is None or not self._leads:
+            return None
+        if self._pending is not None:
+            step, packed = self._pending
+            self._last = self.count, (footprint(step), state_checksum(packed.layout.unpack(packed.lanes)))
+            if not averaging or step.average is not None:
+                self._hand_over(self._writer)
+        self._writer.flush()
+        layout, tensors = self.reader.read()
+        lanes = layout.empty()
+        self.reader.pack(layout, tensors, lanes)
+        return Bookmark(
+            run_id=run_id,
+            path=str(path.absolute()),
+            steps=self.count,
+            last=self._last[1] if self._last is not None and self._last[0] == self.count else None,
+            tensors=tensor_checksums(layout, lanes),
+        )
 
     def close(self, reason: str, average: Mapping[str, Tensor] | None) -> None:
         """Write what is complete, the final state, and the end. Nothing is there if no step was taken.
@@ -220,11 +270,27 @@ class Recording:
         self.reader.pack(layout, tensors, self._before.lanes)
         self._before.index = self.count
         after = self._after
-        self._changed = changed_tensors(layout, self._before.lanes, after.layout, after.lanes) if after else ()
+        if after is not None:
+            self._changed = changed_tensors(layout, self._before.lanes, after.layout, after.lanes)
+        elif self._resumed_after is not None:
+            self._changed = self._changed_in_resuming(layout, self._before.lanes)
         self._eval_modules = self.reader.eval_modules()
         self._micro = []
         self._clip = None
         self._backwards = 0
+
+    def _changed_in_resuming(self, layout: Layout, lanes: dict[str, Tensor]) -> tuple[str, ...]:
+        """Labels of the tensors that are not what they were when the checkpoint was saved."""
+        assert self._resumed_after is not None
+        if not self._leads:
+            return ()
+        changed = differing(tensor_checksums(layout, lanes), self._resumed_after.tensors)
+        if changed:
+            self._remark(
+                f"{', '.join(changed[:5])} {'are' if len(changed) > 1 else 'is'} not what the log has at step "
+                f"{self.count}: the checkpoint does not restore it, or something changed it since"
+            )
+        return changed
 
     def _before_step(self) -> None:
         self._evaluated = False

@@ -27,7 +27,7 @@ class BatchStore:
     def __init__(self, key: ExampleKey | None, problem: Callable[[str], None]) -> None:
         self._key = key
         self._problem = problem
-        self._numbered = 0
+        self.numbered = 0  # examples that have got running numbers
 
     @property
     def keyed(self) -> bool:
@@ -84,5 +84,5 @@ class BatchStore:
                 "which says which they are"
             )
             return None
-        first, self._numbered = self._numbered, self._numbered + rows
+        first, self.numbered = self.numbered, self.numbered + rows
         return (first + np.arange(rows)) * world + rank

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -26,6 +27,11 @@ _GRADIENT_HOOKS = (
 def is_tuner_search(trainer: Any) -> bool:
     """Whether this fit is a learning-rate or batch-size search that never trains."""
     return any(getattr(callback, "_early_exit", False) for callback in trainer.callbacks)
+
+
+def is_of_search(checkpoint: Any) -> bool:
+    """Whether a path is that of the checkpoint to which such a search returns when it is done."""
+    return PurePath(str(checkpoint)).name.startswith((".lr_find_", ".scale_batch_size_"))
 
 
 def check_keep(keep: Keep, max_epochs: int | None) -> None:

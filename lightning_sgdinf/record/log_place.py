@@ -1,0 +1,115 @@
+"""Where a fit is recorded: in a new log, or in the one that a checkpoint belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_sgdinf.errors import ConfigurationError, LogExistsError
+from lightning_sgdinf.log.records import Header
+from lightning_sgdinf.record.recording import Writer
+from lightning_sgdinf.record.resume import Bookmark, Continuation, NoLogError, continued_header, find_continuation
+
+RESUME_MODES = ("auto", "require", "never")
+
+
+class LogPlace:
+    """Finds the place for each fit of a recorder.
+
+    Args:
+        path: Where the user wants the log.
+        overwrite: Replace a log that is there.
+        resume: One of `RESUME_MODES`.
+
+    Raises:
+        ConfigurationError: There is no such mode.
+
+    Attributes:
+        path: Of the present log.
+        continued: The log that goes on, if one does.
+        run_id: Of the log that was opened last.
+    """
+
+    def __init__(self, path: Path, *, overwrite: bool, resume: str) -> None:
+        if resume not in RESUME_MODES:
+            modes = ", ".join(map(repr, RESUME_MODES))
+            raise ConfigurationError(f"resume is {resume!r}, expected one of {modes}")
+        self.path = self._first_path = path
+        self.continued: Continuation | None = None
+        self.run_id = ""
+        self._overwrite, self._resume = overwrite, resume
+        self._logs = 0
+
+    def find(self, bookmarks: Sequence[Bookmark] | None) -> tuple[Path, Continuation | None]:
+        """The place for the coming fit; `take` it.
+
+        Args:
+            bookmarks: Of the checkpoint that the fit starts from; ``None`` if it starts from none.
+
+        Raises:
+            LogExistsError: The path is taken.
+            ResumeError: The log does not go as far as the checkpoint, or went another way.
+            LogLockedError: Another process is writing the log.
+        """
+        if bookmarks is not None and self._resume != "never":
+            numbered = sorted(self._first_path.parent.glob(_numbered(self._first_path, "*").name))
+            try:
+                found = find_continuation((self._first_path, *numbered), bookmarks, tell=rank_zero_warn)
+            except NoLogError as error:
+                if self._resume == "require":
+                    raise
+                rank_zero_warn(
+                    f"This fit is recorded in a log of its own, which begins with the present step: {error}."
+                )
+            else:
+                return found.path, found
+        return self._free_path(), None
+
+    def take(self, path: Path, continued: Continuation | None) -> None:
+        """What `find` found is the place."""
+        self.path, self.continued = path, continued
+
+    def open(self, writer: Callable[..., Writer], header: Header, steps: int, **options: Any) -> Writer:
+        """The log.
+
+        Args:
+            writer: Makes it.
+            header: Of the fit.
+            steps: That are in the log.
+            options: More for the writer.
+
+        Raises:
+            ResumeError: The log that goes on is of another model, optimizer or data set.
+        """
+        if self.continued is not None:
+            header = continued_header(self.continued.header, header, self.continued.bookmark)
+            options["continue_at"] = steps
+        else:
+            options["overwrite"] = self._overwrite
+            if self._logs:
+                rank_zero_info(f"TrajectoryRecorder: this fit is recorded in {self.path}, beside the one before.")
+        self._logs += 1
+        self.run_id = header.run_id
+        return writer(self.path, header=header, **options)
+
+    def _free_path(self) -> Path:
+        """A new log's place: never where this recorder has written before."""
+        path, number = self._first_path, self._logs + 1
+        if self._logs:
+            path = _numbered(self._first_path, number)
+            while path.exists() and not self._overwrite:
+                number += 1
+                path = _numbered(self._first_path, number)
+        elif path.exists() and not self._overwrite:
+            raise LogExistsError(
+                f"{path} exists, and a log is never overwritten unasked. Choose another path, pass overwrite=True, or "
+                "resume the run from its checkpoint: fit(..., ckpt_path=...) goes on in its log."
+            )
+        return path
+
+
+def _numbered(path: Path, number: int | str) -> Path:
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")

@@ -1,0 +1,209 @@
+"""A fit that is resumed from a checkpoint goes on in the log it began.
+
+Every checkpoint gets a bookmark: which log, how many steps of it, and checksums of the state there. A later fit that
+starts from the checkpoint finds the log by it, drops what was recorded after the checkpoint was saved, and goes on;
+where log and checkpoint do not belong together, it says so before it trains.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_sgdinf.errors import LogError, ResumeError
+from lightning_sgdinf.log import Header, RunLog, Step
+from lightning_sgdinf.log.reader import read_header
+from lightning_sgdinf.log.records import CONTINUED, Json
+from lightning_sgdinf.log.recovery import recover
+from lightning_sgdinf.state import Layout
+
+CHECKPOINT_KEY = "lightning_sgdinf"
+"""Under which a checkpoint keeps its bookmarks."""
+
+_SAME = ("model", "optimizer", "parameters", "constant_digest", "precision", "datasets")
+
+
+class NoLogError(ResumeError):
+    """There is nothing to go on with; a new log can be begun."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bookmark:
+    """Where in a log a checkpoint stands.
+
+    Attributes:
+        run_id: Of the log.
+        path: Where the log was, absolute.
+        steps: Number of steps taken; the checkpoint has the state after the last of them.
+        last: Checksums of the last of them and of the state before it, see `footprint`; ``None`` if they are not known.
+        tensors: CRC-32 of each tensor of the checkpoint's state by label.
+        numbered: Examples that have got running numbers as ids.
+    """
+
+    run_id: str
+    path: str
+    steps: int
+    last: tuple[int, int] | None
+    tensors: Mapping[str, int]
+    numbered: int = 0
+
+    def put_into(self, checkpoint: dict[str, Any]) -> None:
+        """Add it to those that a checkpoint has; there is one per recorder."""
+        checkpoint.setdefault(CHECKPOINT_KEY, []).append(asdict(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Continuation:
+    """A log that goes on.
+
+    Attributes:
+        path: Where it is.
+        header: What it says of the run so far.
+        bookmark: Where to go on.
+    """
+
+    path: Path
+    header: Header
+    bookmark: Bookmark
+
+
+def bookmarks_of(checkpoint: Mapping[str, Any]) -> tuple[Bookmark, ...]:
+    """The bookmarks of a checkpoint; what is none is passed over."""
+    found = []
+    for entry in checkpoint.get(CHECKPOINT_KEY, ()):
+        if isinstance(entry, Mapping) and all(f.name in entry for f in fields(Bookmark)):
+            values: dict[str, Any] = {f.name: entry[f.name] for f in fields(Bookmark)}
+            values["last"] = values["last"] and tuple(values["last"])
+            found.append(Bookmark(**values))
+    return tuple(found)
+
+
+def find_continuation(
+    paths: Sequence[Path], bookmarks: Sequence[Bookmark], *, tell: Callable[[str], None]
+) -> Continuation:
+    """The log that a checkpoint belongs to, sealed if its writer was killed.
+
+    Args:
+        paths: Where it may be; the first is where the user wants it.
+        bookmarks: The checkpoint's.
+        tell: Called with a sentence about what will be dropped.
+
+    Raises:
+        ResumeError: There is none, or it does not go as far as the checkpoint, or went another way.
+        LogLockedError: Another process is writing it.
+    """
+    if not bookmarks:
+        raise NoLogError("the checkpoint was saved without a TrajectoryRecorder, or before the first recorded step")
+    for path in paths:
+        header = _header(path)
+        bookmark = next((b for b in bookmarks if header is not None and b.run_id == header.run_id), None)
+        if header is not None and bookmark is not None:
+            _check(path, bookmark, tell)
+            return Continuation(path=path, header=header, bookmark=bookmark)
+    there, bookmark = _header(paths[0]), bookmarks[0]
+    holds = "there is no log" if there is None else f"there is the log of another run ({there.run_id})"
+    raise NoLogError(
+        f"the checkpoint belongs to the log of run {bookmark.run_id}, whose steps 0 to {bookmark.steps - 1} were "
+        f"recorded in {bookmark.path}, and {holds} in {paths[0]}. To go on in that log, give TrajectoryRecorder its "
+        "path, or move it here"
+    )
+
+
+def _header(path: Path) -> Header | None:
+    try:
+        return read_header(path)
+    except LogError:
+        return None
+
+
+def _check(path: Path, bookmark: Bookmark, tell: Callable[[str], None]) -> None:
+    """Whether the log is at least as long as the checkpoint, and on the way that led to it."""
+    steps, at = recover(path).steps, bookmark.steps
+    if steps < at:
+        raise ResumeError(
+            f"{path} has {steps} steps and the checkpoint stands at {at}: steps {steps} to {at - 1} are not in the log "
+            "(the power failed, or the log was copied too early). Resume from an earlier checkpoint, or record the "
+            "rest by itself: TrajectoryRecorder(<another path>, resume='never')"
+        )
+    with RunLog.open(path) as log:
+        known = footprint(log.step(at - 1)) if at <= len(log) else None, log.state_checksum(at - 1)
+    if any(None not in pair and pair[0] != pair[1] for pair in zip(known, bookmark.last or (None, None), strict=True)):
+        raise ResumeError(
+            f"{path} went another way than the checkpoint, which leads to another step {at - 1}: the log was continued "
+            "from an earlier checkpoint after this one was saved. Resume from a checkpoint that was saved since then, "
+            "or record the rest by itself: TrajectoryRecorder(<another path>, resume='never')"
+        )
+    if steps > at:
+        tell(
+            f"{path} goes on with step {at}, where the checkpoint stands; its steps {at} to {steps - 1}, taken after "
+            "the checkpoint was saved, are dropped"
+        )
+
+
+def continued_header(earlier: Header, present: Header, bookmark: Bookmark) -> Header:
+    """The header of a log that goes on.
+
+    Args:
+        earlier: What the log says.
+        present: Of the fit that goes on.
+        bookmark: Where.
+
+    Raises:
+        ResumeError: They are not runs of the same model, optimizer and data.
+    """
+    differ = [name for name in _SAME if getattr(earlier, name) != getattr(present, name)]
+    if differ:
+        name = differ[0]
+        raise ResumeError(
+            f"{bookmark.path} cannot be continued: its run has another {name.replace('_', ' ')}, "
+            f"{getattr(earlier, name)!r:.200}, expected {getattr(present, name)!r:.200}. Record the rest by itself: "
+            "TrajectoryRecorder(<another path>, resume='never')"
+        )
+    entry: dict[str, Json] = {
+        "step": bookmark.steps,
+        "created": present.created,
+        "keep": present.keep,
+        "environment": dict(present.environment),
+        **{name: present.extra.get(name) for name in ("starts_at", "max_epochs", "max_steps")},
+    }
+    past = earlier.extra.get(CONTINUED, [])
+    assert isinstance(past, list)
+    extra = {**earlier.extra, **present.extra, CONTINUED: [*past, entry]}
+    extra |= {name: earlier.extra[name] for name in ("starts_at", _FIRST_AVERAGE) if name in earlier.extra}
+    if _FIRST_AVERAGE not in earlier.extra:
+        extra.pop(_FIRST_AVERAGE, None)
+    reasons = dict.fromkeys(reason for reason in (earlier.replayable, present.replayable) if reason)
+    keep = (
+        earlier.keep if earlier.keep == present.keep else f"{earlier.keep}; from step {bookmark.steps} {present.keep}"
+    )
+    return replace(earlier, keep=keep, replayable=". ".join(reasons), extra=extra)
+
+
+_FIRST_AVERAGE = "average_before_first_step"
+
+
+def footprint(step: Step) -> int:
+    """A checksum by which a step is known again: of what process 0 fed into it, and of its loss."""
+    own = [draw.example_ids.tobytes() for m in step.micro_batches if not m.rank for draw in m.draws]
+    return zlib.crc32(f"{step.global_step} {step.loss!r}".encode() + b"".join(own))
+
+
+def tensor_checksums(layout: Layout, lanes: Mapping[str, Tensor]) -> dict[str, int]:
+    """CRC-32 of each tensor of a packed state by label; over its dtype and shape, too."""
+    found = {}
+    for spec, (*_, value) in zip(layout.specs, layout.unpack(lanes).items(), strict=True):
+        data = value.detach().contiguous().view(-1).view(torch.uint8).numpy().data if value.numel() else b""
+        found[spec.label] = zlib.crc32(data, zlib.crc32(f"{spec.dtype}{spec.shape}".encode()))
+    return found
+
+
+def differing(found: Mapping[str, int], expected: Mapping[str, int]) -> tuple[str, ...]:
+    """Labels of the tensors that differ, or that only one has."""
+    labels: Iterable[str] = dict.fromkeys((*expected, *found))
+    return tuple(label for label in labels if found.get(label) != expected.get(label))
