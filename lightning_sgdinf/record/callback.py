@@ -135,7 +135,7 @@ class TrajectoryRecorder(Callback):
             UnsupportedRunError: If it cannot, and the recorder is strict.
             ConfigurationError: If ``keep`` cannot work with the Trainer's settings.
         """
-        self._release()
+        self._release(trainer)
         if stage != "fit" or support.is_tuner_search(trainer):
             return
         self._chosen, self._loaded, self._bookmark = False, None, None
@@ -258,7 +258,7 @@ class TrajectoryRecorder(Callback):
         bookmark = self._bookmark
         if self._recording is not None:
             try:
-                bookmark = self._make_bookmark(self._recording)
+                bookmark = self._make_bookmark(trainer, self._recording)
             except LogWriteError as error:  # the next step will raise it; the checkpoint shall not be lost with the log
                 rank_zero_warn(f"the checkpoint is saved without a bookmark of {self.path}: {error}")
         if bookmark is not None:
@@ -272,35 +272,35 @@ class TrajectoryRecorder(Callback):
         Raises:
             LogWriteError: From the writer.
         """
-        self._close("completed")
+        self._close(trainer, "completed")
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Keep what is complete; the exception goes on its way."""
         try:
-            self._close(f"exception: {type(exception).__name__}: {exception}".rstrip(": "))
+            self._close(trainer, f"exception: {type(exception).__name__}: {exception}".rstrip(": "))
         except SgdInfluenceError as error:
             rank_zero_warn(f"{self.path} could not be finished: {error}")
         finally:
-            self._release()
+            self._release(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave Trainer and optimizer as they were found."""
-        self._release()
+        self._release(trainer)
 
-    def _close(self, reason: str) -> None:
+    def _close(self, trainer: Any, reason: str) -> None:
         recording, self._recording = self._recording, None
         if recording is None:
             return
         with suppress(LogWriteError):  # closing will raise it
-            self._bookmark = self._make_bookmark(recording)
+            self._bookmark = self._make_bookmark(trainer, recording)
         average = None
         if self._averaging is not None and recording.average_is_known:
             average = self._averaging.average(recording.reader.params)
         recording.close(self._concerns.end_reason(reason), average)
 
-    def _release(self) -> None:
+    def _release(self, trainer: Any) -> None:
         try:
-            self._close("stopped")
+            self._close(trainer, "stopped")
         finally:
             self._patches.undo()
             self._averaging = None
@@ -309,9 +309,10 @@ class TrajectoryRecorder(Callback):
 
     # The log ---------------------------------------------------------------------------------------------------
 
-    def _make_bookmark(self, recording: Recording) -> Bookmark | None:
-        averaging = self._averaging is not None and bool(self._averaging.kind)
-        bookmark = recording.bookmark(self._place.run_id, self.path, averaging=averaging)
+    def _make_bookmark(self, trainer: Any, recording: Recording) -> Bookmark | None:
+        averages = self._averaging is not None and bool(self._averaging.kind)
+        complete = not (averages and trainer.is_last_batch)  # callbacks average after steps, and once more after epochs
+        bookmark = recording.bookmark(self._place.run_id, self.path, complete=complete)
         if bookmark is None or self._store is None:
             return bookmark
         return replace(bookmark, numbered=self._store.numbered)

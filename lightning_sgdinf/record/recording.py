@@ -199,14 +199,14 @@ class Recording:
             a, b = a * step.average[0], a * step.average[1] + b
         self._pending = replace(step, average=(a, b)), packed
 
-    def bookmark(self, run_id: str, path: Path, *, averaging: bool) -> Bookmark | None:
+    def bookmark(self, run_id: str, path: Path, *, complete: bool) -> Bookmark | None:
         """Where the log stands, after making sure that it will stand there whatever happens to the process.
 
         Args:
             run_id: Of the log.
             path: Where it is.
-            averaging: Whether a callback may still average the weights after the last step. Then that step waits, and
-                is flushed with the next.
+            complete: Nothing more can happen to the average of the weights before the next step. Otherwise the last
+                step waits, and is flushed with the next.
 
         Raises:
             LogWriteError: From the writer.
@@ -216,7 +216,7 @@ class Recording:
         if self._pending is not None:
             step, packed = self._pending
             self._last = self.count, (footprint(step), state_checksum(packed.layout.unpack(packed.lanes)))
-            if not averaging or step.average is not None:
+            if complete:
                 self._hand_over(self._writer)
         self._writer.flush()
         layout, tensors = self.reader.read()
