@@ -45,6 +45,7 @@ class Ranking:
         query: Name of the query.
         better: Its good direction.
         total: Number of examples that were ranked.
+        verified: Whose scores were measured by training again without the example; ``None`` if nobody's were.
     """
 
     example_ids: tuple[int, ...]
@@ -54,6 +55,7 @@ class Ranking:
     query: str
     better: Better
     total: int
+    verified: tuple[bool, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -72,9 +74,15 @@ class Ranking:
 
     def rows(self) -> tuple[tuple[str, ...], ...]:
         """The table as text: the names of the columns, then one row per example."""
-        table = [("rank", "id", "score", "label")]
-        table += [(str(row.rank), str(row.example_id), f"{row.score:+.4g}", str(row.label)) for row in self]
-        return tuple(table) if self.labels is not None else tuple(row[:3] for row in table)
+        names = ["rank", "id", "score"]
+        names += ["label"] * (self.labels is not None) + ["verified"] * (self.verified is not None)
+        table = [tuple(names)]
+        for row, measured in zip(self, self.verified or (False,) * len(self), strict=True):
+            cells = [str(row.rank), str(row.example_id), f"{row.score:+.4g}"]
+            cells += [str(row.label)] * (self.labels is not None)
+            cells += ["yes" if measured else "no"] * (self.verified is not None)
+            table.append(tuple(cells))
+        return tuple(table)
 
     def __repr__(self) -> str:
         rows = self.rows()

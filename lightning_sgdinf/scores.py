@@ -47,6 +47,8 @@ class Scores:
         certificate: What was checked of the values.
         provenance: Where they come from: digests of log, query and estimator, versions, seconds, bytes.
         better: The good direction of each query; ``"lower"`` for all if left empty.
+        verified: Whose values were measured by training again without the example, bool ``[N]``; ``None`` if nobody's
+            were.
 
     Raises:
         ConfigurationError: Shapes, names or directions that do not fit together.
@@ -60,6 +62,7 @@ class Scores:
     certificate: Certificate | None = None
     provenance: Mapping[str, Json] = field(default_factory=dict)
     better: tuple[Better, ...] = ()
+    verified: Tensor | None = None
 
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - how a frozen value is normalised
@@ -73,6 +76,12 @@ class Scores:
                 raise ConfigurationError(f"labels: expected one per example ({len(self)}), got {len(self.labels)}")
         if self.per_epoch is not None:
             put("per_epoch", _epochs(self.per_epoch, self.values, self.queries))
+        if self.verified is not None:
+            put("verified", self.verified.detach().to("cpu", torch.bool).contiguous())
+            if self.verified.shape != (len(self),):
+                raise ConfigurationError(
+                    f"verified: expected shape [{len(self)}], one per example, got {list(self.verified.shape)}"
+                )
 
     def __len__(self) -> int:
         return self.values.shape[0]
@@ -139,6 +148,7 @@ class Scores:
             query=self.queries[column],
             better=self.better[column],
             total=len(self),
+            verified=None if self.verified is None else tuple(self.verified[ids].tolist()),
         )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -151,6 +161,8 @@ class Scores:
         arrays = {"values": self.values.numpy()}
         if self.per_epoch is not None:
             arrays["per_epoch"] = self.per_epoch.numpy()
+        if self.verified is not None:
+            arrays["verified"] = self.verified.numpy()
         if self.labels is not None:  # bytes of JSON: an attribute is too small for the labels of a large training set
             arrays["labels"] = np.frombuffer(json.dumps(self.labels).encode(), np.uint8)
         attributes: dict[str, Json] = {
@@ -175,10 +187,11 @@ class Scores:
             certificate=None if certificate is None else Certificate.from_json(certificate),
             provenance=stored["provenance"],
             better=tuple(stored["better"]),
+            verified=torch.from_numpy(np.array(arrays["verified"])) if "verified" in arrays else None,
         )
 
     def to_frame(self) -> pandas.DataFrame:
-        """A pandas table: ``example_id``, ``label`` if known, and per query its score and its rank.
+        """A pandas table: ``example_id``, ``label`` if known, ``verified`` if any are, and per query score and rank.
 
         The columns of a query are named for what they hold: ``change_of_<query>_if_left_out`` and ``harm_rank_<query>``
         (1 for the most harmful example).
@@ -190,6 +203,8 @@ class Scores:
         columns: dict[str, Any] = {"example_id": np.arange(len(self))}
         if self.labels is not None:
             columns["label"] = list(self.labels)
+        if self.verified is not None:
+            columns["verified"] = self.verified.numpy()
         for index, name in enumerate(self.queries):
             columns[f"change_of_{name}_if_left_out"] = self.values[:, index].numpy()
             columns[f"harm_rank_{name}"] = self.ranks(index).numpy()

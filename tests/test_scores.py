@@ -64,6 +64,7 @@ def full() -> Scores:
         certificate=certificate,
         provenance={"log": "9f3a", "seconds": 1.5, "versions": {"torch": "2"}, "list": [1, None, True]},
         better=("lower", "higher"),
+        verified=torch.tensor([True, False, False, True, False]),
     )
 
 
@@ -166,6 +167,7 @@ def test_a_contribution_that_is_not_finite_is_named() -> None:
         ({"labels": ("a",)}, r"per example \(3\), got 1"),
         ({"better": ("lower", "higher")}, "for each of"),
         ({"better": ("smaller",)}, "'lower' or 'higher'"),
+        ({"verified": torch.ones(2, dtype=torch.bool)}, r"shape \[3\], one per example, got \[2\]"),
         ({"per_epoch": torch.zeros(3, 1)}, r"\[E, 3, 1\]"),
         ({"per_epoch": torch.ones(2, 3, 1)}, "sum of 2 for example 0"),
     ],
@@ -255,14 +257,23 @@ def test_a_frame_says_in_its_columns_what_they_hold(full: Scores) -> None:
     assert list(frame.columns) == [
         "example_id",
         "label",
+        "verified",
         "change_of_validation loss_if_left_out",
         "harm_rank_validation loss",
         "change_of_margin_if_left_out",
         "harm_rank_margin",
     ]
+    assert frame["verified"].tolist() == full.verified.tolist()
     worst = frame.sort_values("harm_rank_margin").iloc[0]
     assert worst["example_id"] == int(full.values[:, 1].argmax())
     assert worst["change_of_margin_if_left_out"] == float(full.values[:, 1].max())
+
+
+def test_rankings_say_whose_scores_are_verified(full: Scores) -> None:
+    ranking = full.most_harmful(3)
+    assert ranking.verified == tuple(bool(full.verified[i]) for i in ranking.example_ids)
+    assert [row[-1] for row in ranking.rows()] == ["verified", *("yes" if v else "no" for v in ranking.verified)]
+    assert scores_of([1.0]).most_harmful(1).verified is None
 
 
 def test_csv_and_parquet_read_back(full: Scores, tmp_path: Path) -> None:

@@ -16,17 +16,15 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lightning_sgdinf.adjoint.replay import ReplayedStep
+from lightning_sgdinf.adjoint.retrace import Divisor
 from lightning_sgdinf.adjoint.vector import Adjoint
 from lightning_sgdinf.log.records import Step
 from lightning_sgdinf.log.trajectory import Trajectory
-
-Divisor = Literal["kept", "reduced"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,16 +34,15 @@ def ranking_table(data: ReportData, ranking: Ranking, name: str) -> Table:
     """A ranking with what is known of its examples."""
     column = f"change of {ranking.query} if left out"
     rows: list[tuple[Cell, ...]] = []
-    for row in ranking:
+    verified = ["yes" if measured else "no" for measured in ranking.verified or ()] or [None] * len(ranking)
+    for row, measured in zip(ranking, verified, strict=True):
         example = data.examples.get(row.example_id)
         label = row.label if row.label is not None else (example.label if example is not None else None)
         truth = example.true_label if example is not None else None
         corrupt = "yes" if row.example_id in data.known_corrupt else ""
-        rows.append((row.rank, row.example_id, label, truth, corrupt, row.score))
-    table = Table(
-        name, ranking.header, ("rank", "example id", "label", "true label", "known corrupt", column), tuple(rows)
-    )
-    return _without_empty_columns(table)
+        rows.append((row.rank, row.example_id, label, truth, corrupt, row.score, measured))
+    columns = ("rank", "example id", "label", "true label", "known corrupt", column, "verified")
+    return _without_empty_columns(Table(name, ranking.header, columns, tuple(rows)))
 
 
 def detection_table(data: ReportData) -> Table:

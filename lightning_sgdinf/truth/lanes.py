@@ -47,12 +47,14 @@ class Stack:
         params: ``[L, *shape]`` by name.
         buffers: Those that are real numbers, ``[L, *shape]`` by name.
         shared: The other buffers, the same for all lanes (counters, indices), ``[*shape]``.
+        memory: The optimizer's tensors that have the shape of their parameter, ``[L, *shape]`` by name and key.
         fed: What the steps so far fed a running average, float64 ``[L, *shape]`` by name.
     """
 
     params: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
     shared: Mapping[str, Tensor]
+    memory: Mapping[str, Mapping[str, Tensor]]
     fed: Mapping[str, Tensor]
 
 
@@ -99,7 +101,11 @@ class Lanes:
     @property
     def stack(self) -> Stack:
         """The lanes' states as they are now; not copies."""
-        return Stack({n: p.detach() for n, p in self._params.items()}, self._buffers, self._shared, self._fed)
+        memory = {
+            n: {k: v for k, v in entries.items() if self._is_stacked(n, v)} for n, entries in self._read().items()
+        }
+        params = {n: p.detach() for n, p in self._params.items()}
+        return Stack(params, self._buffers, self._shared, memory, self._fed)
 
     def state(self, lane: int) -> ModelState:
         """One lane's state, in memory of its own."""
@@ -111,7 +117,7 @@ class Lanes:
                 **{n: v.clone() for n, v in self._shared.items()},
             },
             optimizer={
-                n: {k: (v[lane] if self._is_stacked(n, k, v) else v).clone() for k, v in entries.items()}
+                n: {k: (v[lane] if self._is_stacked(n, v) else v).clone() for k, v in entries.items()}
                 for n, entries in memory.items()
             },
         )
@@ -133,7 +139,7 @@ class Lanes:
             lanes: int64 ``[K]``.
         """
         self._memory = {
-            n: {k: v[lanes] if self._is_stacked(n, k, v) else v for k, v in entries.items()}
+            n: {k: v[lanes] if self._is_stacked(n, v) else v for k, v in entries.items()}
             for n, entries in self._read().items()
         }
         self._params = {n: nn.Parameter(p.detach()[lanes]) for n, p in self._params.items()}
@@ -255,9 +261,8 @@ class Lanes:
                 found[name] = values
         return found
 
-    def _is_stacked(self, name: str, key: str, value: Tensor) -> bool:
-        parameter = self._params[name]
-        return value.ndim > 0 and value.shape == parameter.shape
+    def _is_stacked(self, name: str, value: Tensor) -> bool:
+        return value.ndim > 0 and value.shape == self._params[name].shape
 
 
 class _Shell(nn.Module):

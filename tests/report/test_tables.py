@@ -4,6 +4,8 @@ import csv
 import dataclasses
 from pathlib import Path
 
+import torch
+
 from lightning_sgdinf.report import BeforeAfter, ReportData
 from lightning_sgdinf.report.tables import (
     all_tables,
@@ -26,6 +28,14 @@ def test_a_ranking_shows_what_is_known_of_its_examples(full: ReportData, hostile
     assert [row["known corrupt"] for row in rows] == ["yes"] * 3 + [""] * 3
     assert rows[0]["change of validation loss if left out"] == full.scores.values[order[0], 0].item()
     assert "negative = harmful" in table.caption
+
+
+def test_a_ranking_shows_whose_scores_are_verified(bare: ReportData) -> None:
+    verified = torch.arange(len(bare.scores)) % 2 == 0
+    data = dataclasses.replace(bare, scores=dataclasses.replace(bare.scores, verified=verified))
+    table = ranking_table(data, data.scores.most_harmful(4, "margin"), "most-harmful")
+    assert table.columns[-1] == "verified"
+    assert [row[-1] for row in table.rows] == ["yes" if row[1] % 2 == 0 else "no" for row in table.rows]
 
 
 def test_columns_of_which_nothing_is_known_are_left_out(bare: ReportData) -> None:
