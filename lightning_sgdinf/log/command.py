@@ -1,15 +1,18 @@
-"""``sgdinf-log info PATH`` says what a log holds, ``sgdinf-log verify PATH`` whether it is whole."""
+"""The command ``sgdinf-log``: look at logs, check them, mend them, watch them grow."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from lightning_sgdinf.errors import LogError
+from lightning_sgdinf.log.export import export
 from lightning_sgdinf.log.reader import RunLog
+from lightning_sgdinf.log.recovery import recover
+from lightning_sgdinf.log.watch import progress, readable_bytes, watch
 
-_PARTS = {"state": "states", "anchor": "states", "ids": "example ids", "blob": "generators and options"}
+_PARTS = {"state": "states", "anchor": "states", "page": "steps", "batch": "batches"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,23 +24,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 if all is well, 1 if there is a problem with the log; wrong usage exits with 2.
     """
-    parser = argparse.ArgumentParser(prog="sgdinf-log", description="Look at the log of a training run.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="info|verify")
-    for name, purpose in (("info", "what the log holds"), ("verify", "read everything once, compare with checksums")):
-        commands.add_parser(name, help=purpose, description=purpose).add_argument("path", metavar="PATH")
+    parser = argparse.ArgumentParser(prog="sgdinf-log", description="Look at the log of a training run, or mend it.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(_COMMANDS))
+    for name, (purpose, _) in _COMMANDS.items():
+        command = commands.add_parser(name, help=purpose, description=purpose)
+        command.add_argument("path", metavar="PATH", help="the log, a directory")
+        if name == "export":
+            command.add_argument("target", metavar="FILE", help="HDF5 file to make")
+        if name == "watch":
+            command.add_argument("--once", action="store_true", help="one line, and no more")
+            command.add_argument("--seconds", type=float, default=2.0, help="between two lines (default: 2)")
     chosen = parser.parse_args(arguments)
     try:
-        with RunLog.open(chosen.path) as log:
-            lines, code = (_info(log), 0) if chosen.command == "info" else _verify(log)
-            for line in lines:
-                print(line)
-            return code
+        return _COMMANDS[chosen.command][1](chosen)
     except LogError as error:
         print(f"sgdinf-log: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 0
 
 
-def _info(log: RunLog) -> Iterator[str]:
+def _info(chosen: argparse.Namespace) -> int:
+    with RunLog.open(chosen.path) as log:
+        for line in _description(log):
+            print(line)
+    return 0
+
+
+def _description(log: RunLog) -> Iterator[str]:
     header = log.header
     indices = log.state_indices
     yield f"run         {header.run_id}, begun {header.created}"
@@ -55,30 +69,63 @@ def _info(log: RunLog) -> Iterator[str]:
     raw = stored = 0
     for segment in log.segments():
         for name, size in segment.sizes().items():
-            part = _PARTS.get(name.split("/")[0].removesuffix("_end"), "steps and checksums")
+            part = _PARTS.get(name.split("/")[0].removesuffix("_end"), "headers")
             sizes[part] = sizes.get(part, 0) + size
             stored += size if part == "states" else 0
         raw += segment.plain_bytes
-    yield f"size        {_bytes(log.size_bytes)}"
+    yield f"size        {readable_bytes(log.size_bytes)}"
     for part, size in sizes.items():
-        yield f"  {part:24} {_bytes(size)}" + (f", {raw / stored:.2f} x smaller than plain" if part == "states" else "")
+        smaller = f", {raw / stored:.2f} x smaller than plain" if part == "states" else ""
+        yield f"  {part:24} {readable_bytes(size)}{smaller}"
     yield f"digest      {log.digest}"
 
 
-def _verify(log: RunLog) -> tuple[list[str], int]:
-    report = log.verify()
-    counted = f"{report.steps} steps and {report.states} states agree with their checksums"
-    if report.ok:
-        return [f"{log.path}: {counted}" + ("" if log.finished else "; the run has no end")], 0
-    return [f"{log.path}: {counted}, then: {report.problem}"], 1
+def _verify(chosen: argparse.Namespace) -> int:
+    with RunLog.open(chosen.path) as log:
+        report = log.verify()
+        counted = f"{report.steps} steps and {report.states} states agree with their checksums"
+        if report.ok:
+            print(f"{log.path}: {counted}" + ("" if log.finished else f"; no final state: {log.end_reason}"))
+            return 0
+        print(f"{log.path}: {counted}, then: {report.problem}")
+        return 1
 
 
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.4g} {unit}"
-        size /= 1000
-    return f"{size:.4g} TB"
+def _recover(chosen: argparse.Namespace) -> int:
+    report = recover(chosen.path)
+    if not report.changed:
+        print(f"{chosen.path}: {report.steps} steps, nothing to recover")
+        return 0
+    print(f"{chosen.path}: {report.steps} steps; {report.sealed} of them were not sealed, and are now")
+    for path in report.set_aside:
+        print(f"{path.name} could not be read and is out of the way now; remove it if nobody can read it")
+    return 0
+
+
+def _export(chosen: argparse.Namespace) -> int:
+    with RunLog.open(chosen.path) as log:
+        export(log, chosen.target)
+        print(f"{chosen.target}: {len(log)} steps, {len(log.state_indices)} states")
+    return 0
+
+
+def _watch(chosen: argparse.Namespace) -> int:
+    if chosen.once:
+        found = progress(chosen.path)
+        print(found)
+    else:
+        for found in watch(chosen.path, seconds=chosen.seconds):
+            print(found, flush=True)
+    return 0 if found.going_on or found.ended else 1
+
+
+_COMMANDS: Mapping[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
+    "info": ("what the log holds", _info),
+    "verify": ("read everything once, compare with checksums", _verify),
+    "watch": ("how far the run is: step, rate, bytes, size at the end", _watch),
+    "recover": ("seal what a killed run has left; may be interrupted and repeated", _recover),
+    "export": ("one plain HDF5 file with standard filters, for other tools", _export),
+}
 
 
 if __name__ == "__main__":

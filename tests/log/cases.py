@@ -143,25 +143,33 @@ def described(step: object) -> str:
     return repr(plain(step))
 
 
-def run_script(body: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run Python text in a fresh interpreter, with this module at hand as ``cases``.
+def run_script(
+    body: str, *arguments: object, timeout: float = 120, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python text in a fresh interpreter, with this module at hand as ``cases``."""
+    return run_python(PRELUDE + body, *arguments, timeout=timeout, **environment)
 
-    The package's front door is not imported, only ``lightning_sgdinf.log``: that saves seconds.
-    """
-    package = Path(lightning_sgdinf.__file__).parent
-    prelude = f"""
+
+def run_python(
+    text: str, *arguments: object, timeout: float = 120, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python text in a fresh interpreter."""
+    return subprocess.run(
+        [sys.executable, "-c", text, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        check=False,
+    )
+
+
+PRELUDE = f"""
 import sys, types
 package = types.ModuleType("lightning_sgdinf")
-package.__path__, package.__file__ = [{str(package)!r}], {lightning_sgdinf.__file__!r}
+package.__path__, package.__file__ = [{str(Path(lightning_sgdinf.__file__).parent)!r}], {lightning_sgdinf.__file__!r}
 sys.modules["lightning_sgdinf"] = package
 sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})
 from tests.log import cases
 """
-    return subprocess.run(
-        [sys.executable, "-c", prelude + body, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+"""Makes ``cases`` known; of the package only ``lightning_sgdinf.log`` is imported, which saves seconds."""
