@@ -1,5 +1,6 @@
 """Lightning's hooks in, records out."""
 
+from lightning_sgdinf.record.budget import Budget as Budget
 from lightning_sgdinf.record.callback import TrajectoryRecorder as TrajectoryRecorder
 from lightning_sgdinf.record.snapshots import Every as Every
 from lightning_sgdinf.record.snapshots import Final as Final

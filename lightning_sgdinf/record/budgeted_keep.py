@@ -14,29 +14,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import torch
+
+from lightning_sgdinf import random_state
+from lightning_sgdinf.log.records import MicroBatch
+from lightning_sgdinf.log.store import LogSizes
+from lightning_sgdinf.random_state import RandomState
 from lightning_sgdinf.record.budget import Budget, Prospect, every_kth, make_plan, shown_bytes
+from lightning_sgdinf.record.header import expected_steps
 
 _MARGIN = 1 / 16  # of the budget, for a run that gets longer
 _UNPLANNED = 8  # times as long as it is, a run of unknown length may get without its records outgrowing the budget
 _FIRST_LOOK = 16
 _NEVER = 1 << 62
+_DOCUMENT_BYTES = 300  # of a step, and of each of its passes, at most
 
 
-class Sizes(Protocol):
-    """How large a log is: all of it, and the states that were stored."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Since:
+    """From where on is measured: a step, the log's sizes, stored states, and the time."""
 
-    @property
-    def total(self) -> int:
-        """Bytes of all files."""
-        ...
-
-    @property
-    def states(self) -> int:
-        """Bytes of stored states."""
-        ...
+    index: int
+    sizes: LogSizes
+    stored: int
+    seconds: float
 
 
 class BudgetedKeep:
@@ -57,17 +62,19 @@ class BudgetedKeep:
         budget: Budget,
         prospect: Prospect,
         *,
-        measure: Callable[[], Sizes],
+        measure: Callable[[], LogSizes],
         remaining: Callable[[float | None], int | None] = lambda seconds: None,
         inform: Callable[[str], None] = lambda sentence: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.plan = make_plan(budget, prospect)
         self._budget, self._prospect = budget, prospect
-        self._measure, self._remaining, self._inform, self._clock = measure, remaining, inform, clock
+        self._measure = measure
+        self._remaining, self._inform, self._clock = remaining, inform, clock
         self._every = self.plan.every
         self._told = 0  # the spacing that was told last
-        self._begun: tuple[int, Sizes, float] | None = None  # first step, what was there before, and when
+        self._asked = 0
+        self._since: _Since | None = None
         self._seconds: float | None = None  # that a step takes
         self._used = 0  # bytes of the log, at most
         self._record_bytes = float(prospect.record_bytes)
@@ -80,10 +87,9 @@ class BudgetedKeep:
         """Whether the state before step ``index`` is stored."""
         if not self.plan.every:
             return False
-        if self._begun is None:
-            sizes = self._measure()
-            self._begun = index, sizes, self._clock()
-            self._used, self._next_look = sizes.total, index + _FIRST_LOOK
+        self._asked += 1
+        if self._asked <= 2:
+            self._begin(index)
         self._used += round(self._record_bytes)
         outlived = not self._outlived and self._remaining(self._seconds) == 0
         self._outlived |= outlived
@@ -104,6 +110,12 @@ class BudgetedKeep:
         self._last = index
         return True
 
+    def _begin(self, index: int) -> None:
+        """Before the first step the log may have something already; after it, it has all that does not grow."""
+        sizes = self._measure()
+        self._used, self._next_look = sizes.total, index + _FIRST_LOOK
+        self._since = _Since(index=index, sizes=sizes, stored=self._stored, seconds=self._clock())
+
     def _fits(self, index: int) -> bool:
         """Whether a state can be stored and everything still be recorded that is to come."""
         return self._free(index) >= self._prospect.largest_bytes
@@ -115,19 +127,18 @@ class BudgetedKeep:
 
     def _look(self, index: int) -> None:
         """Measure, and plan what is to come anew."""
-        assert self._begun is not None
-        first, before, since = self._begun
-        sizes = self._measure()
+        assert self._since is not None
+        since, sizes = self._since, self._measure()
         self._used = sizes.total
-        states = sizes.states - before.states
-        if taken := index - first:
-            self._record_bytes = max(0.0, (sizes.total - before.total - states) / taken)
-            self._seconds = (self._clock() - since) / taken
+        states, stored = sizes.states - since.sizes.states, self._stored - since.stored
+        if taken := index - since.index:
+            self._record_bytes = max(0.0, (sizes.total - since.sizes.total - states) / taken)
+            self._seconds = (self._clock() - since.seconds) / taken
         known = self._remaining(self._seconds)
         self._next_look = index + max(_FIRST_LOOK, min(taken, known // 8 if known else taken))
         if self.plan.last_epochs:
             return
-        each = states / self._stored if self._stored else self._prospect.expected_bytes(1)
+        each = states / stored if stored else self._prospect.expected_bytes(max(1, self._every))
         self._every = self._spacing(index, each)
         if not self._told or not self._told / 2 < self._every < self._told * 2:
             self._tell(index, each)
@@ -168,5 +179,75 @@ class BudgetedKeep:
 
 def _duration(seconds: float) -> str:
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+class FirstStep(Protocol):
+    """What has been recorded when the first step has been taken."""
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state after it."""
+        ...
+
+    @property
+    def micro_batches(self) -> tuple[MicroBatch, ...]:
+        """What this process fed into it."""
+        ...
+
+
+def prospect_of(trainer: Any, first: FirstStep, *, codec: str, averaged: bool) -> Prospect:
+    """What is known of a run when its first step has been taken.
+
+    Args:
+        trainer: Inside ``fit``.
+        first: That step.
+        codec: How states are stored.
+        averaged: Whether there will be averaged parameters.
+    """
+    # Of two gradients the sum does not depend on the order, of more it may.
+    repeatable = trainer.world_size <= 2 and (
+        trainer.strategy.root_device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
+    )
+    return Prospect(
+        state_bytes=first.state_bytes,
+        record_bytes=record_bytes(first.micro_batches, random_state.capture()) * trainer.world_size,
+        codec=codec,
+        steps=remaining_steps(trainer, None),
+        epochs=trainer.max_epochs,
+        repeatable=repeatable,
+        averaged=averaged,
+    )
+
+
+def remaining_steps(trainer: Any, seconds: float | None) -> int | None:
+    """How many steps are still to come; ``None`` if nobody knows.
+
+    Args:
+        trainer: Inside ``fit``.
+        seconds: That a step takes, to count with the Trainer's ``max_time``.
+    """
+    steps = expected_steps(trainer, 0)
+    left = [t for c in trainer.callbacks if (t := getattr(c, "time_remaining", lambda: None)()) is not None]
+    if not left or not seconds:
+        return steps
+    in_time = max(0, math.ceil(min(left) / seconds))
+    return in_time if steps is None else min(steps, in_time)
+
+
+def record_bytes(micro_batches: Sequence[MicroBatch], now: RandomState) -> int:
+    """What the record of a step takes beside the state, at most.
+
+    Args:
+        micro_batches: Of the step.
+        now: The random states after it; such as have not moved since are stored once for many steps.
+    """
+    size, states = _DOCUMENT_BYTES, []
+    for micro in micro_batches:
+        size += _DOCUMENT_BYTES + 8 * len(micro.example_ids)
+        size += sum(len(draw.batch()) for draw in micro.draws if draw.batch is not None)
+        states += [*(draw.random for draw in micro.draws), micro.transferred_with, micro.stepped_with]
+    for before, after in zip(states, (*states[1:], now), strict=True):
+        size += sum(len(data) for name, data in after.items() if before.get(name, data) != data)
+    return size

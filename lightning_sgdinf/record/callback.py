@@ -18,6 +18,8 @@ from lightning_sgdinf.log.codecs import check_codec
 from lightning_sgdinf.log.records import Clip
 from lightning_sgdinf.record import support
 from lightning_sgdinf.record.averaging import AveragingWatch
+from lightning_sgdinf.record.budget import Budget, make_plan
+from lightning_sgdinf.record.budgeted_keep import BudgetedKeep, prospect_of, remaining_steps
 from lightning_sgdinf.record.concerns import Concerns
 from lightning_sgdinf.record.header import expected_steps, make_header
 from lightning_sgdinf.record.loaders import LoaderTap
@@ -27,7 +29,7 @@ from lightning_sgdinf.record.random_watch import RandomWatch
 from lightning_sgdinf.record.ranks import Collector, Mailbox, Sender, agreed
 from lightning_sgdinf.record.recording import Recording, Writer
 from lightning_sgdinf.record.resume import Bookmark, bookmarks_of
-from lightning_sgdinf.record.snapshots import Keep, parse_keep
+from lightning_sgdinf.record.snapshots import Every, Keep, parse_keep
 from lightning_sgdinf.record.stored_batches import BatchStore, ExampleKey
 
 
@@ -54,6 +56,8 @@ class TrajectoryRecorder(Callback):
         path: Directory to write the log to; by convention it ends in ``.tlog``.
         keep: Which states are stored: ``"every_step"``, ``"every(k)"`` (``1/k`` of the bytes; the others are computed
             again), ``"last_epochs(n)"``, ``"final"``, or a `Keep` of your own. Of the others the log has checksums.
+            ``"budget:2GB"`` stores as many as fit: all of them, every ``k``-th, or those of the last epochs. It says
+            what it chose and what replay will cost, and changes ``k`` when the run or its states turn out larger.
         codec: How states are compressed, see `lightning_sgdinf.log.LogWriter`.
         overwrite: Replace a log that is at ``path``.
         resume: When a fit is resumed from a checkpoint: ``"auto"`` goes on in the checkpoint's log if it is at
@@ -85,7 +89,7 @@ class TrajectoryRecorder(Callback):
         self,
         path: str | os.PathLike[str],
         *,
-        keep: str | Keep = "every_step",
+        keep: str | Keep | Budget = "every_step",
         codec: str = "delta",
         overwrite: bool = False,
         resume: Literal["auto", "require", "never"] = "auto",
@@ -191,7 +195,7 @@ class TrajectoryRecorder(Callback):
         recording = Recording(
             trainer,
             pl_module,
-            keep=self._keep,
+            keep=Every() if isinstance(self._keep, Budget) else self._keep,  # a budget is planned after the first step
             watch=self._watch,
             open_writer=lambda recording: self._open(trainer, pl_module, recording),
             problem=self._concerns.problem,
@@ -350,6 +354,12 @@ class TrajectoryRecorder(Callback):
             return Sender(self._mailbox, device)
         if remarks:
             extra["remarks"] = remarks
+        averages = bool(self._averaging.kind)
+        prospect = prospect_of(trainer, recording, codec=self._writer_options["codec"], averaged=averages)
+        if isinstance(self._keep, Budget):
+            plan = make_plan(self._keep, prospect)
+            rank_zero_info(f"TrajectoryRecorder: {plan.sentence(self._keep)}.")
+            extra["budget"] = plan.document()
         header = make_header(
             trainer,
             module,
@@ -363,4 +373,12 @@ class TrajectoryRecorder(Callback):
         writer = self._place.open(
             self._writer, header, recording.count, expected_steps=expected, **self._writer_options
         )
+        if isinstance(self._keep, Budget):
+            recording.keep = BudgetedKeep(
+                self._keep,
+                prospect,
+                measure=writer.sizes,
+                remaining=lambda seconds: remaining_steps(trainer, seconds),
+                inform=lambda sentence: rank_zero_info(f"TrajectoryRecorder: {sentence}."),
+            )
         return writer if self._mailbox is None else Collector(writer, self._mailbox, device)

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten
 
 from lightning_sgdinf.digest import batch_digest
 from lightning_sgdinf.log.records import Header, Json
+from lightning_sgdinf.record.budget import Budget
 from lightning_sgdinf.record.snapshots import Keep, StateReader
 from lightning_sgdinf.record.support import gradient_overrides
 from lightning_sgdinf.state import dtype_name
@@ -26,7 +27,7 @@ def make_header(
     module: Any,
     *,
     reader: StateReader,
-    keep: Keep,
+    keep: Keep | Budget,
     datasets: tuple[tuple[str, int], ...],
     replayable: str,
     extra: dict[str, Json],
@@ -65,7 +66,10 @@ def expected_steps(trainer: Any, taken: int) -> int | None:
         trainer: Inside ``fit``.
         taken: Steps recorded so far.
     """
-    total = trainer.estimated_stepping_batches
+    try:
+        total = trainer.estimated_stepping_batches
+    except Exception:  # it is only an estimate, which loaders and settings may make impossible
+        return None
     if not math.isfinite(total) or total < 0:
         return None
     return taken + max(0, int(total) - trainer.global_step)

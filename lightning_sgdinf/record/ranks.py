@@ -23,6 +23,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 from lightning_sgdinf.errors import LogWriteError, SgdInfluenceError
 from lightning_sgdinf.log.records import Draw, MicroBatch, Step
 from lightning_sgdinf.log.step_documents import EncodedStep, decode_step, encode_step
+from lightning_sgdinf.log.store import LogSizes
 from lightning_sgdinf.random_state import RandomState
 from lightning_sgdinf.record.recording import Writer
 from lightning_sgdinf.state import Layout
@@ -140,6 +141,10 @@ class Sender:
     def abandon(self, reason: str) -> None:
         """Nothing: process 0 ends the log."""
 
+    def sizes(self) -> LogSizes:
+        """Nothing is written here."""
+        return LogSizes(total=0, states=0)
+
 
 class Collector:
     """What a recording in process 0 writes to: joins each step with what the other processes fed into it.
@@ -154,7 +159,7 @@ class Collector:
         self._writer = writer
         self._mailbox = mailbox
         self._device = device
-        self.lanes, self.flush = writer.lanes, writer.flush
+        self.lanes, self.flush, self.sizes = writer.lanes, writer.flush, writer.sizes
         self.finish, self.abandon = writer.finish, writer.abandon
 
     def put(self, step: Step, layout: Layout, lanes: dict[str, Tensor], *, store: bool = True) -> None:

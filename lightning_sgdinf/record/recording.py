@@ -22,6 +22,8 @@ from lightning_sgdinf.digest import batch_digest
 from lightning_sgdinf.errors import SgdInfluenceError
 from lightning_sgdinf.log import state_checksum
 from lightning_sgdinf.log.records import Clip, Draw, MicroBatch, ParamGroup, Step
+from lightning_sgdinf.log.store import LogSizes
+from lightning_sgdinf.log.words import row_bytes
 from lightning_sgdinf.record.optimizer_steps import OptimizerSteps, has_gradients
 from lightning_sgdinf.record.random_watch import RandomWatch
 from lightning_sgdinf.record.resume import Bookmark, differing, footprint, tensor_checksums
@@ -60,6 +62,10 @@ class Writer(Protocol):
         """The end, without a final state."""
         ...
 
+    def sizes(self) -> LogSizes:
+        """How large the log is with all that was put."""
+        ...
+
 
 @dataclass(slots=True)
 class _Packed:
@@ -76,7 +82,7 @@ class Recording:
     Args:
         trainer: Training is about to begin.
         module: The LightningModule.
-        keep: Which states are stored.
+        keep: Which states are stored; `keep` can be set anew until the first step is handed to the writer.
         watch: Takes the random states of this process.
         open_writer: Called at the end of the first step with the reader and more for the header; makes the log.
         problem: Called with a sentence when something makes the run impossible to replay.
@@ -98,7 +104,7 @@ class Recording:
     ) -> None:
         self._trainer = trainer
         self._module = module
-        self._keep = keep
+        self.keep = keep
         self._watch = watch
         self._open_writer = open_writer
         self._problem = problem
@@ -198,6 +204,16 @@ class Recording:
         if step.average is not None:
             a, b = a * step.average[0], a * step.average[1] + b
         self._pending = replace(step, average=(a, b)), packed
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state after the last step."""
+        return 0 if self._after is None else row_bytes(self._after.layout)
+
+    @property
+    def micro_batches(self) -> tuple[MicroBatch, ...]:
+        """Those of the step under way, or that was just taken."""
+        return tuple(self._micro)
 
     def bookmark(self, run_id: str, path: Path, *, complete: bool) -> Bookmark | None:
         """Where the log stands, after making sure that it will stand there whatever happens to the process.
@@ -347,7 +363,7 @@ class Recording:
     def _hand_over(self, writer: Writer) -> None:
         if self._pending is not None:
             step, packed = self._pending
-            store = self._keep.stores(step.index, step.epoch, self._max_epochs)
+            store = self._leads and self.keep.stores(step.index, step.epoch, self._max_epochs)
             writer.put(step, packed.layout, packed.lanes, store=store)
             self._written = step.index + 1
             self._pending = None

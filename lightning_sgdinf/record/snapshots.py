@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.record.budget import Budget, parse_budget
 from lightning_sgdinf.state import Layout, ModelState
 
 
@@ -94,16 +95,19 @@ def last_epochs(n: int) -> LastEpochs:
     return LastEpochs(n)
 
 
-def parse_keep(keep: str | Keep) -> Keep:
-    """The policy of a name: ``"every_step"``, ``"every(k)"``, ``"last_epochs(n)"`` or ``"final"``.
+def parse_keep(keep: str | Keep | Budget) -> Keep | Budget:
+    """The policy of a name: ``"every_step"``, ``"every(k)"``, ``"last_epochs(n)"`` or ``"final"``; or a budget,
+    ``"budget:2GB"``.
 
     Raises:
         ConfigurationError: If there is no such policy.
     """
     if not isinstance(keep, str):
-        if isinstance(keep, Keep):
+        if isinstance(keep, (Keep, Budget)):
             return keep
         raise ConfigurationError(f"keep= is a policy or its name, got {keep!r}. {_POLICIES}")
+    if (budget := parse_budget(keep)) is not None:
+        return budget
     if keep in ("every_step", "final"):
         return Every(1) if keep == "every_step" else Final()
     match = re.fullmatch(r"(every|last_epochs)\((\d+)\)", keep.replace(" ", ""))
@@ -112,7 +116,7 @@ def parse_keep(keep: str | Keep) -> Keep:
     return (Every if match[1] == "every" else LastEpochs)(int(match[2]))
 
 
-_POLICIES = "Use 'every_step', 'every(k)', 'last_epochs(n)' or 'final'."
+_POLICIES = "Use 'every_step', 'every(k)', 'last_epochs(n)', 'final', or a size such as 'budget:2GB'."
 
 
 def _at_least_one(value: Any, what: str) -> None:

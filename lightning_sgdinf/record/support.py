@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.record.budget import Budget
 from lightning_sgdinf.record.snapshots import Keep, LastEpochs, StateReader
 
 _SHARDING = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy"}
@@ -34,7 +35,7 @@ def is_of_search(checkpoint: Any) -> bool:
     return PurePath(str(checkpoint)).name.startswith((".lr_find_", ".scale_batch_size_"))
 
 
-def check_keep(keep: Keep, max_epochs: int | None) -> None:
+def check_keep(keep: Keep | Budget, max_epochs: int | None) -> None:
     """Refuse a policy that the Trainer's settings make meaningless.
 
     Raises:

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
+import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_sgdinf import InfluenceRunner, RunLog, TrajectoryRecorder
 from lightning_sgdinf.binomial import steps_again
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.log import Draw, MicroBatch
 from lightning_sgdinf.log.store import LogSizes
 from lightning_sgdinf.record.budget import Budget, Prospect, make_plan, parse_budget
-from lightning_sgdinf.record.budgeted_keep import BudgetedKeep
+from lightning_sgdinf.record.budgeted_keep import BudgetedKeep, record_bytes, remaining_steps
 
 KB, MB, GB = 10**3, 10**6, 10**9
 ORDER = {"none": 0, "delta": 1, "delta2": 2}  # anchors at either end of a segment
@@ -226,7 +237,7 @@ def test_states_that_compress_better_than_planned_are_stored_more_often() -> Non
     assert gaps_of(log)[0] == 12
     assert gaps_of(log)[-1] <= 4
     assert 85 * MB < log.ended() <= 100 * MB
-    assert "one state in 9 is stored, 770 kB each" in said[0]
+    assert "one state in 4 is stored, 308 kB each" in said[0]
 
 
 def test_states_that_compress_worse_than_planned_are_stored_less_often() -> None:
@@ -268,3 +279,113 @@ def test_what_was_there_before_counts() -> None:
     keep = BudgetedKeep(Budget(MB), Prospect(state_bytes=1000, record_bytes=10, steps=500), measure=before.measure)
     run(before, keep, 500)
     assert before.kept == []
+
+
+# Real runs ---------------------------------------------------------------------------------------------------------
+
+
+class Wide(pl.LightningModule):
+    """500 kB of parameters, as much of momentum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.net = nn.Sequential(nn.Linear(20, 5000), nn.Tanh(), nn.Linear(5000, 3))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+def data(count: int, seed: int) -> DataLoader:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 20, generator=generator)
+    return DataLoader(TensorDataset(x, torch.arange(count) % 3), 4, shuffle=True)
+
+
+def fit(path: Path, keep: str, **options: Any) -> None:
+    torch.manual_seed(0)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        callbacks=[TrajectoryRecorder(path, keep=keep)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"max_epochs": 5, **options},
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You defined a `validation_step` but have no")
+        trainer.fit(Wide(), data(40, 1))
+
+
+def test_a_real_run_stays_within_its_budget_and_scores_are_the_same_bits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, small = tmp_path / "whole", tmp_path / "small"
+    fit(whole, "every_step")
+    with caplog.at_level("INFO"):
+        fit(small, "budget:12MB")
+    said = [m for m in caplog.messages if "budget:12MB" in m]
+    assert "for 50 steps: keep='every(" in said[0]
+    assert "more trainings, forwards only" in said[0]
+    assert "state in" in said[1]
+    assert len(said) <= 4
+    assert sum(p.stat().st_size for p in small.iterdir()) <= 12 * MB
+    with RunLog.open(small) as log, RunLog.open(whole) as dense:
+        assert log.header.keep == "budget:12MB"
+        plan = log.header.extra["budget"]
+        assert plan["keep"] == f"every({plan['every']})"
+        assert plan["log_bytes"] <= 12 * MB
+        assert 3 <= len(log.state_indices) < len(dense.state_indices) == 51
+    runner = InfluenceRunner(accelerator="cpu", certificate="off", progress=False)
+    found, expected = (runner.run(Wide(), data(40, 1), data(6, 2), log=path).values for path in (small, whole))
+    assert torch.equal(found, expected)
+
+
+def test_a_run_without_end_is_recorded_within_its_budget(tmp_path: Path) -> None:
+    fit(tmp_path / "run", "budget:9MB", max_epochs=-1, max_time={"seconds": 0.5})
+    with RunLog.open(tmp_path / "run") as log:
+        assert log.header.extra["budget"]["steps"] is None
+        assert log.size_bytes <= 9 * MB
+        assert log.finished
+
+
+def test_how_many_steps_are_to_come() -> None:
+    def trainer(total: Any, left: float | None = None) -> Any:
+        timer = SimpleNamespace(time_remaining=lambda: left)
+        return SimpleNamespace(
+            estimated_stepping_batches=total, global_step=10, callbacks=[timer, SimpleNamespace()], max_epochs=1
+        )
+
+    assert remaining_steps(trainer(100), None) == 90
+    assert remaining_steps(trainer(5), None) == 0
+    assert remaining_steps(trainer(float("inf")), None) is None
+    assert remaining_steps(trainer(-1), 0.5) is None
+    assert remaining_steps(trainer(-1, left=7.0), 0.5) == 14
+    assert remaining_steps(trainer(100, left=7.0), 0.5) == 14
+    assert remaining_steps(trainer(100, left=700.0), 0.5) == 90
+    assert remaining_steps(trainer(100, left=7.0), None) == 90
+
+    class Open:
+        global_step, callbacks = 3, ()
+
+        @property
+        def estimated_stepping_batches(self) -> int:
+            raise ValueError("the loader has no length")
+
+    assert remaining_steps(Open(), None) is None
+
+
+def test_a_record_takes_what_has_moved() -> None:
+    still = {"torch": b"t" * 5000, "numpy": b"n" * 2500}
+    moved = {**still, "torch": b"u" * 5000}
+    draw = Draw(example_ids=np.arange(64), random=still, batch=lambda: bytes(1000))
+    quiet = MicroBatch(batch_idx=0, draws=(draw,), transferred_with=still, stepped_with=still)
+    assert 1000 + 64 * 8 < record_bytes([quiet], still) < 1000 + 64 * 8 + 1000
+    assert record_bytes([quiet], moved) == record_bytes([quiet], still) + 5000

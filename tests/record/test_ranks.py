@@ -209,7 +209,7 @@ class Journal:
 
     def __init__(self) -> None:
         self.steps: list[Any] = []
-        self.lanes = self.finish = self.abandon = None
+        self.lanes = self.sizes = self.flush = self.finish = self.abandon = None
 
     def put(self, step: Any, layout: Layout, lanes: Any, *, store: bool = True) -> None:
         self.steps.append((step, store))
