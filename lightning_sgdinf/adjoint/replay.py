@@ -91,7 +91,7 @@ class ReplayedStep:
         Raises:
             NonFiniteError: If the result is not finite; names the step.
         """
-        adjoint = _after_average(adjoint, self.step)
+        adjoint = after_average(adjoint, self.step)
         self._objective.load(self.before)
         found = self._pull_compiled(adjoint) if curvature and self._compiled is not None else None
         after, slopes = found if found is not None else self._pull(adjoint, curvature)
@@ -279,7 +279,7 @@ def _detached(grad: Tensor | None) -> Tensor | None:
     return None if grad is None else grad.detach()
 
 
-def _after_average(adjoint: Adjoint, step: Step) -> Adjoint:
+def after_average(adjoint: Adjoint, step: Step) -> Adjoint:
     r"""Let the running average's adjoint act where the step fed it: ``average <- a average + b params``."""
     if step.average is None or adjoint.average is None:
         return adjoint

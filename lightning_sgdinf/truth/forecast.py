@@ -1,133 +1,232 @@
 r"""What a counterfactual run that was taken to step ``t`` will come to: measured so far, linear from there.
 
-.. math:: q(\theta^{-D}_T) - q(\theta_T) \approx \langle u_t, s^{-D}_t - s_t\rangle
-    - \sum_{j \in D} \sum_{\tau \ge t,\, j \in S_\tau} slope_{\tau j}
+.. math:: q(\theta^{-D}_T) - q(\theta_T) \approx \langle u_t, \delta\rangle
+    - \sum_{j \in D} \sum_{\tau \ge t,\, j \in S_\tau} \langle\nabla l_j(\theta_\tau + \delta_\theta), push_\tau\rangle,
+    \qquad \delta = s^{-D}_t - s_t,
 
-with the adjoint :math:`u_t` of the recorded run at state ``t`` and the slopes of the steps that are left. At ``t = 0``
-it is the influence score, at ``t = T`` the query's own linear part. Most of what an influence score misses on a network
-happens in the first part of a run, where a small push decides which way it turns; so a fifth of the run tells far more
-than none. One walk gives it for every ``t`` that is asked for.
+with adjoint and push of the recorded run. At ``t = 0`` it is the influence score. Most of what an influence score
+misses on a network happens in the first part of a run, where a small push decides which way it turns, so a third of a
+run tells far more than none.
+
+An influence score takes what a later step would have done with example ``j`` at the recorded parameters; here it is
+taken where the run is, :math:`\delta_\theta` away, which accounts for the curvature of the example's own loss (as the
+accumulative estimator does). That needs the gradient of each example by itself, one row of the batch at the parameters
+of its own run. Where the loss of a batch is not the mean of its rows' losses (BatchNorm in training mode, dropout), the
+recorded slopes are used.
+
+Cost: a walk over the steps from ``t`` on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_sgdinf.adjoint.ask import gradient_of
-from lightning_sgdinf.adjoint.replay import ReplayedStep
+from lightning_sgdinf.adjoint.objective import Objective
+from lightning_sgdinf.adjoint.replay import ReplayedStep, after_average
+from lightning_sgdinf.adjoint.retrace import Divisor
 from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.errors import SgdInfluenceError
 from lightning_sgdinf.estimators import SgdInfluence
+from lightning_sgdinf.log.records import MicroBatch, Step
 from lightning_sgdinf.log.trajectory import Trajectory
 from lightning_sgdinf.scoring import averaged_model
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.truth.counterfactuals import Counterfactuals
-from lightning_sgdinf.truth.plan import Plan
+from lightning_sgdinf.truth.lanes import OnePass
 from lightning_sgdinf.truth.runs import Runs
-from lightning_sgdinf.walk import Tally, Walk
+from lightning_sgdinf.walk import Walk
+
+SEPARATE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Largest difference between a batch's gradient and the sum of its rows', as a part of its norm."""
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """What is needed to forecast runs that stand before one step.
-
-    Attributes:
-        adjoint: Of the state before the step.
-        rest: Influence of every example over the step and those after it, float64 ``[N, Q]``.
-    """
-
-    adjoint: Adjoint
-    rest: Tensor
-
-    def of(self, runs: Runs, plan: Plan) -> Tensor:
-        """The query's change at the end of each run, ``[K, Q]``, in the order of ``runs.numbers``."""
-        rest = torch.stack([self.rest[list(plan.sets[i])].sum(0) for i in runs.numbers])
-        return runs.departures(self.adjoint) + rest
-
-
-@dataclass(frozen=True)
-class _Remembering:
-    """The walk of `SgdInfluence`, with the adjoint kept at chosen steps.
-
-    Attributes:
-        steps: Which steps.
-        base: The estimator.
-        kept: Adjoints of the states before these steps.
-    """
-
-    steps: frozenset[int]
-    base: SgdInfluence
-    kept: dict[int, Adjoint] = field(default_factory=dict)
-
-    @property
-    def exact(self) -> bool:
-        """As the estimator."""
-        return self.base.exact
-
-    def first_step(self, log: Trajectory) -> int:
-        """The earliest of the chosen steps; nothing before it is needed."""
-        del log
-        return min(self.steps)
-
-    def state_for(self, step: int, log: Trajectory) -> int:
-        """As the estimator."""
-        return self.base.state_for(step, log)
-
-    def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
-        """As the estimator."""
-        before, slopes = self.base.visit(at, adjoint)
-        if at.step.index in self.steps:
-            self.kept[at.step.index] = before
-        return before, slopes
-
-
-def make_forecasts(truth: Counterfactuals, steps: Sequence[int]) -> Mapping[int, Forecast]:
-    """Walk back once and remember what forecasts at some steps need.
+def forecast(truth: Counterfactuals, contest: Sequence[Runs]) -> list[Tensor]:
+    """The query's change at the end of runs that stand before the same step.
 
     Args:
         truth: The opened record.
-        steps: Steps in ``0 .. T - 1``.
+        contest: Runs of single examples.
+
+    Returns:
+        float64 ``[K, Q]`` for each, in the order of its ``numbers``.
 
     Raises:
         SgdInfluenceError: What a walk raises.
     """
-    if not steps:
-        return {}
     log, objective, asking = truth.log, truth.objective, truth.asking
-    wanted = frozenset(steps)
+    asked = asking.query, asking.data, asking.context
     final = log.state(len(log))
-
-    def query_at(state: ModelState) -> Adjoint:
-        return gradient_of(objective, state, asking.query, asking.data, asking.context)[1]
-
-    _, start = gradient_of(
-        objective,
-        averaged_model(final, log),
-        asking.query,
-        asking.data,
-        asking.context,
-        averaged=log.average or (),
-    )
-    rest: dict[int, Tensor] = {}
-
-    def on_step(t: int, before: ModelState, tally: Tally) -> None:
-        del before
-        if t in wanted:
-            rest[t] = tally.scores.clone()
-
-    remembering = _Remembering(wanted, SgdInfluence(divisor=truth.divisor))
+    _, start = gradient_of(objective, averaged_model(final, log), *asked, averaged=log.average or ())
+    row_of: dict[int, int] = {}
+    for runs in contest:
+        row_of |= {example: len(row_of) + i for i, example in enumerate(runs.numbers)}
+    displaced = [runs.moved() for runs in contest]
+    moved = {n: torch.cat([part[n] for part in displaced]) for n in objective.vector.names}
+    rest = _Rest(objective, contest[0].position, truth.divisor, row_of, moved, start.queries)
     held = sum(v.numel() * v.element_size() for _, _, _, v in final.items())
     walk = Walk(
         log=log,
         objective=objective,
-        estimator=remembering,
-        query_at=query_at,
+        estimator=rest,
+        query_at=lambda state: gradient_of(objective, state, *asked)[1],
         room=max(3, truth.settings.room_bytes // max(held, 1)),
         compare=False,  # the run was verified
-        on_step=on_step,
     )
     walk.run(start, examples=truth.examples)
-    return {t: Forecast(remembering.kept[t], rest[t]) for t in wanted}
+    assert rest.adjoint is not None
+    values = []
+    for runs in contest:
+        rows = [row_of[i] for i in runs.numbers]
+        values.append(runs.departures(rest.adjoint) + rest.values[rows])
+    return values
+
+
+@dataclass
+class _Rest:
+    """An estimator that adds up what the steps from one on would do with examples at parameters of their own.
+
+    Attributes:
+        objective: The opened model.
+        first: The step.
+        divisor: What removal means.
+        row_of: Example to row.
+        moved: How far each row's parameters lie from the recorded ones, ``[K, *shape]`` by name.
+        queries: ``Q``.
+        adjoint: Of the state before the first step, once the walk is done.
+        values: Float64 ``[K, Q]``.
+        separate: Whether rows of a batch can be differentiated by themselves; ``None`` until it was seen.
+    """
+
+    objective: Objective
+    first: int
+    divisor: Divisor
+    row_of: Mapping[int, int]
+    moved: Mapping[str, Tensor]
+    queries: int
+    adjoint: Adjoint | None = None
+    separate: bool | None = None
+    values: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.values = torch.zeros(len(self.row_of), self.queries, dtype=torch.float64)
+        self._base = SgdInfluence(divisor=self.divisor)
+
+    @property
+    def exact(self) -> bool:
+        """Its own values are not booked by the walk."""
+        return False
+
+    def first_step(self, log: Trajectory) -> int:
+        """Nothing before it is needed."""
+        del log
+        return self.first
+
+    def state_for(self, step: int, log: Trajectory) -> int:
+        """The step's own."""
+        del log
+        return step
+
+    def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+        """As `SgdInfluence`; books the examples that are wanted."""
+        before, slopes = self._base.visit(at, adjoint)
+        ids = at.step.example_ids.tolist()
+        wanted = [i for i, example in enumerate(ids) if example in self.row_of]
+        if wanted:
+            found = self._displaced(at, adjoint, wanted)
+            own = slopes[:, wanted] if found is None else found
+            rows = torch.tensor([self.row_of[ids[i]] for i in wanted])
+            self.values.index_add_(0, rows, -own.T.to("cpu", torch.float64))
+        self.adjoint = before
+        return before, slopes
+
+    def _displaced(self, at: ReplayedStep, adjoint: Adjoint, wanted: Sequence[int]) -> Tensor | None:
+        """Slopes ``[Q, len(wanted)]`` at parameters of their own; ``None`` if rows cannot be told apart."""
+        if self.separate is False or self.divisor != "kept" or len(at.step.micro_batches) != 1:
+            return None
+        step = at.step
+        rows = Rows(self.objective, step, step.micro_batches[0], at.before)
+        if self.separate is None:
+            self.separate = rows.are_separate()
+        if not self.separate:
+            return None
+        which = torch.tensor([self.row_of[int(step.example_ids[i])] for i in wanted])
+        gradients = rows.gradients(wanted, {n: v[which] for n, v in self.moved.items()})
+        assert at.taken is not None
+        push = at.taken.pull(after_average(adjoint, step))[2]
+        return push @ gradients.to(push.dtype).T
+
+
+class Rows:
+    """The rows of a step's batch, each by itself.
+
+    Args:
+        objective: The opened model.
+        step: A step of one pass.
+        micro: The pass.
+        state: The state before it.
+    """
+
+    def __init__(self, objective: Objective, step: Step, micro: MicroBatch, state: ModelState) -> None:
+        self._objective, self._step, self._micro, self._state = objective, step, micro, state
+        objective.load(state)
+        objective.prepare(step)
+        self._batch = objective.batch(step, micro)
+        self._count = len(micro.example_ids)
+
+    def gradients(self, positions: Sequence[int], moved: Mapping[str, Tensor]) -> Tensor:
+        """What each row adds to the gradient at parameters of its own, ``[K, P]``.
+
+        Args:
+            positions: Which rows.
+            moved: How far the parameters of each lie from the state's, ``[K, *shape]`` by name.
+        """
+        objective, count = self._objective, len(positions)
+        like = objective.parameters[0]
+        params = {n: (self._state.params[n].to(like) + v.to(like)).detach().requires_grad_() for n, v in moved.items()}
+        leaves, structure = tree_flatten(self._batch)
+        cut = [isinstance(v, Tensor) and v.ndim > 0 and v.shape[0] == self._count for v in leaves]
+        own = [v[list(positions)].unsqueeze(1) for v, rows in zip(leaves, cut, strict=True) if rows]
+        one = OnePass(objective, self._step, self._micro)
+
+        def loss(params: dict[str, Tensor], own: list[Tensor], weights: Tensor) -> Tensor:
+            rows = iter(own)
+            batch: list[Any] = [next(rows) if is_cut else v for v, is_cut in zip(leaves, cut, strict=True)]
+            return one.loss(params, tree_unflatten(batch, structure), weights)
+
+        found: list[Tensor] = []
+        for weight in (1.0, 0.0):  # what is left without the row is the penalty, which no example owns
+            weights = torch.full((count, 1), weight, dtype=like.dtype, device=like.device)
+            with torch.enable_grad():
+                losses = torch.func.vmap(loss, randomness="same")(params, own, weights)
+                grads = torch.autograd.grad(losses.sum(), list(params.values()), allow_unused=True)
+            filled = [torch.zeros_like(p) if g is None else g for p, g in zip(params.values(), grads, strict=True)]
+            found.append(objective.vector.join_rows(filled))
+        return (found[0] - found[1]) / self._count
+
+    def are_separate(self) -> bool:
+        """Whether the gradient of the batch is the sum of its rows'."""
+        objective = self._objective
+        like = objective.parameters[0]
+        still = {n: torch.zeros(self._count, *p.shape, dtype=p.dtype) for n, p in self._state.params.items()}
+        try:
+            each = self.gradients(range(self._count), still).sum(0).double()
+        except SgdInfluenceError:
+            raise
+        except Exception:  # whatever an operation of the user's can fail with in a vectorised pass of single rows
+            return False
+        whole = []
+        for weight in (1.0, 0.0):
+            weights = torch.full((self._count,), weight, dtype=like.dtype, device=like.device)
+            loss = objective.trace(self._step, self._micro, self._batch, weights).loss
+            grads = objective.gradient(loss)
+            filled = [torch.zeros_like(p) if g is None else g for p, g in zip(objective.parameters, grads, strict=True)]
+            whole.append(objective.vector.join(filled).double())
+        gap, size = (each - (whole[0] - whole[1])).norm(), (whole[0] - whole[1]).norm()
+        return bool(gap <= SEPARATE.get(like.dtype, 1e-2) * size)

@@ -188,11 +188,10 @@ class Lanes:
         own = self.keep[:, torch.as_tensor(micro.example_ids)]
         like = objective.parameters[0]
         weights = divided(own.to(like.device, like.dtype), self._divisor)
-        shell = _Shell(objective, step, micro.batch_idx, batch)
+        one = OnePass(objective, step, micro)
 
         def loss(params: dict[str, Tensor], buffers: dict[str, Tensor], weights: Tensor) -> Tensor:
-            tensors = {f"module.{n}": v for n, v in (*params.items(), *buffers.items())}
-            return torch.func.functional_call(shell, tensors, (weights,))
+            return one.loss({**params, **buffers}, batch, weights)
 
         random_state.restore(micro.stepped_with)
         with warnings.catch_warnings(), torch.enable_grad():
@@ -265,16 +264,30 @@ class Lanes:
         return value.ndim > 0 and value.shape == self._params[name].shape
 
 
-class _Shell(nn.Module):
-    """One lane's pass as a module's forward pass, which is what ``functional_call`` can call."""
+class OnePass(nn.Module):
+    """One pass of a step as a function of named tensors, to be vectorised.
 
-    def __init__(self, objective: Objective, step: Step, batch_idx: int, batch: Any) -> None:
+    Args:
+        objective: The opened model.
+        step: The step.
+        micro: The pass.
+    """
+
+    def __init__(self, objective: Objective, step: Step, micro: MicroBatch) -> None:
         super().__init__()
-        self.module = objective.module
-        self._loss = lambda weights: objective.forward(step, batch_idx, batch, weights, stacked=True).loss
+        self.module = objective.module  # what ``functional_call`` puts tensors in
+        self._forward = lambda batch, weights: (
+            objective.forward(step, micro.batch_idx, batch, weights, stacked=True).loss
+        )
 
-    def forward(self, weights: Tensor) -> Tensor:
-        return self._loss(weights)
+    def loss(self, tensors: Mapping[str, Tensor], batch: Any, weights: Tensor) -> Tensor:
+        """The loss at some parameters and buffers; weights ``[B]`` enter its gradient."""
+        named = {f"module.{n}": v for n, v in tensors.items()}
+        return torch.func.functional_call(self, named, (batch, weights))
+
+    def forward(self, batch: Any, weights: Tensor) -> Tensor:
+        """For ``functional_call``."""
+        return self._forward(batch, weights)
 
 
 def _stacked(value: Tensor, count: int) -> Tensor:

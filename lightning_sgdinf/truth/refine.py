@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.truth.counterfactuals import Counterfactuals
-from lightning_sgdinf.truth.forecast import make_forecasts
+from lightning_sgdinf.truth.forecast import forecast
 from lightning_sgdinf.truth.plan import Plan, make_plan
 from lightning_sgdinf.truth.runs import Runs
 
@@ -94,7 +94,7 @@ class Screening:
 class Halving:
     """Successive halving: many runs are begun, and at each rung those that are forecast at neither end are given up.
 
-    A run that was taken to a rung is forecast by `lightning_sgdinf.truth.forecast`, which needs one walk backwards
+    A run that was taken to a rung is forecast by `lightning_sgdinf.truth.forecast`, which walks back to the rung
     besides (the cost of a few training runs). Values of runs that were given up stay their last forecasts.
 
     Attributes:
@@ -103,7 +103,7 @@ class Halving:
         final: Runs taken to the end: twice ``extremes``, and this part of the budget.
     """
 
-    rungs: tuple[float, ...] = (0.2, 0.4, 0.6)
+    rungs: tuple[float, ...] = (0.3,)
     extremes: int = 10
     final: float = 0.4
 
@@ -121,12 +121,12 @@ class Halving:
         total = race.plan.stop
         rungs = sorted({min(max(round(r * total), 1), total - 1) for r in self.rungs}) if total > 1 else []
         first, *later = self._counts(len(race.values), budget, [0.0, *(r / total for r in rungs), 1.0])
-        forecasts = make_forecasts(race.truth, rungs)
         contest = race.begin(first)
         for rung, count in zip(rungs, later, strict=True):
             for runs in contest:
                 runs.advance(rung, race.count)
-                race.values[runs.numbers] = forecasts[rung].of(runs, race.plan)
+            for runs, values in zip(contest, forecast(race.truth, contest), strict=True):
+                race.values[runs.numbers] = values
             alive = race.both_ends([i for runs in contest for i in runs.numbers], count)
             for runs in contest:
                 runs.select(alive)

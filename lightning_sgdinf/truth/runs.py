@@ -50,6 +50,10 @@ class Runs(Protocol):
         r""":math:`\langle u, s^{-D}_t - s_t\rangle` for the state each run is in now, float64 ``[K, Q]``."""
         ...
 
+    def moved(self) -> dict[str, Tensor]:
+        """How far the parameters of each run lie from those of the recorded one, ``[K, *shape]`` by name."""
+        ...
+
     def select(self, numbers: Sequence[int]) -> None:
         """Go on with these runs only."""
         ...
@@ -115,6 +119,14 @@ class Together:
         found[: self._joined] = _departures(self._lanes.stack, along)
         return found
 
+    def moved(self) -> dict[str, Tensor]:
+        """See `Runs`."""
+        waiting = len(self.numbers) - self._joined
+        return {
+            n: torch.cat([p[1:] - p[:1], p.new_zeros(waiting, *p.shape[1:])])
+            for n, p in self._lanes.stack.params.items()
+        }
+
     def select(self, numbers: Sequence[int]) -> None:
         """See `Runs`."""
         wanted = set(numbers)
@@ -177,6 +189,12 @@ class OneByOne:
                 found[row] = _departures(_pair(self._base, self._own[number]), along)[0]
         return found
 
+    def moved(self) -> dict[str, Tensor]:
+        """See `Runs`."""
+        base = self._base[0].params
+        states = [self._own.get(i, self._base)[0].params for i in self.numbers]
+        return {n: torch.stack([s[n] - p for s in states]) for n, p in base.items()}
+
     def select(self, numbers: Sequence[int]) -> None:
         """See `Runs`."""
         wanted = set(numbers)
@@ -207,7 +225,7 @@ def _departures(stack: Stack, along: Adjoint) -> Tensor:
 
     def product(adjoint: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         parts = [values.get(n, torch.zeros_like(stack.params[n])) for n in names]
-        moved = torch.cat([(v[1:] - v[:1]).flatten(1).double() for v in parts], dim=1)
+        moved = torch.cat([_rows(v) for v in parts], dim=1)
         return moved @ adjoint.double().T
 
     found = product(along.params, stack.params)
@@ -217,9 +235,13 @@ def _departures(stack: Stack, along: Adjoint) -> Tensor:
         found = found + product(along.average, stack.fed)
     for of, values in ((along.buffers, stack.buffers), (along.average_buffers, stack.fed)):
         for name in of.keys() & values.keys():
-            value = values[name]
-            found = found + (value[1:] - value[:1]).flatten(1).double() @ of[name].flatten(1).double().T
+            found = found + _rows(values[name]) @ of[name].reshape(along.queries, -1).double().T
     return found.cpu()
+
+
+def _rows(value: Tensor) -> Tensor:
+    """How far each lane's tensor lies from that of lane 0, ``[L - 1, n]``."""
+    return (value[1:] - value[:1]).reshape(len(value) - 1, -1).double()
 
 
 def _pair(base: tuple[ModelState, dict[str, Tensor]], other: tuple[ModelState, dict[str, Tensor]]) -> Stack:

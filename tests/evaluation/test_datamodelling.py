@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.evaluation import datamodelling_score, random_subsets
+from lightning_sgdinf.scores import Scores
+from lightning_sgdinf.truth import Truth
+
+N, M, Q = 12, 30, 3
+
+
+def truth_of(values: torch.Tensor, sets: tuple[tuple[int, ...], ...]) -> Truth:
+    return Truth(
+        values=values,
+        leave_out=sets,
+        examples=N,
+        queries=tuple(f"q{i}" for i in range(values.shape[1])),
+        better=("lower",) * values.shape[1],
+        base=torch.zeros(values.shape[1], dtype=torch.float64),
+        last_step=5,
+        steps_taken=1,
+        at_once=1,
+        seconds=0.0,
+        verified=None,
+        drift=torch.zeros(values.shape[1], dtype=torch.float64),
+    )
+
+
+@pytest.fixture
+def scores() -> Scores:
+    values = torch.randn(N, Q, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return Scores(values=values, queries=("q0", "q1", "q2"))
+
+
+def sums(scores: Scores, sets: tuple[tuple[int, ...], ...]) -> torch.Tensor:
+    return torch.stack([sum(scores.values[j] for j in one) for one in sets])  # type: ignore[arg-type]
+
+
+def test_an_additive_truth_is_predicted_fully(scores: Scores) -> None:
+    sets = random_subsets(N, M)
+    found = datamodelling_score(scores, truth_of(sums(scores, sets) ** 3, sets), resamples=50)
+    assert found.mean == found.low == found.high == pytest.approx(1.0)
+    assert found.per_query == pytest.approx((1.0,) * Q)
+    assert found.sets == M
+
+
+def test_it_is_the_mean_rank_correlation_with_its_bootstrap_interval(scores: Scores) -> None:
+    sets = random_subsets(N, M, seed=1)
+    noise = torch.randn(M, Q, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    measured = sums(scores, sets) + 2 * noise
+    found = datamodelling_score(scores, truth_of(measured, sets), resamples=400, seed=3)
+    predicted = sums(scores, sets)
+    expected = [spearmanr(predicted[:, q], measured[:, q]).statistic for q in range(Q)]
+    assert found.per_query == pytest.approx(expected)
+    assert found.mean == pytest.approx(np.mean(expected))
+    draw = np.random.default_rng(11)
+    means = []
+    for _ in range(400):
+        rows = draw.integers(M, size=M)
+        means.append(np.mean([spearmanr(predicted[rows, q], measured[rows, q]).statistic for q in range(Q)]))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(means, (0.025, 0.975))), abs=0.03)
+    assert found.low < found.mean < found.high
+
+
+def test_a_ranking_serves_all_queries(scores: Scores) -> None:
+    sets = random_subsets(N, M)
+    one = Scores(values=scores.values[:, :1], queries=("random",))
+    found = datamodelling_score(one, truth_of(sums(scores, sets), sets), resamples=20)
+    assert len(found.per_query) == Q
+    assert found.per_query[0] == pytest.approx(1.0)
+    assert abs(found.per_query[1]) < 0.9
+
+
+def test_subsets() -> None:
+    sets = random_subsets(N, 40, part=0.25, seed=2)
+    assert all(len(set(one)) == 3 and sorted(one) == list(one) for one in sets)
+    assert {j for one in sets for j in one} == set(range(N))
+    assert sets == random_subsets(N, 40, part=0.25, seed=2) != random_subsets(N, 40, part=0.25, seed=3)
+    for wrong in ({"count": 0}, {"count": 3, "part": 0.0}, {"count": 3, "part": 1.0}):
+        with pytest.raises(ConfigurationError, match="random_subsets"):
+            random_subsets(N, **wrong)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_compared(scores: Scores) -> None:
+    sets = random_subsets(N, M)
+    whole = truth_of(sums(scores, sets), sets)
+    with pytest.raises(ConfigurationError, match="at least 10 sets"):
+        datamodelling_score(scores, truth_of(sums(scores, sets[:9]), sets[:9]))
+    with pytest.raises(ConfigurationError, match="12 examples for 3 queries"):
+        datamodelling_score(Scores(values=scores.values[:, :2], queries=("a", "b")), whole)
+    with pytest.raises(ConfigurationError, match="12 examples"):
+        datamodelling_score(Scores(values=scores.values[:5], queries=scores.queries), whole)
+    with pytest.raises(ConfigurationError, match="constants"):
+        datamodelling_score(Scores(values=torch.ones(N, 1), queries=("a",)), whole)
