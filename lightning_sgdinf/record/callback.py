@@ -326,6 +326,8 @@ class TrajectoryRecorder(Callback):
         place, loaded = self._place, self._loaded
         place.take(*agreed(trainer, lambda: place.find(loaded)))
         self._chosen = True
+        if advice := support.advice_on_place(place.path):
+            self._concerns.remark(advice)
         if place.continued is not None and self._store is not None:
             self._store.numbered = place.continued.bookmark.numbered
 

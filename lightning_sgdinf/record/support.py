@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.log.network import network_file_system
 from lightning_sgdinf.record.budget import Budget
 from lightning_sgdinf.record.snapshots import Keep, LastEpochs, StateReader
 
@@ -46,6 +48,18 @@ def check_keep(keep: Keep | Budget, max_epochs: int | None) -> None:
             f"keep={str(keep)!r} counts from the Trainer's max_epochs, which is {max_epochs}. Set max_epochs, or use "
             "keep='every(k)'."
         )
+
+
+def advice_on_place(path: Path) -> str:
+    """What speaks against a log at a path, as a sentence without full stop; empty if nothing does."""
+    found = network_file_system(path)
+    if not found:
+        return ""
+    return (
+        f"{path} is on a network file system ({found}), where neither locks nor what a killed process has written can "
+        "be relied on. Record to a local disk; segments that are finished (seg-*.h5) never change again and can be "
+        "copied while the run goes on, end.h5 when it has ended"
+    )
 
 
 def impossible_to_record(trainer: Any) -> str:

@@ -305,3 +305,12 @@ def test_constants_that_move_are_told(lab, tmp_path):
         assert log.header.constant_digest != 0
         assert [name for name, _, _ in log.header.parameters if "teacher" in name] == []
         assert "teacher.weight changed" in log.end_reason
+
+
+def test_a_log_on_a_network_file_system_is_advised_against(lab, tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_sgdinf.record.support.network_file_system", lambda path: "nfs4 at /home")
+    with pytest.warns(UserWarning, match=r"on a network file system \(nfs4 at /home\).* Record to a local disk"):
+        lab.train(callbacks=[TrajectoryRecorder(tmp_path / "run.tlog")])
+    with RunLog.open(tmp_path / "run.tlog") as log:
+        assert not log.header.replayable
+        assert "network file system" in log.header.extra["remarks"][0]
