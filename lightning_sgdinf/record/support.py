@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
