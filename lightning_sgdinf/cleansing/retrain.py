@@ -23,8 +23,8 @@ from typing import Literal, Protocol, final
 from torch import Tensor
 
 from lightning_sgdinf.adjoint.audit import audit_loss
-from lightning_sgdinf.adjoint.retrace import Retracer
 from lightning_sgdinf.adjoint.averaging import run_and_average, with_average
+from lightning_sgdinf.adjoint.retrace import Retracer
 from lightning_sgdinf.cleansing.base import Selection
 from lightning_sgdinf.errors import ConfigurationError, StateNotStoredError, UnsupportedRunError
 from lightning_sgdinf.log.trajectory import Trajectory
