@@ -16,6 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from tqdm.auto import tqdm
 from lightning_sgdinf.adjoint.audit import audit_loss
 from lightning_sgdinf.adjoint.averaging import with_average
 from lightning_sgdinf.adjoint.retrace import Divisor, Retracer
+from lightning_sgdinf.errors import SgdInfluenceError
 from lightning_sgdinf.host import validation_context
 from lightning_sgdinf.query import Query, ValidationData
 from lightning_sgdinf.scoring import Opened, Settings, provenance
-from lightning_sgdinf.truth.ask import Asking
+from lightning_sgdinf.truth.ask import Asking, first_line
 from lightning_sgdinf.truth.ledger import Ledger
 from lightning_sgdinf.truth.memory import Footprint, measure_footprint
 from lightning_sgdinf.truth.plan import Plan, make_plan
@@ -119,8 +121,7 @@ class Counterfactuals:
         recorded = base = self._recorded(plan)
         drift = torch.zeros_like(base)
         with self.progress(int(plan.cost[order].sum())) as bar:
-            for runs in self.chunks(plan, order):
-                runs.advance(plan.stop, bar.update)
+            for runs in self._taken(plan, order, bar):
                 values, base = runs.values()
                 ledger.add(runs.numbers, values, runs.steps_taken)
                 drift = torch.maximum(drift, (base - recorded).abs())
@@ -141,7 +142,7 @@ class Counterfactuals:
             seconds=seconds,
             verified=verified.replay,
             drift=drift,
-            notes=self.notes(verified, at_once, len(order)),
+            notes=self.notes(self.verify(first_step), at_once, len(order)),
             provenance=provenance(
                 self.opened, self.settings.precision, seconds, query=repr(self.query), divisor=self.divisor
             ),
@@ -174,6 +175,24 @@ class Counterfactuals:
                 divisor=self.divisor,
                 asked_at_once=self._memory().asked(self.settings.room_bytes),
             )
+
+    def _taken(self, plan: Plan, numbers: Sequence[int], bar: Any) -> Iterator[Runs]:
+        """Runs taken to the end; one after another from where they cannot be taken at once."""
+        left = plan.ordered(numbers)
+        for runs in self.chunks(plan, left):
+            verified = self.verify(plan.start)
+            try:
+                runs.advance(plan.stop, bar.update)
+            except SgdInfluenceError:
+                raise
+            except Exception as error:  # whatever an operation of the user's can fail with in a vectorised pass
+                if not verified.together:
+                    raise
+                self._verified = plan.start, replace(verified, together=False, note=first_line(error))
+                yield from self._taken(plan, left, bar)
+                return
+            yield runs
+            left = [i for i in left if i not in set(runs.numbers)]
 
     def at_once(self, runs: int, verified: Verified) -> int:
         """How many of some runs are taken at once."""

@@ -23,6 +23,7 @@ from lightning_sgdinf.runner import InfluenceRunner
 from lightning_sgdinf.testing.runs import EXAMPLES, NEVER_DRAWN, SmallNet, SmallRun, small_run
 from lightning_sgdinf.truth import Counterfactuals, Truth
 from lightning_sgdinf.truth.ledger import Ledger
+from lightning_sgdinf.truth.runs import Together
 from tests.adjoint.cases import BY_NAME, edited, record, thinned
 
 LANES = 40_000  # bytes, in which a few runs of the small net fit at once, and not all
@@ -190,6 +191,32 @@ def test_what_cannot_be_vectorised_runs_one_after_another(small: SmallRun, kind:
     truth = measured(small, model=kind(), leave_out=sets)
     assert truth.at_once == 1
     assert any(note.startswith("The runs were taken one after another: ") for note in truth.notes)
+    assert (truth.values - measured(small, leave_out=sets).values).abs().max() < 1e-12
+
+
+class LookingLate(SmallNet):
+    """Branches on a value in some steps only, which no step that is tried shows."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        return loss * 2 / 2 if self.late and float(loss.detach()) > 0 else loss
+
+    late = False
+
+
+def test_what_turns_out_late_not_to_be_vectorised(small: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = [[j] for j in range(EXAMPLES)]
+    model, advance, calls = LookingLate(), Together.advance, []
+
+    def later(self: Together, stop: int, count: Any) -> None:
+        model.late = len(calls) == 1
+        calls.append(self.numbers)
+        advance(self, stop, count)
+
+    monkeypatch.setattr(Together, "advance", later)
+    truth = measured(small, model=model, leave_out=sets, room_bytes=LANES)
+    assert len(calls) == 2
+    assert any("one after another" in note for note in truth.notes)
     assert (truth.values - measured(small, leave_out=sets).values).abs().max() < 1e-12
 
 
