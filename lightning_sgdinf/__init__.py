@@ -16,7 +16,7 @@ from lightning_sgdinf.scores import Scores as Scores
 
 __version__ = "0.1.0"
 
-# The Hydra configs lie in conf/ beside the package in a source tree and inside it in a wheel; both must be importable as
-# lightning_sgdinf.conf.
+# The Hydra configs lie in conf/ beside the package in a source tree and inside it in a wheel; both must be importable
+# as lightning_sgdinf.conf.
 if not (Path(__file__).parent / "conf").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
