@@ -174,11 +174,14 @@ class Lanes:
         objective = self.objective
         total: dict[str, Tensor] = {}
         for micro in step.micro_batches:
+            before = {n: v.clone() for n, v in self._buffers.items()} if micro.rank else {}, self._shared
             losses = self._losses(step, micro, objective.batch(step, micro))
             found = torch.autograd.grad(losses.sum(), list(self._params.values()), allow_unused=True)
             for (name, _), grad in zip(self._params.items(), found, strict=True):
                 if grad is not None:
                     total[name] = total[name] + grad if name in total else grad.contiguous()
+            if micro.rank:  # what another training process than 0 made of the buffers was lost
+                self._buffers, self._shared = before
         return total
 
     def _losses(self, step: Step, micro: MicroBatch, batch: Any) -> Tensor:

@@ -174,6 +174,29 @@ def test_the_walk_rebuilds_states_and_agrees_with_training_again(runs: Any) -> N
     assert scores.values.abs().max() > 0
 
 
+def test_many_runs_at_once_leave_examples_out_of_all_processes(runs: Any) -> None:
+    """BatchNorm's statistics are those of process 0 in every one of them."""
+    folder, _ = runs
+    runner = InfluenceRunner(accelerator="cpu", progress=False)
+    loader, validation = ddp_runs.train_loader(ddp_runs.Augmented()), ddp_runs.validation_loader()
+    together = runner.counterfactuals(Rich(), loader, validation, log=folder / "rich", leave_out=[[0], [5]]).values
+
+    def loss_without(example: int | None) -> Tensor:
+        weights = torch.ones(N, dtype=torch.float64)
+        if example is not None:
+            weights[example] = 0
+        net = Rich()
+        with RunLog.open(folder / "rich") as log, runner.retracer(net, loader, log=log) as retracer:
+            end = retracer.run(log.state(0), 0, len(log), weights=weights)
+        net.load_state_dict({**end.params, **end.buffers})
+        net.eval()
+        with torch.no_grad():
+            return sum(F.cross_entropy(net.net(x), y, reduction="sum") for x, y in validation) / 8
+
+    alone = torch.stack([loss_without(0), loss_without(5)]) - loss_without(None)
+    assert relative_error(together[:, 0], alone) < 1e-9
+
+
 def test_a_process_that_dies_leaves_a_readable_log(runs: Any) -> None:
     folder, _ = runs
     assert (folder / "error.txt").exists(), "the test is degenerate: process 0 did not notice"
