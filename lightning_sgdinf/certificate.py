@@ -127,12 +127,10 @@ class Certificate:
         if self.trust is not None and self.trust.is_low:
             found.append(
                 f"Low trust: for {len(self.trust.example_ids)} examples really left out, predicted and true changes "
-                "correlate "
-                f"only at {self.trust.correlation:.2f} (95 % interval {self.trust.low:.2f} to {self.trust.high:.2f}). "
-                "The scores are the "
-                "right derivative, but training is not smooth enough for it to predict removal; smaller steps or "
-                "smoother "
-                "activations help, and the largest scores should be verified by re-training."
+                f"correlate only at {self.trust.correlation:.2f} (95 % interval {self.trust.low:.2f} to "
+                f"{self.trust.high:.2f}). The scores are the right derivative, but training is not smooth enough for "
+                "it to predict removal; smaller steps or smoother activations help, and the largest scores should be "
+                "verified by re-training."
             )
         return tuple(found)
 
@@ -147,14 +145,12 @@ class Certificate:
         if (g := self.gradient_check) is not None:
             lines.append(
                 f"Gradient check: {len(g.example_ids)} examples against central differences from step {g.first_step} "
-                "on: "
-                f"relative error {g.relative_error:.1e}."
+                f"on: relative error {g.relative_error:.1e}."
             )
         if (t := self.trust) is not None:
             lines.append(
                 f"Trust: {len(t.example_ids)} examples left out from step {t.first_step} on: correlation "
-                f"{t.correlation:.3f} "
-                f"(95 % interval {t.low:.3f} to {t.high:.3f})."
+                f"{t.correlation:.3f} (95 % interval {t.low:.3f} to {t.high:.3f})."
             )
         return (*lines, *self.notes) if lines or self.notes else ("Nothing was checked.",)
 

@@ -22,8 +22,8 @@ def training_loaders(model: Any, train_dataloaders: Any, datamodule: Any) -> lis
     found = _resolve(model, train_dataloaders, datamodule, "train_dataloader", "train_dataloaders")
     if not found:
         raise ConfigurationError(
-            "no training data: pass train_dataloaders or a datamodule, as to Trainer.fit; scores "
-            "are per training example"
+            "no training data: pass train_dataloaders or a datamodule, as to Trainer.fit; scores are per training "
+            "example"
         )
     for loader in found:
         if not hasattr(loader, "dataset") or isinstance(loader.dataset, IterableDataset):

@@ -59,8 +59,7 @@ class ValidationData:
         except (TypeError, ValueError, IndexError, KeyError) as error:
             raise ConfigurationError(
                 "this query needs examples (x, y) with an integer label y; the validation set gives "
-                f"{type(dataset[0]).__name__}. "
-                "Use MeanLoss, or FunctionQuery with a function of your own."
+                f"{type(dataset[0]).__name__}. Use MeanLoss, or FunctionQuery with a function of your own."
             ) from error
 
 

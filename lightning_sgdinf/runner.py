@@ -157,8 +157,7 @@ class InfluenceRunner:
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ConfigurationError(
                 "several devices need a model, data and query that can be pickled, to send them to the other "
-                f"processes: {error}. "
-                "Define them at the top level of a module, or use devices=1."
+                f"processes: {error}. Define them at the top level of a module, or use devices=1."
             ) from error
         score: Any = self._score_on  # Fabric passes the further arguments on, which its type does not say
         return pickle.loads(self._fabric().launch(score, torch.get_num_threads(), payload))

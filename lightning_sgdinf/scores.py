@@ -274,16 +274,16 @@ def _directions(better: tuple[Better, ...], queries: tuple[str, ...]) -> tuple[B
 def _matrix(values: Tensor, queries: tuple[str, ...]) -> Tensor:
     if values.ndim != 2 or values.shape[0] == 0 or values.shape[1] != len(queries):
         raise ConfigurationError(
-            f"values: expected shape [N, {len(queries)}], at least one example and one column per query, "
-            f"got {list(values.shape)}"
+            f"values: expected shape [N, {len(queries)}], at least one example and one column per query, got "
+            f"{list(values.shape)}"
         )
     values = values.detach().to("cpu", torch.float64).contiguous()
     bad = (~values.isfinite()).nonzero()
     if len(bad):
         example, column = bad[0].tolist()
         raise NonFiniteError(
-            f"score of example {example} for query {queries[column]!r} is {values[example, column].item()} "
-            f"({len(bad)} of {values.numel()} scores are not finite); look in the log for the first such loss"
+            f"score of example {example} for query {queries[column]!r} is {values[example, column].item()} ({len(bad)} "
+            f"of {values.numel()} scores are not finite); look in the log for the first such loss"
         )
     return values
 
@@ -303,7 +303,7 @@ def _epochs(per_epoch: Tensor, values: Tensor, queries: tuple[str, ...]) -> Tens
         example, column = divmod(int(gap.argmax()), len(queries))
         raise ConfigurationError(
             "per_epoch: expected contributions that sum to the values, got a sum of "
-            f"{per_epoch[:, example, column].sum().item():.6g} for example {example}, query {queries[column]!r}, "
-            f"whose value is {values[example, column].item():.6g}"
+            f"{per_epoch[:, example, column].sum().item():.6g} for example {example}, query {queries[column]!r}, whose "
+            f"value is {values[example, column].item():.6g}"
         )
     return per_epoch

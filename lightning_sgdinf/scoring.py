@@ -230,8 +230,8 @@ class Job:
         if self.estimator.state_for(plan.first_step, self.log) != plan.first_step:
             if plan.first_step not in self.log.state_indices:
                 self.notes.append(
-                    f"Trust was not checked: a re-run would start from state {plan.first_step}, which "
-                    "the log does not store."
+                    f"Trust was not checked: a re-run would start from state {plan.first_step}, which the log does not "
+                    "store."
                 )
                 return
             before = self.log.state(plan.first_step)

@@ -149,8 +149,8 @@ class Walk:
             self.on_step(t, before, tally)
         if not bool(torch.isfinite(tally.scores).all()):
             raise NonFiniteError(
-                "a score is not finite although every step was; this is a defect, please report it "
-                "with the log's header"
+                "a score is not finite although every step was; this is a defect, please report it with the log's "
+                "header"
             )
         return tally
 
@@ -250,13 +250,10 @@ def _compare(at: ReplayedStep, after: ModelState, objective: Objective, found: S
     if not found.largest <= STEP_TOLERANCE:
         raise StepMismatchError(
             f"step {found.step}, done again, leads to another state than the recorded one: {found.tensor} differs by "
-            f"{found.largest:.1e} of the "
-            f"step's own size (allowed {STEP_TOLERANCE:.0e}). Usual causes: weights or gradients changed outside the "
-            "optimizer "
-            "(a callback, an overridden optimizer_step or configure_gradient_clipping), randomness that is not "
-            "torch's, numpy's or python's global "
-            "generator, a model that was changed after training, kernels that are not deterministic (TF32, other "
-            "hardware)."
+            f"{found.largest:.1e} of the step's own size (allowed {STEP_TOLERANCE:.0e}). Usual causes: weights or "
+            "gradients changed outside the optimizer (a callback, an overridden optimizer_step or "
+            "configure_gradient_clipping), randomness that is not torch's, numpy's or python's global generator, a "
+            "model that was changed after training, kernels that are not deterministic (TF32, other hardware)."
         )
 
 

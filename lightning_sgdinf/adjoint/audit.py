@@ -24,8 +24,8 @@ from lightning_sgdinf.state import ModelState
 
 _WAYS_OUT = (
     "Two ways out: name the sub-module whose output rows each feed only their own example's loss, "
-    "InfluenceRunner(tap='head'); or give the "
-    "LightningModule a method per_example_loss(batch, batch_idx) that returns the loss of each example, shape [B]."
+    "InfluenceRunner(tap='head'); or give the LightningModule a method per_example_loss(batch, batch_idx) that returns "
+    "the loss of each example, shape [B]."
 )
 
 
@@ -61,8 +61,8 @@ def audit_loss(
         if not gap <= tolerance:
             raise UntappedLossError(
                 f"step {one.index}: the mean of per_example_loss has another gradient than training_step's loss "
-                f"(relative difference {gap:.1e}). "
-                "per_example_loss must return what each example adds to the loss, times the batch size."
+                f"(relative difference {gap:.1e}). per_example_loss must return what each example adds to the loss, "
+                "times the batch size."
             )
     rest, _ = _gradient(objective, state, one, one.micro_batches[0], 0.0)
     elsewhere, _ = _gradient(objective, state, other, _different(one.micro_batches[0], other.micro_batches[0]), 0.0)
@@ -70,16 +70,14 @@ def audit_loss(
     if not untapped <= tolerance:
         raise UntappedLossError(
             f"step {one.index}: {untapped:.1%} of the gradient comes from a term of the loss that depends on the data "
-            "but not on example weights "
-            f"(tapped: {', '.join(sorted(set(taps)))}). {_WAYS_OUT}"
+            f"but not on example weights (tapped: {', '.join(sorted(set(taps)))}). {_WAYS_OUT}"
         )
     double, _ = _gradient(objective, state, one, one.micro_batches[0], 2.0)
     bent = ((double - 2 * full + rest).norm() / size).item()
     if not bent <= tolerance:
         raise UntappedLossError(
             f"step {one.index}: the gradient is not linear in the example weights (by {bent:.1%}): one loss function "
-            "feeds another, so "
-            f"weights enter twice (tapped: {', '.join(taps)}). {_WAYS_OUT}"
+            f"feeds another, so weights enter twice (tapped: {', '.join(taps)}). {_WAYS_OUT}"
         )
     return tuple(sorted(set(taps)))
 
@@ -114,8 +112,8 @@ def attribution(objective: Objective, state: ModelState, step: Step, *, toleranc
     return (
         f"The loss of example {int(micro.example_ids[0])} depends on the other examples of its batch even in eval mode "
         "(in-batch negatives, mixed inputs), or rows reach the loss function in another order than examples do (time "
-        "before batch). Scores are of rows: right for the first, wrong for the last; a method "
-        "per_example_loss(batch, batch_idx) settles it."
+        "before batch). Scores are of rows: right for the first, wrong for the last; a method per_example_loss(batch, "
+        "batch_idx) settles it."
     )
 
 

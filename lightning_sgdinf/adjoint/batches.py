@@ -89,11 +89,10 @@ class BatchSource:
         if self._check and draw.digest is not None and (found := batch_digest(batch)) != draw.digest:
             raise DataMismatchError(
                 f"step {step}: the batch of examples {draw.example_ids[:4].tolist()}... differs from the one trained "
-                "on "
-                f"(checksum {draw.digest:08x} recorded, {found:08x} now). Usual causes: another data set or order, "
-                "another transform, or a "
-                "data set with random numbers of its own (a generator kept as attribute) instead of torch's, numpy's "
-                "or python's global one; record such a run with TrajectoryRecorder(store_batches=True)."
+                f"on (checksum {draw.digest:08x} recorded, {found:08x} now). Usual causes: another data set or order, "
+                "another transform, or a data set with random numbers of its own (a generator kept as attribute) "
+                "instead of torch's, numpy's or python's global one; record such a run with "
+                "TrajectoryRecorder(store_batches=True)."
             )
         return batch
 

@@ -105,8 +105,8 @@ class Objective:
         for name, shape, parameter in zip(self.vector.names, self.vector.shapes, self.parameters, strict=True):
             if tuple(parameter.shape) != shape:
                 raise ModelMismatchError(
-                    f"parameter {name!r}: the log has shape {shape}, this model {tuple(parameter.shape)}. "
-                    "Pass the model configuration that was trained."
+                    f"parameter {name!r}: the log has shape {shape}, this model {tuple(parameter.shape)}. Pass the "
+                    "model configuration that was trained."
                 )
 
     @property
@@ -191,8 +191,8 @@ class Objective:
             trace.statistics.updates.clear()
         if not torch.isfinite(trace.loss.detach()).all():
             raise NonFiniteError(
-                f"the training loss of step {step.index} is {trace.loss.item()}; replay stops here. "
-                "Scores need a finite run."
+                f"the training loss of step {step.index} is {trace.loss.item()}; replay stops here. Scores need a "
+                "finite run."
             )
         return trace
 
@@ -319,7 +319,6 @@ def _loss_of(output: Any, step: Step, stacked: bool) -> Tensor:
     if not isinstance(loss, Tensor) or not (stacked or loss.requires_grad):
         raise UnsupportedRunError(
             f"step {step.index}: training_step returned {type(output).__name__} instead of a loss tensor with a "
-            "gradient; "
-            "return the loss, or a dict with 'loss'"
+            "gradient; return the loss, or a dict with 'loss'"
         )
     return loss

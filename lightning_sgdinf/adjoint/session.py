@@ -55,8 +55,8 @@ class TrainerStandIn:
             raise AttributeError(name)
         raise UnsupportedRunError(
             f"training_step reads trainer.{name}, which is not part of the record, so the step cannot be done again "
-            "faithfully. "
-            f"Keep what the step needs on the module instead (set self.{name} in a hook such as on_train_start)."
+            f"faithfully. Keep what the step needs on the module instead (set self.{name} in a hook such as "
+            "on_train_start)."
         )
 
 
@@ -89,8 +89,7 @@ def borrowed(
     if missing:
         raise ModelMismatchError(
             f"the log was written by a model with parameters {missing[:5]} that this one lacks; it has "
-            f"{sorted(named)[:10]} ... "
-            "Pass the module class and configuration that was trained."
+            f"{sorted(named)[:10]} ... Pass the module class and configuration that was trained."
         )
     wanted = set(trained)
     with ExitStack() as undo:

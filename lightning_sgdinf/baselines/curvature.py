@@ -166,14 +166,14 @@ class TrainingCurvature:
         found = float(self._second_order(alone, 0, curvature=False)[0][0, 0]) * len(first)
         if not math.isfinite(own):
             raise NonFiniteError(
-                f"the final model's loss on training example {int(first[0])} has no finite gradient; influence needs "
-                "a finite model"
+                f"the final model's loss on training example {int(first[0])} has no finite gradient; influence needs a "
+                "finite model"
             )
         if not abs(found - own) <= 1e-3 * max(abs(own), abs(found)):
             raise ConfigurationError(
                 f"the loss of a batch is not the mean of its examples' losses (slope of example {int(first[0])}: "
-                f"{own:.3g} by itself, {found:.3g} in a batch of {len(first)}): class weights, a sum, or rows that "
-                "see each other. Use batch_size=1."
+                f"{own:.3g} by itself, {found:.3g} in a batch of {len(first)}): class weights, a sum, or rows that see "
+                "each other. Use batch_size=1."
             )
 
 

@@ -80,8 +80,8 @@ class Selection:
         """
         if outside := [j for j in (*self.drop, *self.relabel) if j >= count]:
             raise ConfigurationError(
-                f"expected ids below {count}, the size of the training set, got {outside[:5]}; "
-                "was the selection made from scores of another data set?"
+                f"expected ids below {count}, the size of the training set, got {outside[:5]}; was the selection made "
+                "from scores of another data set?"
             )
 
     def weights(self, count: int) -> Tensor:

@@ -190,7 +190,7 @@ def _classified(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return functional.binary_cross_entropy_with_logits(flat, targets, reduction="none"), (flat > 0).long()
     if logits.dim() != 2 or labels.dim() != 1 or len(logits) != count:
         raise ConfigurationError(
-            "expected logits [B, C] (or [B] for two classes) and labels [B], got "
-            f"{tuple(logits.shape)} and {tuple(labels.shape)}; give `forward=`, see `LogitsAndLabels`."
+            f"expected logits [B, C] (or [B] for two classes) and labels [B], got {tuple(logits.shape)} and "
+            f"{tuple(labels.shape)}; give `forward=`, see `LogitsAndLabels`."
         )
     return functional.cross_entropy(logits, labels.long(), reduction="none"), logits.argmax(dim=1)

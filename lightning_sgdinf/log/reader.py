@@ -179,8 +179,8 @@ class RunLog:
             before = self.state_indices[self.state_indices < index]
             nearest = f"the nearest one before it is {before[-1]}" if len(before) else "there is none before it"
             raise StateNotStoredError(
-                f"{self.path}: state {index} was not kept (keep={self.header.keep!r}), {nearest}; replay forwards "
-                "from a stored state, or record with another keep"
+                f"{self.path}: state {index} was not kept (keep={self.header.keep!r}), {nearest}; replay forwards from "
+                "a stored state, or record with another keep"
             ) from None
 
     def state_checksum(self, index: int) -> int | None:
@@ -243,8 +243,7 @@ class RunLog:
         if entry is not None and (entry.steps, entry.checksum) != (len(segment.steps), segment.steps.checksum):
             raise LogCorruptError(
                 f"{segment.path}: the segment has {len(segment.steps)} steps of checksum {segment.steps.checksum:08x}, "
-                "the "
-                f"end mark says {entry.steps} of {entry.checksum:08x}; restore the segment of this run"
+                f"the end mark says {entry.steps} of {entry.checksum:08x}; restore the segment of this run"
             )
 
     def _chain(self) -> tuple[list[int], int]:

@@ -226,8 +226,8 @@ class LogWriter:
             ConfigurationError: Always.
         """
         raise ConfigurationError(
-            f"the writer of {self.path} owns a thread and an open file and cannot be pickled or copied; "
-            "keep it out of what is sent to other processes"
+            f"the writer of {self.path} owns a thread and an open file and cannot be pickled or copied; keep it out of "
+            "what is sent to other processes"
         )
 
     def _submit(self, job: Callable[[], object]) -> int | None:
@@ -269,8 +269,8 @@ class LogWriter:
     def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise LogWriteError(
-                f"the writer of {self.path} belongs to process {self._process} and was used in {os.getpid()}; "
-                "record in the process that trains"
+                f"the writer of {self.path} belongs to process {self._process} and was used in {os.getpid()}; record "
+                "in the process that trains"
             )
 
 

@@ -104,8 +104,8 @@ class AveragingWatch:
         if found is None and self._linear:
             self._linear = False
             self._remark(
-                f"the averaging function of {self.kind} is not of the form a * average + b * params, so the average "
-                "is not recorded"
+                f"the averaging function of {self.kind} is not of the form a * average + b * params, so the average is "
+                "not recorded"
             )
         return found
 

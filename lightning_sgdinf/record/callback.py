@@ -338,8 +338,7 @@ class TrajectoryRecorder(Callback):
         if recording.reader.unreadable:
             self._concerns.problem(
                 f"the optimizer keeps {', '.join(sorted(recording.reader.unreadable))}, which are neither tensors nor "
-                "numbers, so its "
-                "state cannot be recorded. Use an optimizer that keeps tensors"
+                "numbers, so its state cannot be recorded. Use an optimizer that keeps tensors"
             )
         extra: dict[str, Any] = {"opaque_options": sorted(recording.steps.opaque)}
         if recording.steps.other_hooks:

@@ -36,8 +36,7 @@ class Concerns:
         if self._strict:
             raise UnsupportedRunError(
                 f"This run could not be explained later: {reason}. TrajectoryRecorder(strict=False) records what can "
-                "be recorded "
-                "all the same."
+                "be recorded all the same."
             )
         if self._tell(f"The run is recorded, but cannot be replayed: {reason}."):
             self._reasons.append(reason)

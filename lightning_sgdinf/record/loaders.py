@@ -70,8 +70,7 @@ class LoaderTap:
         if by_iterator:
             self._problem(
                 "training_step takes dataloader_iter and fetches batches itself, so a step cannot be handed its batch "
-                "again. "
-                "Write training_step(batch, batch_idx) instead"
+                "again. Write training_step(batch, batch_idx) instead"
             )
 
         def tap_process(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -181,9 +180,8 @@ class LoaderTap:
         if carried.single and len(carried.ids) != 1 and self._store is None:
             self._problem(
                 "the loader has batch_size=None and a sampler that yields lists of indices; which examples make up a "
-                "batch is known, "
-                "but not how the data set joins them. Pass the sampler as batch_sampler and let collate_fn join the "
-                f"examples, or keep the batches in the log: {STORE_BATCHES}"
+                "batch is known, but not how the data set joins them. Pass the sampler as batch_sampler and let "
+                f"collate_fn join the examples, or keep the batches in the log: {STORE_BATCHES}"
             )
         return [
             Draw(

@@ -153,8 +153,8 @@ class Recording:
         if moved:
             self._problem(
                 f"{', '.join(moved[:5])} changed in training although no optimizer holds "
-                f"{'them' if len(moved) > 1 else 'it'}, and "
-                "its values are not recorded. Register as buffers what is updated by hand"
+                f"{'them' if len(moved) > 1 else 'it'}, and its values are not recorded. Register as buffers what is "
+                "updated by hand"
             )
 
     def micro_batch_begins(self, batch_idx: int, draws: tuple[Draw, ...], transferred_with: dict[str, bytes]) -> None:
@@ -322,8 +322,7 @@ class Recording:
             # then.
             self._remark(
                 f"after step {self.count - 1} the optimizer stepped on gradients left over from before, without a "
-                "backward "
-                "pass; that step is not recorded"
+                "backward pass; that step is not recorded"
             )
             return
         trainer = self._trainer

@@ -57,8 +57,8 @@ class BatchStore:
             data = encode_batch(batch)
         except TypeError as error:
             self._problem(
-                "store_batches=True stores tensors, arrays, numbers, strings, and lists, tuples and dicts of them, "
-                f"but {error}. Let collate_fn return such batches"
+                "store_batches=True stores tensors, arrays, numbers, strings, and lists, tuples and dicts of them, but "
+                f"{error}. Let collate_fn return such batches"
             )
             return draws
         loader = found.loader if found is not None else 0

@@ -82,15 +82,14 @@ def impossible_optimizers(trainer: Any) -> str:
     """Why the optimizers cannot be recorded, as a sentence without full stop; empty if they can."""
     if len(trainer.optimizers) != 1:
         return (
-            f"the run has {len(trainer.optimizers)} optimizers, and only runs with one can be recorded. "
-            "Train with a single optimizer"
+            f"the run has {len(trainer.optimizers)} optimizers, and only runs with one can be recorded. Train with a "
+            "single optimizer"
         )
     optimizer = trainer.optimizers[0]
     if not isinstance(optimizer, torch.optim.Optimizer):
         return (
             f"the optimizer is a {type(optimizer).__qualname__}, which is no torch.optim.Optimizer and has no step "
-            "hooks. "
-            "Derive it from torch.optim.Optimizer"
+            "hooks. Derive it from torch.optim.Optimizer"
         )
     for group in optimizer.param_groups:
         rate = group.get("lr", 0.0)
@@ -166,8 +165,8 @@ SEVERAL_EVALUATIONS = (
 )
 
 MANUAL_OPTIMIZATION = (
-    "the module optimizes manually, so the gradient need not be that of what training_step returns. "
-    "Use automatic optimization"
+    "the module optimizes manually, so the gradient need not be that of what training_step returns. Use automatic "
+    "optimization"
 )
 
 

@@ -34,8 +34,8 @@ def print_outcome(
     before, after = cleansed.before, cleansed.after
     console.print(f"Cleansing: {cleansed.selection.reason}.")
     console.print(
-        f"Test error [bold]{100 * before.error:.2f} %[/] before, [bold]{100 * after.error:.2f} %[/] after; "
-        f"test loss {before.loss:.4f} before, {after.loss:.4f} after."
+        f"Test error [bold]{100 * before.error:.2f} %[/] before, [bold]{100 * after.error:.2f} %[/] after; test loss "
+        f"{before.loss:.4f} before, {after.loss:.4f} after."
     )
     console.print(f"Report: [bold]{page}[/]", soft_wrap=True)
 

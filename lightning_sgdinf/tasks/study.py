@@ -44,8 +44,8 @@ class ReportSettings:
     def __post_init__(self) -> None:
         if self.shown < 1 or self.explained < 0 or self.causes < 1:
             raise ConfigurationError(
-                "expected shown >= 1, explained >= 0 and causes >= 1, "
-                f"got {self.shown}, {self.explained} and {self.causes}"
+                f"expected shown >= 1, explained >= 0 and causes >= 1, got {self.shown}, {self.explained} and "
+                f"{self.causes}"
             )
 
     def counts_below(self, total: int) -> tuple[int, ...]:

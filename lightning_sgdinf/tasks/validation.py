@@ -62,8 +62,8 @@ def _check_call(config: Mapping[str, Any], where: str) -> None:
     for key in given:
         if key not in parameters and not _takes_any(target):
             raise ConfigurationError(
-                f"{where}.{key}: {name} has no argument {key!r}{suggestion(key, parameters)} "
-                f"It takes: {', '.join(parameters) or 'none'}."
+                f"{where}.{key}: {name} has no argument {key!r}{suggestion(key, parameters)} It takes: "
+                f"{', '.join(parameters) or 'none'}."
             )
     if not config.get("_partial_"):
         missing = [key for key, p in parameters.items() if p.default is p.empty and key not in given]

@@ -74,8 +74,8 @@ def make_plan(
     stop = total if last_step is None else last_step
     if not 0 <= first_step < stop <= total:
         raise ConfigurationError(
-            f"first_step and last_step: expected 0 <= first_step < last_step <= {total}, the length of the log, "
-            f"got {first_step} and {stop}"
+            f"first_step and last_step: expected 0 <= first_step < last_step <= {total}, the length of the log, got "
+            f"{first_step} and {stop}"
         )
     given: Iterable[Iterable[int]] = ((j,) for j in range(examples)) if leave_out is None else leave_out
     sets = tuple(tuple(sorted({int(j) for j in one})) for one in given)

@@ -144,9 +144,9 @@ def stored_before(log: Trajectory, step: int) -> int:
     found = [int(t) for t in log.state_indices if t <= step]
     if not found:
         raise StateNotStoredError(
-            f"leaving examples out from step {step} on needs the state there or an earlier one, and the first that "
-            f"was kept (keep={log.header.keep!r}) is state {int(min(log.state_indices, default=len(log)))}. Record "
-            "with keep='every_step' or keep='every(k)', or leave them out of later steps only (first_step=)."
+            f"leaving examples out from step {step} on needs the state there or an earlier one, and the first that was "
+            f"kept (keep={log.header.keep!r}) is state {int(min(log.state_indices, default=len(log)))}. Record with "
+            "keep='every_step' or keep='every(k)', or leave them out of later steps only (first_step=)."
         )
     return found[-1]
 

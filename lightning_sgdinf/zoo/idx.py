@@ -39,8 +39,8 @@ def read_idx(path: str | Path) -> np.ndarray:
             raise ConfigurationError(f"{path}: expected a whole gzip file, got a damaged one ({error})") from error
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] != UNSIGNED_BYTE or data[3] == 0:
         raise ConfigurationError(
-            f"{path}: expected an IDX file of unsigned bytes (it starts with 00 00 08), "
-            f"got one that starts with {data[:4].hex(' ')}; download it again"
+            f"{path}: expected an IDX file of unsigned bytes (it starts with 00 00 08), got one that starts with "
+            f"{data[:4].hex(' ')}; download it again"
         )
     dimensions = data[3]
     head = 4 + 4 * dimensions
