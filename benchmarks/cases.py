@@ -73,7 +73,7 @@ CASES: Mapping[str, Case] = {
         Case("LogReg", logistic_regression, MNIST, 600, 30),
         Case("MLP", partial(mlp, hidden=(128,)), MNIST, 400, 30),
         Case("MnistNet", mnist_net, MNIST, 300, 8),
-        Case("CifarNet", cifar_net, CIFAR, 16, 2),
+        Case("CifarNet", cifar_net, CIFAR, 48, 2),
         Case("MnistNet, Adam", mnist_net, MNIST, 100, 8, "adam"),
     )
 }
