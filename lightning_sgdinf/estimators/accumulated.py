@@ -87,13 +87,13 @@ class AccumulatedInfluence:
                 "AccumulatedInfluence does not carry running averages of the weights, which this run has; use "
                 "SgdInfluence, or train without averaging"
             )
-        first = _first_steps(log, question.examples)
+        first = first_steps(log, question.examples)
         order = torch.argsort(first, stable=True)[: int((first < len(log)).sum())]
         note, size = self._plan(question, len(order))
         values = torch.zeros(question.examples, len(question.gradient), dtype=torch.float64)
+        changes = evaluated_changes if self.evaluate else linear_changes
         for chunk in order.split(size):
-            moved = displacements(log, objective, chunk, first[chunk])
-            values[chunk] = self._changes(question, moved)
+            values[chunk] = changes(question, displacements(log, objective, chunk, first[chunk]))
         return Answer(values, (note,))
 
     def _plan(self, question: Question, count: int) -> tuple[str, int]:
@@ -119,18 +119,22 @@ class AccumulatedInfluence:
         _say.info("AccumulatedInfluence: %s", note)
         return note, size
 
-    def _changes(self, question: Question, moved: Tensor) -> Tensor:
-        """Of the queries, ``[J, Q]``, for parameters displaced by ``[J, P]``."""
-        if not self.evaluate:
-            return (moved.double() @ question.gradient.double().T).cpu()
-        vector, model = question.objective.vector, question.model
-        base = question.value(model)
-        end = vector.join([model.params[n] for n in vector.names]).to(moved)
-        found = []
-        for row in moved:
-            params = dict(zip(vector.names, vector.split(end + row), strict=True))
-            found.append(question.value(ModelState(params=params, buffers=model.buffers)) - base)
-        return torch.stack(found)
+
+def linear_changes(question: Question, moved: Tensor) -> Tensor:
+    """Changes of the queries to first order, float64 ``[J, Q]``, for parameters displaced by ``[J, P]``."""
+    return (moved.double() @ question.gradient.double().T).cpu()
+
+
+def evaluated_changes(question: Question, moved: Tensor) -> Tensor:
+    """Changes of the queries themselves, float64 ``[J, Q]``, for parameters displaced by ``[J, P]``."""
+    vector, model = question.objective.vector, question.model
+    base = question.value(model)
+    end = vector.join([model.params[n] for n in vector.names]).to(moved)
+    found = []
+    for row in moved:
+        params = dict(zip(vector.names, vector.split(end + row), strict=True))
+        found.append(question.value(ModelState(params=params, buffers=model.buffers)) - base)
+    return torch.stack(found)
 
 
 def displacements(log: Trajectory, objective: Objective, examples: Tensor, first: Tensor) -> Tensor:
@@ -140,7 +144,7 @@ def displacements(log: Trajectory, objective: Objective, examples: Tensor, first
         log: The record.
         objective: The opened model.
         examples: Ids, int64 ``[J]``, in the order of their first steps.
-        first: The step at which each is drawn first, int64 ``[J]``, increasing.
+        first: Their `first_steps`, increasing.
 
     Returns:
         ``[J, P]``.
@@ -238,7 +242,7 @@ def _written(tangent: Tangent, moved: Tangent, begun: int) -> Tangent:
     return Tangent(tangent.params, optimizer)
 
 
-def _first_steps(log: Trajectory, examples: int) -> Tensor:
+def first_steps(log: Trajectory, examples: int) -> Tensor:
     """The step at which each example is drawn first, int64 ``[N]``; ``T`` if never."""
     first = torch.full((examples,), len(log))
     for step in log.steps(len(log), 0):

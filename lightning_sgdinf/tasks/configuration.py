@@ -14,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
+from lightning_sgdinf.tasks.job import Job, Parts
 from lightning_sgdinf.tasks.study import Study
 from lightning_sgdinf.tasks.validation import check_targets, suggestion
-from lightning_sgdinf.zoo import Classifier
+from lightning_sgdinf.zoo import Classifier, ImageData
 
 
 class Metric(Enum):
@@ -48,6 +49,9 @@ class MainConfig:
     report: dict[str, Any]
     logger: dict[str, Any]
     compare: dict[str, Any] = field(default_factory=dict)
+    job: dict[str, Any] | None = None
+    seeds: int | None = None
+    workers: int | None = None
 
 
 def conf_dir() -> str:
@@ -111,6 +115,10 @@ def make_study(config: DictConfig, choices: Mapping[str, str]) -> Study:
     network = build(config.model, "model")
     optimizer = build(config.optimizer, "optimizer")
     data = build(config.dataset, "dataset")
+    if not isinstance(data, ImageData):
+        raise ConfigurationError(
+            f"dataset: the main job needs images, got {type(data).__name__}; that data set is for experiment=lie"
+        )
 
     def new_model() -> Classifier:
         classes = len(data.class_names)
@@ -136,4 +144,26 @@ def make_study(config: DictConfig, choices: Mapping[str, str]) -> Study:
         report=build(config.report, "report"),
         choices=dict(choices),
         config_text=OmegaConf.to_yaml(config, resolve=True),
+    )
+
+
+def make_job(config: DictConfig, choices: Mapping[str, str]) -> tuple[Job, Parts]:
+    """A job that the configuration names in place of the main one, and what it is given.
+
+    Args:
+        config: As `checked` returned it.
+        choices: Which file was taken of each group.
+
+    Raises:
+        ConfigurationError: A part refused its arguments.
+    """
+    return build(config.job, "job"), Parts(
+        dataset=build(config.dataset, "dataset"),
+        network=build(config.model, "model"),
+        optimizer=build(config.optimizer, "optimizer"),
+        trainer=build({**config.trainer, "_partial_": True}, "trainer"),
+        runner=build({**config.runner, "_partial_": True}, "runner"),
+        folder=Path(config.output_dir),
+        seed=config.seed,
+        choices=dict(choices),
     )

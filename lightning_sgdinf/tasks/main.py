@@ -27,7 +27,7 @@ from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
 from lightning_sgdinf.evaluation import Detection
 from lightning_sgdinf.report import log_report, write_report
 from lightning_sgdinf.tasks import summary
-from lightning_sgdinf.tasks.configuration import checked, conf_dir, make_study
+from lightning_sgdinf.tasks.configuration import checked, conf_dir, make_job, make_study
 from lightning_sgdinf.tasks.console import print_outcome
 from lightning_sgdinf.tasks.pipeline import Cleansed, Ranked, Trained, cleanse, detections, rank, train
 from lightning_sgdinf.tasks.reporting import report_data
@@ -93,6 +93,9 @@ def _job(config: DictConfig) -> float:
         _refuse_processes_in_a_sweep(config, in_sweep)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
+        if config.job is not None:
+            job, parts = make_job(config, choices)
+            return job.run(parts)
         study = make_study(config, choices)
         _, row = run_study(study, command=" ".join(["sgdinf", *sys.argv[1:]]))
     except SgdInfluenceError as error:

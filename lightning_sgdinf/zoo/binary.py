@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -56,6 +56,10 @@ class BinaryDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.inputs[index], self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """A whole batch, which is one look-up where single examples would be hundreds."""
+        return self.inputs[indices], self.labels[indices]
 
 
 class EpochOrder(Sampler[int]):
@@ -125,12 +129,18 @@ class BinaryData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """In the order of `EpochOrder`."""
-        return DataLoader(self.train_set, batch_size=self.batch_size, sampler=EpochOrder(len(self.train_set)))
+        order = EpochOrder(len(self.train_set))
+        return DataLoader(self.train_set, batch_size=self.batch_size, sampler=order, collate_fn=_as_it_is)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """In one batch."""
-        return DataLoader(self.val_set, batch_size=len(self.val_set))
+        return DataLoader(self.val_set, batch_size=len(self.val_set), collate_fn=_as_it_is)
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """In one batch."""
-        return DataLoader(self.test_set, batch_size=len(self.test_set))
+        return DataLoader(self.test_set, batch_size=len(self.test_set), collate_fn=_as_it_is)
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Batches come from the data set ready."""
+    return batch

@@ -11,7 +11,7 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig
 
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.tasks.configuration import build, checked, conf_dir, make_study
+from lightning_sgdinf.tasks.configuration import build, checked, conf_dir, make_job, make_study
 from lightning_sgdinf.tasks.pipeline import validation_halves
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -74,7 +74,13 @@ def test_every_file_composes_and_makes_what_it_names(
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes(name: str, tmp_path: Path) -> None:
     config = checked(composed(tmp_path, f"experiment={name}"))
-    assert config.dataset["_target_"].endswith("ImageData")
+    if config.job is None:
+        assert config.dataset["_target_"].endswith("ImageData")
+        return
+    job, parts = make_job(config, {"dataset": "adult_lie", "model": "logreg"})
+    assert callable(job.run)
+    assert parts.trainer(logger=False).max_epochs == config.trainer.max_epochs
+    assert parts.runner(certificate="off").settings.certificate == "off"
 
 
 @pytest.mark.parametrize("name", ["full", "short"])
@@ -128,6 +134,9 @@ def test_mistakes_that_hydra_names(tmp_path: Path) -> None:
 def test_what_a_constructor_refuses_says_where(tmp_path: Path) -> None:
     config = checked(composed(tmp_path, "dataset.label_noise=1.5"))
     with pytest.raises(ConfigurationError, match=r"dataset: fraction of labels to flip: expected a number in \[0, 1\]"):
+        make_study(config, {})
+    config = checked(composed(tmp_path, "dataset=adult_lie"))
+    with pytest.raises(ConfigurationError, match=r"dataset: the main job needs images, got Adult"):
         make_study(config, {})
     config = checked(composed(tmp_path, "dataset.train_size=100000"))
     with pytest.raises(ConfigurationError, match=r"dataset: parts of"):

@@ -1,0 +1,50 @@
+"""Jobs other than cleansing: what a configuration may name under ``job``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from lightning import Trainer
+from torch.optim import SGD
+
+from lightning_sgdinf.runner import InfluenceRunner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a configuration gives to a job. All of it can be pickled.
+
+    Attributes:
+        dataset: What the group names.
+        network: Makes a network from the shape of an example and the number of outputs.
+        trainer: Makes a Trainer, given further arguments.
+        runner: Makes an InfluenceRunner, given further arguments.
+        folder: Where results go.
+        choices: Which file of each configuration group was taken.
+        optimizer: Makes an optimizer from parameters.
+        seed: Of everything that is drawn.
+    """
+
+    dataset: Any
+    network: Callable[..., Any]
+    trainer: Callable[..., Trainer]
+    runner: Callable[..., InfluenceRunner]
+    folder: Path
+    choices: Mapping[str, str]
+    optimizer: Callable[..., Any] = SGD
+    seed: int = 0
+
+
+class Job(Protocol):
+    """What ``sgdinf`` does in place of its main job."""
+
+    def run(self, parts: Parts) -> float:
+        """Do it, and write what came of it.
+
+        Returns:
+            A number for optimising sweeps.
+        """
+        ...
