@@ -68,7 +68,7 @@ class Truth:
 
     def __repr__(self) -> str:
         return (
-            f"Truth({len(self)} sets of {self.examples} examples left out, queries={list(self.queries)}, "
+            f"Truth({len(self)} sets of {self.examples} examples left out, {len(self.queries)} queries, "
             f"{self.steps_taken} steps in {self.seconds:.1f} s, {self.at_once} runs at once)"
         )
 

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.zoo import Classifier, Digits, ImageData, cifar_net, logistic_regression, mlp, mnist_net
+from lightning_sgdinf.zoo import (
+    Classifier,
+    Digits,
+    ImageData,
+    cifar_net,
+    logistic_regression,
+    mlp,
+    mnist_net,
+    small_cnn,
+)
 
 
 def parameters(network: torch.nn.Module) -> int:
@@ -19,6 +28,7 @@ def parameters(network: torch.nn.Module) -> int:
     [
         (logistic_regression, (1, 28, 28), 7_850),
         (partial(mlp, hidden=(8, 8)), (1, 8, 8), 64 * 8 + 8 + 8 * 8 + 8 + 8 * 10 + 10),
+        (small_cnn, (1, 8, 8), 80 + 1_168 + 2_570),
         (mnist_net, (1, 28, 28), 13_750),
         (cifar_net, (3, 32, 32), 307_946),
     ],

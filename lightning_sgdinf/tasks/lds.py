@@ -1,0 +1,211 @@
+"""The linear datamodelling score of every estimator, one cell (model, optimizer, seed) at a time.
+
+Trains and records a classifier, measures what training without random sets of examples does to the losses of single
+validation examples, and correlates that with the sums of the examples' scores.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from lightning import seed_everything
+from rich.console import Console
+from rich.table import Table
+
+from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
+from lightning_sgdinf.evaluation import datamodelling_score, random_subsets
+from lightning_sgdinf.query import ExampleLoss
+from lightning_sgdinf.record import TrajectoryRecorder
+from lightning_sgdinf.tasks.job import Parts
+from lightning_sgdinf.zoo import Classifier, ImageData
+
+PAGE = "table.md"
+_say = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LdsJob:
+    """Linear datamodelling scores of several methods in one cell.
+
+    A cell's results are one file in ``output_dir``; one that is there is not done again. ``table.md`` is made anew of
+    all cells in the folder: means over seeds, with 95 % intervals.
+
+    In a configuration::
+
+        job:
+          _target_: lightning_sgdinf.tasks.lds.LdsJob
+          removals: {half: {part: 0.5, divisor: reduced}}
+          methods: {sgd_influence: {_target_: lightning_sgdinf.estimators.SgdInfluence}}
+
+    Args:
+        methods: Estimators and baselines by name.
+        removals: By name, the part of the examples that is left out and what the losses of a batch are divided by then.
+        subsets: Random sets of examples per removal, at least 10.
+        queries: Validation examples whose losses are asked, at least 1.
+        resamples: Of the bootstrap.
+
+    Raises:
+        ConfigurationError: A number out of range, or nothing to do.
+    """
+
+    methods: Mapping[str, Any]
+    removals: Mapping[str, Mapping[str, Any]]
+    subsets: int = 100
+    queries: int = 30
+    resamples: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.subsets < 10 or self.queries < 1 or self.resamples < 1 or not self.methods or not self.removals:
+            raise ConfigurationError(
+                "expected subsets >= 10, queries >= 1, resamples >= 1, a method and a removal, got "
+                f"{self.subsets}, {self.queries}, {self.resamples}, {list(self.methods)} and {list(self.removals)}"
+            )
+
+    def run(self, parts: Parts) -> float:
+        """Do the cell if it is not there, and make the table.
+
+        Returns:
+            The score of the first method for the first removal.
+
+        Raises:
+            ConfigurationError: A data set without images, or a cell that was done with other settings.
+        """
+        if not isinstance(parts.dataset, ImageData):
+            raise ConfigurationError(f"dataset: expected images, got {type(parts.dataset).__name__}")
+        model, optimizer = (parts.choices.get(group, group) for group in ("model", "optimizer"))
+        place = parts.folder / f"{model}_{optimizer}_{parts.seed}.json"
+        settings = self._settings(parts.dataset)
+        if place.is_file():
+            found = json.loads(place.read_text(encoding="utf-8"))
+            if found["settings"] != settings:
+                raise ConfigurationError(
+                    f"{place} is of other settings ({found['settings']}); remove it or give another output_dir"
+                )
+        else:
+            parts.folder.mkdir(parents=True, exist_ok=True)
+            found = {"model": model, "optimizer": optimizer, "seed": parts.seed, "settings": settings}
+            found |= self._cell(parts, parts.dataset)
+            _replace(place, json.dumps(found, indent=1))
+        page = parts.folder / PAGE
+        _replace(
+            page, markdown([json.loads(f.read_text(encoding="utf-8")) for f in sorted(parts.folder.glob("*.json"))])
+        )
+        _print(found, page)
+        first = next(iter(found["scores"].values()))
+        return next(iter(first.values()))["mean"]
+
+    def _settings(self, data: ImageData) -> dict[str, Any]:
+        return {
+            "examples": len(data.train_set),
+            "batch_size": data.batch_size,
+            "subsets": self.subsets,
+            "queries": self.queries,
+            "removals": {name: dict(removal) for name, removal in self.removals.items()},
+        }
+
+    def _cell(self, parts: Parts, data: ImageData) -> dict[str, Any]:
+        seed_everything(parts.seed, verbose=False)
+        classes = len(data.class_names)
+        model = Classifier(parts.network(data.image_shape, classes), classes=classes, optimizer=parts.optimizer)
+        query = ExampleLoss(range(self.queries))
+        runner = parts.runner(certificate="off", progress=False)
+        seconds: dict[str, float] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "run.tlog"
+            trainer = parts.trainer(callbacks=[TrajectoryRecorder(log)], logger=False, enable_progress_bar=False)
+            began = perf_counter()
+            trainer.fit(model, datamodule=data)
+            seconds["training"] = perf_counter() - began
+            arguments: dict[str, Any] = {"datamodule": data, "log": log, "query": query}
+            truths = {}
+            for name, removal in self.removals.items():
+                sets = random_subsets(len(data.train_set), self.subsets, part=float(removal["part"]), seed=parts.seed)
+                truths[name] = runner.counterfactuals(
+                    model, leave_out=sets, divisor=removal.get("divisor", "kept"), **arguments
+                )
+                seconds[f"truth, {name}"] = truths[name].seconds
+            scores: dict[str, dict[str, Any]] = {name: {} for name in truths}
+            failed: dict[str, str] = {}
+            for method, estimator in self.methods.items():
+                began = perf_counter()
+                try:
+                    found = runner.run(model, estimator=estimator, **arguments)
+                except SgdInfluenceError as error:
+                    failed[method] = f"{type(error).__name__}: {error}"
+                    _say.warning("%s gave nothing: %s", method, failed[method])
+                    continue
+                finally:
+                    seconds[method] = perf_counter() - began
+                for name, truth in truths.items():
+                    score = datamodelling_score(found, truth, resamples=self.resamples)
+                    scores[name][method] = {"mean": score.mean, "low": score.low, "high": score.high}
+        error = 1 - float(trainer.callback_metrics["val_accuracy"])
+        return {"scores": scores, "failed": failed, "seconds": seconds, "validation_error": error}
+
+
+def markdown(cells: Sequence[Mapping[str, Any]]) -> str:
+    """A table per removal: a row per method, a column per model and optimizer; means over seeds.
+
+    The interval of a mean of seeds takes each seed's for that of an independent normal deviate.
+    """
+    columns = list(dict.fromkeys((cell["model"], cell["optimizer"]) for cell in cells))
+    parts = []
+    for removal in dict.fromkeys(name for cell in cells for name in cell["scores"]):
+        methods = list(dict.fromkeys(m for cell in cells for m in cell["scores"].get(removal, {})))
+        about = next(c["settings"]["removals"][removal] for c in cells if removal in c["settings"]["removals"])
+        title = f"{removal}: {float(about['part']):.0%} left out, divisor {about.get('divisor', 'kept')}"
+        rows = [[title, *(f"{m}, {o}" for m, o in columns)], ["---"] * (1 + len(columns))]
+        for method in methods:
+            row = [method]
+            for column in columns:
+                own = [c["scores"].get(removal, {}).get(method) for c in cells if _column(c) == column]
+                row.append(_mean([score for score in own if score is not None]))
+            rows.append(row)
+        rows.append(["seeds", *(str(sum(_column(c) == column for c in cells)) for column in columns)])
+        errors = [np.mean([c["validation_error"] for c in cells if _column(c) == column]) for column in columns]
+        rows.append(["validation error", *(f"{error:.1%}" for error in errors)])
+        parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def _column(cell: Mapping[str, Any]) -> tuple[str, str]:
+    return cell["model"], cell["optimizer"]
+
+
+def _mean(scores: Sequence[Mapping[str, float]]) -> str:
+    if not scores:
+        return ""
+    mean = float(np.mean([score["mean"] for score in scores]))
+    half = float(np.sqrt(sum(((score["high"] - score["low"]) / 2) ** 2 for score in scores))) / len(scores)
+    return f"{mean:.2f} ± {half:.2f}"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Readers see the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _print(cell: Mapping[str, Any], page: Path) -> None:
+    console = Console(highlight=False)
+    table = Table(title=f"{cell['model']}, {cell['optimizer']}, seed {cell['seed']}", title_justify="left")
+    for name in ("method", *cell["scores"], "seconds"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for method in next(iter(cell["scores"].values())):
+        found = [by_method[method] for by_method in cell["scores"].values()]
+        values = [f"{s['mean']:.3f} [{s['low']:.2f}, {s['high']:.2f}]" for s in found]
+        table.add_row(method, *values, f"{cell['seconds'][method]:.1f}")
+    console.print(table)
+    for method, why in cell["failed"].items():
+        console.print(f"[dim]{method} gave nothing: {why}[/]")
+    console.print(f"[bold]{page}[/]", soft_wrap=True)
