@@ -14,6 +14,7 @@ SAYS = {
     "02": "test error",
     "03": "confidence",
     "04": "both ways agree",
+    "05": "with both ends verified",
 }
 
 
