@@ -59,7 +59,7 @@ class LinearStep:
         clipped = self._taken.unclip(grad)
 
         def out(row: int) -> Tensor:
-            total = self._params[row] * tangent.params + self._grad[row] * clipped
+            total = (self._params[row] * tangent.params).addcmul_(self._grad[row], clipped)
             for key, before in tangent.optimizer.items():
                 if key in self._state:
                     total.addcmul_(self._state[key][row], before)

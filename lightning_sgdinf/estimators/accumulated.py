@@ -186,13 +186,15 @@ def _advance(
     objective.load(before)
     grads: list[Tensor | None] = [None] * len(objective.parameters)
     rows = tangent.rows(slice(0, begun))
-    change = torch.zeros_like(rows.params)
+    change: Tensor | None = None
     own: dict[int, Tensor] = {}
     for micro in step.micro_batches:
         first = _traced(objective, step, micro, objective.batch(step, micro))
         grads = [_sum(a, b) for a, b in zip(grads, first.grads, strict=True)]
-        if known:
-            change[:known] += hessian_rows(objective, first, rows.params[:known])
+        bent = hessian_rows(objective, first, rows.params[:known]) if known else rows.params[:0]
+        if known < begun:  # those that leave the recorded run at this step have not moved yet
+            bent = torch.cat([bent, bent.new_zeros(begun - known, vector.size)])
+        change = bent if change is None else change.add_(bent)
         drawn = [(i, row_of[j]) for i, j in enumerate(micro.example_ids.tolist()) if j in row_of]
         if not drawn:
             continue
@@ -202,8 +204,9 @@ def _advance(
             own[row] = own[row] + gradient if row in own else gradient
         back = which < known
         if bool(back.any()):
-            bent = own_hessian_rows(objective, first, positions[back], rows.params[which[back]])
-            change.index_add_(0, which[back], -bent)
+            less = own_hessian_rows(objective, first, positions[back], rows.params[which[back]])
+            change.index_add_(0, which[back], less, alpha=-1)
+    assert change is not None
     taken = take_step(rule, vector, before, grads, step)
     if not rule.needs_gradient and step.clip is None:  # the step is linear in the gradient
         for row, gradient in own.items():

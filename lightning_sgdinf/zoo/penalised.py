@@ -67,7 +67,7 @@ class PenalisedClassifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _penalty(self) -> Tensor:
-        squares = [torch.sum(p * p) for p in self.network.parameters()]
+        squares = [torch.sum(p.square()) for p in self.network.parameters()]
         return 0.5 * self.penalty * torch.stack(squares).sum()
 
 
