@@ -42,7 +42,8 @@ def main() -> None:
         agreement = measure_agreement(found.values[:, 0], true.values[:, 0])
         print(f"{name}: Kendall's tau {agreement.kendall:.2f}, of the 10 + 10 extremes {agreement.jaccard:.0%} shared")
     apart = true.values.view(-1, 2).sum(1) - pairs.values[:, 0]
-    print(f"two left out together differ from the sum of both alone by {apart.abs().mean() / pairs.values.abs().mean():.0%}")
+    share = apart.abs().mean() / pairs.values.abs().mean()
+    print(f"two left out together differ from the sum of both alone by {share:.0%}")
 
 
 if __name__ == "__main__":
