@@ -83,7 +83,7 @@ class LdsJob:
             raise ConfigurationError(f"dataset: expected images, got {type(parts.dataset).__name__}")
         model, optimizer = (parts.choices.get(group, group) for group in ("model", "optimizer"))
         place = parts.folder / f"{model}_{optimizer}_{parts.seed}.json"
-        settings = self._settings(parts.dataset)
+        settings = self._settings(parts, parts.dataset)
         if place.is_file():
             found = json.loads(place.read_text(encoding="utf-8"))
             if found["settings"] != settings:
@@ -103,10 +103,13 @@ class LdsJob:
         first = next(iter(found["scores"].values()))
         return next(iter(first.values()))["mean"]
 
-    def _settings(self, data: ImageData) -> dict[str, Any]:
+    def _settings(self, parts: Parts, data: ImageData) -> dict[str, Any]:
+        """What tells a cell from one done otherwise."""
         return {
             "examples": len(data.train_set),
             "batch_size": data.batch_size,
+            "epochs": getattr(parts.trainer, "keywords", {}).get("max_epochs"),
+            "optimizer": repr(getattr(parts.optimizer, "keywords", {})),
             "subsets": self.subsets,
             "queries": self.queries,
             "removals": {name: dict(removal) for name, removal in self.removals.items()},
