@@ -17,7 +17,7 @@ import numpy as np
 
 from lightning_sgdinf.errors import LogCorruptError
 from lightning_sgdinf.log.codecs import ZSTD
-from lightning_sgdinf.log.hdf5 import Growing, checked_dataset, reading
+from lightning_sgdinf.log.hdf5 import Growing, checked_dataset, dataset, reading
 from lightning_sgdinf.log.step_documents import BatchEntry
 
 _MIN_CHUNK, _MAX_CHUNK = 4 << 10, 256 << 10
@@ -28,22 +28,31 @@ class BatchWriter:
     """The batches of a segment being written.
 
     Args:
-        file: The segment, not yet open to readers.
-        like: Bytes of its first batch, to choose the chunk by.
+        file: A segment in which `create` has made room for them.
     """
 
-    def __init__(self, file: h5py.File, like: int) -> None:
-        self._chunk = min(_MAX_CHUNK, max(_MIN_CHUNK, 1 << max(0, like - 1).bit_length()))
-        self._bytes = Growing(
-            file.create_dataset(
-                "batch",
-                (0,),
-                maxshape=(None,),
-                chunks=(self._chunk,),
-                dtype="|u1",
-                track_times=False,
-                **hdf5plugin.Zstd(clevel=1),
-            )
+    def __init__(self, file: h5py.File) -> None:
+        found = dataset(file, "batch")
+        self._chunk = (found.chunks or (_MIN_CHUNK,))[0]
+        self._bytes = Growing(found)
+
+    @staticmethod
+    def create(file: h5py.File, like: int) -> None:
+        """Make the dataset.
+
+        Args:
+            file: A segment that is being made.
+            like: Bytes of its first batch, to choose the chunk by.
+        """
+        chunk = min(_MAX_CHUNK, max(_MIN_CHUNK, 1 << max(0, like - 1).bit_length()))
+        file.create_dataset(
+            "batch",
+            (0,),
+            maxshape=(None,),
+            chunks=(chunk,),
+            dtype="|u1",
+            track_times=False,
+            **hdf5plugin.Zstd(clevel=1),
         )
 
     @property

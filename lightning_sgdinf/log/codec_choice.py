@@ -78,7 +78,8 @@ def stored_bytes(codec: Codec, states: Sequence[Words]) -> float:
             continue
         tried = min(len(first), _TRIAL_WORDS)
         with h5py.File(f"trial-{id(states)}", "x", driver="core", backing_store=False, libver=LIBVER) as file:
-            rows = LaneRows(file, dtype, tried, codec, 1)
+            LaneRows.create(file, dtype, tried, codec)
+            rows = LaneRows(file, dtype, codec.order, 1)
             for words in states:
                 rows.add(words[dtype][:tried])
             rows.flush()

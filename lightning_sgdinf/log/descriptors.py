@@ -8,6 +8,36 @@ memory that is thrown away ends both.
 from __future__ import annotations
 
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def large_files_allowed() -> Iterator[None]:
+    """For a moment, files may grow as large as the process may allow itself (``ulimit -f``)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def replace_by_copy(descriptor: int) -> None:
+    """Let an open file be a copy in memory, which can be written and read until it is closed."""
+    if not hasattr(os, "memfd_create"):
+        redirect(descriptor)
+        return
+    copy = os.memfd_create("copy", os.MFD_CLOEXEC)
+    try:
+        size, place = os.fstat(descriptor).st_size, 0
+        while place < size and (sent := os.sendfile(copy, descriptor, place, size - place)):
+            place += sent
+        os.dup2(copy, descriptor, inheritable=False)
+    finally:
+        os.close(copy)
 
 
 def redirect(descriptor: int) -> None:
@@ -21,10 +51,10 @@ def redirect(descriptor: int) -> None:
         os.close(nowhere)
 
 
-def identity(descriptor: int) -> tuple[int, int]:
-    """Device and inode of an open file; zeros if the descriptor is not open."""
+def identity(file: int | Path) -> tuple[int, int]:
+    """Device and inode of a file, open or by name; zeros if there is none."""
     try:
-        found = os.fstat(descriptor)
+        found = os.stat(file)
     except OSError:
         return 0, 0
     return found.st_dev, found.st_ino

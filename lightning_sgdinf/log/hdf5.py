@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import hdf5plugin  # noqa: F401  registers the filters
 import numpy as np
 
 from lightning_sgdinf.errors import LogCorruptError, LogError, LogNotFoundError, LogVersionError
-from lightning_sgdinf.log.descriptors import redirect
+from lightning_sgdinf.log.descriptors import identity, large_files_allowed, redirect, replace_by_copy
 
 LIBVER = ("v110", "v110")  # checksummed metadata, and what a single writer with readers needs
 
@@ -24,6 +26,10 @@ _DAMAGE = (
     OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError, UnicodeError, ArithmeticError,
     MemoryError, struct.error,
 )  # fmt: skip
+
+
+_unclosed: set[tuple[int, int]] = set()
+"""Files that HDF5 could not close. It takes the next file that gets the same number in the file system for them."""
 
 
 @contextmanager
@@ -43,7 +49,50 @@ def reading(path: Path, what: str) -> Iterator[None]:
 def create_file(path: Path, format_name: str) -> h5py.File:
     """A new file; never replaces one."""
     file = h5py.File(path, "x", libver=LIBVER, locking=False)
-    file.attrs["format"] = format_name
+    try:
+        file.attrs["format"] = format_name
+    except BaseException:
+        discard(file)
+        path.unlink(missing_ok=True)
+        raise
+    return file
+
+
+@contextmanager
+def skeleton(path: Path, format_name: str) -> Iterator[h5py.File]:
+    """A new file whose objects are made in memory, and written when all are there; never replaces one.
+
+    Where HDF5 itself makes objects on a full disk, it ends the process.
+    """
+    with h5py.File(f"skeleton of {path.name}", "x", driver="core", backing_store=False, libver=LIBVER) as file:
+        file.attrs["format"] = format_name
+        yield file
+        file.flush()
+        image = file.id.get_file_image()
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+    try:
+        view = memoryview(image)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def open_growing(path: Path) -> h5py.File:
+    """Open a skeleton for writing while others may read."""
+    if identity(path) in _unclosed:
+        again = path.with_name(f"tmp-again-{path.name}")
+        shutil.copyfile(path, again)  # while the number is taken, so it gets another one
+        again.replace(path)
+    file = h5py.File(path, "r+", libver=LIBVER, locking=False)
+    try:
+        file.swmr_mode = True
+    except BaseException:
+        discard(file)
+        raise
     return file
 
 
@@ -62,11 +111,23 @@ def new_file(path: Path, format_name: str) -> Iterator[h5py.File]:
 
 
 def discard(file: h5py.File) -> None:
-    """Close a file that cannot be written, so that HDF5 does not try again when the interpreter ends."""
-    with suppress(Exception):
-        redirect(file.id.get_vfd_handle())
-    with suppress(Exception):
-        file.close()
+    """Close a file that cannot be written, so that HDF5 does not try again when the interpreter ends.
+
+    What it reads back meanwhile must be there, or it does not close the file.
+    """
+    number = None
+    try:
+        descriptor = file.id.get_vfd_handle()
+        number = identity(descriptor)
+        with large_files_allowed():  # those in memory count, too
+            try:
+                replace_by_copy(descriptor)
+            except OSError:
+                redirect(descriptor)
+            file.close()
+    except Exception:  # whatever HDF5 says
+        if number is not None:
+            _unclosed.add(number)
 
 
 def open_file(path: Path, format_name: str, *, label: Path | None = None) -> h5py.File:

@@ -9,7 +9,7 @@ import numpy as np
 
 from lightning_sgdinf.log.codecs import Codec
 from lightning_sgdinf.log.differences import Walk, encode_difference
-from lightning_sgdinf.log.hdf5 import Growing
+from lightning_sgdinf.log.hdf5 import Growing, dataset
 from lightning_sgdinf.log.words import row_bytes, word_type
 from lightning_sgdinf.state import Layout
 
@@ -24,22 +24,39 @@ class LaneRows:
     """The rows of one lane in a segment being written.
 
     Args:
-        file: The segment, not yet open to readers.
+        file: A segment in which `create` has made the lane.
         dtype: Name of the lane.
-        words: Words of a state.
-        codec: How rows are stored.
+        order: Of the differences.
         block: Rows that are written together.
     """
 
-    def __init__(self, file: h5py.File, dtype: str, words: int, codec: Codec, block: int) -> None:
+    def __init__(self, file: h5py.File, dtype: str, order: int, block: int) -> None:
         kind = word_type(dtype)
         self._plain = np.dtype(kind.plain)
-        self._order = codec.order
-        stored = kind.pattern if codec.order else self._plain
+        self._order = order
+        self._dataset = dataset(file, f"state/{dtype}")
+        self._anchors = dataset(file, f"anchor/{dtype}") if order else None
+        self._rows = Growing(self._dataset)
+        self._block = np.empty((block, self._dataset.shape[1]), kind.pattern)
+        self._filled = self._states = 0
+        self._last: deque[np.ndarray] = deque(maxlen=order)
+
+    @staticmethod
+    def create(file: h5py.File, dtype: str, words: int, codec: Codec) -> None:
+        """Make the datasets of a lane.
+
+        Args:
+            file: A segment that is being made.
+            dtype: Name of the lane.
+            words: Words of a state.
+            codec: How rows are stored.
+        """
+        kind = word_type(dtype)
+        stored = kind.pattern if codec.order else np.dtype(kind.plain)
         filtered = bool(codec.filter) and words * stored.itemsize >= _FILTERED_FROM_BYTES
         rows = 1 if filtered else max(1, _SMALL_CHUNK_BYTES // (words * stored.itemsize))
         chunks = (rows, -(-words // -(-words // _CHUNK_WORDS)))  # equal parts: a chunk at the edge is stored whole
-        self._dataset = file.create_dataset(
+        file.create_dataset(
             f"state/{dtype}",
             (0, words),
             maxshape=(None, words),
@@ -48,15 +65,10 @@ class LaneRows:
             track_times=False,
             **(codec.filter if filtered else {}),
         )
-        self._rows = Growing(self._dataset)
-        self._anchors = None
         if codec.order:
-            self._anchors = file.create_dataset(
+            file.create_dataset(
                 f"anchor/{dtype}", (2 * codec.order, words), chunks=(1, chunks[1]), dtype=kind.plain, track_times=False
             )
-        self._block = np.empty((block, words), kind.pattern)
-        self._filled = self._states = 0
-        self._last: deque[np.ndarray] = deque(maxlen=codec.order)
 
     @property
     def written(self) -> int:
@@ -115,8 +127,17 @@ class LaneRows:
         return [walk.value] if self._order == 1 else [walk.value, walk.following()]
 
 
-def make_lanes(file: h5py.File, layout: Layout, codec: Codec) -> dict[str, LaneRows]:
-    """The lanes of a new segment; those without elements are left out."""
+def create_lanes(file: h5py.File, layout: Layout, codec: Codec) -> None:
+    """Make the datasets of all lanes; those without elements have none."""
+    for dtype, words in _sizes(layout).items():
+        LaneRows.create(file, dtype, words, codec)
+
+
+def lanes_of(file: h5py.File, layout: Layout, codec: Codec) -> dict[str, LaneRows]:
+    """The lanes of a segment in which they have been made."""
     block = max(1, min(_MAX_BLOCK_ROWS, _BLOCK_BYTES // max(1, row_bytes(layout))))
-    sizes = {dtype: n * word_type(dtype).per_element for dtype, n in layout.lanes.items() if n}
-    return {dtype: LaneRows(file, dtype, words, codec, block) for dtype, words in sizes.items()}
+    return {dtype: LaneRows(file, dtype, codec.order, block) for dtype in _sizes(layout)}
+
+
+def _sizes(layout: Layout) -> dict[str, int]:
+    return {dtype: n * word_type(dtype).per_element for dtype, n in layout.lanes.items() if n}

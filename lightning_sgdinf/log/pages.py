@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from lightning_sgdinf.errors import LogCorruptError
-from lightning_sgdinf.log.hdf5 import Growing, checked_dataset, reading
+from lightning_sgdinf.log.hdf5 import Growing, checked_dataset, dataset, reading
 from lightning_sgdinf.log.step_documents import EncodedStep
 from lightning_sgdinf.log.twister import StreamEncoder
 
@@ -118,17 +118,23 @@ class PageWriter:
     """The pages of a segment being written.
 
     Args:
-        file: The segment, not yet open to readers.
+        file: A segment in which `create` has made them.
     """
 
     def __init__(self, file: h5py.File) -> None:
-        self._bytes = Growing(_column(file, "page", "|u1", _CHUNK))
-        self._ends = Growing(_column(file, "page_end", "<i8", _ENDS_CHUNK))
+        self._bytes = Growing(dataset(file, "page"))
+        self._ends = Growing(dataset(file, "page_end"))
         self._page = Page()
         self._strings: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
         self._string_count = 0
         self._streams = StreamEncoder()
         self.side_bytes = 0
+
+    @staticmethod
+    def create(file: h5py.File) -> None:
+        """Make the datasets."""
+        for name, dtype, chunk in (("page", "|u1", _CHUNK), ("page_end", "<i8", _ENDS_CHUNK)):
+            file.create_dataset(name, (0,), maxshape=(None,), chunks=(chunk,), dtype=dtype, track_times=False)
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -277,7 +283,3 @@ def _ids(planes: memoryview, width: int, count: int) -> np.ndarray:
     wide = np.zeros((count, 8), np.uint8)
     wide[:, :width] = np.frombuffer(planes, np.uint8).reshape(width, count).T
     return wide.reshape(-1).view("<i8")
-
-
-def _column(file: h5py.File, name: str, dtype: str, chunk: int) -> h5py.Dataset:
-    return file.create_dataset(name, (0,), maxshape=(None,), chunks=(chunk,), dtype=dtype, track_times=False)

@@ -20,8 +20,8 @@ from lightning_sgdinf.log.codecs import Codec
 from lightning_sgdinf.log.directory import SEGMENT_FORMAT, publish
 from lightning_sgdinf.log.documents import layout_to_json
 from lightning_sgdinf.log.end_mark import SegmentEntry
-from lightning_sgdinf.log.hdf5 import create_file, discard, write_document
-from lightning_sgdinf.log.lane_rows import make_lanes
+from lightning_sgdinf.log.hdf5 import discard, open_growing, skeleton, write_document
+from lightning_sgdinf.log.lane_rows import create_lanes, lanes_of
 from lightning_sgdinf.log.pages import PageWriter
 from lightning_sgdinf.log.step_documents import EncodedStep
 from lightning_sgdinf.log.words import row_bytes
@@ -30,6 +30,7 @@ from lightning_sgdinf.state import Layout
 MAX_STEPS = 4096
 MIN_STORED = 16
 _MAX_SIDE_BYTES = 32 << 20
+_LOOK_ONLY = 0o444  # while it is written, who opens it with mode "w" would empty it, whatever HDF5 says then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,19 +76,23 @@ class SegmentWriter:
         self._stored: list[int] = []
         self._segment_bytes = segment_bytes
         self._max_stored = min(MAX_STEPS, max(MIN_STORED, segment_bytes // max(1, row_bytes(layout))))
-        self._file = create_file(self.path, SEGMENT_FORMAT)
+        with skeleton(path, SEGMENT_FORMAT) as file:
+            file.attrs.update({"first_step": np.int64(first), "run_id": run_id, "codec": codec.name})
+            write_document(file, "header", header)
+            write_document(file, "layout", layout_to_json(layout))
+            create_lanes(file, layout, codec)
+            PageWriter.create(file)
+            if batch_bytes:
+                BatchWriter.create(file, batch_bytes)
         try:
-            self._file.attrs.update({"first_step": np.int64(first), "run_id": run_id, "codec": codec.name})
-            write_document(self._file, "header", header)
-            write_document(self._file, "layout", layout_to_json(layout))
-            self._lanes, self._pages = make_lanes(self._file, layout, codec), PageWriter(self._file)
-            self._batches = BatchWriter(self._file, batch_bytes) if batch_bytes else None
-            self._file.flush()
-            self._file.swmr_mode = True
+            self._file = open_growing(path)
         except BaseException:
-            discard(self._file)
-            self.path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             raise
+        self._mode = path.stat().st_mode
+        path.chmod(_LOOK_ONLY)
+        self._lanes, self._pages = lanes_of(self._file, layout, codec), PageWriter(self._file)
+        self._batches = BatchWriter(self._file) if batch_bytes else None
         self._safe = self._lengths()
 
     @property
@@ -166,6 +171,7 @@ class SegmentWriter:
             rows.write_last_anchors()
         self._file.flush()
         self._file.close()
+        self.path.chmod(self._mode)
         publish(self.path, final)
         checksum = zlib.crc32(np.array(self._stored, "<i8").data, zlib.crc32(np.array(self._crcs, "<u4").data))
         return SegmentEntry(self.first, self.steps, checksum)

@@ -114,6 +114,12 @@ def put(writer: LogWriter, state: ModelState, step: Step, *, store: bool = True)
     writer.put(step, layout, lanes, store=store)
 
 
+def overwrite(path: Path, content: bytes) -> None:
+    """Change a file, even one that is being written."""
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
 def assert_same_state(found: ModelState, expected: ModelState) -> None:
     """Bit for bit, NaN included."""
     pairs = list(zip(found.items(), expected.items(), strict=True))

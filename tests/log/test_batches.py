@@ -140,6 +140,7 @@ def test_a_killed_run_keeps_whole_steps(tmp_path: Path) -> None:
             for i in range(dataset.id.get_num_chunks())
             if dataset.id.get_chunk_info(i).chunk_offset[0] >= ends[4]
         )
+    live.chmod(0o644)
     with live.open("r+b") as raw:
         raw.seek(chunk.byte_offset)
         raw.write(b"\xff" * min(chunk.size, 64))

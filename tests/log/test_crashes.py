@@ -10,7 +10,7 @@ import pytest
 
 from lightning_sgdinf.errors import LogNotFoundError
 from lightning_sgdinf.log import RunLog
-from tests.log.cases import assert_same_state, described, make_state, make_step, run_script, write_run
+from tests.log.cases import assert_same_state, described, make_state, make_step, overwrite, run_script, write_run
 
 
 def assert_prefix(log: RunLog, at_least: int) -> None:
@@ -64,12 +64,12 @@ def test_a_live_segment_cut_or_changed_anywhere_gives_a_right_prefix(killed: Pat
     first, whole = int(live.stem.split("-")[1]), live.read_bytes()
     rng, lengths = np.random.default_rng(0), set()
     for size in [0, 1, 47, 48, *np.linspace(100, len(whole), 6).astype(int).tolist()]:
-        live.write_bytes(whole[:size])
+        overwrite(live, whole[:size])
         with RunLog.open(path) as log:
             assert_prefix(log, at_least=first)
             lengths.add(len(log))
     for place in rng.integers(0, len(whole), 8).tolist():
-        live.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        overwrite(live, whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         with RunLog.open(path) as log:
             assert_prefix(log, at_least=first)
     assert min(lengths) == first - 1, "the test is degenerate"

@@ -13,7 +13,7 @@ from lightning_sgdinf.errors import LogCorruptError, LogLockedError, LogNotFound
 from lightning_sgdinf.log import LogWriter, RunLog, Step
 from lightning_sgdinf.log.recovery import recover
 from lightning_sgdinf.state import Layout
-from tests.log.cases import assert_same_state, described, make_header, make_state, make_step, put, write_run
+from tests.log.cases import assert_same_state, described, make_header, make_state, make_step, overwrite, put, write_run
 from tests.log.test_batches import batches_of, data_of, with_batches
 
 STEPS = 40
@@ -107,7 +107,7 @@ def test_what_cannot_be_read_is_set_aside(tmp_path: Path) -> None:
     path = tmp_path / "run"
     broken_off(path)
     live = next(path.glob("live-*"))
-    live.write_bytes(b"\xff" * 5000)
+    overwrite(live, b"\xff" * 5000)
     report = recover(path)
     assert (report.steps, report.sealed) == (32, 0)
     assert [p.name for p in report.set_aside] == [f"damaged-1-{live.name}"]

@@ -83,7 +83,7 @@ def test_generator_states_in_a_stream(tmp_path: Path) -> None:
         random.gauss(0.0, 1.0)
     write_run(tmp_path / "run", 30, step=steps.__getitem__, keep=lambda t: False)
     assert_follows_specification(tmp_path / "run", 30, make_state, steps.__getitem__)
-    assert sum(p.stat().st_size for p in (tmp_path / "run").glob("seg-*")) < 30_000, "nothing is shared"
+    assert sum(p.stat().st_size for p in (tmp_path / "run").glob("seg-*")) < 40_000, "nothing is shared"
 
 
 @pytest.mark.parametrize("codec", CODECS)
