@@ -25,6 +25,7 @@ class Example:
         text: What to show of an example that is not an image.
         label: The label it was trained with.
         true_label: What the label should be, where that is known.
+        prediction: What the trained model says of it.
 
     Raises:
         ConfigurationError: The image has another shape.
@@ -35,6 +36,7 @@ class Example:
     text: str = ""
     label: str = ""
     true_label: str | None = None
+    prediction: str = ""
 
     def __post_init__(self) -> None:
         if self.image is None:
