@@ -59,7 +59,7 @@ class LogDirectory:
 
     def size_bytes(self) -> int:
         """Bytes of all files that hold data of the run."""
-        return sum(p.stat().st_size for p in self.path.iterdir() if _CONTENT.fullmatch(p.name))
+        return sum(p.stat().st_size for p in self.path.iterdir() if _CONTENT.fullmatch(p.name) and p.is_file())
 
     def require(self) -> None:
         """Check that there is something to read.

@@ -116,10 +116,13 @@ class Handover:
         if self.error is not None:
             reason = f"{type(self.error).__name__}: {' '.join(str(self.error).split())}"
             raise LogWriteError(
-                f"writing the log failed: {reason}; what was flushed before is readable"
+                f"writing the log failed: {reason}; what was flushed before is readable. Make room, or what else "
+                "it takes, and resume from a checkpoint"
             ) from self.error
         if self.thread is not None and not self.thread.is_alive() and (self._jobs or not self._closed):
-            raise LogWriteError("the thread that writes the log is gone; what was flushed before is readable")
+            raise LogWriteError(
+                "the thread that writes the log is gone; what was flushed before is readable. Resume from a checkpoint"
+            )
 
     def _require_open(self) -> None:
         self.check()

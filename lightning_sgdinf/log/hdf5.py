@@ -145,21 +145,29 @@ def open_file(path: Path, format_name: str, *, label: Path | None = None) -> h5p
     """
     label = path if label is None else label
     if not path.is_file():
-        raise LogNotFoundError(f"{label}: no such file")
+        raise LogNotFoundError(f"{label}: no such file, expected one of a log; restore it from a copy")
     with reading(label, "the file"):
         file = h5py.File(path, "r", locking=False)
     try:
         with reading(label, "attribute format"):
             found = file.attrs.get("format")
         if found != format_name:
-            said = "says no format" if found is None else f"has format {found!r}"
-            raise LogVersionError(
-                f"{label}: the file {said}, this release reads {format_name!r}; use the release that wrote it"
-            )
+            raise LogVersionError(f"{label}: {_other_format(found, format_name)}")
     except LogError:
         file.close()
         raise
     return file
+
+
+def _other_format(found: object, format_name: str) -> str:
+    """What to do about a file of another format."""
+    if found is None:
+        return f"the file says no format, expected {format_name!r}; it is no part of a log, move it elsewhere"
+    kind, _, version = format_name.partition("/")
+    theirs, _, number = str(found).partition("/")
+    later = theirs == kind and number.isdecimal() and int(number) > int(version)
+    advice = "a later release wrote it: update this one" if later else "use the release that wrote it"
+    return f"the file has format {found!r}, this release reads {format_name!r}; {advice}"
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:

@@ -264,11 +264,15 @@ class RunLog:
         for first, count in steps.items():
             if first != expected:
                 raise LogCorruptError(
-                    f"{self.path}: a segment begins with step {first}, expected {expected}: one is missing before it"
+                    f"{self.path}: a segment begins with step {first}, expected {expected}: one is missing before it; "
+                    "restore it from a copy"
                 )
             expected += count
         if self._end is not None and expected != self._end.steps:
-            raise LogCorruptError(f"{self._directory.end}: {self._end.steps} steps, its segments have {expected}")
+            raise LogCorruptError(
+                f"{self._directory.end}: {self._end.steps} steps, its segments have {expected}; restore the log "
+                "from a copy"
+            )
         return list(steps), expected
 
 

@@ -99,7 +99,10 @@ def cut(directory: WritableDirectory, run_id: str, steps: int) -> list[SegmentEn
     header, entries = survey(directory)
     found = _total(directory, entries)
     if header is not None and header.run_id != run_id:
-        raise ResumeError(f"{directory.path} is the log of run {header.run_id}, expected run {run_id}")
+        raise ResumeError(
+            f"{directory.path} is the log of run {header.run_id}, expected run {run_id}; resume with the path of that "
+            "run's log, or record a new one"
+        )
     if found < steps:
         raise ResumeError(
             f"{directory.path} has {found} steps and shall be continued with step {steps}: steps {found} to "

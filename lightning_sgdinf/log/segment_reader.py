@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 from torch import Tensor
 
-from lightning_sgdinf.errors import LogCorruptError, StateNotStoredError
+from lightning_sgdinf.errors import LogCorruptError, LogVersionError, StateNotStoredError
 from lightning_sgdinf.log.batch_store import BatchReader
 from lightning_sgdinf.log.codecs import Codec, codec_named
 from lightning_sgdinf.log.directory import SEGMENT_FORMAT
@@ -22,6 +22,8 @@ from lightning_sgdinf.log.step_table import StepTable
 from lightning_sgdinf.log.superblock import repair
 from lightning_sgdinf.log.words import row_bytes
 from lightning_sgdinf.state import Layout, ModelState
+
+_OF_A_DRAFT = "step_end"  # a dataset of logs from before the first release, where steps were not in pages
 
 
 class SegmentReader:
@@ -64,6 +66,8 @@ class SegmentReader:
         with tempfile.TemporaryDirectory(prefix="tmp-", dir=workplace) as directory:
             copy = Path(directory) / path.name
             with reading(path, "the file"):
+                if not path.is_file():
+                    raise OSError("no regular file")
                 shutil.copyfile(path, copy)
                 repair(copy)
             segment = cls(path, first, copy=copy)  # stays readable when its name is gone
@@ -166,13 +170,24 @@ class SegmentReader:
 
     def _identify(self, run_id: str | None) -> None:
         with reading(self.path, "attributes"):
+            if _OF_A_DRAFT in self._file:
+                raise LogVersionError(
+                    f"{self.path}: the segment is of a draft of format {SEGMENT_FORMAT!r} that no release reads; "
+                    "record the run again"
+                )
             self.run_id = str(self._file.attrs["run_id"])
             self.codec: Codec = codec_named(str(self._file.attrs["codec"]))
             said = integer(self._file, "first_step")
         if said != self.first:
-            raise LogCorruptError(f"{self.path}: the segment begins with step {said}, its name says {self.first}")
+            raise LogCorruptError(
+                f"{self.path}: the segment begins with step {said}, its name says {self.first}; give it its "
+                "old name, or restore it from a copy"
+            )
         if run_id is not None and self.run_id != run_id:
-            raise LogCorruptError(f"{self.path}: the segment belongs to run {self.run_id}, the log to run {run_id}")
+            raise LogCorruptError(
+                f"{self.path}: the segment belongs to run {self.run_id}, the log to run {run_id}; restore that of "
+                "this run"
+            )
 
     def _keep_whole_prefix(self) -> None:
         steps, kept = self.steps, 0

@@ -91,7 +91,10 @@ class StateTable:
                 self._copy(self._length - before, found)
                 for dtype, lane in self._lanes.items():
                     if not np.array_equal(found[dtype], lane.anchor(2 * self._order - before)):
-                        raise LogCorruptError(f"{self._path}: an anchor of {dtype} differs from the last states")
+                        raise LogCorruptError(
+                            f"{self._path}: an anchor of {dtype} differs from the last states; restore the file from a "
+                            "copy"
+                        )
 
     def _read(self, row: int, words: dict[str, np.ndarray]) -> None:
         if self._order:

@@ -39,7 +39,9 @@ def verify_log(log: RunLog) -> VerifyReport:
     try:
         for segment in log.segments():
             if header_to_json(unchanging(segment.header)) != header_to_json(unchanging(log.header)):
-                raise LogCorruptError(f"{segment.path}: the segment has another header than the log")
+                raise LogCorruptError(
+                    f"{segment.path}: the segment has another header than the log; restore the segment of this run"
+                )
             stored = set(segment.steps.stored.tolist())
             for index in range(segment.first, segment.first + len(segment.steps)):
                 segment.steps.step(index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import struct
 import zlib
@@ -23,7 +24,12 @@ WORDS = {
     "int32": ("<i4", 1),
     "int16": ("<i2", 1),
     "int8": ("<i1", 1),
+    "uint64": ("<u8", 1),
+    "uint32": ("<u4", 1),
+    "uint16": ("<u2", 1),
     "uint8": ("<u1", 1),
+    "float8_e4m3fn": ("<u1", 1),
+    "float8_e5m2": ("<u1", 1),
     "bool": ("<u1", 1),
     "complex64": ("<f4", 2),
     "complex128": ("<f8", 2),
@@ -133,7 +139,7 @@ def unzigzag(row: np.ndarray) -> np.ndarray:
     return (row >> 1) ^ (~(row & 1) + 1).astype(row.dtype)
 
 
-def states_of(file: h5py.File, count: int) -> list[dict[str, bytes]]:
+def states_of(file: h5py.File, count: int, *, sealed: bool = True) -> list[dict[str, bytes]]:
     """Lanes of each stored state of a segment; from the first anchors, and compared with the way from the last."""
     order = ORDERS[file.attrs["codec"]]
     states: list[dict[str, bytes]] = [{} for _ in range(count)]
@@ -149,14 +155,57 @@ def states_of(file: h5py.File, count: int) -> list[dict[str, bytes]]:
             for j in range(count - order):
                 r = unzigzag(rows[j])
                 first.append(first[j] - r if order == 1 else r - first[j] + 2 * first[j + 1])
-            for j in range(count - order - 1, -1, -1):
+            for j in range(count - order - 1, -1, -1) if sealed else ():
                 r = unzigzag(rows[j])
                 last.insert(0, last[0] + r if order == 1 else r + 2 * last[0] - last[1])
-            assert all(np.array_equal(a, b) for a, b in zip(first, last, strict=True))
+            assert not sealed or all(np.array_equal(a, b) for a, b in zip(first, last, strict=True))
             found = first
         for place, words in enumerate(found):
             states[place][dtype] = words.tobytes()
     return states
+
+
+# Batches ---------------------------------------------------------------------------------------------------------
+
+
+def batches(file: h5py.File, steps: list[dict[str, Any]]) -> list[list[Any]]:
+    """The stored batches of each step of a segment."""
+    data, chunk, start, found = file["batch"], file["batch"].chunks[0], 0, []
+    for step in steps:
+        found.append([])
+        for size, crc in (d["batch"] for m in step["micro_batches"] for d in m["draws"] if "batch" in d):
+            stored = data[start : start + size].tobytes()
+            assert zlib.crc32(stored) == crc
+            found[-1].append(batch(stored))
+            start += -(-size // chunk) * chunk
+        assert start == step["batch_end"]
+    return found
+
+
+def batch(stored: bytes) -> Any:
+    """Tensors as arrays of words, named tuples as tuples."""
+    length = int.from_bytes(stored[:4], "little")
+    values = stored[-(-(4 + length) // 8) * 8 :]
+
+    def value(found: Any) -> Any:
+        if not isinstance(found, dict):
+            return found
+        ((kind, content),) = found.items()
+        if kind in ("tensor", "array", "scalar"):
+            name, shape, offset = content
+            dtype, per_element = WORDS[name] if kind == "tensor" else (name, 1)
+            words = np.frombuffer(values, dtype, int(np.prod(shape, dtype=int)) * per_element, offset)
+            return words.reshape(shape if per_element == 1 else [*shape, per_element])
+        if kind == "bytes":
+            return values[content[1] : content[1] + content[0]]
+        if kind == "list":
+            return [value(v) for v in content]
+        if kind in ("tuple", "namedtuple"):
+            return tuple(value(v) for v in (content if kind == "tuple" else content[2]))
+        assert kind in ("dict", "$float")
+        return float(content) if kind == "$float" else {value(k): value(v) for k, v in content}
+
+    return value(json.loads(stored[4 : 4 + length]))
 
 
 # The whole -------------------------------------------------------------------------------------------------------
@@ -209,3 +258,55 @@ class PlainLog:
             self.states[index] = tensors(layout, lanes)
             assert checksum(layout, self.states[index]) == self.state_crcs[index]
         return crcs
+
+
+# What a killed writer left ---------------------------------------------------------------------------------------
+
+
+def lookup3(data: bytes) -> int:
+    """Of 44 bytes: three rounds of twelve, and eight more."""
+
+    def rotated(x: int, by: int) -> int:
+        return (x << by | x >> (32 - by)) & 0xFFFFFFFF
+
+    state = [(0xDEADBEEF + len(data)) & 0xFFFFFFFF] * 3
+    words = [*struct.unpack("<11I", data), 0]
+    for start in range(0, 12, 3):
+        state = [(x + w) & 0xFFFFFFFF for x, w in zip(state, words[start : start + 3], strict=True)]
+        if start < 9:
+            for place, by in enumerate((4, 6, 8, 16, 19, 4)):  # a, b, c in turn: a -= c, a ^= rot(c), c += b
+                a, b, c = place % 3, (place + 1) % 3, (place + 2) % 3
+                state[a] = (state[a] - state[c]) & 0xFFFFFFFF ^ rotated(state[c], by)
+                state[c] = (state[c] + state[b]) & 0xFFFFFFFF
+        else:
+            for place, by in enumerate((14, 11, 25, 16, 4, 14, 24)):  # c, a, b in turn: c ^= b, c -= rot(b)
+                c, b = (place + 2) % 3, (place + 1) % 3
+                state[c] = ((state[c] ^ state[b]) - rotated(state[b], by)) & 0xFFFFFFFF
+    return state[2]
+
+
+def mended(path: Path) -> bytes:
+    """The file of a killed writer as one that can be opened."""
+    data = bytearray(path.read_bytes())
+    assert struct.unpack_from("<I", data, 44)[0] == lookup3(bytes(data[:44]))
+    data[11] = 0
+    struct.pack_into("<Q", data, 28, len(data))
+    struct.pack_into("<I", data, 44, lookup3(bytes(data[:44])))
+    return bytes(data)
+
+
+class PlainLeft:
+    """All of the unsealed segment of a killed run, of which every step was flushed."""
+
+    def __init__(self, path: Path) -> None:
+        self.states: list[dict[tuple[str, str, str], bytes]] = []
+        with h5py.File(io.BytesIO(mended(path))) as file:
+            assert file.attrs["format"] == "sgdinf-log/1"
+            first, layout = int(file.attrs["first_step"]), document(file, "layout")
+            self.steps = [step | json.loads(step["text"]) for step in pages(file)]
+            assert [step_crc(first + t, step) for t, step in enumerate(self.steps)] == [s["crc"] for s in self.steps]
+            self.batches = batches(file, self.steps)
+            stored = [step["state_crc"] for step in self.steps if step["stored"]]
+            for lanes, crc in zip(states_of(file, len(stored), sealed=False), stored, strict=True):
+                self.states.append(tensors(layout, lanes))
+                assert checksum(layout, self.states[-1]) == crc

@@ -18,7 +18,9 @@ from lightning_sgdinf.errors import (
     LogVersionError,
     StateNotStoredError,
 )
-from lightning_sgdinf.log import RunLog
+from lightning_sgdinf.log import LogWriter, RunLog
+from lightning_sgdinf.log.recovery import recover
+from lightning_sgdinf.log.watch import progress
 from tests.log.cases import assert_same_state, described, make_header, make_state, make_step, write_run
 
 STEPS = 12
@@ -208,6 +210,39 @@ def test_unknown_versions_are_refused(log_path: Path) -> None:
         with pytest.raises(LogVersionError, match="says no format"):
             read_all(log_path)
         (log_path / name).write_bytes(whole)
+
+
+def test_another_version_is_no_damage_whatever_else_is_different(log_path: Path) -> None:
+    """The version is looked at before anything else, also by those who write; nothing happens to the files."""
+    readers = (read_all, carry_on)
+    for name, kind, attempts in (
+        ("end.h5", "sgdinf-log-end", (*readers, recover, progress)),
+        ("seg-0000000000.h5", "sgdinf-log", readers),
+    ):
+        whole = (log_path / name).read_bytes()
+        with h5py.File(log_path / name, "r+") as file:
+            for member in list(file):
+                del file[member]
+            file.attrs.clear()
+            file.attrs["format"] = f"{kind}/10"
+        there = {p.name: p.read_bytes() for p in log_path.glob("*.h5")}
+        for attempt in attempts:
+            with pytest.raises(LogVersionError, match=rf"{name}.*{kind}/10.*update this one"):
+                attempt(log_path)
+        assert {p.name: p.read_bytes() for p in log_path.glob("*.h5")} == there
+        (log_path / name).write_bytes(whole)
+
+
+def carry_on(path: Path) -> None:
+    LogWriter(path, header=make_header(), continue_at=3)
+
+
+def test_drafts_of_the_format_are_no_damage_either(log_path: Path) -> None:
+    with h5py.File(log_path / "seg-0000000000.h5", "r+") as file:
+        del file["page"], file["page_end"]
+        file["step_end"] = [1, 2, 3]
+    with pytest.raises(LogVersionError, match=r"draft of format 'sgdinf-log/1'.*record the run again"):
+        read_all(log_path)
 
 
 def test_what_is_no_log_is_said(tmp_path: Path) -> None:
