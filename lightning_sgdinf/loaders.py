@@ -63,6 +63,12 @@ def validation_loader(model: Any, val_dataloaders: Any, datamodule: Any) -> Data
     return loader
 
 
+def one_validation_loader(model: Any, val_dataloaders: Any, datamodule: Any) -> DataLoader[Any] | None:
+    """The validation loader, for what may do without; ``None`` if there is not exactly one."""
+    found = _resolve(model, val_dataloaders, datamodule, "val_dataloader", "val_dataloaders")
+    return found[0] if len(found) == 1 and hasattr(getattr(found[0], "dataset", None), "__len__") else None
+
+
 def display_labels(dataset: Any) -> tuple[str, ...] | None:
     """Labels of a data set where it names them (``targets``, ``labels``, or the second tensor of a TensorDataset)."""
     tensors = getattr(dataset, "tensors", None)

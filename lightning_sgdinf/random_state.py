@@ -127,5 +127,21 @@ def preserved() -> Iterator[None]:
         restore(before)
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Every generator begins at a seed inside, and is as it was found afterwards.
+
+    Args:
+        seed: From 0 on, below ``2**32``.
+    """
+    with preserved():
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():  # otherwise the seed would wait there for whoever starts CUDA
+            torch.cuda.manual_seed_all(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        yield
+
+
 def _tensor(data: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)

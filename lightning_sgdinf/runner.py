@@ -18,7 +18,7 @@ from lightning_sgdinf.adjoint.batches import BatchSource, cast_floats
 from lightning_sgdinf.adjoint.objective import Host, open_objective
 from lightning_sgdinf.adjoint.retrace import Divisor, ReplaceLabels, Retracer, replace_second
 from lightning_sgdinf.adjoint.share import RowShare
-from lightning_sgdinf.baselines import Baseline
+from lightning_sgdinf.baselines import Baseline, Evidence
 from lightning_sgdinf.binomial import ROOM_BYTES
 from lightning_sgdinf.certificate import Certificate, Level
 from lightning_sgdinf.checks import stopwatch
@@ -26,13 +26,19 @@ from lightning_sgdinf.direct import DirectJob
 from lightning_sgdinf.errors import ConfigurationError, UnsupportedRunError
 from lightning_sgdinf.estimators import DirectEstimator, Estimator, SgdInfluence
 from lightning_sgdinf.host import recorded_host
-from lightning_sgdinf.loaders import display_labels, stored_run_loaders, training_loaders, validation_loader
+from lightning_sgdinf.loaders import (
+    display_labels,
+    one_validation_loader,
+    stored_run_loaders,
+    training_loaders,
+    validation_loader,
+)
 from lightning_sgdinf.log import RunLog
 from lightning_sgdinf.log.numbering import key_labels, numbered
 from lightning_sgdinf.log.trajectory import Trajectory
 from lightning_sgdinf.query import MeanLoss, Query, ValidationData
 from lightning_sgdinf.scores import Scores
-from lightning_sgdinf.scoring import Job, Opened, Settings, provenance
+from lightning_sgdinf.scoring import Job, Opened, Settings, averaged_model, provenance
 from lightning_sgdinf.truth import Counterfactuals, Truth
 
 
@@ -181,7 +187,8 @@ class InfluenceRunner:
         with self.open(model, train_dataloaders, datamodule, log=log, fabric=fabric) as opened:
             labels = display_labels(opened.dataset) or key_labels(opened.log)
             if isinstance(estimator, Baseline):
-                return self._rank(opened, estimator, labels, clock)
+                loader = one_validation_loader(model, val_dataloaders, datamodule)
+                return self._rank(opened, estimator, loader, labels, clock)
             loader = validation_loader(model, val_dataloaders, datamodule)
             data = ValidationData(loader=loader, transfer=_transfer(opened.host, self.settings.dtype))
             if isinstance(estimator, DirectEstimator):
@@ -323,9 +330,16 @@ class InfluenceRunner:
             return truth.measure(leave_out, resume=resume)
 
     def _rank(
-        self, opened: Opened, baseline: Baseline, labels: tuple[str, ...] | None, clock: Callable[[], float]
+        self,
+        opened: Opened,
+        baseline: Baseline,
+        loader: Any,
+        labels: tuple[str, ...] | None,
+        clock: Callable[[], float],
     ) -> Scores:
-        values = baseline.rank(opened.log, opened.objective, opened.source.size)
+        log = opened.log
+        model = averaged_model(log.state(len(log)), log)
+        values = baseline.rank(Evidence(log=log, objective=opened.objective, model=model, validation_loader=loader))
         note = f"{baseline.title}: a ranking only, not a predicted change."
         return Scores(
             values=values[:, None],

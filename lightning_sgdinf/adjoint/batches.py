@@ -69,6 +69,19 @@ class BatchSource:
         """Number of training examples, ``N``."""
         return self._size if self._size is not None else len(self._loaders[0].dataset)
 
+    def loader(self, position: int = 0) -> Loader:
+        """A training loader, for examples of one's own choice.
+
+        Raises:
+            UnsupportedRunError: If none was given because the log holds the batches.
+        """
+        if not self._loaders:
+            raise UnsupportedRunError(
+                "the log holds the batches of training and nothing else was given, but this method makes batches of "
+                "its own choice; pass the training loader, if its data set has __len__ and __getitem__"
+            )
+        return self._loaders[position]
+
     def batch(self, micro: MicroBatch, *, step: int) -> Any:
         """The collated batch, on the CPU, before the batch-transfer hooks.
 
@@ -99,12 +112,7 @@ class BatchSource:
     def _produce(self, draw: Draw) -> Any:
         if draw.batch is not None:
             return decode_batch(draw.batch())
-        if not self._loaders:
-            raise UnsupportedRunError(
-                "the log holds the batches of training and nothing else was given, but this method makes batches of "
-                "its own choice; pass the training loader, if its data set has __len__ and __getitem__"
-            )
-        loader = self._loaders[draw.loader]
+        loader = self.loader(draw.loader)
         random_state.restore(draw.random)
         ids = draw.example_ids.tolist()
         if draw.single:

@@ -159,6 +159,10 @@ class Objective:
         """The batch as ``training_step`` got it."""
         batch = self.source.batch(micro, step=step.index)
         random_state.restore(micro.transferred_with)
+        return self.bring(batch)
+
+    def bring(self, batch: Any) -> Any:
+        """A collated batch as ``training_step`` gets it: converted, moved to the device, through the transfer hooks."""
         batch = self.host.transfer(self.host.convert_input(batch))
         return cast_floats(batch, self.dtype) if self.dtype is not None else batch
 

@@ -1,4 +1,4 @@
-"""What a baseline is: a ranking of the training examples that asks the final model at most."""
+"""What a baseline is: a ranking of the training examples that asks no query."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.objective import Objective
-from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.baselines.evidence import Evidence
 
 
 @runtime_checkable
@@ -19,12 +18,10 @@ class Baseline(Protocol):
         """What the values are, for tables and axes."""
         ...
 
-    def rank(self, log: Trajectory, objective: Objective, examples: int) -> Tensor:
+    def rank(self, evidence: Evidence) -> Tensor:
         """Values ``[N]``, float64: the most negative come first in a ranking by harm.
 
         Args:
-            log: The record.
-            objective: The opened model.
-            examples: ``N``.
+            evidence: The run, its model and its data.
         """
         ...

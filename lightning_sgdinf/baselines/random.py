@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.objective import Objective
-from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.baselines.evidence import Evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +25,7 @@ class RandomBaseline:
         """What the values are."""
         return "random order"
 
-    def rank(self, log: Trajectory, objective: Objective, examples: int) -> Tensor:
+    def rank(self, evidence: Evidence) -> Tensor:
         """Values ``[N]`` in ``[-1, 0)``."""
-        del log, objective
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.rand(examples, generator=generator, dtype=torch.float64) - 1
+        return torch.rand(evidence.size, generator=generator, dtype=torch.float64) - 1

@@ -37,7 +37,7 @@ from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.tasks.explanations import Joined, explained_query, wrongly_classified
 from lightning_sgdinf.tasks.retraining import EndedRun
 from lightning_sgdinf.tasks.study import Study
-from lightning_sgdinf.zoo import Classifier, ImageData, ImageDataset
+from lightning_sgdinf.zoo import Classifier, ImageData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,9 @@ def rank(study: Study, trained: Trained) -> Ranked:
     """Score every training example by every method."""
     scoring, _ = validation_halves(study.data, study.seed)
     loader = DataLoader(scoring, batch_size=study.data.eval_batch_size)
-    positions = wrongly_classified(trained.model, loader, study.report.explained)
+    own = next(iter(study.methods.values()))
+    # A baseline ranks and explains no query.
+    positions = [] if isinstance(own, Baseline) else wrongly_classified(trained.model, loader, study.report.explained)
     scores, seconds, explained = {}, {}, None
     for name, method in study.methods.items():
         began = perf_counter()
@@ -126,7 +128,7 @@ def cleanse(study: Study, trained: Trained, ranked: Ranked) -> Cleansed:
     """Choose what to leave out, train again, and measure on the test set."""
     began = perf_counter()
     data = study.data
-    plain = ImageDataset(data.train_set.images, data.train_set.labels)
+    plain = data.train_set.unaugmented()
     with random_state.preserved():
         probe = study.new_model()  # holds the states that are evaluated; the trained model is busy being retraced
     _, choosing = validation_halves(data, study.seed)
@@ -169,11 +171,7 @@ def validation_halves(data: ImageData, seed: int) -> tuple[Subset, Subset]:
 
 def _scores(study: Study, trained: Trained, loader: DataLoader, query: Query, method: Any) -> Scores:
     train_loader = study.data.train_dataloader()
-    if not isinstance(method, Baseline):
-        return study.runner.run(trained.model, train_loader, loader, log=trained.log, query=query, estimator=method)
-    with study.runner.open(trained.model, train_loader, log=trained.log) as opened:
-        values = method.rank(opened.log, opened.objective, len(study.data.train_set))
-    return Scores(values=values[:, None], queries=(method.title,))
+    return study.runner.run(trained.model, train_loader, loader, log=trained.log, query=query, estimator=method)
 
 
 def _curves(

@@ -1,0 +1,132 @@
+"""A ranking by an autoencoder: examples that it reconstructs worst come first.
+
+Looks at inputs only, so it finds odd inputs and not wrong labels. Cost: the training of the autoencoder, 20 passes over
+the examples it is fitted on.
+
+References:
+    Hara, Nitanda and Maehara, "Data Cleansing for Models Trained with SGD", NeurIPS 2019 (section 7.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_sgdinf import random_state
+from lightning_sgdinf.baselines.autoencoder_networks import autoencoder, scaling
+from lightning_sgdinf.baselines.evidence import Evidence
+from lightning_sgdinf.baselines.features import INPUTS, features
+from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+
+Network = Callable[[Tensor], nn.Module]
+"""Makes an untrained autoencoder from scaled examples ``[N, *shape]``, to take shape and bounds from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Autoencoder:
+    """Minus the mean squared reconstruction error of each training example, without augmentation.
+
+    In a configuration::
+
+        _target_: lightning_sgdinf.baselines.Autoencoder
+        epochs: 20
+
+    Attributes:
+        epochs: Passes over the examples it is fitted on, at least 1.
+        batch_size: Examples per step.
+        lr: Learning rate of Adam, above 0.
+        network: Makes the network; `lightning_sgdinf.baselines.autoencoder_networks.autoencoder` if ``None``.
+        features: What is reconstructed: ``"inputs"``, ``"penultimate"`` or the name of a sub-module; see
+            `lightning_sgdinf.baselines.features.features`.
+        compat: Fit on the validation examples, augmented anew in every pass as the training set augments its own, as
+            the comparison in the SGD-influence paper does; otherwise on the training examples themselves, without
+            augmentation.
+        seed: Of its initial values, its order of examples and of augmentation.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    lr: float = 1e-3
+    network: Network | None = None
+    features: str = INPUTS
+    compat: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or not self.lr > 0:
+            raise ConfigurationError(
+                f"Autoencoder: expected epochs >= 1, batch_size >= 1 and lr > 0, got {self.epochs}, {self.batch_size} "
+                f"and {self.lr}"
+            )
+
+    @property
+    def title(self) -> str:
+        """What the values are."""
+        return "minus the reconstruction error"
+
+    def rank(self, evidence: Evidence) -> Tensor:
+        """Values ``[N]``, at most 0: minus the mean squared error over an example's features, scaled as by
+        `lightning_sgdinf.baselines.autoencoder_networks.scaling`.
+
+        Raises:
+            ConfigurationError: No such features, a network that gives another shape, or ``compat`` without a
+                validation loader.
+            NonFiniteError: A feature is NaN or infinite, or the autoencoder's training diverged.
+        """
+        device = evidence.objective.host.device
+        with random_state.seeded(self.seed), torch.enable_grad():
+            scored = features(evidence, evidence.training.plain(), self.features)
+            passes = self._augmented(evidence) if self.compat else iter([scored] * self.epochs)
+            first = next(passes)
+            shift, scale = scaling(first)
+
+            def scaled(part: Tensor) -> Tensor:
+                return ((part - shift) / scale).to(device)
+
+            network = (self.network or autoencoder)(scaled(first)).to(device, first.dtype)
+            self._fit(network, chain([first], passes), scaled)
+            network.eval()
+            parts = [_errors(network, scaled(part)) for part in scored.split(self.batch_size)]
+        values = -torch.cat(parts)
+        if not bool(torch.isfinite(values).all()):
+            wrong = int((~torch.isfinite(values)).nonzero()[0])
+            raise NonFiniteError(f"the reconstruction error of training example {wrong} is {-values[wrong].item()}")
+        return values
+
+    def _augmented(self, evidence: Evidence) -> Iterator[Tensor]:
+        examples = evidence.validation.augmented_as(evidence.training)
+        for _ in range(self.epochs):
+            yield features(evidence, examples, self.features)
+
+    def _fit(self, network: nn.Module, passes: Iterable[Tensor], scaled: Callable[[Tensor], Tensor]) -> None:
+        optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
+        order = torch.Generator().manual_seed(self.seed)
+        for given in passes:
+            for ids in torch.randperm(len(given), generator=order).split(self.batch_size):
+                batch = scaled(given[ids])
+                loss = F.mse_loss(_reconstructed(network, batch), batch)
+                if not bool(torch.isfinite(loss)):
+                    raise NonFiniteError(f"the autoencoder diverged: its loss is {loss.item()}; take a smaller lr")
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+
+def _errors(network: nn.Module, batch: Tensor) -> Tensor:
+    with torch.no_grad():
+        squares = (_reconstructed(network, batch) - batch).double().square()
+    return squares.reshape(len(batch), -1).mean(1).cpu()
+
+
+def _reconstructed(network: nn.Module, batch: Tensor) -> Tensor:
+    found = network(batch)
+    if found.shape != batch.shape:
+        raise ConfigurationError(
+            f"Autoencoder(network): expected what it is given, shape {list(batch.shape)}, got {list(found.shape)}"
+        )
+    return found

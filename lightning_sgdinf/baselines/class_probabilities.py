@@ -1,0 +1,116 @@
+"""What a classifier thinks of examples, and what their labels say, seen at the loss function of its own step.
+
+A step whose loss is one call of ``cross_entropy``, ``nll_loss`` or one of the binary cross entropies with one label per
+example, or the ``nn`` modules of these, shows both; nothing need be known of the model or of the form of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_sgdinf.adjoint.intercept import Interceptor
+from lightning_sgdinf.baselines.evidence import Evidence
+from lightning_sgdinf.baselines.examples import Examples
+from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+from lightning_sgdinf.state import ModelState
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassProbabilities:
+    """Of ``M`` examples and ``C`` classes.
+
+    Attributes:
+        values: ``[M, C]``, float64, CPU; rows sum to 1.
+        labels: Given classes ``[M]``, int64, CPU.
+    """
+
+    values: Tensor
+    labels: Tensor
+
+
+def class_probabilities(
+    evidence: Evidence, examples: Examples, model: ModelState | None = None, *, batch_size: int = 500
+) -> ClassProbabilities:
+    """Class probabilities and labels of examples, in eval mode.
+
+    Args:
+        evidence: The run.
+        examples: Of which to say them.
+        model: Parameters and buffers; those of the final model if ``None``.
+        batch_size: Examples per forward pass.
+
+    Raises:
+        ConfigurationError: The step's loss is not one that shows them; says what is.
+        NonFiniteError: A probability is NaN; names the example.
+    """
+    values, labels = [], []
+    with evidence.at(evidence.model if model is None else model) as loss:
+        for ids, batch in examples.batches(batch_size):
+            sight = _Sight()
+            with Interceptor(dict.fromkeys(_SHOWN, sight.handle)):
+                loss(batch)
+            found = sight.only(len(ids))
+            if bool(found.values.isnan().any()):
+                wrong = int(found.values.isnan().any(dim=1).nonzero()[0])
+                raise NonFiniteError(f"the class probabilities of example {int(ids[wrong])} are not finite")
+            values.append(found.values)
+            labels.append(found.labels)
+    return ClassProbabilities(torch.cat(values), torch.cat(labels))
+
+
+class _Sight:
+    """Sees the calls of loss functions in one step."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Callable[..., Any], Any, Any]] = []
+
+    def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        named = {**dict(zip(("input", "target"), args, strict=False)), **kwargs}
+        # From inside the intercepted function its own parts are not seen: cross_entropy shows once.
+        self.calls.append((func, named.get("input"), named.get("target")))
+        return func(*args, **kwargs)
+
+    def only(self, count: int) -> ClassProbabilities:
+        """What the one loss of a batch of ``count`` examples showed."""
+        shown = [_read(*call) for call in self.calls]
+        fitting = [s for s in shown if s is not None and len(s.labels) == count]
+        if len(shown) != 1 or len(fitting) != 1:
+            raise ConfigurationError(
+                "class probabilities: expected a training step whose loss is one call of cross_entropy, nll_loss, "
+                "binary_cross_entropy or binary_cross_entropy_with_logits with one whole label per example, got "
+                f"{[call[0].__name__ for call in self.calls] or 'no such call'}; rank by LossBaseline, or give "
+                "ConfidentLearning(probabilities=..., labels=...)"
+            )
+        return fitting[0]
+
+
+def _read(func: Callable[..., Any], scores: Any, target: Any) -> ClassProbabilities | None:
+    if not isinstance(scores, Tensor) or not isinstance(target, Tensor):
+        return None
+    scores = scores.detach().to("cpu", torch.float64)
+    if func in (F.cross_entropy, F.nll_loss):
+        if scores.ndim != 2 or target.ndim != 1 or target.is_floating_point():
+            return None
+        values = torch.softmax(scores, 1) if func is F.cross_entropy else scores.exp()
+        return ClassProbabilities(values, target.detach().cpu().long())
+    rows = len(target)
+    labels = target.detach().to("cpu", torch.float64).reshape(-1)
+    if len(labels) != rows or scores.numel() != rows or not bool(((labels == 0) | (labels == 1)).all()):
+        return None
+    second = torch.sigmoid(scores) if func is F.binary_cross_entropy_with_logits else scores
+    second = second.reshape(-1)
+    return ClassProbabilities(torch.stack([1 - second, second], dim=1), labels.long())
+
+
+_SHOWN: tuple[Callable[..., Any], ...] = (
+    F.cross_entropy,
+    F.nll_loss,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+)

@@ -1,0 +1,86 @@
+"""What a baseline may look at: a recorded run that has ended, with the model, its training and its validation data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from lightning_sgdinf.adjoint.batches import Loader
+from lightning_sgdinf.adjoint.objective import Objective
+from lightning_sgdinf.adjoint.session import set_modes
+from lightning_sgdinf.baselines.examples import Examples
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.log.records import MicroBatch
+from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.state import ModelState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """A recorded run, opened.
+
+    Attributes:
+        log: The record.
+        objective: The opened model.
+        model: The final model: with averaged weights, if the run averaged them.
+        validation_loader: Where validation examples come from; ``None`` if there is not exactly one.
+    """
+
+    log: Trajectory
+    objective: Objective
+    model: ModelState
+    validation_loader: Loader | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of training examples, ``N``."""
+        return self.objective.source.size
+
+    @property
+    def training(self) -> Examples:
+        """The training examples, with the augmentation of training.
+
+        Raises:
+            UnsupportedRunError: If there is no data set, but only the batches in the log.
+        """
+        return self._examples(self.objective.source.loader())
+
+    @property
+    def validation(self) -> Examples:
+        """The validation examples.
+
+        Raises:
+            ConfigurationError: If there is no validation loader.
+        """
+        if self.validation_loader is None:
+            raise ConfigurationError(
+                "this ranking looks at validation examples, and there is not exactly one validation loader; pass the "
+                "one to use as val_dataloaders"
+            )
+        return self._examples(self.validation_loader)
+
+    @contextmanager
+    def at(self, model: ModelState) -> Iterator[Callable[[Any], Tensor]]:
+        """A model, in eval mode, inside the ``with`` block: gives the training loss of a batch of `Examples`.
+
+        Args:
+            model: Its parameters and buffers.
+        """
+        objective = self.objective
+        objective.load(model)
+        every = tuple(name for name, _ in objective.module.named_modules())
+        last = self.log.step(len(self.log) - 1)
+        step = replace(last, micro_batches=(), accumulation=1, eval_modules=every)
+        micro = MicroBatch(batch_idx=0, draws=())
+        try:
+            yield lambda batch: objective.trace(step, micro, batch).loss.detach()
+        finally:
+            set_modes(objective.module, ())
+            objective.forget_modes()
+
+    def _examples(self, loader: Loader) -> Examples:
+        return Examples(dataset=loader.dataset, collate=loader.collate_fn, bring=self.objective.bring)

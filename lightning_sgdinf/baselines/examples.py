@@ -1,0 +1,93 @@
+"""Examples of one's own choice in batches, brought to the model as a Trainer brings them.
+
+A data set that augments its examples at random may say what they are without: a method ``without_augmentation()`` that
+returns such a data set, and a method ``augment(item)`` that augments an item of another one. Where it has neither, its
+items are taken as they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from lightning_sgdinf.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """A map-style data set, and the way from its items to the model.
+
+    Attributes:
+        dataset: Map-style.
+        collate: Makes a batch of items.
+        bring: Makes of a collated batch what ``training_step`` gets.
+    """
+
+    dataset: Any
+    collate: Callable[[list[Any]], Any]
+    bring: Callable[[Any], Any]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Any]]:
+        """All examples in order: their ids, int64 ``[B]``, and the batch.
+
+        Args:
+            size: Examples per batch, at least 1; the last batch may be smaller.
+
+        Raises:
+            ConfigurationError: ``size`` is below 1, or there are no examples.
+        """
+        if size < 1:
+            raise ConfigurationError(f"batch_size: expected at least 1 example per batch, got {size}")
+        if not len(self):
+            raise ConfigurationError("expected a data set with one example or more, got an empty one")
+        for ids in torch.arange(len(self)).split(size):
+            yield ids, self.batch(ids)
+
+    def batch(self, ids: Tensor) -> Any:
+        """The batch of examples with the given ids."""
+        wanted = ids.tolist()
+        fetch = getattr(self.dataset, "__getitems__", None)
+        return self.bring(self.collate(fetch(wanted) if fetch is not None else [self.dataset[i] for i in wanted]))
+
+    def subset(self, ids: Tensor) -> Examples:
+        """Those with the given ids, in that order."""
+        return replace(self, dataset=Subset(self.dataset, ids.tolist()))
+
+    def plain(self) -> Examples:
+        """The same examples without random augmentation, where the data set knows how."""
+        return replace(self, dataset=_plain(self.dataset))
+
+    def augmented_as(self, other: Examples) -> Examples:
+        """The same examples, augmented as another data set augments its own, where that one knows how."""
+        augment = getattr(_innermost(other.dataset), "augment", None)
+        return self if augment is None else replace(self, dataset=_Augmented(self.dataset, augment))
+
+
+class _Augmented(Dataset[Any]):
+    def __init__(self, dataset: Any, augment: Callable[[Any], Any]) -> None:
+        self.dataset, self.augment = dataset, augment
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.augment(self.dataset[index])
+
+
+def _plain(dataset: Any) -> Any:
+    if isinstance(dataset, Subset):
+        return Subset(_plain(dataset.dataset), dataset.indices)
+    known = getattr(dataset, "without_augmentation", None)
+    return dataset if known is None else known()
+
+
+def _innermost(dataset: Any) -> Any:
+    return _innermost(dataset.dataset) if isinstance(dataset, Subset) else dataset

@@ -1,0 +1,124 @@
+"""What a model makes of examples on its way to the loss: the features that outliers are looked for in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from lightning_sgdinf.baselines.evidence import Evidence
+from lightning_sgdinf.baselines.examples import Examples
+from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+
+INPUTS = "inputs"
+"""The first floating-point tensor of a batch."""
+PENULTIMATE = "penultimate"
+"""What the last linear layer of a forward pass gets."""
+
+
+def features(evidence: Evidence, examples: Examples, layer: str = PENULTIMATE, *, batch_size: int = 500) -> Tensor:
+    """Features of examples at the final model, in eval mode.
+
+    Args:
+        evidence: The run.
+        examples: Of which to take them.
+        layer: ``"inputs"`` for the first floating-point tensor of a batch, ``"penultimate"`` for what the last linear
+            layer that a forward pass calls is given, or the name of a sub-module, whose output it is.
+        batch_size: Examples per forward pass, at least 1.
+
+    Returns:
+        ``[M, ...]``, on the CPU, in float32 or float64.
+
+    Raises:
+        ConfigurationError: No such sub-module, or one that gives no row per example.
+        NonFiniteError: A feature is NaN or infinite; names the example.
+    """
+    rows = []
+    with ExitStack() as stack:
+        if layer == INPUTS:
+            look = first_floats
+        else:
+            step = stack.enter_context(evidence.at(evidence.model))
+            look = stack.enter_context(_watching(evidence.objective.module, layer, step))
+        for ids, batch in examples.batches(batch_size):
+            found = look(batch).detach()
+            if found.ndim == 0 or len(found) != len(ids):
+                raise ConfigurationError(
+                    f"features={layer!r}: expected one row for each of {len(ids)} examples, got shape "
+                    f"{list(found.shape)}; name a sub-module whose output has them, or use features='inputs'"
+                )
+            found = found.to("cpu", torch.promote_types(found.dtype, torch.float32))
+            if not bool(torch.isfinite(found).all()):
+                wrong = int((~torch.isfinite(found.reshape(len(ids), -1))).any(dim=1).nonzero()[0])
+                raise NonFiniteError(f"features={layer!r} of example {int(ids[wrong])} are not all finite")
+            rows.append(found)
+    return torch.cat(rows)
+
+
+def feature_matrix(
+    evidence: Evidence, examples: Examples, layer: str = PENULTIMATE, *, batch_size: int = 500
+) -> np.ndarray:
+    """`features` as scikit-learn takes them: ``[M, D]``, one row per example."""
+    found = features(evidence, examples, layer, batch_size=batch_size)
+    return found.reshape(len(found), -1).numpy()
+
+
+def first_floats(batch: Any) -> Tensor:
+    """The first floating-point tensor of a batch.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    for leaf in tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return leaf
+    raise ConfigurationError(
+        f"features='inputs': expected a batch with a floating-point tensor, got {type(batch).__name__} without one; "
+        "give features= the name of a sub-module whose output to take, e.g. an embedding"
+    )
+
+
+@contextmanager
+def _watching(module: nn.Module, layer: str, step: Callable[[Any], Tensor]) -> Iterator[Callable[[Any], Tensor]]:
+    """Gives what the layer is last given, or last gives, in the step of a batch."""
+    seen: list[Any] = []
+    handles = []
+    if layer == PENULTIMATE:
+        linear = [part for part in module.modules() if isinstance(part, nn.Linear)]
+        handles = [part.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for part in linear]
+    else:
+        handles = [_named(module, layer).register_forward_hook(lambda _, __, output: seen.append(output))]
+
+    def look(batch: Any) -> Tensor:
+        seen.clear()
+        step(batch)
+        if not seen:
+            raise ConfigurationError(
+                f"features={layer!r}: a forward pass calls no such layer; give features='inputs', or the name of a "
+                f"sub-module that it calls: {_names(module)}"
+            )
+        return first_floats(seen[-1])
+
+    try:
+        yield look
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _named(module: nn.Module, layer: str) -> nn.Module:
+    parts = dict(module.named_modules())
+    if not layer or layer not in parts:
+        raise ConfigurationError(
+            f"features={layer!r}: expected 'penultimate', 'inputs' or the name of a sub-module: {_names(module)}"
+        )
+    return parts[layer]
+
+
+def _names(module: nn.Module) -> str:
+    return ", ".join(name for name, _ in module.named_modules() if name)

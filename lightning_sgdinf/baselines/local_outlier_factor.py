@@ -1,0 +1,80 @@
+"""A ranking by the local outlier factor: examples in thinner places than their neighbours' come first.
+
+Looks at features only, so it finds odd inputs and not wrong labels. Cost: a forward pass over the training set, and the
+nearest neighbours of every example: for features of more than some dozen dimensions, the distances of all pairs.
+
+References:
+    Breunig, Kriegel, Ng and Sander, "LOF: Identifying Density-Based Local Outliers", SIGMOD 2000.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_sgdinf import random_state
+from lightning_sgdinf.baselines.evidence import Evidence
+from lightning_sgdinf.baselines.features import PENULTIMATE, feature_matrix
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.extras import require
+
+
+@dataclass(frozen=True, slots=True)
+class LocalOutlierFactor:
+    """scikit-learn's local outlier factor on features of the final model.
+
+    In a configuration::
+
+        _target_: lightning_sgdinf.baselines.LocalOutlierFactor
+        neighbours: 20
+
+    Attributes:
+        neighbours: How many, at least 1; more than the fitted examples less one are taken to be so many.
+        features: ``"penultimate"``, ``"inputs"`` or the name of a sub-module; see
+            `lightning_sgdinf.baselines.features.features`.
+        compat: Neighbours are looked for among the validation examples in place of the other training examples.
+        batch_size: Examples per forward pass.
+        seed: Of what a data set draws that does not say what its examples are without augmentation.
+    """
+
+    neighbours: int = 20
+    features: str = PENULTIMATE
+    compat: bool = False
+    batch_size: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.neighbours < 1:
+            raise ConfigurationError(f"LocalOutlierFactor(neighbours): expected 1 or more, got {self.neighbours}")
+
+    @property
+    def title(self) -> str:
+        """What the values are."""
+        return "local outlier factor"
+
+    def rank(self, evidence: Evidence) -> Tensor:
+        """Values ``[N]``: minus the factor, about -1 inside and lower outside.
+
+        Raises:
+            MissingExtraError: scikit-learn is not installed.
+            ConfigurationError: No such features, or ``compat`` without a validation loader.
+            NonFiniteError: A feature is NaN or infinite.
+        """
+        neighbors = require("sklearn.neighbors", extra="cli")
+        with random_state.seeded(self.seed):
+            scored = self._features(evidence, compat=False)
+            fitted = self._features(evidence, compat=True) if self.compat else scored
+        count = min(self.neighbours, len(fitted) - 1)
+        if count < 1:
+            raise ConfigurationError("LocalOutlierFactor: expected two examples or more to compare, got one")
+        # An example that was fitted is not its own neighbour; only `novelty=False` knows that.
+        factor = neighbors.LocalOutlierFactor(n_neighbors=count, novelty=self.compat).fit(fitted)
+        return torch.from_numpy(factor.score_samples(scored) if self.compat else factor.negative_outlier_factor_)
+
+    def _features(self, evidence: Evidence, *, compat: bool) -> np.ndarray:
+        examples = evidence.validation if compat else evidence.training.plain()
+        # In float64: differences of near distances decide.
+        return feature_matrix(evidence, examples, self.features, batch_size=self.batch_size).astype(np.float64)
