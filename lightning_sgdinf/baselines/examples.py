@@ -1,8 +1,8 @@
 """Examples of one's own choice in batches, brought to the model as a Trainer brings them.
 
-A data set that augments its examples at random may say what they are without: a method ``without_augmentation()`` that
-returns such a data set, and a method ``augment(item)`` that augments an item of another one. Where it has neither, its
-items are taken as they come.
+A data set that changes its examples at random may say what they are without that, by a method ``unaugmented()`` that
+returns such a data set, and what those of another one are with it, by ``augmenting(other)``. Where it has neither, its
+examples are taken as they come.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from lightning_sgdinf.errors import ConfigurationError
 
@@ -67,26 +67,18 @@ class Examples:
 
     def augmented_as(self, other: Examples) -> Examples:
         """The same examples, augmented as another data set augments its own, where that one knows how."""
-        augment = getattr(_innermost(other.dataset), "augment", None)
-        return self if augment is None else replace(self, dataset=_Augmented(self.dataset, augment))
-
-
-class _Augmented(Dataset[Any]):
-    def __init__(self, dataset: Any, augment: Callable[[Any], Any]) -> None:
-        self.dataset, self.augment = dataset, augment
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.augment(self.dataset[index])
+        augmenting = getattr(_innermost(other.dataset), "augmenting", None)
+        return self if augmenting is None else replace(self, dataset=_within_subsets(self.dataset, augmenting))
 
 
 def _plain(dataset: Any) -> Any:
+    return _within_subsets(dataset, lambda inner: inner.unaugmented() if hasattr(inner, "unaugmented") else inner)
+
+
+def _within_subsets(dataset: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(dataset, Subset):
-        return Subset(_plain(dataset.dataset), dataset.indices)
-    known = getattr(dataset, "without_augmentation", None)
-    return dataset if known is None else known()
+        return Subset(_within_subsets(dataset.dataset, change), dataset.indices)
+    return change(dataset)
 
 
 def _innermost(dataset: Any) -> Any:
