@@ -243,6 +243,28 @@ class Scores:
         write = report.write_page if Path(path).suffix == ".html" else report.write_report
         return cast(Path, write(data, path))
 
+    def log_to(
+        self,
+        logger: Any,
+        *,
+        title: str = "Which training examples helped",
+        log: str | Path | None = None,
+        **details: Any,
+    ) -> None:
+        """Log the report to a Lightning logger: see `lightning_sgdinf.report.log_report`.
+
+        Args:
+            logger: ``trainer.logger`` or ``trainer.loggers``.
+            title: Head of the page.
+            log: Where the record of the run is, for loggers that keep artifacts.
+            **details: Further fields of `lightning_sgdinf.report.ReportData`, e.g. ``examples`` to show.
+
+        Raises:
+            MissingExtraError: matplotlib, or what the logger needs, is not installed.
+        """
+        report = require("lightning_sgdinf.report", extra="cli")
+        report.log_report(report.ReportData(title=title, scores=self, **details), logger, log=log)
+
 
 def _count(k: int) -> int:
     if k < 1:

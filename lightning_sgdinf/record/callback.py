@@ -130,6 +130,16 @@ class TrajectoryRecorder(Callback):
         """Where the present log is, or the coming one is wanted."""
         return self._place.path
 
+    @property
+    def loaders(self) -> tuple[Any, ...]:
+        """The training loaders of the present fit, as the Trainer prepared them; empty when there is none."""
+        return () if self._tap is None else self._tap.originals()
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the last fit that has ended left a step in the log."""
+        return self._bookmark is not None
+
     # Before training -------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:

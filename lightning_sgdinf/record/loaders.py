@@ -56,6 +56,7 @@ class LoaderTap:
         self._problem = problem
         self._tokens = itertools.count()
         self._loaders: dict[int, DataLoader] = {}
+        self._originals: dict[int, DataLoader] = {}
         self._sinks: dict[int, deque[Carried]] = {}
         self._positions: dict[int, int] = {}
         self._arrived: tuple[Draw, ...] = ()
@@ -102,6 +103,12 @@ class LoaderTap:
             sink.clear()
         return tuple(draw for carried in fetched for draw in self._draws(carried))
 
+    def originals(self) -> tuple[Any, ...]:
+        """The loaders of the fit as the Trainer prepared them, without ids; empty before it has."""
+        untapped = {id(twin): self._originals[token] for token, twin in self._loaders.items()}
+        used = self._trainer.train_dataloader
+        return () if used is None else tuple(untapped.get(id(loader), loader) for loader in tree_flatten(used)[0])
+
     def describe(self) -> tuple[tuple[str, int], ...]:
         """Class and length of every loader's data set, in the loaders' order; length -1 where ids are no positions in
         it."""
@@ -143,7 +150,7 @@ class LoaderTap:
         if by_iterator or own_iteration:
             self._sinks[token] = deque()
         twin = carrying(loader, token, digest=self._digest, watch=self._watch, sink=self._sinks.get(token))
-        self._loaders[token] = twin
+        self._loaders[token], self._originals[token] = twin, loader
         self._positions.clear()
         return twin
 
@@ -197,6 +204,7 @@ class LoaderTap:
         if not self._positions:
             used = tree_flatten(self._trainer.train_dataloader)[0]
             self._loaders = {t: twin for t, twin in self._loaders.items() if any(twin is u for u in used)}
+            self._originals = {t: self._originals[t] for t in self._loaders}
             self._sinks = {t: sink for t, sink in self._sinks.items() if t in self._loaders}
             self._positions = {t: next(i for i, u in enumerate(used) if u is twin) for t, twin in self._loaders.items()}
         return self._positions.get(token, 0)

@@ -1,13 +1,18 @@
 """How results look: one page, its figures and tables, and the same for loggers.
 
-Needs the ``cli`` extra (matplotlib); `log_report` to Weights & Biases also needs the ``wandb`` extra.
+Needs the ``cli`` extra (matplotlib); `log_report` to Weights & Biases also needs the ``wandb`` extra, to TensorBoard
+the ``tensorboard`` extra.
 """
 
+from lightning_sgdinf.report.example import Example as Example
+from lightning_sgdinf.report.example import SafeHtml as SafeHtml
 from lightning_sgdinf.report.model import BeforeAfter as BeforeAfter
 from lightning_sgdinf.report.model import Cost as Cost
-from lightning_sgdinf.report.model import Example as Example
 from lightning_sgdinf.report.model import Explanation as Explanation
 from lightning_sgdinf.report.model import ReportData as ReportData
+from lightning_sgdinf.report.rendering import Rendered as Rendered
+from lightning_sgdinf.report.rendering import as_example as as_example
 from lightning_sgdinf.report.sinks import log_report as log_report
 from lightning_sgdinf.report.sinks import write_page as write_page
 from lightning_sgdinf.report.sinks import write_report as write_report
+from lightning_sgdinf.report.wandb_sink import finish_run as finish_run

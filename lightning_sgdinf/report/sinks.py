@@ -15,6 +15,7 @@ from lightning_sgdinf.report.model import ReportData
 from lightning_sgdinf.report.page import render_page
 from lightning_sgdinf.report.style import to_png
 from lightning_sgdinf.report.tables import all_tables, write_csv
+from lightning_sgdinf.report.tensorboard_sink import is_tensorboard, log_to_tensorboard
 from lightning_sgdinf.report.wandb_sink import is_wandb, log_to_wandb
 
 
@@ -78,29 +79,45 @@ def write_report(data: ReportData, folder: str | Path) -> Path:
     return page
 
 
-def log_report(data: ReportData, logger: MetricsLogger | Iterable[MetricsLogger] | None) -> None:
+def log_report(
+    data: ReportData,
+    logger: MetricsLogger | Iterable[MetricsLogger] | None,
+    *,
+    log: str | Path | None = None,
+    files: bool = True,
+) -> None:
     """Give a report to a Lightning logger, or to each of several.
 
-    Every logger gets the numbers; Weights & Biases also gets tables, pictures, figures and the page.
+    Every logger gets the numbers. Weights & Biases also gets the ranking with pictures, tables, figures, curves, the
+    page, and scores and record as artifacts; TensorBoard histogram, figures, curves, and tables as text. Loggers that
+    keep a folder of their own (CSV, TensorBoard) get page, figures and CSV tables there, under ``report``.
 
     Args:
         data: What to show.
         logger: ``trainer.logger``, ``trainer.loggers`` or ``None``.
+        log: Where the record of the run is, for loggers that keep artifacts.
+        files: Write those folders.
 
     Raises:
         ConfigurationError: Something that has no ``log_metrics``.
+        LogError: There is no readable record at ``log``.
     """
     if logger is None:
         return
     if isinstance(logger, Iterable):
         for single in logger:
-            log_report(data, single)
+            log_report(data, single, log=log, files=files)
         return
     if not hasattr(logger, "log_metrics"):
         raise ConfigurationError(f"logger: expected a Lightning logger, got {type(logger).__qualname__}")
     logger.log_metrics(metrics(data))
     if is_wandb(logger):
-        log_to_wandb(data, logger)
+        log_to_wandb(data, logger, log=log)
+    elif is_tensorboard(logger):
+        log_to_tensorboard(data, logger)
+    folder = getattr(logger, "log_dir", None)
+    if files and isinstance(folder, (str, Path)):
+        write_report(data, Path(folder) / "report")
     save: Any = getattr(logger, "save", None)
     if callable(save):
         save()
@@ -120,15 +137,17 @@ def metrics(data: ReportData) -> dict[str, float]:
         found |= {f"{change.metric}/before": before, f"{change.metric}/after": after}
         if change.test is not None and change.test.p_value == change.test.p_value:
             found[f"{change.metric}/p_value"] = change.test.p_value
-    for method, detection in data.detections.items():
-        found |= {
-            f"{method}/auroc": detection.auroc,
-            f"{method}/average_precision": detection.average_precision,
-            f"{method}/found_at_top": float(detection.hits),
-        }
-    for curve in data.curves:
+    for place, (name, detection) in enumerate(data.detections.items()):
+        for method in (name, "own") if place == 0 else (name,):  # under one name in every run, to compare runs by
+            found |= {
+                f"{method}/auroc": detection.auroc,
+                f"{method}/average_precision": detection.average_precision,
+                f"{method}/found_at_top": float(detection.hits),
+            }
+    for place, curve in enumerate(data.curves):
         count, error = curve.best()
-        found |= {f"{curve.method}/best_{curve.metric}": error, f"{curve.method}/best_count": float(count)}
+        for method in (curve.method, "own") if place == 0 else (curve.method,):
+            found |= {f"{method}/best_{curve.metric}": error, f"{method}/best_count": float(count)}
     certificate = data.scores.certificate
     if certificate is not None and certificate.trust is not None:
         found["trust_correlation"] = certificate.trust.correlation

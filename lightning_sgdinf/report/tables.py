@@ -39,10 +39,15 @@ def ranking_table(data: ReportData, ranking: Ranking, name: str) -> Table:
         example = data.examples.get(row.example_id)
         label = row.label if row.label is not None else (example.label if example is not None else None)
         truth = example.true_label if example is not None else None
+        prediction = example.prediction if example is not None else ""
         corrupt = "yes" if row.example_id in data.known_corrupt else ""
-        rows.append((row.rank, row.example_id, label, truth, corrupt, row.score, measured))
-    columns = ("rank", "example id", "label", "true label", "known corrupt", column, "verified")
-    return _without_empty_columns(Table(name, ranking.header, columns, tuple(rows)))
+        rows.append((row.rank, row.example_id, label, truth, prediction, corrupt, row.score, measured))
+    columns = ("rank", "example id", "label", "true label", "prediction", "known corrupt", column, "verified")
+    shown = [data.examples.get(i) for i in ranking.example_ids]
+    own = list(dict.fromkeys(name for example in shown if example is not None for name in example.row))
+    cells = ([None if example is None else example.row.get(name) for name in own] for example in shown)
+    whole = tuple((*row, *more) for row, more in zip(rows, cells, strict=True))
+    return _without_empty_columns(Table(name, ranking.header, (*columns, *own), whole))
 
 
 def detection_table(data: ReportData) -> Table:

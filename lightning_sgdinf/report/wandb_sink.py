@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lightning_sgdinf.extras import require
+from lightning_sgdinf.log import RunLog
 from lightning_sgdinf.ranking import Ranking
+from lightning_sgdinf.report.ends import Ends, both_ends
 from lightning_sgdinf.report.figures import all_figures, contact_sheets
-from lightning_sgdinf.report.images import pixels
+from lightning_sgdinf.report.images import pixels, png
 from lightning_sgdinf.report.model import ReportData
 from lightning_sgdinf.report.page import render_page
+from lightning_sgdinf.report.sparkline import sparkline_png
 from lightning_sgdinf.report.style import to_png
 from lightning_sgdinf.report.tables import Table, all_tables
+
+LOG_LIMIT_BYTES = 64 << 20
+"""A log up to this size is uploaded whole, a larger one is named by its digest and path."""
+
+_SHOWN_ONCE = ("most-harmful", "most-helpful")  # their rows are in the table of both ends
+_LEFT_OUT = "report/left_out"
 
 
 def is_wandb(logger: Any) -> bool:
@@ -20,29 +38,152 @@ def is_wandb(logger: Any) -> bool:
     return hasattr(logger, "log_table") and hasattr(logger, "log_image") and hasattr(logger, "experiment")
 
 
-def log_to_wandb(data: ReportData, logger: Any) -> None:
-    """Log tables, example pictures, figures and the page to the run of a `WandbLogger`, online or offline.
+def log_to_wandb(data: ReportData, logger: Any, *, log: str | Path | None = None) -> None:
+    """Log the ranking with pictures and contributions, tables, figures, curves, the page, scores and record.
 
-    Pictures are logged on their own and not as cells of a table: offline, those of a table are not in the run's folder.
+    Pictures are also logged on their own: offline, those in the cells of a table lie in a folder of their own, and a
+    table's JSON does not show them.
+
+    Args:
+        data: What to show.
+        logger: A `WandbLogger`, online or offline.
+        log: Where the record of the run is; see `LOG_LIMIT_BYTES`.
 
     Raises:
         MissingExtraError: wandb is not installed.
+        LogError: There is no readable record at ``log``.
     """
     wandb = require("wandb", extra="wandb")
-    for table in all_tables(data):
-        columns, rows = _uniform(table)
-        logger.log_table(f"report/{table.name}", columns=columns, data=rows)
-    for name, ranking in (
-        ("most-harmful", data.scores.most_harmful(data.shown, data.query)),
-        ("most-helpful", data.scores.most_helpful(data.shown, data.query)),
-    ):
-        images, captions = _pictures(data, ranking)
-        if images:
-            logger.log_image(f"report/{name}-examples", images=images, caption=captions)
-    drawn = {**all_figures(data), **contact_sheets(data)}
-    for name, figure in drawn.items():
-        logger.log_image(f"report/{name}-figure", images=[_as_image(to_png(figure))])
-    logger.experiment.log({"report/page": wandb.Html(render_page(data), inject=False)})
+    run = logger.experiment
+    if type(run).__name__ == "_DummyExperiment":  # another process than the first one
+        return
+    with _staged_with(run):
+        run.log({"report/ranking": _ranking(wandb, both_ends(data))})
+        for table in all_tables(data):
+            if table.name not in _SHOWN_ONCE:
+                columns, rows = _uniform(table)
+                logger.log_table(f"report/{table.name}", columns=columns, data=rows)
+        for name, ranking in (
+            ("most-harmful", data.scores.most_harmful(data.shown, data.query)),
+            ("most-helpful", data.scores.most_helpful(data.shown, data.query)),
+        ):
+            images, captions = _pictures(data, ranking)
+            if images:
+                logger.log_image(f"report/{name}-examples", images=images, caption=captions)
+        for name, figure in {**all_figures(data), **contact_sheets(data)}.items():
+            logger.log_image(f"report/{name}-figure", images=[_opened(to_png(figure))])
+        values = data.scores.values[:, data.scores.query_index(data.query)].numpy()
+        run.log({"report/scores": wandb.Histogram(np_histogram=np.histogram(values, bins=60))})
+        _log_curves(wandb, run, data)
+        run.log({"report/page": wandb.Html(render_page(data), inject=False)})
+        _log_artifacts(wandb, run, data, None if log is None else Path(log))
+
+
+def finish_run(*, failed: bool) -> None:
+    """End the run in progress, if there is one: a logger made later in this process would go on in it."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.run.finish(exit_code=int(failed))
+
+
+def _ranking(wandb: Any, ends: Ends) -> Any:
+    """A table with a column of pictures, if there are any, and one of what each epoch contributed."""
+    columns, rows = _uniform(ends.table)
+    if ends.has_images:
+        columns = ["image", *columns]
+        shown = [ends.examples.get(i) for i in ends.example_ids]
+        cells = [wandb.Image(_opened(png(e))) if e is not None and e.image is not None else None for e in shown]
+        rows = [[cell, *row] for cell, row in zip(cells, rows, strict=True)]
+    if ends.harm is not None:
+        columns = [*columns, "harm per epoch"]
+        lines = [wandb.Image(_opened(sparkline_png(harm)), caption=_in_words(harm)) for harm in ends.harm]
+        rows = [[*row, line] for row, line in zip(rows, lines, strict=True)]
+    return wandb.Table(columns=columns, data=rows)
+
+
+def _in_words(harm: np.ndarray) -> str:
+    return ", ".join(f"{value:+.2g}" for value in harm[:20]) + (", ..." if len(harm) > 20 else "")
+
+
+def _log_curves(wandb: Any, run: Any, data: ReportData) -> None:
+    """One chart of all methods, and each method as a metric over the number left out, so that runs can be compared."""
+    if not data.curves:
+        return
+    run.log(
+        {
+            "report/curves": wandb.plot.line_series(
+                xs=[list(curve.counts) for curve in data.curves],
+                ys=[curve.mean.tolist() for curve in data.curves],
+                keys=[curve.method for curve in data.curves],
+                title=f"{data.curves[0].metric} against training examples left out",
+                xname="training examples left out",
+            )
+        }
+    )
+    run.define_metric(_LEFT_OUT, hidden=True)
+    run.define_metric("report/curve/*", step_metric=_LEFT_OUT)
+    for count in sorted({count for curve in data.curves for count in curve.counts}):
+        found = {c.method: float(c.mean[c.counts.index(count)]) for c in data.curves if count in c.counts}
+        row = {f"report/curve/{method}": error for method, error in found.items()}
+        if data.curves[0].method in found:
+            row["report/curve/own"] = found[data.curves[0].method]
+        run.log({_LEFT_OUT: count, **row})
+
+
+def _log_artifacts(wandb: Any, run: Any, data: ReportData, log: Path | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "scores.h5"
+        data.scores.save(file)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        scores = wandb.Artifact(
+            f"scores-{run.id}",
+            type="scores",
+            description="Change of each query had each training example been left out; read with Scores.load.",
+            metadata={
+                "sha256": digest,
+                "queries": list(data.scores.queries),
+                "better": list(data.scores.better),
+                "examples": len(data.scores),
+                "provenance": dict(data.scores.provenance),
+            },
+        )
+        scores.add_file(str(file))
+        run.log_artifact(scores)
+    if log is not None:
+        run.log_artifact(_record(wandb, run, log))
+
+
+def _record(wandb: Any, run: Any, path: Path) -> Any:
+    """The record of a training run: its segments, or, where they are large, where they lie."""
+    with RunLog.open(path) as log:
+        about = {"digest": log.digest, "steps": len(log), "bytes": log.size_bytes, "finished": log.finished}
+    artifact = wandb.Artifact(
+        f"record-{run.id}",
+        type="training-record",
+        description="Record of the training run; read with RunLog.open.",
+        metadata={**about, "path": str(path.resolve())},
+    )
+    if about["bytes"] <= LOG_LIMIT_BYTES:
+        for file in sorted(path.glob("*.h5")):  # sealed; they never change again
+            artifact.add_file(str(file), name=f"{path.name}/{file.name}", skip_cache=True)
+    else:
+        artifact.add_reference(path.resolve().as_uri(), name=path.name, checksum=False)
+    return artifact
+
+
+@contextmanager
+def _staged_with(run: Any) -> Iterator[None]:
+    """Offline, wandb keeps what tables and artifacts hold in the user's home until it is uploaded; keep it with the
+    run instead, so that the run's folder is all there is to move."""
+    variable = "WANDB_DATA_DIR"
+    if getattr(run, "offline", False) is not True or variable in os.environ:
+        yield
+        return
+    os.environ[variable] = str(Path(run.sync_dir) / "data")
+    try:
+        yield
+    finally:
+        os.environ.pop(variable, None)
 
 
 def _uniform(table: Table) -> tuple[list[str], list[list[Any]]]:
@@ -66,5 +207,5 @@ def _pictures(data: ReportData, ranking: Ranking) -> tuple[list[Any], list[str]]
     return images, captions
 
 
-def _as_image(content: bytes) -> Any:
+def _opened(content: bytes) -> Any:
     return require("PIL.Image", extra="cli").open(io.BytesIO(content))

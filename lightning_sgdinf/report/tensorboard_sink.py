@@ -1,0 +1,80 @@
+"""The report in TensorBoard: histogram, figures, curves over the number of examples left out, and tables as text.
+
+Nothing of TensorBoard is imported: Lightning's logger brings a writer along.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from typing import Any
+
+import numpy as np
+
+from lightning_sgdinf.extras import require
+from lightning_sgdinf.report.ends import both_ends
+from lightning_sgdinf.report.figures import all_figures, contact_sheets
+from lightning_sgdinf.report.model import ReportData
+from lightning_sgdinf.report.sparkline import sparkline_text
+from lightning_sgdinf.report.style import to_png
+from lightning_sgdinf.report.tables import Table, all_tables
+
+_SHOWN_ONCE = ("most-harmful", "most-helpful")  # their rows are in the table of both ends
+
+
+def is_tensorboard(logger: Any) -> bool:
+    """Whether a logger is Lightning's `TensorBoardLogger`, told by name, without importing either package."""
+    return any(kind.__name__ == "TensorBoardLogger" for kind in type(logger).__mro__)
+
+
+def log_to_tensorboard(data: ReportData, logger: Any) -> None:
+    """Write a report with a `TensorBoardLogger`'s writer.
+
+    Curves have the number of examples left out as their step, so that several runs lie over each other.
+    """
+    writer = logger.experiment
+    values = data.scores.values[:, data.scores.query_index(data.query)].numpy()
+    writer.add_histogram("report/scores", values, bins=np.histogram_bin_edges(values, bins=60).tolist())
+    for name, figure in {**all_figures(data), **contact_sheets(data)}.items():
+        writer.add_image(f"report/{name}", _pixels(to_png(figure)), dataformats="HWC")
+    for place, curve in enumerate(data.curves):
+        for tag in ("own", curve.method) if place == 0 else (curve.method,):
+            for count, error in zip(curve.counts, curve.mean, strict=True):
+                writer.add_scalar(f"report/curve/{_tag(tag)}", float(error), global_step=count)
+    said = [f"**{_plain(data.result())}**", *(f"Warning: {_plain(warning)}" for warning in data.all_warnings)]
+    writer.add_text("report/result", "\n\n".join(said))
+    ends = both_ends(data)
+    table = ends.table
+    if ends.harm is not None:
+        rows = tuple((*row, sparkline_text(harm)) for row, harm in zip(table.rows, ends.harm, strict=True))
+        table = Table(table.name, table.caption, (*table.columns, "harm per epoch"), rows)
+    for one in (table, *(found for found in all_tables(data) if found.name not in _SHOWN_ONCE)):
+        writer.add_text(f"report/{one.name}", markdown(one))
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown, under its caption; text in it stays text."""
+    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
+    cells = (" | ".join(_cell(cell) for cell in line) for line in lines)
+    return "\n".join((_plain(table.caption), "", *(f"| {line} |" for line in cells)))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else _plain(str(value))
+
+
+def _plain(text: str) -> str:
+    """No markup of HTML or Markdown is left in it, and no line ends."""
+    safe = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", safe)
+
+
+def _tag(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
+
+
+def _pixels(png: bytes) -> np.ndarray:
+    return np.asarray(require("PIL.Image", extra="cli").open(io.BytesIO(png)).convert("RGB"))
