@@ -29,7 +29,7 @@ def public_names(module: ModuleType) -> dict[str, object]:
     package = module.__name__
     found = {
         name: value
-        for name, value in vars(module).items()
+        for name, value in ((name, getattr(module, name)) for name in dir(module))
         if not name.startswith("_")
         and (inspect.isclass(value) or inspect.isfunction(value))
         and str(getattr(value, "__module__", "")).startswith(package)
