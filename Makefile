@@ -7,13 +7,17 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 ARGS ?=
 
-.PHONY: demo test bench lint types imports docs-check check clean
+.PHONY: demo test faults bench lint types imports docs docs-check check clean
 
 demo: $(VENV)/.ready  ## train on digits with wrong labels, rank, cleanse, retrain, report
 	$(BIN)/sgdinf experiment=demo $(ARGS)
 
 test: $(VENV)/.ready-dev
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 $(ARGS)
+
+faults: $(VENV)/.ready-dev  ## thousands of faults done to logs on purpose: ends with 1 if anything flushed is lost or anything wrong is read
+	$(ONE_THREAD) $(BIN)/python -m tests.log.faults.suite $(ARGS)
+	$(ONE_THREAD) SGDINF_FUZZ_EXAMPLES=500 $(BIN)/python -m pytest -q -n 0 tests/log/test_fuzz.py
 
 bench: $(VENV)/.ready-dev  ## one after another, so that the ratios mean something
 	$(ONE_THREAD) $(BIN)/python benchmarks/run.py $(ARGS)
@@ -28,13 +32,16 @@ types: $(VENV)/.ready-dev
 imports: $(VENV)/.ready-dev
 	$(BIN)/lint-imports
 
-docs-check: $(VENV)/.ready-dev  ## links resolve, examples in the pages are valid, public names are documented
-	$(BIN)/python -m pytest tests/test_docs.py tests/test_gates.py $(ARGS)
+docs: $(VENV)/.ready-dev  ## the site, in docs/_build/html; a broken link or reference is an error; needs Python 3.11 or newer
+	$(ONE_THREAD) $(BIN)/python -m sphinx -W -n --keep-going -b html docs docs/_build/html $(ARGS)
+
+docs-check: $(VENV)/.ready-dev  ## the pages: links, commands, entries of errors; every block of Python is run
+	$(ONE_THREAD) $(BIN)/python -m pytest tests/test_docs.py tests/test_docs_code.py tests/test_gates.py $(ARGS)
 
 check: lint types imports test
 
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache lightning_logs outputs multirun
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache lightning_logs outputs multirun docs/_build
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 # torch goes first, by itself: a plain name in a dependency list may pull a build for another device.
@@ -48,5 +55,5 @@ $(VENV)/.ready: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable ".[cli,wandb,dev]"
+	$(PIP) --editable ".[cli,wandb,dev,docs]"
 	touch $(VENV)/.ready $@

@@ -1,12 +1,14 @@
-"""The pages hold what they promise: links lead somewhere, code is valid, imports exist, commands compose."""
+"""The pages hold what they promise: links lead somewhere, imports exist, commands compose, errors have entries."""
 
 from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import itertools
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +16,19 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
+import lightning_sgdinf
+from lightning_sgdinf import errors
 from lightning_sgdinf.tasks.configuration import checked, conf_dir
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(ROOT.glob("*.md")), *(p for p in sorted(DOCS.rglob("*.md")) if "_build" not in p.parts)]
+SHELL = ("sh", "bash", "console", "shell")
 
 
 def name(path: Path) -> str:
@@ -31,19 +42,27 @@ def blocks(path: Path, *languages: str) -> Iterator[str]:
             yield body
 
 
+def lines(page: Path, *languages: str) -> Iterator[list[str]]:
+    """Words of every command line in a page's blocks, without comments."""
+    for block in blocks(page, *languages):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = re.split(r"\s{2,}#|\s#\s", line)[0].strip().removeprefix("$ ").removeprefix(".venv/bin/")
+            if words:
+                yield [words.split(" ")[0], *words.split(" ", 1)[1:]]
+
+
 def commands() -> Iterator[str]:
     """Every ``sgdinf`` command line of the pages, without its comment."""
     for page in PAGES:
-        for block in blocks(page, "", "sh", "bash", "console", "shell"):
-            for line in block.splitlines():
-                line = line.strip().removeprefix("$ ")
-                if line.split(" ")[0] == "sgdinf":
-                    yield line.split("  #")[0]
+        for word, *rest in lines(page, "", *SHELL):
+            if word == "sgdinf":
+                yield " ".join([word, *rest])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    text = re.sub(r"\$\$.*?\$\$|^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
     local = [target.split("#")[0] for target in targets if "://" not in target and not target.startswith("#")]
     missing = [target for target in local if not (page.parent / target).exists()]
     assert not missing
@@ -60,6 +79,24 @@ def test_code_is_valid_and_its_imports_exist(page: Path) -> None:
         yaml.safe_load(block)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for word, *rest in lines(page, *SHELL):
+        words = shlex.split(" ".join(rest))
+        assert word in {"make", "pip", "python", "sgdinf", "sgdinf-log", "export", "cd"}, f"an unknown command, {word}"
+        if word == "make":
+            assert words[0] in targets
+        if word == "pip":
+            assert not {e for found in re.findall(r"\[([\w,]+)\]", " ".join(rest)) for e in found.split(",")} - set(
+                extras
+            )
+        if word == "python":
+            paths = [w for w in words if "/" in w]
+            assert all((ROOT / path).exists() for path in paths), paths
+
+
 def test_there_are_commands_to_check() -> None:
     assert list(commands())
 
@@ -72,3 +109,35 @@ def test_commands_compose(command: str, tmp_path: Path) -> None:
     for overrides in itertools.islice(itertools.product(*choices), 8):
         with initialize_config_dir(conf_dir(), version_base="1.3"):
             checked(compose("config", [f"output_dir={tmp_path}", *overrides]))
+
+
+def test_every_error_has_its_entry() -> None:
+    text = (DOCS / "errors.md").read_text(encoding="utf-8")
+    entries = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", text, re.M | re.S))
+    kinds = {n for n, v in vars(errors).items() if inspect.isclass(v) and issubclass(v, errors.SgdInfluenceError)}
+    assert set(entries) == kinds
+    for kind, entry in entries.items():
+        for part in ("**What happened**", "**Why**", "**What to do**"):
+            assert part in entry, f"{kind} does not say: {part}"
+
+
+def test_every_example_has_its_row() -> None:
+    page = (DOCS / "examples.md").read_text(encoding="utf-8")
+    assert not [p.name for p in sorted((ROOT / "examples").glob("[0-9]*.py")) if f"(../examples/{p.name})" not in page]
+
+
+def test_every_public_module_has_its_page() -> None:
+    shown = {m for page in (DOCS / "api").glob("*.md") for m in re.findall(r"automodule:: (\S+)", page.read_text())}
+    index = (DOCS / "api" / "index.md").read_text()
+    assert shown == set(re.findall(r"\[`(lightning_sgdinf[.\w]*)`\]", index))
+
+
+def test_citation_licence_and_changelog_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == project["version"] == lightning_sgdinf.__version__
+    assert citation["license"] == project["license"]
+    assert (ROOT / "LICENSE").read_text().startswith(f"{project['license']} License")
+    assert [reference["year"] for reference in citation["references"]] == [2019]
+    heads = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert heads[0] == "Unreleased" or heads[0] == project["version"]
