@@ -75,7 +75,7 @@ def _training_example(data: ImageData, index: int) -> Example:
 def _example(data: ImageData, dataset: ImageDataset, index: int, true_label: int | None = None) -> Example:
     label = data.class_names[int(dataset.labels[index])]
     return Example(
-        image=dataset.images[index].permute(1, 2, 0).numpy(),
+        image=dataset.pixels(index).permute(1, 2, 0).numpy(),
         label=label,
         true_label=None if true_label is None else data.class_names[true_label],
     )
@@ -89,7 +89,7 @@ def _explanations(study: Study, trained: Trained, ranked: Ranked) -> Iterable[Ex
     for column, index in enumerate(ranked.explained_ids):
         with torch.no_grad():
             device = next(trained.model.parameters()).device
-            predicted = int(trained.model.eval()(data.val_set.images[index : index + 1].to(device)).argmax())
+            predicted = int(trained.model.eval()(data.val_set[index][0][None].to(device)).argmax())
         example = _example(data, data.val_set, index)
         worst = scores.most_harmful(causes, column)
         yield Explanation(

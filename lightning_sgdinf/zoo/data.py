@@ -2,46 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
+
 import torch
-import torch.nn.functional as F
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.zoo.augmentation import random_crop, random_flip
 from lightning_sgdinf.zoo.images import ImageSource, LabelledImages
-from lightning_sgdinf.zoo.label_noise import NoisyLabels, flip_labels
+from lightning_sgdinf.zoo.label_noise import LabelNoise, SymmetricNoise
 from lightning_sgdinf.zoo.splits import split_ids
 
 
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Images and labels as a map-style data set.
+    """Images and labels as a map-style data set; items are float images, normalised, and labels.
 
     Args:
-        images: Float ``[N, C, H, W]``.
+        images: ``[N, C, H, W]``, bytes or float in ``[0, 1]``.
         labels: Int64 ``[N]``.
-        crop_padding: Pixels of zeros around an image before a random crop of its own size is taken from it; 0 for no
-            augmentation. The place of the crop is drawn from torch's global generator, so a replay finds it again.
+        crop_padding: Black pixels on every side of an image before a random crop of its own size is taken from it; 0
+            for none. The place of the crop is drawn from torch's global generator, so a replay finds it again.
+        flip: Exchange left and right, of each image with probability 1/2, drawn likewise.
+        mean: Taken from the pixels of each channel at last, ``[C]``; ``None`` for 0.
+        std: What they are divided by then, ``[C]``; ``None`` for 1.
+
+    Raises:
+        ConfigurationError: Mean and standard deviation do not fit the channels.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, *, crop_padding: int = 0) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        crop_padding: int = 0,
+        flip: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
         self.images = images
         self.labels = labels
         self.crop_padding = crop_padding
+        self.flip = flip
+        self.mean = _per_channel("mean", mean, images.shape[1])
+        self.std = _per_channel("std", std, images.shape[1])
+        if self.std is not None and not bool((self.std > 0).all()):
+            raise ConfigurationError(f"std: expected numbers > 0, got {std}")
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self._crop(self.images[index]), self.labels[index]
+        image = self.images[index]
+        if self.crop_padding:
+            image = random_crop(image, self.crop_padding)
+        if self.flip:
+            image = random_flip(image)
+        image = _as_float(image)
+        if self.mean is not None:
+            image = image - self.mean
+        if self.std is not None:
+            image = image / self.std
+        return image, self.labels[index]
 
-    def _crop(self, image: Tensor) -> Tensor:
-        if not self.crop_padding:
-            return image
-        height, width = image.shape[-2:]
-        top, left = torch.randint(0, 2 * self.crop_padding + 1, (2,)).tolist()
-        padded = F.pad(image, (self.crop_padding,) * 4)
-        return padded[..., top : top + height, left : left + width]
+    def pixels(self, index: int) -> Tensor:
+        """Image ``index`` as it is, neither augmented nor normalised, float ``[C, H, W]`` in ``[0, 1]``."""
+        return _as_float(self.images[index])
+
+    def unaugmented(self) -> ImageDataset:
+        """The same examples without random changes."""
+        plain = copy(self)
+        plain.crop_padding, plain.flip = 0, False
+        return plain
+
+    def augmenting(self, other: ImageDataset) -> ImageDataset:
+        """The examples of another data set, changed at random as these are."""
+        augmented = copy(other)
+        augmented.crop_padding, augmented.flip = self.crop_padding, self.flip
+        return augmented
 
 
 class ImageData(LightningDataModule):
@@ -62,8 +103,11 @@ class ImageData(LightningDataModule):
         val_size: Validation examples, taken from the source's training part.
         test_size: Test examples; from the source's own test part (``None``: all of it) or, if it has none, from its
             training part.
-        label_noise: Part of the training labels to change to another class, in ``[0, 1]``.
+        label_noise: What makes training labels wrong, or the part of them to change to any other class, in ``[0, 1]``.
         crop_padding: Augment the training images by random crops after padding with so many pixels.
+        flip: Augment them by exchanging left and right, of each with probability 1/2.
+        mean: Taken from the pixels of each channel, in all parts; one number per channel, ``None`` for 0.
+        std: What they are divided by then, likewise; ``None`` for 1.
         batch_size: Training examples per batch.
         eval_batch_size: Validation and test examples per batch.
         seed: Of the split, the noise and the order of training examples.
@@ -86,8 +130,11 @@ class ImageData(LightningDataModule):
         train_size: int | None = None,
         val_size: int = 300,
         test_size: int | None = None,
-        label_noise: float = 0.0,
+        label_noise: float | LabelNoise = 0.0,
         crop_padding: int = 0,
+        flip: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         batch_size: int = 64,
         eval_batch_size: int = 1000,
         seed: int = 0,
@@ -99,14 +146,17 @@ class ImageData(LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         pool, test = source.read()
-        train, val, test = _parts(pool, test, train_size=train_size, val_size=val_size, test_size=test_size, seed=seed)
-        noisy = flip_labels(train.labels, fraction=label_noise, classes=len(pool.class_names), seed=seed)
+        ids, val, test = _parts(pool, test, train_size=train_size, val_size=val_size, test_size=test_size, seed=seed)
+        train = pool.subset(ids)
+        noise = label_noise if isinstance(label_noise, LabelNoise) else SymmetricNoise(label_noise)
+        noisy = noise.apply(train.labels, ids=ids, class_names=pool.class_names, seed=seed)
         self.class_names = pool.class_names
         self.true_labels = noisy.true_labels
-        self.flipped = noisy.flipped if label_noise > 0 else None
-        self.train_set = _dataset(train, noisy, crop_padding)
-        self.val_set = ImageDataset(val.images, val.labels)
-        self.test_set = ImageDataset(test.images, test.labels)
+        self.flipped = noisy.flipped if bool(noisy.flipped.any()) else None
+        normal = {"mean": mean, "std": std}
+        self.train_set = ImageDataset(train.images, noisy.labels, crop_padding=crop_padding, flip=flip, **normal)
+        self.val_set = ImageDataset(val.images, val.labels, **normal)
+        self.test_set = ImageDataset(test.images, test.labels, **normal)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -115,8 +165,8 @@ class ImageData(LightningDataModule):
         return channels, height, width
 
     def image(self, index: int) -> Tensor:
-        """Training image ``index`` as it is, without augmentation, ``[C, H, W]`` in ``[0, 1]``."""
-        return self.train_set.images[index]
+        """Training image ``index`` as it is, neither augmented nor normalised, ``[C, H, W]`` in ``[0, 1]``."""
+        return self.train_set.pixels(index)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Shuffled; every new loader gives the same order."""
@@ -138,8 +188,16 @@ class ImageData(LightningDataModule):
         return DataLoader(self.test_set, batch_size=self.eval_batch_size)
 
 
-def _dataset(train: LabelledImages, noisy: NoisyLabels, crop_padding: int) -> ImageDataset:
-    return ImageDataset(train.images, noisy.labels, crop_padding=crop_padding)
+def _as_float(image: Tensor) -> Tensor:
+    return image if image.is_floating_point() else image.float() / 255
+
+
+def _per_channel(name: str, values: Sequence[float] | None, channels: int) -> Tensor | None:
+    if values is None:
+        return None
+    if len(values) != channels:
+        raise ConfigurationError(f"{name}: expected one number per channel ({channels}), got {list(values)}")
+    return torch.tensor(values, dtype=torch.float32)[:, None, None]
 
 
 def _parts(
@@ -150,8 +208,9 @@ def _parts(
     val_size: int,
     test_size: int | None,
     seed: int,
-) -> tuple[LabelledImages, LabelledImages, LabelledImages]:
-    """Validation first, so that it stays the same whatever the other sizes are."""
+) -> tuple[Tensor, LabelledImages, LabelledImages]:
+    """Ids of the training part, validation and test part; validation is drawn first, so that it stays the same whatever
+    the other sizes are."""
     if test is None:
         if not test_size:
             raise ConfigurationError("test_size: this source has no test part of its own, so a size > 0 is needed")
@@ -163,7 +222,7 @@ def _parts(
         len(pool), [val_size, from_pool, rest if train_size is None else train_size], seed=seed
     )
     if test is None:
-        return pool.subset(train_ids), pool.subset(val_ids), pool.subset(test_ids)
+        return train_ids, pool.subset(val_ids), pool.subset(test_ids)
     if test_size is not None:
         test = test.subset(split_ids(len(test), [test_size], seed=seed)[0])
-    return pool.subset(train_ids), pool.subset(val_ids), test
+    return train_ids, pool.subset(val_ids), test

@@ -6,15 +6,13 @@ size of each dimension as a big-endian 32-bit integer; the elements follow in C 
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.zoo.compressed import damaged, head, read_whole
 
 UNSIGNED_BYTE = 0x08
 
@@ -23,32 +21,26 @@ def read_idx(path: str | Path) -> np.ndarray:
     """Read an IDX file of unsigned bytes.
 
     Args:
-        path: The file; one that is compressed with gzip is recognised by its content, whatever its name.
+        path: The file; one that is compressed with gzip or xz is recognised by its content, whatever its name.
 
     Returns:
         A uint8 array with as many dimensions as the file says.
 
     Raises:
-        ConfigurationError: It is not such a file, or holds more or fewer bytes than its head says.
+        ConfigurationError: It is not such a file, or holds more or fewer bytes than its head says; says where.
     """
-    data = Path(path).read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ConfigurationError(f"{path}: expected a whole gzip file, got a damaged one ({error})") from error
+    data = read_whole(path)
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] != UNSIGNED_BYTE or data[3] == 0:
-        raise ConfigurationError(
-            f"{path}: expected an IDX file of unsigned bytes (it starts with 00 00 08), got one that starts with "
-            f"{data[:4].hex(' ')}; download it again"
-        )
+        raise damaged(path, 0, f"expected an IDX file of unsigned bytes, which starts with 00 00 08, got {head(data)}")
     dimensions = data[3]
-    head = 4 + 4 * dimensions
-    if len(data) < head:
-        raise ConfigurationError(f"{path}: the file ends within its {head}-byte head; download it again")
-    shape = struct.unpack(f">{dimensions}I", data[4:head])
-    if len(data) - head != math.prod(shape):
-        raise ConfigurationError(
-            f"{path}: expected {math.prod(shape)} elements for shape {shape}, got {len(data) - head}; download it again"
+    start = 4 + 4 * dimensions
+    if len(data) < start:
+        raise damaged(path, len(data), f"the file ends within its {start}-byte head")
+    shape = struct.unpack(f">{dimensions}I", data[4:start])
+    if len(data) - start != math.prod(shape):
+        raise damaged(
+            path,
+            min(len(data), start + math.prod(shape)),
+            f"expected {math.prod(shape):,} elements for shape {shape}, got {len(data) - start:,}",
         )
-    return np.frombuffer(data, np.uint8, offset=head).reshape(shape).copy()
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()

@@ -13,7 +13,7 @@ class LabelledImages:
     """Images and their classes.
 
     Attributes:
-        images: Float32 ``[N, C, H, W]``, pixels in ``[0, 1]``.
+        images: ``[N, C, H, W]``, pixels as bytes (uint8, 0 to 255) or as float32 in ``[0, 1]``.
         labels: Int64 ``[N]``, in ``[0, len(class_names))``.
         class_names: Name of each class.
     """

@@ -10,6 +10,8 @@ import torch
 
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.extras import require
+from lightning_sgdinf.zoo.compressed import damaged
+from lightning_sgdinf.zoo.file_set import FileSet
 from lightning_sgdinf.zoo.idx import read_idx
 from lightning_sgdinf.zoo.images import LabelledImages
 
@@ -21,13 +23,18 @@ Variant = Literal["mnist", "fashion-mnist"]
 _CLASS_NAMES: dict[str, tuple[str, ...]] = {"mnist": tuple("0123456789"), "fashion-mnist": CLOTHES}
 _OPENML: dict[str, str] = {"mnist": "mnist_784", "fashion-mnist": "Fashion-MNIST"}
 _TORCHVISION: dict[str, str] = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+_ADDRESSES: dict[str, str] = {
+    "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist",
+    "fashion-mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+}
+_FILES = tuple(f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
 
 
 class Mnist:
     """28 x 28 images in ten classes, 60,000 to train on and 10,000 to test on.
 
     The four files (``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte``,
-    ``t10k-labels-idx1-ubyte``, plain or ``.gz``) are looked for in ``<data_dir>/<variant>``, in torchvision's
+    ``t10k-labels-idx1-ubyte``; plain, ``.gz`` or ``.xz``) are looked for in ``<data_dir>/<variant>``, in torchvision's
     ``<data_dir>/MNIST/raw``, and in ``data_dir`` itself. Without them the data are fetched from OpenML once and kept in
     ``<data_dir>/openml``.
 
@@ -60,33 +67,30 @@ class Mnist:
         Raises:
             ConfigurationError: The files are not there and could not be fetched, or are damaged.
         """
-        for folder in self._folders():
-            files = [
-                _existing(folder / f"{part}-{kind}")
-                for part in ("train", "t10k")
-                for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
-            ]
-            if all(files):
-                arrays = [read_idx(file) for file in files if file is not None]
-                return self._labelled(*arrays[:2]), self._labelled(*arrays[2:])
+        if (files := self._files().find()) is not None:
+            arrays = [_read_labels(file) if "labels" in file.name else read_idx(file) for file in files]
+            return self._labelled(*arrays[:2]), self._labelled(*arrays[2:])
         images, labels = self._fetch()
         return self._labelled(images[:TRAIN_SIZE], labels[:TRAIN_SIZE]), self._labelled(
             images[TRAIN_SIZE:], labels[TRAIN_SIZE:]
         )
 
-    def _folders(self) -> tuple[Path, ...]:
+    def _files(self) -> FileSet:
+        own = self.data_dir / self.variant
         torchvision = self.data_dir / _TORCHVISION[self.variant] / "raw"
         named_as_variant = self.data_dir.name in (self.variant, "raw")
-        return (self.data_dir / self.variant, torchvision, *((self.data_dir,) if named_as_variant else ()))
+        return FileSet(
+            dataset=self.variant,
+            names=_FILES,
+            folders=(own, torchvision, *((self.data_dir,) if named_as_variant else ())),
+            command=f"curl -fL --create-dirs --remote-name-all --output-dir {own} "
+            f'"{_ADDRESSES[self.variant]}/{{{",".join(_FILES)}}}.gz"',
+        )
 
     def _fetch(self) -> tuple[np.ndarray, np.ndarray]:
-        looked_in = ", ".join(str(folder) for folder in self._folders())
-        missing = (
-            f"{self.variant}: no train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
-            f"t10k-labels-idx1-ubyte (plain or .gz) in any of {looked_in}"
-        )
+        missing = self._files().missing()
         if not self.download:
-            raise ConfigurationError(f"{missing}; set data_dir, or allow download")
+            raise ConfigurationError(missing)
         datasets = require("sklearn.datasets", extra="cli")
         try:
             images, labels = datasets.fetch_openml(
@@ -99,9 +103,7 @@ class Mnist:
                 n_retries=1,
             )
         except (OSError, ValueError) as error:  # no network, no answer, or an answer that is no data set
-            raise ConfigurationError(
-                f"{missing}, and fetching it from OpenML failed ({error}); put the files there or set data_dir"
-            ) from error
+            raise ConfigurationError(f"{missing}\nFetching it from OpenML failed, too ({error}).") from error
         return images.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.uint8)
 
     def _labelled(self, images: np.ndarray, labels: np.ndarray) -> LabelledImages:
@@ -116,6 +118,9 @@ class Mnist:
         )
 
 
-def _existing(path: Path) -> Path | None:
-    compressed = path.with_name(f"{path.name}.gz")
-    return next((file for file in (path, compressed) if file.is_file()), None)
+def _read_labels(file: Path) -> np.ndarray:
+    labels = read_idx(file)
+    if (wrong := np.flatnonzero(labels > 9)).size:
+        start = 4 + 4 * labels.ndim
+        raise damaged(file, start + int(wrong[0]), f"expected a label of 0 to 9, got {labels.flat[wrong[0]]}")
+    return labels

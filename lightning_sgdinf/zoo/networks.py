@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from math import prod
 from typing import Literal
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from lightning_sgdinf.errors import ConfigurationError
 
@@ -107,6 +108,32 @@ def cifar_net(image_shape: Shape, classes: int) -> nn.Sequential:
         layers += [nn.Conv2d(size, size, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
         channels = size
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(128 * (height // 8) * (width // 8), classes))
+
+
+def six_conv_net(image_shape: Shape, classes: int) -> nn.Sequential:
+    """The network of the storage-efficient method's experiments, one for all data sets: `cifar_net` on images whose
+    sides are brought between 32 and 128 pixels; 307,370 parameters for one channel of 28 x 28.
+
+    References:
+        Suzuki, Kobayashi and Narihira: Data Cleansing for Deep Neural Networks with Storage-efficient Approximation of
+        Influence Functions, 2021 (arXiv:2103.11807).
+    """
+    channels, *sides = image_shape
+    height, width = (min(max(side, 32), 128) for side in sides)
+    network = cifar_net((channels, height, width), classes)
+    return network if [height, width] == sides else nn.Sequential(_Resized((height, width)), *network)
+
+
+class _Resized(nn.Module):
+    """Images brought to another size, bilinearly."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        smaller = min(self.size) < min(images.shape[-2:])
+        return F.interpolate(images, size=self.size, mode="bilinear", antialias=smaller)
 
 
 def _halved(size: int) -> int:

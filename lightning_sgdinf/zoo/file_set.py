@@ -1,0 +1,55 @@
+"""The files of a data set, where they are looked for, and what to say when they are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.zoo.compressed import existing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSet:
+    """Files that lie side by side, as their makers hand them out.
+
+    Attributes:
+        dataset: Name of the data set.
+        names: Names of the files; each may also have ``.gz`` or ``.xz`` at its end.
+        folders: Where to look, best first; all files must be in one of them.
+        command: Shell command that puts them into the first or the last folder.
+    """
+
+    dataset: str
+    names: Sequence[str]
+    folders: Sequence[Path]
+    command: str
+
+    def find(self) -> list[Path] | None:
+        """The files, in the order of ``names``; ``None`` unless one folder has them all."""
+        for folder in self.folders:
+            found = [existing(folder / name) for name in self.names]
+            if all(found):
+                return [file for file in found if file is not None]
+        return None
+
+    def require(self) -> list[Path]:
+        """As `find`.
+
+        Raises:
+            ConfigurationError: There is no such folder; see `missing`.
+        """
+        if (found := self.find()) is None:
+            raise ConfigurationError(self.missing())
+        return found
+
+    def missing(self) -> str:
+        """Which file is not there, what should lie where, and how to fetch it."""
+        lacking = {folder: [n for n in self.names if existing(folder / n) is None] for folder in self.folders}
+        nearest = min(self.folders, key=lambda folder: len(lacking[folder]))
+        return (
+            f"{self.dataset}: there is no {lacking[nearest][0]} in {nearest}. Expected {', '.join(self.names)}, each "
+            f"plain or with .gz or .xz at its end, all in one of: {', '.join(map(str, self.folders))}. Set data_dir to "
+            f"the folder above that, or fetch them with\n    {self.command}"
+        )
