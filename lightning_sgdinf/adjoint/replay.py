@@ -10,6 +10,10 @@ Slopes and Hessian-vector product come from one differentiation of :math:`\langl
 step: one forward pass, one backward pass with graph, and per query one pass through both. With gradient accumulation
 the push needs the sum of all gradients first, where the rule depends on it; then there is one more forward and backward
 pass.
+
+What reaches the parameters through the model's pass (:math:`H\,push`, and BatchNorm's batch statistics) can be scaled
+by a number ``s``: :math:`u_\theta = carry_\theta + s\,H\,push`. That is the derivative of a run whose passes see
+:math:`\bar\theta_t + s\,(\theta - \bar\theta_t)`, with :math:`\bar\theta_t` the recorded parameters.
 """
 
 from __future__ import annotations
@@ -77,12 +81,13 @@ class ReplayedStep:
         """The gradient of the queries at this very state, for methods that take it anew along the way."""
         return self._query_at(self.before)
 
-    def pull(self, adjoint: Adjoint, *, curvature: bool = True) -> tuple[Adjoint, Tensor]:
+    def pull(self, adjoint: Adjoint, *, curvature: float = 1.0) -> tuple[Adjoint, Tensor]:
         """Pull an adjoint of the state after the step back to the state before it.
 
         Args:
             adjoint: Of the state after the step.
-            curvature: Include the Hessian-vector product; without it only the optimizer's own part moves the adjoint.
+            curvature: What the Hessian-vector product is multiplied by; at 0 it is not computed, and only the
+                optimizer's own part moves the adjoint.
 
         Returns:
             The adjoint of the state before, and the slopes of the step's examples ``[Q, B]``, in the order of
@@ -93,7 +98,7 @@ class ReplayedStep:
         """
         adjoint = after_average(adjoint, self.step)
         self._objective.load(self.before)
-        found = self._pull_compiled(adjoint) if curvature and self._compiled is not None else None
+        found = self._pull_compiled(adjoint, curvature) if curvature and self._compiled is not None else None
         after, slopes = found if found is not None else self._pull(adjoint, curvature)
         if not bool(torch.isfinite(after.params.sum() + slopes.sum())):
             raise NonFiniteError(
@@ -103,7 +108,7 @@ class ReplayedStep:
             )
         return after, slopes
 
-    def _pull(self, adjoint: Adjoint, curvature: bool) -> tuple[Adjoint, Tensor]:
+    def _pull(self, adjoint: Adjoint, curvature: float) -> tuple[Adjoint, Tensor]:
         micros, objective = self.step.micro_batches, self._objective
         single: FirstOrder | None = None
         passes: list[tuple[MicroBatch, Any, dict[str, Tensor]]] = []
@@ -132,7 +137,7 @@ class ReplayedStep:
             torch.cat(slopes, dim=1) if len(slopes) > 1 else slopes[0],
         )
 
-    def _pull_compiled(self, adjoint: Adjoint) -> tuple[Adjoint, Tensor] | None:
+    def _pull_compiled(self, adjoint: Adjoint, curvature: float) -> tuple[Adjoint, Tensor] | None:
         """As `_pull` with curvature, by a compiled kernel; ``None`` if there is none."""
         compiled, objective = self._compiled, self._objective
         if compiled is None or len(self.step.micro_batches) != 1:
@@ -143,12 +148,12 @@ class ReplayedStep:
         if kernel is None:
             return None
         if kernel.checks >= CHECKS and not self.is_epoch_end:
-            return self._run_compiled(compiled, kernel, micro, batch, adjoint)
+            return self._run_compiled(compiled, kernel, micro, batch, adjoint, curvature)
         kernel.checks += 1
-        expected = self._pull(adjoint, True)
+        expected = self._pull(adjoint, curvature)
         taken, buffers = self.taken, self.buffers_after
         objective.load_buffers(self.before.buffers)
-        found = self._run_compiled(compiled, kernel, micro, batch, adjoint)
+        found = self._run_compiled(compiled, kernel, micro, batch, adjoint, curvature)
         if worst := _disagreement(found, expected, objective.parameters[0].dtype):
             compiled.give_up(f"at step {self.step.index} the compiled kernel's {worst}")
             self.taken, self.buffers_after = taken, buffers
@@ -156,7 +161,7 @@ class ReplayedStep:
         return found
 
     def _run_compiled(
-        self, compiled: CompiledSteps, kernel: Kernel, micro: MicroBatch, batch: Any, adjoint: Adjoint
+        self, compiled: CompiledSteps, kernel: Kernel, micro: MicroBatch, batch: Any, adjoint: Adjoint, curvature: float
     ) -> tuple[Adjoint, Tensor]:
         objective = self._objective
         zeros = [
@@ -174,7 +179,7 @@ class ReplayedStep:
         self.buffers_after = objective.read_buffers()
         if not needed:
             self._take(outcome.grads)
-        carry, buffers = self._add(outcome.products, carry)
+        carry, buffers = self._add(outcome.products, carry, curvature)
         return replace(adjoint, params=carry, optimizer=state, buffers=buffers), outcome.products.slopes
 
     def _take(self, grads: Sequence[Tensor | None]) -> TakenStep:
@@ -224,18 +229,18 @@ class ReplayedStep:
         push: Tensor,
         carry: Tensor,
         buffers: Mapping[str, Tensor],
-        curvature: bool,
+        curvature: float,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Carry with ``H push`` added, adjoints of the buffers before the pass, and slopes ``[Q, B]``."""
+        """Carry with the scaled ``H push`` added, adjoints of the buffers before the pass, and slopes ``[Q, B]``."""
         objective = self._objective
-        products = self._products(first, objective.vector.split(push), buffers, curvature)
+        products = self._products(first, objective.vector.split(push), buffers, curvature != 0)
         if self._share is not None:
             names = list(products.statistics)
             slopes = self._share.spread(products.slopes, count)
             summed = self._over_processes([*products.hessian, *products.statistics.values()])
             hessian, rest = summed[: len(products.hessian)], summed[len(products.hessian) :]
             products = Products(slopes, hessian, dict(zip(names, rest, strict=True)), products.buffers)  # type: ignore[arg-type]
-        return *self._add(products, carry), products.slopes
+        return *self._add(products, carry, curvature), products.slopes
 
     def _products(
         self, first: FirstOrder, pushes: Sequence[Tensor], buffers: Mapping[str, Tensor], curvature: bool
@@ -249,9 +254,10 @@ class ReplayedStep:
                 objective.queries_together = False
         return differentiate(first, objective.parameters, pushes, buffers, curvature=curvature)
 
-    def _add(self, products: Products, carry: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _add(self, products: Products, carry: Tensor, curvature: float) -> tuple[Tensor, dict[str, Tensor]]:
         if products.hessian:
-            carry = carry + self._objective.vector.join_rows(products.hessian).to(carry.dtype)
+            moved = self._objective.vector.join_rows(products.hessian).to(carry.dtype)
+            carry = carry + (moved if curvature == 1 else moved * curvature)
         buffers = products.buffers
         for name, value in products.statistics.items():
             buffers[name] = buffers[name] + value if name in buffers else value

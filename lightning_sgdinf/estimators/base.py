@@ -7,12 +7,14 @@ change of the query had the example been left out.
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from lightning_sgdinf.adjoint.replay import ReplayedStep
 from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log.trajectory import Trajectory
 
 
@@ -52,6 +54,19 @@ class Estimator(Protocol):
             ``[Q, B]``, in the order of ``at.step.example_ids``.
         """
         ...
+
+
+def check_curvature_scale(estimator: object, scale: float) -> None:
+    """Refuse what the Hessian term cannot be multiplied by.
+
+    Raises:
+        ConfigurationError: It is negative or not finite.
+    """
+    if not (isfinite(scale) and scale >= 0):
+        raise ConfigurationError(
+            f"{type(estimator).__name__}(curvature_scale): expected a finite number >= 0 (1 is the derivative of the "
+            f"run, 0 leaves the Hessian term out), got {scale}"
+        )
 
 
 def epoch_start(log: Trajectory, epochs: int) -> int:

@@ -3,6 +3,8 @@
 Gradients and Hessian-vector products of the last epochs' batches are all taken at the end of the run, so that no
 trajectory has to be stored (``keep="final"``): only the ids, learning rates and random numbers.
 
+``curvature_scale`` damps the Hessian term as in `SgdInfluence`.
+
 Not exact: it answers for a run that stood still at its end. Close to `LastEpochs` where training has converged.
 
 References:
@@ -19,7 +21,7 @@ from torch import Tensor
 from lightning_sgdinf.adjoint.replay import ReplayedStep
 from lightning_sgdinf.adjoint.vector import Adjoint
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.estimators.base import epoch_start
+from lightning_sgdinf.estimators.base import check_curvature_scale, epoch_start
 from lightning_sgdinf.log.trajectory import Trajectory
 
 
@@ -29,13 +31,16 @@ class FinalParameters:
 
     Attributes:
         epochs: How many of the last epochs are retraced (1 in the reference), at least 1.
+        curvature_scale: What the Hessian term is multiplied by, at least 0.
     """
 
     epochs: int = 1
+    curvature_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ConfigurationError(f"FinalParameters(epochs): expected epochs >= 1, got {self.epochs}")
+        check_curvature_scale(self, self.curvature_scale)
 
     @property
     def exact(self) -> bool:
@@ -53,4 +58,4 @@ class FinalParameters:
 
     def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
         """Pull the adjoint through the step as if it had been taken at the end of the run."""
-        return at.pull(adjoint)
+        return at.pull(adjoint, curvature=self.curvature_scale)

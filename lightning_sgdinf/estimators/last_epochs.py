@@ -26,6 +26,9 @@ class LastEpochs:
         estimator:
           _target_: lightning_sgdinf.estimators.LastEpochs
           n: 1
+          inner:
+            _target_: lightning_sgdinf.estimators.SgdInfluence
+            curvature_scale: 1.0
 
     Attributes:
         n: How many epochs, at least 1.

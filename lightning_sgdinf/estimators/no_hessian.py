@@ -4,6 +4,8 @@ The adjoint is moved by the optimizer's own part only (momentum, weight decay, m
 plain SGD it stays the query's gradient at the end of the run, and the score is :math:`\sum_t (\eta_t/|S_t|)
 \langle\nabla q(\theta_T), \nabla l_j(\theta_t)\rangle`: what the reference code calls ``nohess``.
 
+It is `SgdInfluence` with ``curvature_scale=0``, by its own name.
+
 Cost: a little less than the exact walk, since the second pass stops at the weights. Not recommended beyond comparison:
 it ignores that later steps amplify or damp an early change.
 """
@@ -40,4 +42,4 @@ class NoHessian:
 
     def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
         """Pull the adjoint through the optimizer only."""
-        return at.pull(adjoint, curvature=False)
+        return at.pull(adjoint, curvature=0)

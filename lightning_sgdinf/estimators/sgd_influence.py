@@ -7,6 +7,19 @@ Equal to differentiating through the whole unrolled training, to rounding.
 Cost: per step one forward, one backward and, per query, one second backward pass. Needs every state (stored or
     rebuilt).
 
+``curvature_scale`` damps the Hessian term. With ``s`` for it, each step of the walk is
+
+.. math:: score_j \mathrel{-}= \langle\nabla l_j(\theta_t), push_t\rangle / |S_t|, \qquad
+    u \leftarrow carry_t + s\,H_t\,push_t,
+
+for plain SGD :math:`u \leftarrow u - s\,\eta_t H_t u`. What the optimizer itself does to the adjoint (momentum, weight
+decay, moments, clipping) is not scaled, only what goes through the dependence of the batch's gradient (and of
+BatchNorm's batch statistics) on the parameters. At 1 the result is the exact derivative, at 0 it is `NoHessian`. Any
+other value is no derivative of the recorded run, and the certificate does not call it one; it is there because the
+derivative of leaving out one example is not always the best ranking of examples to leave out together. Code published
+with the reference divides the Hessian term by the batch size once more than its formula: with batches of one size that
+is ``curvature_scale = 1 / batch size``.
+
 Do not use it where a few percent of its cost suffice: for ranking mislabelled examples, `LastEpochs` is often enough.
 
 References:
@@ -23,6 +36,7 @@ from torch import Tensor
 from lightning_sgdinf.adjoint.replay import ReplayedStep
 from lightning_sgdinf.adjoint.retrace import Divisor
 from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.estimators.base import check_curvature_scale
 from lightning_sgdinf.log.records import Step
 from lightning_sgdinf.log.trajectory import Trajectory
 
@@ -40,14 +54,19 @@ class SgdInfluence:
         divisor: What removal means: ``"kept"``, the batch mean still divides by :math:`|S_t|` (the reference);
             ``"reduced"``, it divides by what is left, which for a mean loss makes the slope :math:`\langle\nabla l_j -
             \bar{\nabla l}, push\rangle / |S_t|`.
+        curvature_scale: What the Hessian term is multiplied by, at least 0; 1 is the exact derivative.
     """
 
     divisor: Divisor = "kept"
+    curvature_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_curvature_scale(self, self.curvature_scale)
 
     @property
     def exact(self) -> bool:
-        """Yes, for removal as counterfactual SGD defines it (divisor kept)."""
-        return self.divisor == "kept"
+        """Yes, for removal as counterfactual SGD defines it (divisor kept), with the Hessian term as it is."""
+        return self.divisor == "kept" and self.curvature_scale == 1
 
     def first_step(self, log: Trajectory) -> int:
         """All steps."""
@@ -61,7 +80,7 @@ class SgdInfluence:
 
     def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
         """Pull the adjoint through the whole step."""
-        before, slopes = at.pull(adjoint)
+        before, slopes = at.pull(adjoint, curvature=self.curvature_scale)
         return before, slopes if self.divisor == "kept" else centred(slopes, at.step)
 
 

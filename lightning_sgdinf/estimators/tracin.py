@@ -58,5 +58,5 @@ class TracIn:
         if at.is_epoch_end if self.every is None else at.step.index % self.every == 0:
             fresh = at.query_gradient()
             adjoint = fresh if fresh.average is None else Adjoint(params=fresh.average)
-        _, slopes = at.pull(Adjoint(params=adjoint.params), curvature=False)
+        _, slopes = at.pull(Adjoint(params=adjoint.params), curvature=0)
         return adjoint, slopes

@@ -76,6 +76,8 @@ class UnrolledRun:
         optimizer: Class name, one of `FORMULAS`, or a formula.
         divisor: ``"kept"``, losses are divided by the batch's size; ``"reduced"``, by the sum of its weights.
         average_buffers: Whether averages are taken of buffers, too; otherwise the query gets the last ones.
+        curvature_scale: What the dependence of each pass on the parameters is multiplied by when the whole is
+            differentiated; the passes' values do not change.
     """
 
     params: Named
@@ -86,6 +88,7 @@ class UnrolledRun:
     optimizer: str | Formula = "SGD"
     divisor: str = "kept"
     average_buffers: bool = True
+    curvature_scale: float = 1.0
 
 
 def unrolled_scores(run: UnrolledRun, examples: int, *, first_step: int = 0) -> Tensor:
@@ -178,6 +181,8 @@ def _gradients(
     run: UnrolledRun, step: UnrolledStep, index: int, params: Named, buffers: Named, weights: Tensor
 ) -> tuple[dict[str, Tensor | None], dict[str, Tensor]]:
     total: dict[str, Tensor | None] = dict.fromkeys(params)
+    if (s := run.curvature_scale) != 1:
+        params = {n: p.detach() + s * (p - p.detach()) for n, p in params.items()}
     for number, ids in enumerate(step.batches):
         found = run.forward(params, buffers, ids, index, number)
         own = weights[ids]

@@ -1,11 +1,16 @@
 """Data sets and models of the experiments. Nothing else in the package imports this."""
 
 from lightning_sgdinf.zoo.adult import Adult as Adult
+from lightning_sgdinf.zoo.asymmetric_noise import AsymmetricNoise as AsymmetricNoise
+from lightning_sgdinf.zoo.augmentation import random_crop as random_crop
+from lightning_sgdinf.zoo.augmentation import random_flip as random_flip
 from lightning_sgdinf.zoo.binary import BinaryData as BinaryData
 from lightning_sgdinf.zoo.binary import BinaryDataset as BinaryDataset
 from lightning_sgdinf.zoo.binary import BinaryExamples as BinaryExamples
 from lightning_sgdinf.zoo.binary import BinarySource as BinarySource
 from lightning_sgdinf.zoo.binary import EpochOrder as EpochOrder
+from lightning_sgdinf.zoo.cifar10 import Cifar10 as Cifar10
+from lightning_sgdinf.zoo.cifar10n import Cifar10N as Cifar10N
 from lightning_sgdinf.zoo.classifier import Classifier as Classifier
 from lightning_sgdinf.zoo.data import ImageData as ImageData
 from lightning_sgdinf.zoo.data import ImageDataset as ImageDataset
@@ -14,15 +19,19 @@ from lightning_sgdinf.zoo.digits import Digits as Digits
 from lightning_sgdinf.zoo.idx import read_idx as read_idx
 from lightning_sgdinf.zoo.images import ImageSource as ImageSource
 from lightning_sgdinf.zoo.images import LabelledImages as LabelledImages
+from lightning_sgdinf.zoo.label_noise import LabelNoise as LabelNoise
 from lightning_sgdinf.zoo.label_noise import NoisyLabels as NoisyLabels
+from lightning_sgdinf.zoo.label_noise import SymmetricNoise as SymmetricNoise
 from lightning_sgdinf.zoo.label_noise import flip_labels as flip_labels
 from lightning_sgdinf.zoo.mnist import Mnist as Mnist
 from lightning_sgdinf.zoo.networks import cifar_net as cifar_net
 from lightning_sgdinf.zoo.networks import logistic_regression as logistic_regression
 from lightning_sgdinf.zoo.networks import mlp as mlp
 from lightning_sgdinf.zoo.networks import mnist_net as mnist_net
+from lightning_sgdinf.zoo.networks import six_conv_net as six_conv_net
 from lightning_sgdinf.zoo.networks import small_cnn as small_cnn
 from lightning_sgdinf.zoo.newsgroups import NewsHardware as NewsHardware
 from lightning_sgdinf.zoo.penalised import PenalisedClassifier as PenalisedClassifier
 from lightning_sgdinf.zoo.penalised import cross_validated_penalty as cross_validated_penalty
 from lightning_sgdinf.zoo.splits import split_ids as split_ids
+from lightning_sgdinf.zoo.stl10 import Stl10 as Stl10
