@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lightning_sgdinf.cleansing.excess import OnExcess, lost_classes, report_excess
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.scores import Scores
 
@@ -26,10 +27,12 @@ class Trial:
     Attributes:
         count: How many examples it changed (0: none).
         value: Held-out loss or error after training again with it; lower is better.
+        gain: Lower confidence bound of how much lower the value is than with nothing changed; ``None`` if nobody asked.
     """
 
     count: int
     value: float
+    gain: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ class Selection:
             "drop": list(self.drop),
             "relabel": {str(j): c for j, c in self.relabel.items()},
             "reason": self.reason,
-            "trace": [[t.count, t.value] for t in self.trace],
+            "trace": [[t.count, t.value] if t.gain is None else [t.count, t.value, t.gain] for t in self.trace],
         }
 
     @classmethod
@@ -107,7 +110,7 @@ class Selection:
             drop=tuple(data["drop"]),
             relabel={int(j): c for j, c in data["relabel"].items()},
             reason=data["reason"],
-            trace=tuple(Trial(count, value) for count, value in data["trace"]),
+            trace=tuple(Trial(*trial) for trial in data["trace"]),
         )
 
 
@@ -121,13 +124,44 @@ class CleansingContext:
             matter.
         evaluate: Gives the loss or error, lower is better, after training again with a selection. It must be measured
             on validation examples that neither the scores nor the final result are computed from.
+        evaluate_each: The same of every one of these examples, ``[V]``, in the same order each time.
+        on_excess: What becomes of a selection that leaves no example, or none of a class that ``labels`` has.
         seed: For strategies that draw.
     """
 
     labels: Tensor | None = None
     predictions: Callable[[Sequence[int]], Tensor] | None = None
     evaluate: Callable[[Selection], float] | None = None
+    evaluate_each: Callable[[Selection], Tensor] | None = None
+    on_excess: OnExcess = "refuse"
     seed: int = 0
+
+    def allowed(self, count: int, total: int) -> int:
+        """A number of examples to change, cut so that one of ``total`` is left as it is.
+
+        Raises:
+            ConfigurationError: It is too large, and that is refused.
+        """
+        if count < total:
+            return count
+        report_excess(
+            f"number of examples to change: expected 0 to {total - 1} of {total}, got {count}", self.on_excess
+        )
+        return total - 1
+
+    def checked(self, selection: Selection) -> Selection:
+        """A selection, once it is known to leave something of every class; of any, if there are no labels.
+
+        Raises:
+            ConfigurationError: It leaves nothing of a class, and that is refused.
+        """
+        if self.labels is not None and (lost := lost_classes(self.labels, selection.drop, dict(selection.relabel))):
+            report_excess(
+                f"without {len(selection.drop)} examples and with {len(selection.relabel)} relabelled, nothing is left "
+                f"of class {', '.join(map(str, lost))}",
+                self.on_excess,
+            )
+        return selection
 
 
 class CleansingStrategy(Protocol):

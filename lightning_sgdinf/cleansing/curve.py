@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 
-from lightning_sgdinf.cleansing.base import Selection
+from lightning_sgdinf.cleansing.base import CleansingContext, Selection
 from lightning_sgdinf.cleansing.evaluate import Evaluation
 from lightning_sgdinf.cleansing.retrain import Retraining
 from lightning_sgdinf.errors import ConfigurationError
@@ -19,6 +19,7 @@ def cleansing_curve(
     ranking: Sequence[int],
     counts: Sequence[int],
     evaluate: Callable[[ModelState], Evaluation],
+    context: CleansingContext | None = None,
 ) -> list[tuple[int, Evaluation]]:
     """Train again without the first ``m`` examples of a ranking, for several ``m``.
 
@@ -29,21 +30,23 @@ def cleansing_curve(
         ranking: Ids, the first to be removed first, each once.
         counts: Increasing numbers ``m`` of removed examples; 0 is the training as it was.
         evaluate: Of a state on held-out data, e.g. a `StateEvaluation`.
+        context: With its labels, says what becomes of counts that leave nothing of a class; all are let go if ``None``.
 
     Returns:
         ``(m, evaluation)`` for each count, in order.
 
     Raises:
-        ConfigurationError: Counts are not increasing, or not in ``0 .. len(ranking)``.
+        ConfigurationError: Counts are not increasing, or not in ``0 .. len(ranking)``, or one leaves nothing of a class
+            and the context refuses that; nothing was trained then.
     """
     ids = tuple(int(j) for j in ranking)
     if any(a >= b for a, b in pairwise(counts)) or any(not 0 <= m <= len(ids) for m in counts):
         raise ConfigurationError(f"counts: expected increasing numbers from 0 to {len(ids)}, got {tuple(counts)}.")
     whole = Selection(drop=ids)
-    return [
-        (m, evaluate(retraining(Selection(drop=whole.drop[:m], reason=f"the first {m} of a ranking")).state))
-        for m in counts
-    ]
+    selections = [Selection(drop=whole.drop[:m], reason=f"the first {m} of a ranking") for m in counts]
+    if context is not None:
+        selections = [context.checked(selection) for selection in selections]
+    return [(len(selection), evaluate(retraining(selection).state)) for selection in selections]
 
 
 def random_ranking(count: int, *, seed: int) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
@@ -37,11 +37,15 @@ class Evaluation:
         loss: Mean cross-entropy, in nats.
         error: Share of wrongly classified examples, in ``[0, 1]``.
         count: Number of examples.
+        losses: Cross-entropy of every example, float64 ``[count]``, CPU, in the order of the loader.
+        wrong: Whether it is classified wrongly, bool ``[count]``.
     """
 
     loss: float
     error: float
     count: int
+    losses: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64), repr=False, compare=False)
+    wrong: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool), repr=False, compare=False)
 
 
 def logits_and_labels(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
@@ -79,22 +83,29 @@ def evaluate_classifier(
         NonFiniteError: A loss is NaN or infinite; names the batch.
         ConfigurationError: The loader is empty, or logits and labels do not fit together.
     """
-    loss, wrong, count = 0.0, 0, 0
+    each: list[Tensor] = []
+    wrong: list[Tensor] = []
     with _evaluating(model):
         for position, batch in enumerate(loader):
             logits, labels = forward(model, batch)
             losses, predicted = _classified(logits, labels)
-            total = float(losses.double().sum())
             if not torch.isfinite(losses).all():
                 raise NonFiniteError(
-                    f"batch {position} of the evaluation: expected finite losses, got {total}; the model diverged."
+                    f"batch {position} of the evaluation: expected finite losses, got {float(losses.double().sum())}; "
+                    "the model diverged."
                 )
-            loss += total
-            wrong += int((predicted != labels.reshape(-1)).sum())
-            count += len(predicted)
-    if count == 0:
+            each.append(losses.to("cpu", torch.float64))
+            wrong.append((predicted != labels.reshape(-1)).cpu())
+    if not sum(map(len, each)):
         raise ConfigurationError("expected a loader with one example or more to evaluate on, got none.")
-    return Evaluation(loss=loss / count, error=wrong / count, count=count)
+    losses, mistakes = torch.cat(each), torch.cat(wrong)
+    return Evaluation(
+        loss=float(losses.mean()),
+        error=float(mistakes.double().mean()),
+        count=len(losses),
+        losses=losses,
+        wrong=mistakes,
+    )
 
 
 class StateEvaluation:

@@ -41,9 +41,10 @@ class Negative:
         """Choose what to drop; see `Negative`.
 
         Raises:
-            ConfigurationError: Every example is beyond the threshold, so that nothing would be left.
+            ConfigurationError: Every example is beyond the threshold, so that nothing would be left, or nothing of a
+                class, and the context refuses that.
         """
-        del context
-        count = int((scores.harm(query) > self.threshold).sum())
+        count = context.allowed(int((scores.harm(query) > self.threshold).sum()), len(scores))
         drop = most_harmful_ids(scores, count, query)
-        return Selection(drop=drop, reason=f"{count} examples whose harm to the query exceeds {self.threshold:g}")
+        reason = f"{count} examples whose harm to the query exceeds {self.threshold:g}"
+        return context.checked(Selection(drop=drop, reason=reason))

@@ -48,19 +48,20 @@ class Relabel:
         """Choose what to relabel; see `Relabel`.
 
         Raises:
-            ConfigurationError: The context lacks labels or predictions, or they do not fit the scores.
+            ConfigurationError: The context lacks labels or predictions, or they do not fit the scores; or there are
+                not so many examples, or nothing is left of a class, and the context refuses that.
         """
         total = len(scores)
         count = self.k if self.k is not None else count_of(self.fraction or 0.0, total)
+        count = context.allowed(count, total)
         ids = most_harmful_ids(scores, count, query)
         given, predicted = _classes(context, ids, total)
         relabel = {j: new for j, old, new in zip(ids, given.tolist(), predicted.tolist(), strict=True) if old != new}
         skipped = count - len(relabel)
-        return Selection(
-            relabel=relabel,
-            reason=f"the {count} most harmful examples get the model's own label, "
-            f"which for {skipped} of them is the given one",
+        reason = (
+            f"the {count} most harmful examples get the model's own label, which for {skipped} of them is the given one"
         )
+        return context.checked(Selection(relabel=relabel, reason=reason))
 
 
 def _classes(context: CleansingContext, ids: tuple[int, ...], total: int) -> tuple[Tensor, Tensor]:

@@ -34,13 +34,15 @@ class TopFraction:
             raise ConfigurationError(f"fraction: expected a share of the training set in [0, 1), got {self.fraction}.")
 
     def select(self, scores: Scores, context: CleansingContext, query: int | str = 0) -> Selection:
-        """Choose what to drop; see `TopFraction`."""
-        del context
+        """Choose what to drop; see `TopFraction`.
+
+        Raises:
+            ConfigurationError: Nothing is left of a class, and the context refuses that.
+        """
         count = count_of(self.fraction, len(scores))
         drop = most_harmful_ids(scores, count, query)
-        return Selection(
-            drop=drop, reason=f"the {count} most harmful examples, {self.fraction:.3%} of the training set"
-        )
+        reason = f"the {count} most harmful examples, {self.fraction:.3%} of the training set"
+        return context.checked(Selection(drop=drop, reason=reason))
 
 
 def count_of(fraction: float, total: int) -> int:

@@ -40,7 +40,9 @@ class TopK:
         """Choose what to drop; see `TopK`.
 
         Raises:
-            ConfigurationError: There are not more than ``k`` training examples.
+            ConfigurationError: There are not more than ``k`` training examples, or nothing is left of a class, and
+                the context refuses that.
         """
-        del context
-        return Selection(drop=most_harmful_ids(scores, self.k, query), reason=f"the {self.k} most harmful examples")
+        count = context.allowed(self.k, len(scores))
+        drop = most_harmful_ids(scores, count, query)
+        return context.checked(Selection(drop=drop, reason=f"the {count} most harmful examples"))

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import final
 
 from lightning_sgdinf.cleansing.base import CleansingContext, CleansingStrategy, Selection, Trial
+from lightning_sgdinf.cleansing.grid import checked_grid, selections
 from lightning_sgdinf.cleansing.top_k import TopK
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.scores import Scores
-
-GRID = (1, 3, 6, 10, 30, 60, 100, 300, 600, 1000, 3000, 6000, 10000)
-"""Numbers of removed examples in the experiments of Hara et al. (2019), section 7.2."""
 
 
 @final
@@ -23,17 +20,19 @@ class Validated:
     """Change as many of the most harmful examples as serves held-out data best.
 
     Every count of the grid, and 0, is tried: the model is trained again and `CleansingContext.evaluate` says how well
-    it then does. The smallest count with the lowest value wins, so examples are changed only where that helped. The
-    scores must come from another part of the validation set than the values (`lightning_sgdinf.cleansing.holdout`),
-    and neither from the test set: choosing on data that the scores were made for is optimistic. The cost is one
-    retraining per count. In a configuration file::
+    it then does. The smallest count with the lowest value wins, so examples are changed only where that helped, be it
+    by luck: of many counts one is likely to look better than it is. `Stable` changes nothing before the difference is
+    beyond chance. The scores must come from another part of the validation set than the values
+    (`lightning_sgdinf.cleansing.holdout`), and neither from the test set: choosing on data that the scores were made
+    for is optimistic. The cost is one retraining per count. In a configuration file::
 
         _target_: lightning_sgdinf.cleansing.Validated
         grid: [1, 3, 10, 30, 100, 300]
         patience: 3
 
     Args:
-        grid: Counts to try, from 1 on, increasing; those not below the number of training examples are passed over.
+        grid: Counts to try, from 1 on, increasing; ``None`` for 3, 10, 30, 100 and so on up to half of the training
+            set. Of counts that are not below the size of the training set `CleansingContext.on_excess` decides.
         patience: Stop after so many counts in a row without a new best; ``None`` tries them all.
         treatment: Makes the strategy for one count: `TopK` drops, `Relabel` gives other labels.
 
@@ -41,21 +40,16 @@ class Validated:
         ConfigurationError: The grid is empty, not increasing or not above 0, or ``patience`` is below 1.
     """
 
-    grid: Sequence[int] = GRID
+    grid: Sequence[int] | None = None
     patience: int | None = None
     treatment: Callable[[int], CleansingStrategy] = TopK
 
     def __post_init__(self) -> None:
-        grid = tuple(self.grid)
-        if not grid or grid[0] < 1 or any(a >= b for a, b in pairwise(grid)):
-            raise ConfigurationError(
-                f"grid: expected counts that increase from 1 or more, got {grid}; 0 is always tried."
-            )
         if self.patience is not None and self.patience < 1:
             raise ConfigurationError(
                 f"patience: expected 1 or more counts without a new best, or None, got {self.patience}."
             )
-        object.__setattr__(self, "grid", grid)
+        object.__setattr__(self, "grid", checked_grid(self.grid))
 
     def select(self, scores: Scores, context: CleansingContext, query: int | str = 0) -> Selection:
         """Choose the number and with it the examples; see `Validated`.
@@ -64,7 +58,8 @@ class Validated:
             The best selection tried; ``trace`` holds every count tried with its value.
 
         Raises:
-            ConfigurationError: The context has no ``evaluate``.
+            ConfigurationError: The context has no ``evaluate``, or a count leaves too little and the context refuses
+                that; nothing was trained then.
             NonFiniteError: A value is NaN or infinite; names the count.
         """
         if context.evaluate is None:
@@ -72,13 +67,13 @@ class Validated:
                 "choosing by validation needs `evaluate` in the cleansing context: a function from a selection to the "
                 "held-out loss or error after training again with it."
             )
+        candidates = selections(self.grid, self.treatment, scores, context, query)
         best = Selection()
         trials = [_tried(best, 0, context.evaluate)]
         lowest, since = trials[0], 0
-        for count in self.grid:
-            if count >= len(scores) or since == self.patience:
+        for count, selection in candidates.items():
+            if since == self.patience:
                 break
-            selection = self.treatment(count).select(scores, context, query)
             trials.append(_tried(selection, count, context.evaluate))
             since += 1
             if trials[-1].value < lowest.value:

@@ -112,6 +112,7 @@ class Classes:
         return self.classes[list(ids)]
 
 
+@pytest.mark.filterwarnings("ignore::lightning_sgdinf.cleansing.ExcessWarning")
 @given(st.lists(st.tuples(finite, st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=20), st.data())
 def test_relabel_gives_the_models_label_where_it_differs(
     rows: list[tuple[float, int, int]], data: st.DataObject
@@ -119,7 +120,7 @@ def test_relabel_gives_the_models_label_where_it_differs(
     values, given_labels, predicted = ([*column] for column in zip(*rows, strict=True))
     k = data.draw(st.integers(0, len(rows) - 1))
     classes = Classes(predicted)
-    context = CleansingContext(labels=torch.tensor(given_labels), predictions=classes)
+    context = CleansingContext(labels=torch.tensor(given_labels), predictions=classes, on_excess="warn")
     selection = Relabel(k).select(scores_of(values), context)
     looked_at = by_hand(values)[:k]
     assert classes.asked == looked_at
@@ -181,13 +182,15 @@ def test_validated_chooses_the_count_with_the_lowest_value() -> None:
     assert "0.7 against 1 with 0" in selection.reason
 
 
+@pytest.mark.filterwarnings("ignore::lightning_sgdinf.cleansing.ExcessWarning")
 @given(columns, st.lists(st.integers(1, 40), min_size=1, max_size=8, unique=True).map(sorted), st.data())
 def test_validated_picks_the_best_prefix_of_the_order(
     values: list[float], grid: list[int], data: st.DataObject
 ) -> None:
     tried = [m for m in grid if m < len(values)]
     held_out = HeldOut({m: data.draw(st.floats(0.0, 1.0)) for m in [0, *tried]})
-    selection = Validated(grid=grid).select(scores_of(values), CleansingContext(evaluate=held_out))
+    context = CleansingContext(evaluate=held_out, on_excess="warn")
+    selection = Validated(grid=grid).select(scores_of(values), context)
     lowest = min(held_out.values.values())
     best = min(m for m in [0, *tried] if held_out.values[m] == lowest)
     assert list(selection.drop) == by_hand(values)[:best]

@@ -1,0 +1,61 @@
+"""Which numbers of examples a strategy tries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from lightning_sgdinf.cleansing.base import CleansingContext, CleansingStrategy, Selection
+from lightning_sgdinf.cleansing.excess import report_excess
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.scores import Scores
+
+
+def checked_grid(grid: Sequence[int] | None) -> tuple[int, ...] | None:
+    """Counts as a tuple.
+
+    Raises:
+        ConfigurationError: There are none, or they do not increase from 1 or more.
+    """
+    if grid is None:
+        return None
+    counts = tuple(grid)
+    if not counts or counts[0] < 1 or any(a >= b for a, b in pairwise(counts)):
+        raise ConfigurationError(
+            f"grid: expected counts that increase from 1 or more, got {counts}; 0 is always tried."
+        )
+    return counts
+
+
+def default_grid(total: int) -> tuple[int, ...]:
+    """3, 10, 30, 100 and so on, up to half of ``total`` examples; at least one count if there are two examples."""
+    counts = tuple(step * 10**power for power in range(len(str(total))) for step in (1, 3))
+    return tuple(count for count in counts[1:] if 2 * count <= total) or (1,)
+
+
+def selections(
+    grid: Sequence[int] | None,
+    treatment: Callable[[int], CleansingStrategy],
+    scores: Scores,
+    context: CleansingContext,
+    query: int | str,
+) -> dict[int, Selection]:
+    """What is to be tried, by count; all of it is looked at before anything is trained.
+
+    Args:
+        grid: Counts; those of `default_grid` if ``None``.
+        treatment: Makes the strategy for one count.
+        scores: Of ``N`` examples.
+        context: Says what becomes of counts that are not below ``N``: an error, or a warning, and they are not tried.
+        query: To go by.
+
+    Raises:
+        ConfigurationError: A count leaves too little, and that is refused.
+    """
+    total = len(scores)
+    counts = default_grid(total) if grid is None else tuple(grid)
+    if beyond := [count for count in counts if count >= total]:
+        report_excess(
+            f"grid: expected counts below {total}, the size of the training set, got {beyond}", context.on_excess
+        )
+    return {count: treatment(count).select(scores, context, query) for count in counts if count < total}
