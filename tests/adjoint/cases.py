@@ -387,7 +387,7 @@ def retracer(run: Recorded) -> Iterator[Retracer]:
         yield Retracer(run.log, objective)
 
 
-def unrolled(case: Case, *, first_step: int = 0, divisor: str = "kept") -> Tensor:
+def unrolled(case: Case, *, first_step: int = 0, divisor: str = "kept", curvature_scale: float = 1.0) -> Tensor:
     """Scores by autograd through the run written out by hand."""
     dataset, validation = case.data()
     module = case.module()
@@ -440,6 +440,7 @@ def unrolled(case: Case, *, first_step: int = 0, divisor: str = "kept") -> Tenso
         optimizer=case.optimizer,
         divisor=divisor,
         average_buffers=case.average_buffers,
+        curvature_scale=curvature_scale,
     )
     with torch.random.fork_rng():
         return unrolled_scores(run, case.batching.examples, first_step=first_step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -89,6 +90,40 @@ def test_without_hessian(hand: Hand) -> None:
     assert relative_error(scores(hand.run, SgdInfluence()), expected) > 1e-3, "the test is degenerate"
 
 
+@pytest.mark.parametrize("scale", [0.25, 1.7])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_damped_curvature_of_plain_sgd_by_the_hessian_itself(hand: Hand, scale: float, frozen: bool) -> None:
+    total = len(hand.steps)
+    expected, u = hand.empty(), hand.query(hand.state(total))
+    for t in range(total - 1, -1, -1):
+        step, lr = hand.steps[t]
+        state = hand.state(total if frozen else t)
+        for j in step.example_ids:
+            expected[j] += lr / len(step.example_ids) * (u @ hand.example(state, j))
+        u = u - scale * lr * hand.curvature(state, step.example_ids, u)
+    damped = FinalParameters(3, curvature_scale=scale) if frozen else SgdInfluence(curvature_scale=scale)
+    assert relative_error(scores(hand.run, damped), expected) < 1e-12
+    assert relative_error(scores(hand.run, replace(damped, curvature_scale=1.0)), expected) > 1e-3, "degenerate"
+
+
+DAMPED = ["momentum-pairs", "nesterov", "adam", "adamw", "adamw-groups", "batchnorm-ema", "adamw-batchnorm", "rmsprop"]
+
+
+@pytest.mark.parametrize("name", DAMPED)
+def test_damped_curvature_of_any_optimizer(name: str) -> None:
+    case = BY_NAME[name]
+    run = record(case)
+    damped = SgdInfluence(curvature_scale=0.4)
+    assert relative_error(scores(run, damped), unrolled(case, curvature_scale=0.4)) < 1e-10
+    assert relative_error(scores(run, SgdInfluence()), unrolled(case, curvature_scale=0.4)) > 1e-3, "degenerate"
+    first = epoch_start(run.log, 1)
+    last = unrolled(case, first_step=first, curvature_scale=0.4)
+    assert relative_error(scores(run, LastEpochs(1, damped)), last) < 1e-10
+    none = scores(run, NoHessian())
+    assert torch.equal(scores(run, SgdInfluence(curvature_scale=0)), none)
+    assert relative_error(none, unrolled(case, curvature_scale=0)) < 1e-10
+
+
 @pytest.mark.parametrize("every", [1, 2, 4, None])
 def test_tracin(hand: Hand, every: int | None) -> None:
     total = len(hand.steps)
@@ -170,6 +205,15 @@ def test_epochs_add_up() -> None:
     assert parts[0].abs().max() > 0
 
 
+@pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", [SgdInfluence, FinalParameters])
+def test_refused_scales_of_the_curvature(kind: type, scale: float) -> None:
+    with pytest.raises(
+        ConfigurationError, match=rf"{kind.__name__}\(curvature_scale\): expected .* >= 0 .*, got {scale}"
+    ):
+        kind(curvature_scale=scale)
+
+
 @pytest.mark.parametrize("made", [lambda: LastEpochs(0), lambda: FinalParameters(0), lambda: TracIn(every=0)])
 def test_refused_settings(made: Callable[[], Estimator]) -> None:
     with pytest.raises(ConfigurationError, match=r"expected .*, got 0"):
@@ -178,6 +222,7 @@ def test_refused_settings(made: Callable[[], Estimator]) -> None:
 
 def test_what_calls_itself_exact() -> None:
     assert [e.exact for e in (SgdInfluence(), LastEpochs(2), LastEpochs(1, NoHessian()))] == [True, True, False]
+    assert not any(e.exact for e in (SgdInfluence(curvature_scale=0.9), LastEpochs(1, SgdInfluence(curvature_scale=0))))
     assert not any(e.exact for e in (SgdInfluence(divisor="reduced"), NoHessian(), TracIn(), FinalParameters()))
 
 

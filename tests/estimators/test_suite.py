@@ -20,6 +20,10 @@ class TestReducedDivisor(EstimatorSuite):
     estimator = SgdInfluence(divisor="reduced")
 
 
+class TestDampedCurvature(EstimatorSuite):
+    estimator = SgdInfluence(curvature_scale=0.3)
+
+
 class TestLastEpochs(EstimatorSuite):
     estimator = LastEpochs(2)
 
@@ -38,7 +42,7 @@ class TestFinalParameters(EstimatorSuite):
 
 class WithoutCurvature(SgdInfluence):
     def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
-        return at.pull(adjoint, curvature=False)
+        return at.pull(adjoint, curvature=0)
 
 
 class Normed(SgdInfluence):

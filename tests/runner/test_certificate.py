@@ -16,7 +16,7 @@ from lightning_sgdinf.adjoint.replay import ReplayedStep
 from lightning_sgdinf.adjoint.running_statistics import RunningStatistics
 from lightning_sgdinf.adjoint.vector import Adjoint
 from lightning_sgdinf.errors import CertificateError, StepMismatchError
-from lightning_sgdinf.estimators import NoHessian, SgdInfluence
+from lightning_sgdinf.estimators import Estimator, NoHessian, SgdInfluence
 from lightning_sgdinf.log.memory import MemoryLog
 from lightning_sgdinf.state import ModelState
 from tests.adjoint.cases import BY_NAME, Case, Recorded, altered, edited, record, retracer, thinned
@@ -111,8 +111,9 @@ def test_the_window_may_start_at_a_state_that_is_not_stored() -> None:
     assert found.trust == dense.trust
 
 
-def test_estimators_that_are_no_derivative_have_no_gradient_check() -> None:
-    found = certificate(record(BY_NAME["momentum"]), estimator=NoHessian())
+@pytest.mark.parametrize("estimator", [NoHessian(), SgdInfluence(curvature_scale=0.5)])
+def test_estimators_that_are_no_derivative_have_no_gradient_check(estimator: Estimator) -> None:
+    found = certificate(record(BY_NAME["momentum"]), estimator=estimator)
     assert found.gradient_check is None
     assert found.trust is not None
 
@@ -230,7 +231,7 @@ class DividedTwice(SgdInfluence):
     """The Hessian term divided by the batch size once more, as in the reference's code."""
 
     def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
-        without, _ = at.pull(adjoint, curvature=False)
+        without, _ = at.pull(adjoint, curvature=0)
         whole, slopes = at.pull(adjoint)
         size = len(at.step.example_ids)
         return replace(whole, params=without.params + (whole.params - without.params) / size), slopes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, MissingConfigException
@@ -13,11 +14,15 @@ from omegaconf import DictConfig
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.tasks.configuration import build, checked, conf_dir, make_job, make_study
 from lightning_sgdinf.tasks.pipeline import validation_halves
+from tests.zoo.files import human_labels, write_cifar10, write_cifar10n, write_stl10
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = sorted(
-    (file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name not in ("hydra", "experiment")
+    (file.parent.name, file.stem)
+    for file in CONF.glob("*/*.yaml")
+    if file.parent.name not in ("hydra", "experiment", "noise")
 )
+NOISES = sorted(file.stem for file in (CONF / "noise").glob("*.yaml"))
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 
 
@@ -45,6 +50,12 @@ def required(group: str, name: str, folder: Path) -> list[str]:
     if name in ("mnist", "fashion_mnist"):
         write_tiny_mnist(folder / name.replace("_", "-"))
         return [f"data_dir={folder}", "dataset.val_size=6"]
+    if name == "cifar10":
+        write_cifar10(folder / "cifar10")
+        return [f"data_dir={folder}", "dataset.val_size=6"]
+    if name == "stl10":
+        write_stl10(folder / "stl10", np.zeros((8, 3, 96, 96), np.uint8), np.arange(8) + 1)
+        return [f"data_dir={folder}", "dataset.val_size=2"]
     return []
 
 
@@ -69,6 +80,19 @@ def test_every_file_composes_and_makes_what_it_names(
     target = config[group]["_target_"].rpartition(".")[2]
     named = made.func.__name__ if config[group].get("_partial_") else type(made).__name__
     assert named == target
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_every_noise_makes_the_labels_it_says(name: str, tmp_path: Path) -> None:
+    write_cifar10(tmp_path / "cifar10", 8)
+    write_cifar10n(tmp_path / "cifar10n", human_labels(np.tile(np.arange(8), 5)))
+    config = checked(
+        composed(tmp_path, "dataset=cifar10", f"data_dir={tmp_path}", "dataset.val_size=5", f"noise={name}")
+    )
+    data = build(config.dataset, "dataset")
+    assert len(data.train_set) == 35
+    assert (data.flipped is None) == (name == "none")
+    assert data.flipped is None or 0 < int(data.flipped.sum()) < 35
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -7,7 +7,15 @@ from torch.utils.data import DataLoader
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.zoo import Digits, ImageData, ImageDataset, LabelledImages, flip_labels, split_ids
+from lightning_sgdinf.zoo import (
+    AsymmetricNoise,
+    Digits,
+    ImageData,
+    ImageDataset,
+    LabelledImages,
+    flip_labels,
+    split_ids,
+)
 
 
 class Numbered:
@@ -135,6 +143,70 @@ def test_crops_are_shifts_drawn_from_torch_alone() -> None:
     allowed = [padded[:, 2:6, 2:6] for padded in shifted]
     assert all(any(torch.equal(crop, one) for one in allowed) for crop in crops)
     assert len({tuple(crop.flatten().tolist()) for crop in crops}) > 4
+
+
+def test_flips_are_drawn_from_torch_alone() -> None:
+    image = torch.rand(2, 3, 4)
+    dataset = ImageDataset(image[None], torch.tensor([2]), flip=True)
+    state = random_state.capture()
+    torch.manual_seed(7)
+    found = [dataset[0][0] for _ in range(40)]
+    after = random_state.capture()
+    assert (after["numpy"], after["python"]) == (state["numpy"], state["python"])
+    torch.manual_seed(7)
+    assert all(torch.equal(dataset[0][0], one) for one in found)
+    mirrored = image[..., [3, 2, 1, 0]]
+    assert all(torch.equal(one, image) or torch.equal(one, mirrored) for one in found)
+    assert 10 < sum(torch.equal(one, mirrored) for one in found) < 30
+
+
+def test_bytes_are_cropped_flipped_and_then_normalised() -> None:
+    images = torch.randint(0, 256, (1, 2, 4, 4), dtype=torch.uint8)
+    chosen = {"crop_padding": 1, "flip": True}
+    mean, std = [0.2, 0.4], [0.5, 2.0]
+    as_bytes = ImageDataset(images, torch.tensor([0]), mean=mean, std=std, **chosen)
+    as_floats = ImageDataset(images.float() / 255, torch.tensor([0]), **chosen)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        found = as_bytes[0][0]
+        torch.manual_seed(seed)
+        plain = as_floats[0][0]
+        for channel in (0, 1):
+            assert torch.allclose(found[channel], (plain[channel] - mean[channel]) / std[channel])
+    assert torch.equal(as_bytes.pixels(0), images[0].float() / 255)
+    unaugmented = as_bytes.unaugmented()
+    assert torch.allclose(unaugmented[0][0][1], (images[0, 1].float() / 255 - 0.4) / 2)
+    assert as_bytes.flip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"mean": [0.5]}, r"mean: expected one number per channel \(2\)"),
+        ({"std": [1.0, 0.0]}, "std: expected numbers > 0"),
+    ],
+)
+def test_impossible_normalisations(wrong: dict[str, list[float]], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        ImageDataset(torch.zeros(1, 2, 4, 4), torch.tensor([0]), **wrong)  # type: ignore[arg-type]
+
+
+def test_all_parts_are_normalised_and_only_training_is_augmented() -> None:
+    data = ImageData(Numbered(60, 30), val_size=10, crop_padding=1, flip=True, mean=[2.0], std=[4.0], label_noise=0.1)
+    for part in (data.val_set, data.test_set):
+        assert (part.crop_padding, part.flip) == (0, False)
+        assert torch.equal(part[3][0], (part.images[3] - 2) / 4)
+    assert (data.train_set.crop_padding, data.train_set.flip) == (1, True)
+    assert torch.equal(data.image(4), data.train_set.images[4])
+
+
+def test_noise_of_ones_own() -> None:
+    data = ImageData(Numbered(60), val_size=10, test_size=20, label_noise=AsymmetricNoise(0.5, class_map={"a": "c"}))
+    assert data.flipped is not None
+    assert set(data.true_labels[data.flipped].tolist()) == {0}
+    assert set(data.train_set.labels[data.flipped].tolist()) == {2}
+    assert int(data.flipped.sum()) == round(0.5 * int((data.true_labels == 0).sum()))
+    assert torch.equal(data.val_set.labels, torch.tensor(ids_of(data.val_set)) % 3)
 
 
 def test_items_are_pairs() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import struct
 from pathlib import Path
 
@@ -34,13 +35,14 @@ def test_reads_what_was_written(tmp_path: Path, array: np.ndarray, compress: boo
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda data: data[:-1], "expected 3920 elements"),
-        (lambda data: data + b"\0", "expected 3920 elements"),
-        (lambda data: data[:9], "within its 16-byte head"),
+        (lambda data: data[:-1], r"images, byte 3,935: expected 3,920 elements for shape \(5, 28, 28\), got 3,919"),
+        (lambda data: data + b"\0", "images, byte 3,936: expected 3,920 elements"),
+        (lambda data: data[:9], "images, byte 9: the file ends within its 16-byte head"),
         (lambda data: b"\0\0\x0d" + data[3:], "unsigned bytes"),
         (lambda data: b"", "unsigned bytes"),
-        (lambda data: b"<html>", "starts with 3c 68 74 6d"),
-        (lambda data: gzip.compress(data)[:-20], "whole gzip"),
+        (lambda data: b"<html>", "byte 0: .*got 3c 68 74 6d"),
+        (lambda data: gzip.compress(data)[:-20], r"images, byte [\d,]+: the file ends within its gzip data"),
+        (lambda data: lzma.compress(data)[:-20], r"images, byte [\d,]+: the file ends within its xz data"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path: Path, array: np.ndarray, damage, says: str) -> None:
@@ -78,7 +80,11 @@ def test_the_folder_itself_may_be_named(tmp_path: Path, array: np.ndarray) -> No
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"train-images-idx3-ubyte.*fashion-mnist.*FashionMNIST") as caught:
         Mnist(tmp_path, variant="fashion-mnist", download=False).read()
-    assert str(tmp_path) in str(caught.value)
+    assert f"--output-dir {tmp_path / 'fashion-mnist'}" in str(caught.value)
+    (tmp_path / "fashion-mnist").mkdir()
+    (tmp_path / "fashion-mnist" / "train-images-idx3-ubyte.gz").touch()
+    with pytest.raises(ConfigurationError, match="there is no train-labels-idx1-ubyte in"):
+        Mnist(tmp_path, variant="fashion-mnist", download=False).read()
 
 
 def test_a_failed_download_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +94,7 @@ def test_a_failed_download_is_an_error_of_ours(tmp_path: Path, monkeypatch: pyte
         raise OSError("unreachable")
 
     monkeypatch.setattr(datasets, "fetch_openml", no_network)
-    with pytest.raises(ConfigurationError, match=r"train-images.*OpenML failed \(unreachable\)"):
+    with pytest.raises(ConfigurationError, match=r"(?s)train-images.*OpenML failed, too \(unreachable\)"):
         Mnist(tmp_path).read()
 
 
@@ -115,6 +121,15 @@ def test_mismatched_files_are_refused(tmp_path: Path, array: np.ndarray) -> None
     write_tiny(tmp_path / "mnist", array)
     (tmp_path / "mnist" / "train-labels-idx1-ubyte").write_bytes(idx_bytes(np.zeros(4, np.uint8)))
     with pytest.raises(ConfigurationError, match=r"images \[N, 28, 28\] and labels \[N\]"):
+        Mnist(tmp_path, download=False).read()
+
+
+def test_a_label_that_is_no_digit_is_refused_with_the_place(tmp_path: Path, array: np.ndarray) -> None:
+    write_tiny(tmp_path / "mnist", array)
+    (tmp_path / "mnist" / "t10k-labels-idx1-ubyte").write_bytes(idx_bytes(np.array([1, 2, 10, 3, 4], np.uint8)))
+    with pytest.raises(
+        ConfigurationError, match=r"t10k-labels-idx1-ubyte, byte 10: expected a label of 0 to 9, got 10"
+    ):
         Mnist(tmp_path, download=False).read()
 
 

@@ -15,6 +15,7 @@ from lightning_sgdinf.zoo import (
     logistic_regression,
     mlp,
     mnist_net,
+    six_conv_net,
     small_cnn,
 )
 
@@ -31,6 +32,10 @@ def parameters(network: torch.nn.Module) -> int:
         (small_cnn, (1, 8, 8), 80 + 1_168 + 2_570),
         (mnist_net, (1, 28, 28), 13_750),
         (cifar_net, (3, 32, 32), 307_946),
+        (six_conv_net, (3, 32, 32), 307_946),
+        (six_conv_net, (1, 28, 28), 307_370),
+        (six_conv_net, (3, 96, 96), 307_946 + 128 * 10 * (12 * 12 - 4 * 4)),
+        (six_conv_net, (1, 20, 140), 307_370 + 128 * 10 * (4 * 16 - 4 * 4)),
     ],
 )
 def test_networks_have_the_published_sizes(network, shape: tuple[int, int, int], count: int) -> None:
