@@ -79,6 +79,12 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         return plain
 
     def augmenting(self, other: ImageDataset) -> ImageDataset:
+        """The examples of another data set with this one's random changes."""
+        changed = copy(other)
+        changed.crop_padding, changed.flip = self.crop_padding, self.flip
+        return changed
+
+    def augmenting(self, other: ImageDataset) -> ImageDataset:
         """The examples of another data set, changed at random as these are."""
         augmented = copy(other)
         augmented.crop_padding, augmented.flip = self.crop_padding, self.flip
