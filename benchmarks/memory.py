@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
             training, _, replay = (grown(name, what, log) for what in ("fit", "record", "replay"))
             ratio = f"{replay / training:.1f}" if training else "-"
             rows.append((name, f"{training:.0f} MiB", f"{replay:.0f} MiB", ratio))
-            print(*rows[-1], sep="  ", flush=True)
+            print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
     found = cases.table(("model", "fit", "replay, fast certificate", "ratio"), rows)
     print(found)
     return found

@@ -8,6 +8,7 @@ A query is the loss of one validation example. One replay without checks answers
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
         for name in ["LogReg"] if chosen.quick else chosen.case:
             rounds = 1 if chosen.quick else chosen.rounds
             rows.append(row(cases.CASES[name], Path(directory), rounds=rounds, quick=chosen.quick))
-            print(*rows[-1], sep="  ", flush=True)
+            print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
     found = cases.table(("model", *(f"{c} in one walk" for c in COUNTS)), rows)
     print(found)
     return found

@@ -10,6 +10,7 @@ step.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
         for name, count in steps.items():
             case = replace(cases.CASES[name], steps=count)
             rows.append(row(case, Path(directory), rounds=1 if chosen.quick else chosen.rounds))
-            print(*rows[-1], sep="  ", flush=True)
+            print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
     found = cases.table(("model", "per-example loop / replay", "scores agree to"), rows)
     print(found)
     return found

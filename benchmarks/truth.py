@@ -12,6 +12,7 @@ the same time.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -217,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
         for name in list(SETTINGS)[:1] if chosen.quick else chosen.case:
             rounds, sample = (1, 2) if chosen.quick else (chosen.rounds, SAMPLE)
             rows.append(row(name, SETTINGS[name], Path(directory), rounds=rounds, sample=sample))
-            print(*rows[-1], sep="  ", flush=True)
+            print(*rows[-1], sep="  ", file=sys.stderr, flush=True)
     head = ("model", "runs", "all at once", "torch loop / all at once", "Lightning / all at once", "values agree to")
     found = cases.table(head, rows)
     print(found)
