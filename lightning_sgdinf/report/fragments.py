@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
+from lightning_sgdinf.report.example import Example
 from lightning_sgdinf.report.images import data_address, png
-from lightning_sgdinf.report.model import Example
 from lightning_sgdinf.report.style import to_svg
 from lightning_sgdinf.report.tables import Cell, Table
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 
 MINUS = "\N{MINUS SIGN}"
+
+_LONGEST_TEXT = 1000
+_MOST_CELLS = 16
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -33,6 +36,13 @@ def number(value: float, digits: int = 3) -> str:
 def signed(value: float) -> str:
     """A change: a number that shows its sign even if it is a plus."""
     return ("+" if value > 0 else "") + number(value)
+
+
+def plain_number(value: float) -> str:
+    """A number of a table: whole ones in full, others with four digits."""
+    if isinstance(value, int):
+        return f"{value:,}".replace("-", MINUS)
+    return "undefined" if math.isnan(value) else number(value, 4)
 
 
 def chart(figure: Figure, caption: str, alternative: str) -> str:
@@ -60,8 +70,7 @@ def _cell(value: Cell) -> str:
         return "<td></td>"
     if isinstance(value, str):
         return f"<td>{escape(value)}</td>"
-    text = f"{value:,}" if isinstance(value, int) else ("undefined" if math.isnan(value) else number(value, 4))
-    return f'<td class="n">{text}</td>'
+    return f'<td class="n">{plain_number(value)}</td>'
 
 
 def folded(summary: str, content: str) -> str:
@@ -86,8 +95,19 @@ def paragraphs(sentences: Iterable[str]) -> str:
     return "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
 
 
-def tile(example: Example | None, *, name: str, label: str = "", note: str = "", corrupt: bool = False) -> str:
-    """One example: picture or text, label, what the label should be, name and a note; outlined if it is corrupt."""
+def tile(
+    example: Example | None,
+    *,
+    name: str,
+    label: str = "",
+    note: str = "",
+    corrupt: bool = False,
+    training_id: int | None = None,
+) -> str:
+    """One example: what it looks like, label, what the label should be, name and a note; outlined if it is corrupt.
+
+    Where its id as a training example is given, the page's script makes it open that.
+    """
     label = label or (example.label if example is not None else "")
     wrong = corrupt or (example is not None and example.mislabelled)
     truth = ""
@@ -95,21 +115,38 @@ def tile(example: Example | None, *, name: str, label: str = "", note: str = "",
         truth = f'<span class="truth">truly {escape(str(example.true_label))}</span>'
     elif corrupt:
         truth = '<span class="truth">corrupt</span>'
+    opens = "" if training_id is None else f' data-example="{training_id}"'
     return (
-        f'<figure class="tile{" wrong" if wrong else ""}">{_face(example, name)}'
+        f'<figure class="tile{" wrong" if wrong else ""}"{opens}>{_face(example, name)}'
         f'<figcaption><span class="label">{escape(label)}</span>{truth}'
         f'<span class="name">{escape(name)}</span><span class="note">{escape(note)}</span></figcaption></figure>'
     )
 
 
 def _face(example: Example | None, name: str) -> str:
-    if example is None or (example.image is None and not example.text):
+    if example is None:
         return ""
     if example.image is None:
-        return f'<blockquote class="face">{escape(example.text)}</blockquote>'
+        return _words(example)
     source = data_address(png(example), "image/png")
     crisp = " crisp" if max(example.image.shape[:2]) <= 64 else ""  # type: ignore[union-attr]
     return f'<img class="face{crisp}" src="{source}" alt="{escape(f"{name}, labelled {example.label}")}">'
+
+
+def _words(example: Example) -> str:
+    if example.html is not None:
+        return f'<div class="face words html">{example.html.html}</div>'
+    if example.text:
+        return f'<blockquote class="face words">{escape(shortened(example.text, _LONGEST_TEXT))}</blockquote>'
+    if not example.row:
+        return ""
+    cells = ((k, v if isinstance(v, str) else plain_number(v)) for k, v in list(example.row.items())[:_MOST_CELLS])
+    return f'<div class="face words">{pairs(dict(cells))}</div>'
+
+
+def shortened(text: str, length: int | None) -> str:
+    """The text, or its beginning with an ellipsis, ``length`` characters in all."""
+    return text if length is None or len(text) <= length else text[: length - 1] + "…"
 
 
 def tiles(content: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ import io
 import numpy as np
 
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.report.model import Example
+from lightning_sgdinf.report.example import Example
 
 LARGEST = 192
 """Longer sides are scaled down to this many pixels: a tile is no larger, and a page holds many."""
@@ -20,11 +20,11 @@ def pixels(example: Example) -> np.ndarray:
     return np.round(np.asarray(example.image) * 255).astype(np.uint8)
 
 
-def png(example: Example) -> bytes:
-    """An example's picture as PNG, at most `LARGEST` pixels on a side."""
+def png(example: Example, *, largest: int = LARGEST) -> bytes:
+    """An example's picture as PNG, at most ``largest`` pixels on a side."""
     image = require("PIL.Image", extra="cli").fromarray(pixels(example))
-    if max(image.size) > LARGEST:
-        image.thumbnail((LARGEST, LARGEST))
+    if max(image.size) > largest:
+        image.thumbnail((largest, largest))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

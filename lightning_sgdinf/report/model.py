@@ -4,58 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.evaluation.curves import CleansingCurve
 from lightning_sgdinf.evaluation.detection import Detection
 from lightning_sgdinf.evaluation.significance import Comparison
 from lightning_sgdinf.ranking import Better
+from lightning_sgdinf.report.example import Example as Example
+from lightning_sgdinf.report.example import SafeHtml as SafeHtml
+from lightning_sgdinf.report.rendering import Rendered
 from lightning_sgdinf.scores import Scores
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Example:
-    """One example as a person sees it.
-
-    Args:
-        image: ``[H, W]`` or ``[H, W, C]`` with ``C`` 1, 3 or 4, in ``[0, 1]``; values outside are clipped.
-        text: What to show of an example that is not an image.
-        label: The label it was trained with.
-        true_label: What the label should be, where that is known.
-        prediction: What the trained model says of it.
-
-    Raises:
-        ConfigurationError: The image has another shape.
-        NonFiniteError: A pixel is NaN or infinite.
-    """
-
-    image: ArrayLike | None = None
-    text: str = ""
-    label: str = ""
-    true_label: str | None = None
-    prediction: str = ""
-
-    def __post_init__(self) -> None:
-        if self.image is None:
-            return
-        image = np.asarray(self.image, np.float32)
-        if image.ndim == 3 and image.shape[2] == 1:
-            image = image[:, :, 0]
-        if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)) or image.size == 0:
-            raise ConfigurationError(f"image: expected shape [H, W] or [H, W, 1, 3 or 4], got {list(image.shape)}")
-        if not np.isfinite(image).all():
-            raise NonFiniteError(
-                "image: expected finite pixels, got NaN or infinity; look at the transform that made it"
-            )
-        object.__setattr__(self, "image", np.clip(image, 0, 1))
-
-    @property
-    def mislabelled(self) -> bool:
-        """Whether the label is known to be wrong."""
-        return self.true_label is not None and self.true_label != self.label
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -149,7 +110,8 @@ class ReportData:
         asked: What was asked, name to value: estimator, data set, model, log, ...
         command: The command line that made it.
         config: The configuration, as text.
-        examples: Training examples to show, by id; others appear in tables only.
+        examples: Training examples to show, by id; others appear in tables only. A map-style data set is shown by the
+            form of its items, see `Rendered`.
         shown: How many examples of each end to show.
         corrupt: Ids of training examples known to be corrupt.
         detections: How well each method found them, by name of the method; the report's own first.
@@ -158,9 +120,13 @@ class ReportData:
         explanations: Single predictions and what brought them about.
         costs: Times and bytes.
         warnings: What must be said first, besides the certificate's own warnings.
+        compared: Other rankings of the same examples, by name of the method.
+        single: Further scores whose queries are of one held-out example each.
+        held_out: Held-out examples, by the name of the query that is about each.
 
     Raises:
-        ConfigurationError: An unknown query, a shown count below 1, or ids outside the training set.
+        ConfigurationError: An unknown query, a shown count below 1, ids outside the training set, or scores of another
+            number of examples.
     """
 
     title: str
@@ -179,9 +145,14 @@ class ReportData:
     explanations: tuple[Explanation, ...] = ()
     costs: tuple[Cost, ...] = ()
     warnings: tuple[str, ...] = ()
+    compared: Mapping[str, Scores] = field(default_factory=dict)
+    single: Scores | None = None
+    held_out: Mapping[str, Example] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.scores.query_index(self.query)
+        if not isinstance(self.examples, Mapping):
+            object.__setattr__(self, "examples", Rendered(self.examples))
         if self.shown < 1:
             raise ConfigurationError(f"shown: expected at least 1, got {self.shown}")
         named = {*self.examples, *(self.corrupt or ()), *(i for e in self.explanations for i, _ in e.causes)}
@@ -191,6 +162,12 @@ class ReportData:
                 f"expected ids of training examples, 0 to {len(self.scores) - 1}, got {outside[:5]} in examples, "
                 "corrupt or explanations"
             )
+        others = {**self.compared, **({} if self.single is None else {"single": self.single})}
+        for name, other in others.items():
+            if len(other) != len(self.scores):
+                raise ConfigurationError(
+                    f"{name}: expected scores of the same {len(self.scores)} training examples, got {len(other)}"
+                )
 
     @property
     def query_name(self) -> str:
@@ -208,7 +185,7 @@ class ReportData:
         certificate = self.scores.certificate
         return (*(certificate.warnings if certificate is not None else ()), *self.warnings)
 
-    @property
+    @cached_property
     def known_corrupt(self) -> frozenset[int]:
         """Ids of corrupt examples: as given, or those of the shown examples whose label is known to be wrong."""
         if self.corrupt is not None:

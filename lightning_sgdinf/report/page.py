@@ -1,31 +1,57 @@
-"""The report as one HTML page that needs no other file, no network and no script."""
+"""The report as one HTML page that needs no other file and no network.
+
+A printed part that needs no script, and a part in which all examples can be sorted, searched and compared. The page's
+policy lets nothing run but the script that is part of this package, and nothing load from elsewhere.
+"""
 
 from __future__ import annotations
 
-import importlib.resources
+import base64
+import hashlib
 import json
 import re
 from collections.abc import Iterator
 from html import escape
 from typing import Literal
 
+from lightning_sgdinf.random_state import preserved
 from lightning_sgdinf.ranking import Ranking, sign_sentence
-from lightning_sgdinf.report import figures, fragments, tables
+from lightning_sgdinf.report import explorer, figures, fragments, tables
 from lightning_sgdinf.report.model import Explanation, ReportData
+
+PAGE_BYTES = 14_500_000
+"""Size that a page keeps below, as long as its printed part leaves room."""
 
 
 def render_page(data: ReportData) -> str:
     """The whole page."""
-    sections = list(_sections(data))
-    style = importlib.resources.files("lightning_sgdinf.report").joinpath("page.css").read_text(encoding="utf-8")
-    links = "".join(f'<a href="#{name}">{escape(heading)}</a> ' for name, heading, _ in sections)
-    body = "".join(fragments.section(name, heading, *content) for name, heading, content in sections)
+    with preserved():  # data sets may draw from global generators when they are looked at
+        sections = list(_sections(data))
+        script, style = explorer.script(), explorer.resource("page.css") + explorer.resource("browser/explorer.css")
+        body = "".join(fragments.section(name, heading, *content) for name, heading, content in sections)
+        room = PAGE_BYTES - sum(len(part.encode()) for part in (body, script, style)) - len(data.config) - 50_000
+        island, notes = explorer.content(data, room=room)
+    everything = ("explore", f"All {len(data.scores):,} examples")
+    links = "".join(
+        f'<a href="#{name}">{escape(heading)}</a> ' for name, heading in (everything, *(part[:2] for part in sections))
+    )
+    said = "".join(f'<p class="sign">{escape(note)}</p>' for note in notes)
+    explore = fragments.section(*everything, explorer.resource("browser/explorer.html"), said)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(data.title)}</title><style>{style}</style></head>\n<body>{_head(data)}"
-        f'<nav aria-label="Sections">{links}</nav>\n<main>{body}</main>\n{_foot(data)}</body></html>\n'
+        f'<nav aria-label="Sections">{links}</nav>\n<main>{explore}{body}</main>\n{_foot(data)}'
+        f"{island}<script>{script}</script></body></html>\n"
     )
+
+
+def _policy(script: str) -> str:
+    """What browsers let the page do: run its own script, known by its digest, and show pictures it holds itself."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    own = "img-src data: blob:; media-src data: blob:; font-src data:; style-src 'unsafe-inline'"
+    return f"default-src 'none'; script-src 'sha256-{digest}'; {own}; base-uri 'none'; form-action 'none'"
 
 
 def _head(data: ReportData) -> str:
@@ -109,16 +135,20 @@ def _sheet(data: ReportData, ranking: Ranking, end: Literal["harmful", "helpful"
         f"{sign_sentence('it', ranking.better, end)}.{known}"
     )
     table = fragments.table(tables.ranking_table(data, ranking, f"most-{end}"))
+    shown = {row.example_id: data.examples[row.example_id] for row in ranking if row.example_id in data.examples}
+    if shown and all(example.is_row for example in shown.values()):
+        return (table,)  # its columns say all there is
     sheet = [
         fragments.tile(
-            data.examples[row.example_id],
+            shown[row.example_id],
             name=f"#{row.example_id}",
             label=row.label or "",
             note=fragments.signed(row.score),
             corrupt=row.example_id in data.known_corrupt,
+            training_id=row.example_id,
         )
         for row in ranking
-        if row.example_id in data.examples
+        if row.example_id in shown
     ]
     head = f'<p class="sign">{escape(sentence)}</p>'
     if not sheet:
@@ -151,6 +181,7 @@ def _case(data: ReportData, explanation: Explanation) -> str:
             label="" if labels is None else labels[example_id],
             note=fragments.signed(score),
             corrupt=example_id in data.known_corrupt,
+            training_id=example_id,
         )
         for example_id, score in explanation.causes
     )

@@ -47,7 +47,8 @@ def ranking_table(data: ReportData, ranking: Ranking, name: str) -> Table:
     own = list(dict.fromkeys(name for example in shown if example is not None for name in example.row))
     cells = ([None if example is None else example.row.get(name) for name in own] for example in shown)
     whole = tuple((*row, *more) for row, more in zip(rows, cells, strict=True))
-    return _without_empty_columns(Table(name, ranking.header, (*columns, *own), whole))
+    heads = (f"its {name}" if name in columns else name for name in own)
+    return _without_empty_columns(Table(name, ranking.header, (*columns, *heads), whole))
 
 
 def detection_table(data: ReportData) -> Table:

@@ -72,7 +72,7 @@ class Adult:
         Raises:
             ConfigurationError: The files are not there and could not be fetched, or are damaged.
         """
-        rows = self._rows()
+        rows = self.rows()
         columns = {name: [row[i] for row in rows] for i, name in enumerate(COLUMNS)}
         parts = []
         for name in COLUMNS[:-1]:
@@ -92,7 +92,12 @@ class Adult:
             raise ConfigurationError(f"adult: column {name!r} is not a number ({error}); download it again") from error
         return np.log1p(values) if name == "fnlwgt" else values
 
-    def _rows(self) -> list[list[str]]:
+    def rows(self) -> list[list[str]]:
+        """All rows as they are in the files, the values of `COLUMNS`; those to train on first.
+
+        Raises:
+            ConfigurationError: As `read`.
+        """
         for folder in (self.data_dir / "adult", self.data_dir):
             files = [_existing(folder, names) for names in _FILES]
             if all(files):

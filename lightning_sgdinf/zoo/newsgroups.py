@@ -45,7 +45,7 @@ class NewsHardware:
         Raises:
             ConfigurationError: The posts are not there and could not be fetched, or the archive is damaged.
         """
-        (train, train_labels), (test, test_labels) = self._posts()
+        (train, train_labels), (test, test_labels) = self.posts()
         text = require("sklearn.feature_extraction.text", extra="cli")
         words = text.TfidfVectorizer(stop_words="english", min_df=0.001, max_df=0.20)
         counts = [words.fit_transform(train), words.transform(test)]
@@ -55,7 +55,12 @@ class NewsHardware:
             class_names=("ibm", "mac"),
         )
 
-    def _posts(self) -> list[tuple[list[str], np.ndarray]]:
+    def posts(self) -> list[tuple[list[str], np.ndarray]]:
+        """The posts to train on with their groups (places in `GROUPS`), then those to test with.
+
+        Raises:
+            ConfigurationError: As `read`.
+        """
         for folder in (self.data_dir / "20news", self.data_dir):
             if (folder / ARCHIVE).is_file():
                 return _unpacked(folder)

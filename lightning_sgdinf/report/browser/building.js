@@ -1,0 +1,80 @@
+// Pieces of the page. Text enters as text, never as HTML.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/** An element with attributes and children; a child that is a string is text. */
+function element(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) if (value !== null) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+function drawing(name, attributes = {}, ...children) {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+/** Make an element show an example's picture, at most `size` pixels on a side; hide it if there is none. */
+function showPicture(target, examples, i, size) {
+  const found = examples.picture(i);
+  target.hidden = found === null;
+  if (!found) return;
+  const { width, height, across } = examples.sheets;
+  const zoom = size / Math.max(width, height);
+  const pixels = (value) => `${Math.round(value * 1000) / 1000}px`;
+  Object.assign(target.style, {
+    width: pixels(width * zoom),
+    height: pixels(height * zoom),
+    backgroundImage: `url("${found.address}")`,
+    backgroundSize: `${pixels(across * width * zoom)} ${pixels(found.lines * height * zoom)}`,
+    backgroundPosition: `${pixels(-found.column * width * zoom)} ${pixels(-found.line * height * zoom)}`,
+    imageRendering: zoom >= 1.5 ? "pixelated" : "auto",
+  });
+}
+
+/** Bars of contributions as two paths, harmful and helpful ones, in a box of the given size. */
+function barPaths(values, better, width, height) {
+  const [low, high] = [Math.min(0, ...values), Math.max(0, ...values)];
+  const step = width / values.length;
+  const gap = step > 3 ? 1 : 0;
+  const y = (value) => (high === low ? height / 2 : ((high - value) / (high - low)) * height);
+  const paths = { harm: "", help: "" };
+  values.forEach((value, k) => {
+    const bar = `M${(k * step).toFixed(2)} ${y(0).toFixed(2)}h${(step - gap).toFixed(2)}V${y(value).toFixed(2)}h${(gap - step).toFixed(2)}z`;
+    paths[(better === "lower") === value < 0 ? "harm" : "help"] += bar;
+  });
+  return { ...paths, zero: y(0) };
+}
+
+/** The chart of what each epoch contributed. */
+function epochChart(values, column) {
+  const [width, height, left] = [520, 150, 62];
+  const bars = barPaths(values, column.better, width, height);
+  const most = values.reduce((best, value, k) => (Math.abs(value) > Math.abs(values[best]) ? k : best), 0);
+  const label = `Contribution of each of ${values.length} epochs to the change of ${column.query}; the largest, `
+    + `${signedText(values[most])}, in epoch ${most}`;
+  const word = (x, y, anchor, text) => drawing("text", { x, y, "text-anchor": anchor, class: "x-axis" }, text);
+  const edge = (value) => word(left - 8, value === Math.max(0, ...values) ? 10 : height, "end", signedText(value));
+  const chart = drawing("svg", { viewBox: `0 0 ${width + left} ${height + 36}`, role: "img", "aria-label": label });
+  const plot = drawing("g", { transform: `translate(${left} 0)` },
+    drawing("path", { d: bars.harm, class: "x-harm-fill" }),
+    drawing("path", { d: bars.help, class: "x-help-fill" }),
+    drawing("path", { d: `M0 ${bars.zero}H${width}`, class: "x-zero" }));
+  const [low, high] = [Math.min(0, ...values), Math.max(0, ...values)];
+  chart.append(plot, edge(high));
+  if (low < high) chart.append(edge(low));
+  const step = width / values.length;
+  chart.append(word(left + step / 2, height + 16, "middle", "0"));
+  if (values.length > 1) chart.append(word(left + width - step / 2, height + 16, "middle", String(values.length - 1)));
+  chart.append(word(left + width / 2, height + 32, "middle", "training epoch"));
+  return chart;
+}
+
+/** Names and values in two columns. */
+function pairList(pairs) {
+  return element("dl", { class: "x-pairs" }, ...pairs.map(([name, value]) => (
+    element("div", {}, element("dt", {}, name), element("dd", {}, cellText(value) || "missing")))));
+}

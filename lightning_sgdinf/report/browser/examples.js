@@ -1,0 +1,210 @@
+// What the page knows of the training examples, by their number.
+
+/** Where an example's part of a payload is; -1 if it has none. */
+function placesOf(ids, count) {
+  if (!ids) return null;
+  const places = new Int32Array(count).fill(-1);
+  ids.forEach((id, place) => { places[id] = place; });
+  return places;
+}
+
+/** One of few names per example. */
+class Names {
+  constructor(names, codes) {
+    this.names = names;
+    this.codes = codes;
+  }
+
+  static async read(island, part) {
+    return new Names(await island.strings(part.names), await island.array(part.codes));
+  }
+
+  at(i) {
+    return this.names[this.codes[i]];
+  }
+
+  /** For sorting: each example's place in the alphabet, numbers by their size. */
+  sortKeys() {
+    const collator = new Intl.Collator(undefined, { numeric: true });
+    const order = this.names.map((_, code) => code).sort((a, b) => collator.compare(this.names[a], this.names[b]));
+    const places = new Uint32Array(order.length);
+    order.forEach((code, place) => { places[code] = place; });
+    return Float64Array.from(this.codes, (code) => places[code]);
+  }
+}
+
+/** A value per example, for those examples that have one. */
+class Payload {
+  constructor(values, places) {
+    this.values = values;
+    this.places = places;
+  }
+
+  place(i) {
+    return this.places ? this.places[i] : i;
+  }
+
+  at(i) {
+    const place = this.place(i);
+    return place < 0 ? "" : this.values[place];
+  }
+}
+
+/** A ranking: of a query of this report, of another method, or of one held-out example. */
+class Column {
+  constructor(entry, values, ranks) {
+    Object.assign(this, { name: entry.name, group: entry.group, better: entry.better, scale: entry.scale });
+    Object.assign(this, { query: entry.query, about: entry.about ?? null, values, known: ranks });
+  }
+
+  static async read(island, entry) {
+    const ranks = entry.ranks ? await island.array(entry.ranks) : null;
+    return new Column(entry, await island.array(entry.values), ranks);
+  }
+
+  score(i) {
+    return this.values[i] * this.scale;
+  }
+
+  harms(i) {
+    return this.better === "lower" ? this.values[i] < 0 : this.values[i] > 0;
+  }
+
+  get ranks() {
+    this.known ??= ranksOf(this.values, this.better);
+    return this.known;
+  }
+
+  get largest() {
+    this.most ??= this.values.reduce((most, value) => Math.max(most, Math.abs(value)), 0) * this.scale;
+    return this.most;
+  }
+
+  /** What leaving out example i would do, in words. */
+  verdict(i) {
+    const score = this.score(i);
+    if (score === 0) return `No effect on ${this.query}.`;
+    const moves = score < 0 ? "lower" : "raise";
+    const size = numberText(Math.abs(score));
+    return `${this.harms(i) ? "Harmful" : "Helpful"}: leaving it out would ${moves} ${this.query} by ${size}.`;
+  }
+}
+
+class Examples {
+  static async read(island) {
+    const { index } = island;
+    const found = new Examples();
+    found.count = index.count;
+    found.island = island;
+    found.columns = await Promise.all(index.columns.map((entry) => Column.read(island, entry)));
+    found.labels = index.labels ? await Names.read(island, index.labels) : null;
+    found.truths = index.truths ? await Names.read(island, index.truths) : null;
+    found.corrupt = index.corrupt ? await island.array(index.corrupt) : null;
+    found.verified = index.verified ? await island.array(index.verified) : null;
+    found.texts = await found.payload(index.texts);
+    found.htmls = await found.payload(index.htmls);
+    await Promise.all([found.readTable(index.table), found.readEpochs(index.epochs), found.readSheets(index.sheets)]);
+    return found;
+  }
+
+  async payload(part) {
+    if (!part) return null;
+    const ids = part.ids ? await this.island.array(part.ids) : null;
+    return new Payload(await this.island.strings(part.values), placesOf(ids, this.count));
+  }
+
+  async readTable(part) {
+    this.table = null;
+    if (!part) return;
+    const columns = part.columns.map(async ({ name, values, names, codes }) => {
+      if (values) return { name, numbers: await this.island.array(values) };
+      return { name, words: await Names.read(this.island, { names, codes }) };
+    });
+    const ids = part.ids ? await this.island.array(part.ids) : null;
+    this.table = { columns: await Promise.all(columns), places: placesOf(ids, this.count) };
+  }
+
+  async readEpochs(part) {
+    this.epochs = null;
+    if (!part) return;
+    const ids = part.ids ? await this.island.array(part.ids) : null;
+    const [values, scale] = await Promise.all([this.island.array(part.values), this.island.array(part.scale)]);
+    this.epochs = { count: part.count, unit: part.unit, values, scale, places: placesOf(ids, this.count) };
+  }
+
+  async readSheets(part) {
+    this.sheets = null;
+    if (!part) return;
+    this.sheets = { ...part, places: placesOf(await this.island.array(part.ids), this.count), addresses: [] };
+  }
+
+  label(i) {
+    return this.labels ? this.labels.at(i) : "";
+  }
+
+  /** What the label should be; "" if nobody knows. */
+  truth(i) {
+    return this.truths ? this.truths.at(i) : "";
+  }
+
+  wrong(i) {
+    return this.corrupt !== null && this.corrupt[i] === 1;
+  }
+
+  text(i) {
+    return this.texts ? this.texts.at(i) : "";
+  }
+
+  html(i) {
+    return this.htmls ? this.htmls.at(i) : "";
+  }
+
+  /** Names and values of a row; empty if it has none. */
+  row(i) {
+    if (!this.table) return [];
+    const place = this.table.places ? this.table.places[i] : i;
+    if (place < 0) return [];
+    return this.table.columns.map(({ name, numbers, words }) => [name, numbers ? numbers[place] : words.at(place)]);
+  }
+
+  /** What each epoch contributed to the score of the report's own query, or null. */
+  contributions(i) {
+    if (!this.epochs) return null;
+    const { count, unit, values, scale, places } = this.epochs;
+    const place = places ? places[i] : i;
+    if (place < 0) return null;
+    return Array.from(values.subarray(place * count, (place + 1) * count), (v) => (v / 32767) * scale[place] * unit);
+  }
+
+  everyone() {
+    return Array.from({ length: this.count }, (_, i) => i);
+  }
+
+  /** Where an example's picture is: the address of its sheet, and its column and line there; or null. */
+  picture(i) {
+    const place = this.sheets ? this.sheets.places[i] : -1;
+    if (place < 0) return null;
+    const { across, parts, type, addresses } = this.sheets;
+    const perSheet = across * across;
+    const number = Math.floor(place / perSheet);
+    addresses[number] ??= URL.createObjectURL(new Blob([this.island.bytes(parts[number])], { type }));
+    const count = Math.min(perSheet, this.sheets.count - number * perSheet);
+    const at = place % perSheet;
+    return { address: addresses[number], column: at % across, line: Math.floor(at / across), lines: Math.ceil(count / across) };
+  }
+
+  /** All words of an example, in lower case, for searching. */
+  words(i) {
+    this.haystack ??= new Array(this.count);
+    this.haystack[i] ??= [this.label(i), this.truth(i), this.text(i), ...this.row(i).map(([, value]) => value)]
+      .join("\n").toLowerCase();
+    return this.haystack[i];
+  }
+
+  /** One line about an example that has words. */
+  summary(i) {
+    const text = this.text(i);
+    if (text) return text.length > 300 ? text.slice(0, 300) : text;
+    return this.row(i).filter(([, value]) => value !== "").map(([name, value]) => `${name} ${cellText(value)}`).join(" · ");
+  }
+}

@@ -1,0 +1,191 @@
+"""The part of the page in which all examples can be sorted, searched, looked at and compared: what it is made from."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lightning_sgdinf.ranking import Better
+from lightning_sgdinf.report import payloads
+from lightning_sgdinf.report.example import Example
+from lightning_sgdinf.report.fragments import shortened
+from lightning_sgdinf.report.images import data_address, pixels, png
+from lightning_sgdinf.report.island import Island, Reference, characters
+from lightning_sgdinf.report.model import ReportData
+from lightning_sgdinf.scores import Scores
+
+SINGLE = 4_000_000
+"""Characters of a page that scores of single held-out examples may take."""
+
+_HELD_OUT_SIDE = 64
+_HELD_OUT_WORDS = 160
+_INDEX_MARGIN = 20_000  # characters of the index that name the sheets
+_SCRIPTS = ("island", "numbers", "examples", "choosing", "building", "list", "detail", "compare", "explorer")
+
+
+class Column(NamedTuple):
+    """One ranking of all examples.
+
+    Attributes:
+        group: ``"query"`` of the report, ``"method"`` beside it, or ``"single"`` for one held-out example.
+        name: What it is called where it can be chosen.
+        query: What its scores are changes of.
+        better: The good direction of that.
+        values: The scores, float64 ``[N]``.
+        ranks: ``[N]``, or ``None`` where the page computes them when they are needed.
+        about: The held-out example.
+    """
+
+    group: str
+    name: str
+    query: str
+    better: Better
+    values: np.ndarray
+    ranks: np.ndarray | None = None
+    about: Example | None = None
+
+
+@dataclass
+class _Found:
+    """What is known of the training examples, taken down in one pass over them."""
+
+    labels: list[str] = field(default_factory=list)
+    truths: list[str] = field(default_factory=list)
+    pictured: set[int] = field(default_factory=set)
+    texts: dict[int, str] = field(default_factory=dict)
+    rows: dict[int, Any] = field(default_factory=dict)
+    htmls: dict[int, str] = field(default_factory=dict)
+
+
+def script() -> str:
+    """What runs in the page."""
+    return '"use strict";\n(() => {\n' + "\n".join(resource(f"browser/{name}.js") for name in _SCRIPTS) + "})();\n"
+
+
+def resource(name: str) -> str:
+    """A file of this package, as text."""
+    return importlib.resources.files("lightning_sgdinf.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def content(data: ReportData, *, room: int) -> tuple[str, tuple[str, ...]]:
+    """What the page holds of all examples.
+
+    Args:
+        data: What the page shows.
+        room: Characters that there are for it.
+
+    Returns:
+        The elements that hold it, and notes on what there was no room for.
+    """
+    island, notes, found = Island(), [], _gathered(data)
+    order = data.scores.order(data.query).tolist()
+    per_epoch = data.scores.per_epoch
+    if per_epoch is None:
+        contributions = np.empty((0, len(order)))
+    else:
+        contributions = per_epoch[:, :, data.scores.query_index(data.query)].numpy()
+    verified = data.scores.verified
+    index: dict[str, Any] = {
+        "count": len(order),
+        "columns": [_entry(island, column) for column in _fitting(data, notes)],
+        "labels": payloads.names(island, found.labels) if any(found.labels) else None,
+        "truths": payloads.names(island, found.truths) if any(found.truths) else None,
+        "corrupt": _flags(island, data.known_corrupt, len(order)),
+        "verified": None if verified is None else island.array(verified.numpy().astype(np.uint8)),
+        "epochs": payloads.epochs(island, contributions, order, notes),
+        "texts": payloads.texts(island, found.texts, order, notes),
+        "htmls": payloads.htmls(island, found.htmls, order, notes),
+        "table": payloads.table(island, found.rows, order, notes),
+    }
+    pictured = [i for i in order if i in found.pictured]
+    left = room - len(island) - _INDEX_MARGIN - len(pictured)
+    index["sheets"] = payloads.sheets(island, lambda i: pixels(data.examples[i]), pictured, left, notes)
+    return island.html(index), tuple(notes)
+
+
+def _gathered(data: ReportData) -> _Found:
+    found, labels = _Found(), data.scores.labels
+    for i in range(len(data.scores)):
+        example = data.examples.get(i)
+        known = "" if example is None else example.label
+        found.labels.append(known if labels is None else labels[i])
+        found.truths.append("" if example is None or example.true_label is None else example.true_label)
+        if example is None:
+            continue
+        if example.image is not None:
+            found.pictured.add(i)
+        if example.text:
+            found.texts[i] = example.text
+        if example.row:
+            found.rows[i] = example.row
+        if example.html is not None:
+            found.htmls[i] = example.html.html
+    return found
+
+
+def _fitting(data: ReportData, notes: list[str]) -> list[Column]:
+    """The rankings that there is room for; the report's own first."""
+    columns = [*_rankings(data), *_singles(data)]
+    single = sum(column.group == "single" for column in columns)
+    room = max(1, SINGLE // characters(4 * len(data.scores)))
+    if single > room:
+        notes.append(f"Of {single:,} held-out examples, the first {room:,} are here.")
+    return columns[: len(columns) - max(0, single - room)]
+
+
+def _rankings(data: ReportData) -> Iterator[Column]:
+    own = data.scores.query_index(data.query)
+    for q in sorted(range(len(data.scores.queries)), key=lambda q: q != own):
+        if q == own or data.scores.queries[q] not in data.held_out:
+            yield _column("query", data.scores, q, data.scores.queries[q])
+    for method, other in data.compared.items():
+        q = other.queries.index(data.query_name) if data.query_name in other.queries else 0
+        yield _column("method", other, q, method)
+
+
+def _singles(data: ReportData) -> Iterator[Column]:
+    own = data.scores.query_index(data.query)
+    for q, name in enumerate(data.scores.queries):
+        if q != own and name in data.held_out:
+            yield _column("single", data.scores, q, name)._replace(ranks=None, about=data.held_out[name])
+    for q, name in enumerate(() if data.single is None else data.single.queries):
+        assert data.single is not None
+        yield _column("single", data.single, q, name)._replace(ranks=None, about=data.held_out.get(name))
+
+
+def _column(group: str, scores: Scores, q: int, name: str) -> Column:
+    ranks = scores.ranks(q).numpy().astype(np.uint32)
+    return Column(group, name, scores.queries[q], scores.better[q], scores.values[:, q].numpy(), ranks)
+
+
+def _entry(island: Island, column: Column) -> dict[str, Any]:
+    scale = float(np.abs(column.values).max()) or 1.0  # keeps what is very small or very large within four-byte numbers
+    return {
+        "group": column.group,
+        "name": column.name,
+        "query": column.query,
+        "better": column.better,
+        "scale": scale,
+        "values": island.array((column.values / scale).astype(np.float32)),
+        "ranks": None if column.ranks is None else island.array(column.ranks),
+        "about": None if column.about is None else _held_out(column.about),
+    }
+
+
+def _held_out(example: Example) -> dict[str, str]:
+    """A held-out example in few words, with its picture."""
+    words = example.text or ", ".join(f"{name} {value}" for name, value in example.row.items())
+    about = {"label": example.label, "words": shortened(" ".join(words.split()), _HELD_OUT_WORDS)}
+    if example.image is not None:
+        about["image"] = data_address(png(example, largest=_HELD_OUT_SIDE), "image/png")
+    return about
+
+
+def _flags(island: Island, ids: Iterable[int], count: int) -> Reference | None:
+    flags = np.zeros(count, np.uint8)
+    flags[list(ids)] = 1
+    return island.array(flags) if flags.any() else None

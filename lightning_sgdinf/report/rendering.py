@@ -1,0 +1,144 @@
+"""From the items of a data set to examples a person can look at, each made when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.report.example import Example, SafeHtml
+
+Renderer = Callable[[Any], "Example | SafeHtml"]
+"""Shows an item of a data set: as an `Example`, or as HTML that it vouches for."""
+
+_LONGEST_VECTOR = 256
+_BYTE = 255
+
+
+class Items(Protocol):
+    """A map-style data set."""
+
+    def __len__(self) -> int:
+        """How many items there are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """One of them."""
+        ...
+
+
+class Rendered(Mapping[int, Example]):
+    """The examples of a data set by id, rendered when they are looked at.
+
+    ::
+
+        scores.report("page.html", examples=Rendered(train_set, class_names=("cat", "dog")))
+        scores.report("page.html", examples=Rendered(sounds, lambda item: SafeHtml(player(item))))
+
+    Args:
+        dataset: Map-style; best without random augmentation.
+        renderer: Shows an item; see `as_example` for what is done without one.
+        class_names: Names of the classes, where labels are whole numbers.
+    """
+
+    def __init__(self, dataset: Items, renderer: Renderer | None = None, *, class_names: Sequence[str] = ()) -> None:
+        self._dataset = dataset
+        self._renderer = renderer
+        self._class_names = tuple(class_names)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self)))
+
+    def __contains__(self, example_id: object) -> bool:
+        return isinstance(example_id, int) and 0 <= example_id < len(self)
+
+    def __getitem__(self, example_id: int) -> Example:
+        if example_id not in self:
+            raise KeyError(example_id)
+        item = self._dataset[example_id]
+        if self._renderer is None:
+            return as_example(item, self._class_names)
+        shown = self._renderer(item)
+        if isinstance(shown, SafeHtml):
+            return Example(html=shown, label=label_of(item, self._class_names))
+        if not isinstance(shown, Example):
+            raise ConfigurationError(
+                f"renderer: expected an Example or SafeHtml for example {example_id}, got {type(shown).__name__}; text "
+                "goes into Example(text=...)"
+            )
+        return shown
+
+
+def as_example(item: Any, class_names: Sequence[str] = ()) -> Example:
+    """Show an item by its form.
+
+    A tuple is an input, its label and what else there is. Of inputs: arrays and tensors ``[H, W]``, ``[C, H, W]`` or
+    ``[H, W, C]`` and pictures of Pillow are images (bytes as they are; other values outside ``[0, 1]``, as after a
+    normalisation, are spread from black to white); strings are text; mappings are rows; vectors of up to 256 numbers
+    are rows, too.
+
+    Raises:
+        ConfigurationError: The input is of another form.
+    """
+    if isinstance(item, Example):
+        return item
+    label = label_of(item, class_names)
+    content = item[0] if _is_tuple(item) else item
+    if isinstance(content, SafeHtml):
+        return Example(html=content, label=label)
+    if isinstance(content, str):
+        return Example(text=content, label=label)
+    if isinstance(content, Mapping):
+        return Example(row=content, label=label)
+    values = np.asarray(content.detach().cpu() if hasattr(content, "detach") else content)
+    if values.dtype.kind not in "biuf":
+        values = np.empty((0, 0, 0, 0))
+    if values.ndim in (2, 3) and (values.ndim == 2 or {values.shape[0], values.shape[2]} & {1, 3, 4}):
+        return Example(image=_picture(values), label=label)
+    if values.ndim == 1 and 0 < len(values) <= _LONGEST_VECTOR:
+        return Example(row={str(i): value.item() for i, value in enumerate(values)}, label=label)
+    raise ConfigurationError(
+        f"do not know how to show {_form(content)}; give a renderer, a function from an item of the data set to an "
+        "Example: Rendered(dataset, renderer)"
+    )
+
+
+def label_of(item: Any, class_names: Sequence[str] = ()) -> str:
+    """The label of an ``(input, label, ...)`` item as text; empty if there is none, or not a single one."""
+    if not _is_tuple(item) or len(item) < 2:
+        return ""
+    label = item[1]
+    if isinstance(label, str):
+        return label
+    values = np.asarray(label.detach().cpu() if hasattr(label, "detach") else label)
+    if values.size != 1 or values.dtype.kind not in "biuf":
+        return ""
+    value = values.reshape(()).item()
+    if class_names and isinstance(value, int) and 0 <= value < len(class_names):
+        return class_names[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _is_tuple(item: Any) -> bool:
+    return isinstance(item, (tuple, list)) and len(item) > 0
+
+
+def _picture(values: np.ndarray) -> np.ndarray:
+    """``[H, W]`` or ``[H, W, C]`` in ``[0, 1]``."""
+    if values.ndim == 3 and values.shape[0] in (1, 3, 4):
+        values = values.transpose(1, 2, 0)
+    if values.dtype == np.uint8:
+        return values / np.float32(_BYTE)
+    values = values.astype(np.float32)
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    return values if (low >= 0 and high <= 1) or not high > low else (values - low) / (high - low)
+
+
+def _form(content: Any) -> str:
+    shape = getattr(content, "shape", None)
+    return f"{type(content).__name__}" + (f" of shape {list(shape)}" if shape is not None else "")

@@ -1,0 +1,70 @@
+"""People of the census income data as vectors, which keep their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from lightning_sgdinf.zoo.adult import COLUMNS, NUMBERS, Adult
+from lightning_sgdinf.zoo.vectors import LabelledVectors
+
+
+class Census:
+    """48,842 people: does one earn more than 50,000 dollars a year? 32,561 to train on, the others to test with.
+
+    Numbers are standardised by the mean and deviation of the training people, categories have a column each, as
+    `Adult.read` makes them. A person is shown as the row of the file, without the weight of the survey.
+
+    In a configuration::
+
+        source:
+          _target_: lightning_sgdinf.zoo.Census
+          data_dir: ${data_dir}
+
+    Args:
+        data_dir: Folder of the data sets.
+        download: Ask OpenML when there are no files.
+        train_rows: How many of the rows are to train on.
+    """
+
+    def __init__(self, data_dir: str | Path, *, download: bool = True, train_rows: int = 32_561) -> None:
+        self.adult = Adult(data_dir, download=download)
+        self.train_rows = train_rows
+
+    def read(self) -> tuple[LabelledVectors, LabelledVectors]:
+        """All people, and those of the test file.
+
+        Raises:
+            ConfigurationError: The files are not there and could not be fetched, or are damaged.
+        """
+        examples = self.adult.read()
+        inputs = torch.from_numpy(examples.inputs)
+        mean, deviation = inputs[: self.train_rows].mean(0), inputs[: self.train_rows].std(0, correction=0)
+        everyone = LabelledVectors(
+            inputs=((inputs - mean) / torch.where(deviation > 0, deviation, 1)).float(),
+            labels=torch.from_numpy(examples.labels),
+            class_names=examples.class_names,
+            originals=_Rows(self.adult.rows()),
+        )
+        ids = torch.arange(len(everyone))
+        return everyone.subset(ids[: self.train_rows]), everyone.subset(ids[self.train_rows :])
+
+
+class _Rows(Sequence[Mapping[str, "str | float"]]):
+    """Rows of the files as names and values, made when they are looked at."""
+
+    def __init__(self, rows: Sequence[Sequence[str]]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
+        row = dict(zip(COLUMNS, self._rows[index], strict=True))
+        return {
+            name: int(value) if name in NUMBERS else value
+            for name, value in row.items()
+            if name not in ("fnlwgt", "income")
+        }
