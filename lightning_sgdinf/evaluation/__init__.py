@@ -14,7 +14,11 @@ from lightning_sgdinf.evaluation.detection import Detection as Detection
 from lightning_sgdinf.evaluation.detection import detect as detect
 from lightning_sgdinf.evaluation.refinement import RefinementPoint as RefinementPoint
 from lightning_sgdinf.evaluation.refinement import refinement_curve as refinement_curve
+from lightning_sgdinf.evaluation.removals import Removal as Removal
+from lightning_sgdinf.evaluation.removals import compare_removals as compare_removals
 from lightning_sgdinf.evaluation.significance import Comparison as Comparison
+from lightning_sgdinf.evaluation.significance import holm as holm
 from lightning_sgdinf.evaluation.significance import paired_t_test as paired_t_test
 from lightning_sgdinf.evaluation.significance import sign_flip_test as sign_flip_test
 from lightning_sgdinf.evaluation.significance import unpaired_t_test as unpaired_t_test
+from lightning_sgdinf.evaluation.significance import wilcoxon_test as wilcoxon_test

@@ -166,4 +166,12 @@ def make_job(config: DictConfig, choices: Mapping[str, str]) -> tuple[Job, Parts
         folder=Path(config.output_dir),
         seed=config.seed,
         choices=dict(choices),
+        query=build(config.query, "query"),
+        config=_plain(config),
     )
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}

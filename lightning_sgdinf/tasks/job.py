@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from lightning import Trainer
 from torch.optim import SGD
 
+from lightning_sgdinf.query import MeanLoss, Query
 from lightning_sgdinf.runner import InfluenceRunner
 
 
@@ -26,6 +27,8 @@ class Parts:
         choices: Which file of each configuration group was taken.
         optimizer: Makes an optimizer from parameters.
         seed: Of everything that is drawn.
+        query: What is asked of trained models.
+        config: The whole configuration, as plain values.
     """
 
     dataset: Any
@@ -36,6 +39,8 @@ class Parts:
     choices: Mapping[str, str]
     optimizer: Callable[..., Any] = SGD
     seed: int = 0
+    query: Query = field(default_factory=MeanLoss)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Job(Protocol):

@@ -6,7 +6,8 @@
     sgdinf dataset=mnist model=mnistnet data_dir=~/data estimator=last_epochs
     sgdinf -m estimator=sgd_influence,last_epochs,random seed=0,1,2
 
-A sweep ends with one table, ``summary.csv``, in its folder.
+A sweep ends with a row per job (``summary.csv``) and, in ``merged``, one table, one figure and one page over all jobs
+(`lightning_sgdinf.tasks.merging`).
 """
 
 from __future__ import annotations
@@ -16,30 +17,38 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
-from lightning_sgdinf.evaluation import Detection
-from lightning_sgdinf.report import log_report, write_report
+from lightning_sgdinf.errors import SgdInfluenceError
+from lightning_sgdinf.report import finish_run, log_report, write_report
 from lightning_sgdinf.tasks import summary
 from lightning_sgdinf.tasks.configuration import checked, conf_dir, make_job, make_study
 from lightning_sgdinf.tasks.console import print_outcome
-from lightning_sgdinf.tasks.pipeline import Cleansed, Ranked, Trained, cleanse, detections, rank, train
+from lightning_sgdinf.tasks.outcome import groups_of, results_of, row_of
+from lightning_sgdinf.tasks.pipeline import cleanse, detections, rank, train
+from lightning_sgdinf.tasks.progress import JobProgress
+from lightning_sgdinf.tasks.refusals import refuse_processes_in_a_sweep
 from lightning_sgdinf.tasks.reporting import report_data
 from lightning_sgdinf.tasks.study import Study
 
+_say = logging.getLogger(__name__)
 
-def run_study(study: Study, command: str = "") -> tuple[Path, dict[str, summary.Cell]]:
+
+def run_study(
+    study: Study, command: str = "", overrides: Mapping[str, str] | None = None
+) -> tuple[Path, dict[str, summary.Cell]]:
     """All stages of a job.
 
     Args:
         study: Its parts.
         command: The command line, for the report.
+        overrides: Single values of the command line, for merging with other runs.
 
     Returns:
         Path of the report, and the job's row for the table of a sweep.
@@ -48,38 +57,36 @@ def run_study(study: Study, command: str = "") -> tuple[Path, dict[str, summary.
     trained = train(study)
     ranked = rank(study, trained)
     for name, scores in ranked.scores.items():  # before anything else can go wrong: a walk may have taken hours
-        scores.save(study.folder / "scores" / f"{name}.h5")
+        scores.save(study.folder / "scores" / f"{name}.h5", overwrite=True)
     cleansed = cleanse(study, trained, ranked)
     data = report_data(study, trained, ranked, cleansed, command)
     page = write_report(data, study.folder / "report")
-    log_report(data, trained.logger)
+    _log_choices(study, trained.logger)
+    log_report(data, trained.logger, log=trained.log, files=False)
     found = detections(study, ranked)
     print_outcome(study, ranked, cleansed, found, page)
-    return page, _row(study, trained, ranked, cleansed, found)
+    results_of(study, trained, ranked, cleansed, found, overrides or {}).save(study.folder)
+    return page, row_of(study, trained, ranked, cleansed, found)
 
 
-def _row(
-    study: Study, trained: Trained, ranked: Ranked, cleansed: Cleansed, found: Mapping[str, Detection]
-) -> dict[str, summary.Cell]:
-    name = next(iter(ranked.scores))
-    row: dict[str, summary.Cell] = {"seed": study.seed}
-    row |= {group: choice for group, choice in study.choices.items() if "/" not in group and "@" not in group}
-    row |= {
-        "test_error_before": cleansed.before.error,
-        "test_error_after": cleansed.after.error,
-        "test_loss_before": cleansed.before.loss,
-        "test_loss_after": cleansed.after.loss,
-        "changed": len(cleansed.selection),
-        "seconds_training": trained.seconds,
-        "seconds_ranking": ranked.seconds[name],
-    }
-    if name in found:
-        row |= {"auroc": found[name].auroc, "average_precision": found[name].average_precision}
-    return row
+def _log_choices(study: Study, logger: Any) -> None:
+    """What the job was, as hyper-parameters: by these a dashboard groups and compares the runs of a sweep."""
+    if hasattr(logger, "log_hyperparams"):
+        logger.log_hyperparams({"seed": study.seed, **groups_of(study.choices)})
 
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")
 def _job(config: DictConfig) -> float:
+    failed = True
+    try:
+        result = _attempt(config)
+        failed = False
+    finally:
+        finish_run(failed=failed)  # the next job of a sweep in this process is a run of its own
+    return result
+
+
+def _attempt(config: DictConfig) -> float:
     context = HydraConfig.get()
     choices = {
         group: choice for group, choice in context.runtime.choices.items() if choice and not group.startswith("hydra")
@@ -90,40 +97,61 @@ def _job(config: DictConfig) -> float:
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own use of what torch has since deprecated
     try:
         config = checked(config)
-        _refuse_processes_in_a_sweep(config, in_sweep)
+        if in_sweep:
+            refuse_processes_in_a_sweep(config)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        if config.job is not None:
-            job, parts = make_job(config, choices)
-            return job.run(parts)
-        study = make_study(config, choices)
-        _, row = run_study(study, command=" ".join(["sgdinf", *sys.argv[1:]]))
+        result = _run(config, choices, context)
     except SgdInfluenceError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if in_sweep:
+            raise  # the sweep's other jobs go on, and it ends with this error
         raise SystemExit(1) from error
-    row |= {f"override {key}": value for key, value in _overrides(context.overrides.task)}
-    summary.write_row(study.folder, row)
     if in_sweep:
-        print(f"Table of the sweep so far: {summary.assemble(Path(context.sweep.dir))}")
+        summary.assemble(Path(context.sweep.dir))
+    return result
+
+
+def _run(config: DictConfig, choices: Mapping[str, str], context: Any) -> float:
+    """The job, or what it came to if the same job of the same sweep is done."""
+    overrides = dict(_overrides(context.overrides.task))
+    if config.job is not None:
+        job, parts = make_job(config, choices)
+        result = job.run(parts)  # such jobs keep their own pieces, and go on by themselves
+        row = {"seed": config.seed, **groups_of(choices), "result": result}
+        summary.write_row(Path(context.runtime.output_dir), row | _columns(overrides))
+        return result
+    if context.mode != RunMode.MULTIRUN:
+        return _main_job(config, choices, overrides)
+    progress = JobProgress(Path(config.output_dir), OmegaConf.to_yaml(config, resolve=True))
+    if progress.result is not None:
+        _say.info("%s is done; it is not done again", config.output_dir)
+        return progress.result
+    if progress.begun:
+        config.recorder.overwrite = True  # what it had begun to record in this very sweep
+    progress.begin()
+    result = _main_job(config, choices, overrides)
+    progress.end(result)
+    return result
+
+
+def _main_job(config: DictConfig, choices: Mapping[str, str], overrides: Mapping[str, str]) -> float:
+    study = make_study(config, choices)
+    _, row = run_study(study, command=" ".join(["sgdinf", *sys.argv[1:]]), overrides=overrides)
+    summary.write_row(study.folder, row | _columns(overrides))
     error_after = row["test_error_after"]
     assert isinstance(error_after, float)
     return error_after
+
+
+def _columns(overrides: Mapping[str, str]) -> dict[str, summary.Cell]:
+    return {f"override {key}": value for key, value in overrides.items()}
 
 
 def _overrides(arguments: list[str]) -> list[tuple[str, str]]:
     """Overrides of single values; those of whole groups are in the row already."""
     pairs = (argument.split("=", 1) for argument in arguments if "=" in argument)
     return [(key.lstrip("+"), value) for key, value in pairs if "." in key]
-
-
-def _refuse_processes_in_a_sweep(config: DictConfig, in_sweep: bool) -> None:
-    strategy = str(config.trainer.get("strategy", "auto"))
-    devices = config.trainer.get("devices", 1)
-    if in_sweep and (strategy in ("ddp", "fsdp") or (strategy == "auto" and devices not in (1, "1", [0]))):
-        raise ConfigurationError(
-            f"a sweep with trainer.strategy={strategy} and trainer.devices={devices}: every process that Lightning "
-            "starts would start the sweep again. Use trainer.devices=1, trainer.strategy=ddp_spawn, or single runs"
-        )
 
 
 def main() -> None:

@@ -32,17 +32,22 @@ def assemble(sweep: Path) -> Path:
     Returns:
         Path of the CSV file: a column per key of any row, jobs ordered by folder (numbers as numbers).
     """
-    files = sorted(sweep.rglob(ROW), key=lambda path: _natural(path.parent.relative_to(sweep)))
-    rows = [{"job": path.parent.relative_to(sweep).as_posix(), **json.loads(path.read_text())} for path in files]
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    found = rows(sweep)
+    columns = list(dict.fromkeys(key for row in found for key in row))
     target = sweep / TABLE
     temporary = _beside(target)
     with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(found)
     os.replace(temporary, target)
     return target
+
+
+def rows(sweep: Path) -> list[dict[str, Cell]]:
+    """The rows of all jobs below a folder, in the order of their folders (numbers as numbers)."""
+    files = sorted(sweep.rglob(ROW), key=lambda path: _natural(path.parent.relative_to(sweep)))
+    return [{"job": path.parent.relative_to(sweep).as_posix(), **json.loads(path.read_text())} for path in files]
 
 
 def _replace(path: Path, text: str) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,18 +18,6 @@ TINY = [
     *("dataset.train_size=48", "dataset.val_size=60", "dataset.test_size=60", "dataset.batch_size=16", "model=logreg"),
     *("trainer.max_epochs=2", "trainer.accelerator=cpu", "cleansing.grid=[2,5]", "report.shown=4"),
 ]
-
-
-@pytest.fixture
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to run in; what Hydra does to logging is undone."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:], root.level = handlers, level
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:

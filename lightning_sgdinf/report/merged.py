@@ -1,0 +1,204 @@
+"""Many runs on one page: test error against removals with error bands, what was found, tables.
+
+Needs the ``cli`` extra (matplotlib).
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_sgdinf.evaluation.removals import Removal
+from lightning_sgdinf.report import fragments
+from lightning_sgdinf.report.model import Example
+from lightning_sgdinf.report.style import INK, MUTED, SIZE, dress, new_figure, plain, series
+from lightning_sgdinf.report.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DASHES = ("-", "--", ":")
+"""Of the first seven methods, of the next seven, and so on: colours and markers come round again."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Panel:
+    """Test error against removals for one cell and one way to train again.
+
+    Attributes:
+        title: What it is.
+        base: Test error with nothing left out, one per run.
+        curves: By method, what leaving out did, by increasing count.
+    """
+
+    title: str
+    base: Sequence[float]
+    curves: Mapping[str, Sequence[Removal]]
+
+    @property
+    def runs(self) -> int:
+        """How many runs there are at most."""
+        return max([len(self.base), *(r.runs for curve in self.curves.values() for r in curve)])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sheet:
+    """The examples that each method finds most harmful.
+
+    Attributes:
+        title: Of which run.
+        rows: By method, examples with their ids, the worst first.
+    """
+
+    title: str
+    rows: Mapping[str, Sequence[tuple[int, Example]]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bars:
+    """A number of every configuration of a sweep that has no removals.
+
+    Attributes:
+        metric: What the numbers are.
+        values: By configuration, one per run.
+    """
+
+    metric: str
+    values: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Merged:
+    """Everything a page of merged runs shows; what is empty is left out.
+
+    Attributes:
+        title: Head of the page.
+        about: A sentence on what was merged.
+        panels: The papers' figure.
+        bars: In its place, where nothing was left out.
+        sheets: Found examples.
+        tables: The main one first.
+        notes: What a reader has to know before believing a number.
+    """
+
+    title: str
+    about: str
+    panels: tuple[Panel, ...] = ()
+    bars: Bars | None = None
+    sheets: tuple[Sheet, ...] = ()
+    tables: tuple[Table, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def merged_figure(merged: Merged) -> Figure | None:
+    """The papers' figure, one panel per cell and way to train again; or the bars; ``None`` if there is neither."""
+    if merged.panels:
+        return removal_curves(merged.panels)
+    return None if merged.bars is None else dots(merged.bars)
+
+
+def removal_curves(panels: Sequence[Panel]) -> Figure:
+    """Mean test error in % against the number of examples left out (logarithmic), with 95 % intervals.
+
+    Args:
+        panels: Each gets axes of its own; a method looks the same in all of them.
+    """
+    columns = min(2, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    methods = list(dict.fromkeys(method for panel in panels for method in panel.curves))
+    figure = new_figure(5.6 * columns, 3.4 * lines + 0.25 * math.ceil(len(methods) / 3))
+    grid = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    handles: dict[str, Any] = {}
+    for axes, panel in zip(grid, panels, strict=False):
+        handles |= _panel(axes, panel, methods)
+    labels = {name: handles[name] for name in [*methods, "nothing left out"] if name in handles}
+    figure.legend(
+        list(labels.values()),
+        [plain(label) for label in labels],
+        loc="outside upper left",
+        ncols=3,
+        fontsize=SIZE - 1,
+        frameon=False,
+        labelcolor=INK,
+    )
+    return figure
+
+
+def _panel(axes: Axes, panel: Panel, methods: Sequence[str]) -> dict[str, Any]:
+    handles: dict[str, Any] = {}
+    for name, curve in panel.curves.items():
+        index = methods.index(name)
+        look = {**series(index), "linestyle": DASHES[index // 7 % len(DASHES)]}
+        counts = [removal.count for removal in curve]
+        ends = 100 * np.array([removal.interval() for removal in curve])
+        (handles[name],) = axes.plot(counts, [100 * r.mean for r in curve], **look, markersize=4, linewidth=1.5)
+        if any(removal.runs > 1 for removal in curve):
+            axes.fill_between(counts, ends[:, 0], ends[:, 1], color=look["color"], alpha=0.1, linewidth=0)
+    if len(panel.base):
+        level = 100 * float(np.mean(panel.base))
+        handles["nothing left out"] = axes.axhline(level, color=MUTED, linewidth=1, linestyle="--")
+    axes.set_xscale("log")
+    runs = f"{panel.runs} runs" if panel.runs > 1 else "1 run"
+    axes.set_title(plain(f"{panel.title} ({runs})"), fontsize=SIZE, color=INK, loc="left")
+    dress(axes, x="training examples left out", y="test error in %")
+    return handles
+
+
+def dots(bars: Bars) -> Figure:
+    """Every run as a dot and the mean as a bar, one line per configuration."""
+    figure = new_figure(6.4, 0.9 + 0.36 * len(bars.values))
+    axes = figure.subplots()
+    for place, values in enumerate(bars.values.values()):
+        axes.plot(values, [place] * len(values), color=MUTED, marker="o", markersize=4, linestyle="none")
+        axes.plot(np.mean(values), place, marker="|", color=series(1)["color"], markersize=14, markeredgewidth=2.2)
+    axes.set_yticks(range(len(bars.values)), [plain(name) for name in bars.values])
+    axes.invert_yaxis()
+    axes.margins(y=0.12)
+    dress(axes, x=f"{bars.metric} (dots: runs, bar: their mean)", y="")
+    return figure
+
+
+def render_merged(merged: Merged) -> str:
+    """The whole page, one file that needs no network."""
+    style = importlib.resources.files("lightning_sgdinf.report").joinpath("page.css").read_text(encoding="utf-8")
+    sections = []
+    if (figure := merged_figure(merged)) is not None:
+        caption = (
+            "Means over runs; bands are 95 % intervals of the mean (Student). Trained again without the examples that "
+            "each method finds most harmful."
+            if merged.panels
+            else "Every run, and the mean of each configuration."
+        )
+        wide = fragments.chart(figure, caption, "Test error of the runs").replace(
+            "<figure ", '<figure style="max-width:none" '
+        )
+        sections.append(fragments.section("figure", "Test error", wide))
+    for table in merged.tables:
+        title = table.name.replace("-", " ").capitalize()
+        sections.append(fragments.section(table.name, title, fragments.table(table)))
+    for number, sheet in enumerate(merged.sheets):
+        rows = "".join(_row(method, examples) for method, examples in sheet.rows.items())
+        sections.append(fragments.section(f"found-{number}", f"Found most harmful: {sheet.title}", rows))
+    notes = "".join(f"<p>{escape(note)}</p>" for note in merged.notes)
+    notes = f'<aside class="warning" role="note">{notes}</aside>' if notes else ""
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(merged.title)}</title><style>{style}</style></head>\n<body>"
+        f'<header><h1>{escape(merged.title)}</h1><p class="about">{escape(merged.about)}</p>{notes}</header>\n'
+        f"<main>{''.join(sections)}</main>\n</body></html>\n"
+    )
+
+
+def _row(method: str, examples: Sequence[tuple[int, Example]]) -> str:
+    tiles = (fragments.tile(example, name=f"#{number}") for number, example in examples)
+    return f"<h3>{escape(method)}</h3>{fragments.tiles(tiles)}"

@@ -1,0 +1,280 @@
+"""The job: one repeat (one seed) of one cell, piece by piece; what is on disk is not done again."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lightning_sgdinf.cleansing import CleansingContext, CleansingStrategy, ExcessWarning, Selection
+from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+from lightning_sgdinf.scores import Scores
+from lightning_sgdinf.tasks.cleansing.ranking import Method, rank
+from lightning_sgdinf.tasks.cleansing.removals import Mode, Removals
+from lightning_sgdinf.tasks.cleansing.repeat import Repeat
+from lightning_sgdinf.tasks.job import Parts
+from lightning_sgdinf.tasks.pieces import Json, claim, replace_bytes
+from lightning_sgdinf.tasks.results import Choice, MethodCost, Point, RunResults
+from lightning_sgdinf.tasks.retraining import RetrainingPlan
+from lightning_sgdinf.tasks.validation import suggestion
+from lightning_sgdinf.zoo import ImageData
+
+_say = logging.getLogger(__name__)
+OF_A_CELL = ("dataset", "model", "optimizer", "query", "trainer")
+"""Groups of the configuration that repeats of one cell have in common ..."""
+NOT_OF_A_CELL = {"seed", "data_dir", "num_workers", "default_root_dir", "accelerator", "devices", "strategy"}
+"""... but for these keys."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleansingJob:
+    """Does removing what a method finds most harmful make the model better? One repeat of section 7.2 of the paper.
+
+    Trains with the recorder on, scores by every method, trains again without the first ``m`` examples of every ranking
+    for every ``m`` of a grid, and measures on the test set. Each finished piece is a file under
+    ``output_dir/<cell>/seed_<seed>``; what is there is not done again, so a job that was stopped goes on.
+
+    In a configuration::
+
+        job:
+          _target_: lightning_sgdinf.tasks.cleansing.CleansingJob
+          estimators: {random: {_target_: lightning_sgdinf.baselines.RandomBaseline}}
+          retrainings: {last: {_target_: lightning_sgdinf.tasks.retraining.Counterfactual, epochs: 1}}
+
+    Args:
+        estimators: Ways to rank, by name.
+        retrainings: Ways to train again, by name.
+        methods: Names of the estimators to use, in this order; ``null`` for all.
+        modes: Names of the ways to train again to use; ``null`` for all.
+        averages: Further methods by name: ``{of: <name of an estimator>, runs: 3}`` are its scores averaged over so
+            many recorded runs on the same data, which differ in initial model and order.
+        strategies: Ways to choose the number of examples on held-out data, by name.
+        grid: Numbers of examples to leave out, increasing, at least 1 and below the number of training examples.
+        choose_by: Which held-out value the strategies look at.
+        scored_on: Scores are about ``"half"`` of the validation set and the other half is for choosing, or about
+            ``"all"`` of it, as published, and nothing is chosen.
+        cell: Folder of the cell; ``null`` for the names of data set and model.
+        keep: Which states the recorder stores.
+        keep_record: Whether the records stay on disk when all is done.
+        shown: How many of the most harmful examples of each method to keep pictures of.
+
+    Raises:
+        ConfigurationError: An unknown name, a number out of range, or nothing to do.
+    """
+
+    estimators: Mapping[str, Any]
+    retrainings: Mapping[str, RetrainingPlan]
+    methods: Sequence[str] | None = None
+    modes: Sequence[str] | None = None
+    averages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    strategies: Mapping[str, CleansingStrategy] = field(default_factory=dict)
+    grid: Sequence[int] = (10, 30, 100, 300, 1000)
+    choose_by: Literal["loss", "error"] = "error"
+    scored_on: Literal["half", "all"] = "half"
+    cell: str | None = None
+    keep: str = "every_step"
+    keep_record: bool = True
+    shown: int = 10
+
+    def __post_init__(self) -> None:
+        grid = tuple(self.grid)
+        if not grid or grid[0] < 1 or any(a >= b for a, b in pairwise(grid)):
+            raise ConfigurationError(f"grid: expected counts that increase from 1 or more, got {list(grid)}")
+        if self.scored_on not in ("half", "all") or self.choose_by not in ("loss", "error"):
+            raise ConfigurationError(
+                f"expected scored_on half or all and choose_by loss or error, got {self.scored_on} and {self.choose_by}"
+            )
+        for name, average in self.averages.items():
+            if set(average) != {"of", "runs"} or average["of"] not in self.estimators or int(average["runs"]) < 1:
+                raise ConfigurationError(
+                    f"averages.{name}: expected {{of: <one of {', '.join(self.estimators)}>, runs: 1 or more}}, got "
+                    f"{dict(average)}"
+                )
+        known = [*self.estimators, *self.averages]
+        object.__setattr__(self, "grid", grid)
+        object.__setattr__(self, "methods", _picked("methods", self.methods, known))
+        object.__setattr__(self, "modes", _picked("modes", self.modes, list(self.retrainings)))
+
+    def run(self, parts: Parts) -> float:
+        """Do what is not there yet.
+
+        Returns:
+            The lowest test error over all points.
+
+        Raises:
+            ConfigurationError: A data set without images, a grid beyond its size, or results of other settings.
+        """
+        data = parts.dataset
+        if not isinstance(data, ImageData):
+            raise ConfigurationError(f"dataset: expected images, got {type(data).__name__}")
+        total = len(data.train_set)
+        if self.grid[-1] >= total:
+            raise ConfigurationError(
+                f"grid: expected counts below the {total} training examples, got {self.grid[-1]}; give a shorter grid"
+            )
+        cell = self.cell or "_".join(parts.choices.get(group, group) for group in ("dataset", "model"))
+        settings = {"scored_on": self.scored_on, **_settings(parts)}
+        claim(parts.folder / cell / "settings.json", settings)
+        folder = parts.folder / cell / f"seed_{parts.seed:03d}"
+        repeat = Repeat(parts=parts, data=data, folder=folder, keep=self.keep, scored_on=self.scored_on)
+        found = self._results(repeat, cell, settings)
+        _print(found, folder)
+        return min(point.measured.test_error for point in found.points)
+
+    def _results(self, repeat: Repeat, cell: str, settings: Mapping[str, Json]) -> RunResults:
+        run = repeat.run()
+        costs: dict[str, MethodCost] = {}
+        points: list[Point] = []
+        choices: list[Choice] = []
+        found: dict[str, tuple[int, ...]] = {}
+
+        def so_far() -> RunResults:
+            result = RunResults(
+                cell=cell,
+                seed=repeat.seed,
+                settings=settings,
+                training={key: run.about[key] for key in ("seconds", "steps", "record_bytes", "state_bytes")},
+                methods=costs,
+                points=tuple(points),
+                choices=tuple(choices),
+                found=found,
+            )
+            result.save(repeat.folder)
+            return result
+
+        modes = list(self._modes(repeat))
+        with Removals(repeat, run, self.choose_by) as removals:
+            points += [Point(method="", mode=m.name, count=0, measured=removals.outcome(m, Selection())) for m in modes]
+            for method in self._methods(repeat):
+                scores, costs[method.name] = rank(repeat, method)
+                if scores is not None:
+                    found[method.name] = scores.most_harmful(self.shown).example_ids
+                    for mode in modes:
+                        points += self._points(removals, method.name, mode, scores)
+                        choices += self._choices(repeat, removals, method.name, mode, scores)
+                so_far()  # a table of what there is, should the rest never come
+            _say.info(
+                "%s: trained again %d times; %d results were there", repeat.folder, removals.trained, removals.known
+            )
+        _keep_pictures(repeat.data, found, repeat.folder / "found.npz")
+        if not self.keep_record:
+            for number in range(max((m.runs for m in self._methods(repeat)), default=1)):
+                repeat.run(number).remove_record()
+        return so_far()
+
+    def _points(self, removals: Removals, method: str, mode: Mode, scores: Scores) -> Iterator[Point]:
+        order = scores.order().tolist()
+        for count in self.grid:
+            try:
+                measured = removals.outcome(mode, Selection(drop=tuple(order[:count])))
+            except NonFiniteError as error:
+                _say.warning("%s, %s without %d examples: %s", method, mode.name, count, error)
+                continue
+            yield Point(method=method, mode=mode.name, count=count, measured=measured)
+
+    def _choices(self, repeat: Repeat, removals: Removals, method: str, mode: Mode, scores: Scores) -> Iterator[Choice]:
+        if self.scored_on == "all":
+            return  # there is nothing held out to choose on
+        context = CleansingContext(
+            labels=repeat.data.train_set.labels,
+            predictions=lambda ids: removals.predictions()(ids),
+            evaluate=removals.held_out_value(mode),
+            evaluate_each=removals.held_out_values(mode),
+            on_excess="warn",
+            seed=repeat.seed,
+        )
+        before = removals.outcome(mode, Selection())
+        for name, strategy in self.strategies.items():
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ExcessWarning)  # training says which classes are gone
+                    selection = strategy.select(scores, context)
+                after = removals.outcome(mode, selection)
+            except NonFiniteError as error:
+                _say.warning("%s, %s: %s chose nothing: %s", method, mode.name, name, error)
+                continue
+            yield Choice(
+                method=method,
+                mode=mode.name,
+                strategy=name,
+                count=len(selection),
+                before=before.test_error,
+                after=after.test_error,
+            )
+
+    def _methods(self, repeat: Repeat) -> Iterator[Method]:
+        nodes = repeat.parts.config.get("job", {}).get("estimators", {})
+        for name in self.methods or ():
+            of, runs = (self.averages[name]["of"], self.averages[name]["runs"]) if name in self.averages else (name, 1)
+            identity = nodes.get(of, repr(self.estimators[of]))
+            yield Method(name=name, estimator=self.estimators[of], identity=identity, runs=int(runs))
+
+    def _modes(self, repeat: Repeat) -> Iterator[Mode]:
+        nodes = repeat.parts.config.get("job", {}).get("retrainings", {})
+        for name in self.modes or ():
+            plan = self.retrainings[name]
+            yield Mode(name=name, plan=plan, identity=nodes.get(name, repr(plan)))
+
+
+def _picked(what: str, names: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    chosen = tuple(known if names is None else names)
+    for name in chosen:
+        if name not in known:
+            raise ConfigurationError(f"{what}: there is no {name!r}{suggestion(name, known)} Known: {', '.join(known)}")
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise ConfigurationError(f"{what}: expected one name or more, each once, got {list(chosen)}")
+    return chosen
+
+
+def _settings(parts: Parts) -> dict[str, Json]:
+    """What repeats of a cell have in common, without what a seed or a machine changes."""
+    return {group: _without(parts.config[group]) for group in OF_A_CELL if group in parts.config}
+
+
+def _without(node: Json) -> Json:
+    if isinstance(node, Mapping):
+        return {key: _without(value) for key, value in node.items() if key not in NOT_OF_A_CELL}
+    return [_without(item) for item in node] if isinstance(node, list) else node
+
+
+def _keep_pictures(data: ImageData, found: Mapping[str, Sequence[int]], place: Path) -> None:
+    """Pictures and labels of the examples that any method shows, once each."""
+    ids = sorted({int(i) for chosen in found.values() for i in chosen})
+    images = torch.stack([data.image(i) for i in ids]) if ids else torch.zeros(0, *data.image_shape)
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        ids=np.array(ids, np.int64),
+        images=images.permute(0, 2, 3, 1).clamp(0, 1).mul(255).round().byte().numpy(),
+        labels=np.array([data.class_names[int(data.train_set.labels[i])] for i in ids], np.str_),
+        true_labels=np.array([data.class_names[int(data.true_labels[i])] for i in ids], np.str_),
+    )
+    replace_bytes(place, buffer.getvalue())
+
+
+def _print(found: RunResults, folder: Path, console: Callable[..., None] | None = None) -> None:
+    show = console or Console(highlight=False).print
+    base = {point.mode: point.measured.test_error for point in found.points if not point.method}
+    for mode, none in base.items():
+        counts = sorted({point.count for point in found.points if point.mode == mode and point.count})
+        title = f"Test error in %, trained again ({mode}) without so many; {100 * none:.2f} without none"
+        table = Table(title=title, title_justify="left")
+        for name in ("method", *map(str, counts)):
+            table.add_column(name, justify="left" if name == "method" else "right")
+        for method, cost in found.methods.items():
+            at = {p.count: p.measured.test_error for p in found.points if (p.mode, p.method) == (mode, method)}
+            table.add_row(
+                method, *([cost.failed] if cost.failed else [f"{100 * at[c]:.2f}" for c in counts if c in at])
+            )
+        show(table)
+    show(f"Results: {folder}")

@@ -1,0 +1,41 @@
+"""Whether a job of a sweep was done before: a sweep that was stopped and is started again in its folder goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning_sgdinf.tasks.pieces import read_json, replace_json
+
+FILE = "job.json"
+
+
+class JobProgress:
+    """A job's note of how far it came.
+
+    Args:
+        folder: The job's.
+        config: Its configuration as text; a job with another one is another job.
+
+    Attributes:
+        begun: Whether this very job was begun before.
+        result: What it came to, if it was done.
+    """
+
+    def __init__(self, folder: Path, config: str) -> None:
+        self._file, self._config = folder / FILE, config
+        known = read_json(self._file) if self._file.is_file() else {}
+        self.begun = known.get("config") == config
+        self.result: float | None = known.get("result") if self.begun else None
+
+    def begin(self) -> None:
+        """Note that it is begun."""
+        self._note(None)
+
+    def end(self, result: float) -> None:
+        """Note what it came to."""
+        self.result = result
+        self._note(result)
+
+    def _note(self, result: float | None) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        replace_json(self._file, {"config": self._config, "result": result})

@@ -1,0 +1,35 @@
+"""What a sweep cannot do."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from lightning_sgdinf.errors import ConfigurationError
+
+STARTS_PROCESSES = ("ddp", "fsdp", "deepspeed")
+"""Beginnings of the names of Lightning's strategies that start the command once per device ..."""
+STARTS_NONE = ("spawn", "fork", "notebook")
+"""... but for those of them whose names end like this."""
+
+
+def refuse_processes_in_a_sweep(config: DictConfig) -> None:
+    """Refuse processes that Lightning starts by calling the command again: in a sweep each would do the whole sweep.
+
+    True for every launcher: a launcher's job is started from the sweep's command, too, or from its own.
+
+    Raises:
+        ConfigurationError: The strategy starts such processes; says what to use.
+    """
+    trainer = config.get("trainer") or {}
+    strategy, devices, nodes = (trainer.get(key, value) for key, value in _DEFAULTS.items())
+    name = str(strategy)
+    one_device = devices in (1, "1", [0]) and nodes == 1
+    again = name.startswith(STARTS_PROCESSES) and not any(part in name for part in STARTS_NONE)
+    if again or (name == "auto" and not one_device):
+        raise ConfigurationError(
+            f"a sweep with trainer.strategy={name} and trainer.devices={devices}: every process that Lightning "
+            "starts would start the sweep again. Use trainer.devices=1, trainer.strategy=ddp_spawn, or single runs"
+        )
+
+
+_DEFAULTS = {"strategy": "auto", "devices": 1, "num_nodes": 1}

@@ -1,0 +1,155 @@
+"""What one run of a job found, as a file beside its other results, so that runs can be merged.
+
+A run belongs to a *cell*: everything about it but the seed and the method that ranks. Runs of one cell are repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.tasks.pieces import Json, read_json, replace_json
+
+FILE = "results.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A trained model on held-out data.
+
+    Attributes:
+        test_error: Share of wrongly classified test examples.
+        test_loss: Mean test loss.
+        chosen_by: Held-out value that a choice may look at; ``None`` if there is none.
+        seconds: Wall time of the training; ``None`` if it was not taken.
+    """
+
+    test_error: float
+    test_loss: float | None = None
+    chosen_by: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """Training again without so many of the examples that a method finds most harmful.
+
+    Attributes:
+        method: That ranks.
+        mode: How it was trained again.
+        count: Examples left out; 0 with an empty method: none.
+        measured: The outcome.
+    """
+
+    method: str
+    mode: str
+    count: int
+    measured: Measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A number of examples that a strategy chose without looking at the test set.
+
+    Attributes:
+        method: That ranks.
+        mode: How it was trained again.
+        strategy: That chose.
+        count: Examples left out or relabelled.
+        before: Test error with nothing changed.
+        after: Test error with its choice.
+    """
+
+    method: str
+    mode: str
+    strategy: str
+    count: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodCost:
+    """What a method's scores took, and how well they find examples known to be corrupt.
+
+    Attributes:
+        seconds: Wall time; ``None`` if unknown.
+        read_bytes: Bytes of recorded states that the method reads; ``None`` if unknown.
+        auroc: Of finding the corrupt examples; ``None`` if none are known.
+        average_precision: Likewise.
+        failed: Why it gave nothing; empty if it did.
+    """
+
+    seconds: float | None = None
+    read_bytes: int | None = None
+    auroc: float | None = None
+    average_precision: float | None = None
+    failed: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResults:
+    """What one run found.
+
+    Attributes:
+        cell: Name of the cell.
+        seed: Of the run.
+        settings: What tells the cell from others.
+        training: Seconds, steps, bytes of the recorded training.
+        methods: By name.
+        points: Those with ``count`` 0 and no method are the base of their mode.
+        choices: Of strategies.
+        found: Ids of the most harmful examples by method, the worst first; their pictures are in ``found.npz``.
+        place: The folder it was read from; not part of the file.
+    """
+
+    cell: str
+    seed: int
+    settings: Mapping[str, Json] = field(default_factory=dict)
+    training: Mapping[str, float] = field(default_factory=dict)
+    methods: Mapping[str, MethodCost] = field(default_factory=dict)
+    points: tuple[Point, ...] = ()
+    choices: tuple[Choice, ...] = ()
+    found: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    place: Path | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write it into a folder, in place of what was there."""
+        about = {"format": FORMAT, **asdict(self)}
+        del about["place"]
+        replace_json(folder / FILE, about)
+
+    @classmethod
+    def load(cls, file: Path) -> RunResults:
+        """Read what `save` wrote.
+
+        Raises:
+            ConfigurationError: The file is something else.
+        """
+        about = read_json(file)
+        if not isinstance(about, dict) or about.pop("format", None) != FORMAT:
+            raise ConfigurationError(f"{file}: expected results of a run in format {FORMAT}; remove it or move it away")
+        about["methods"] = {name: MethodCost(**cost) for name, cost in about["methods"].items()}
+        about["points"] = tuple(_point(point) for point in about["points"])
+        about["choices"] = tuple(Choice(**choice) for choice in about["choices"])
+        about["found"] = {name: tuple(ids) for name, ids in about["found"].items()}
+        return cls(**about, place=file.parent)
+
+    def joined(self, other: RunResults) -> RunResults:
+        """This run with what another one of the same cell and seed has beyond it."""
+        points = {(p.mode, p.method, p.count): p for p in (*other.points, *self.points)}
+        choices = {(c.mode, c.method, c.strategy): c for c in (*other.choices, *self.choices)}
+        return replace(
+            self,
+            methods={**other.methods, **self.methods},
+            points=tuple(points.values()),
+            choices=tuple(choices.values()),
+        )
+
+
+def _point(about: dict[str, Any]) -> Point:
+    return Point(**{**about, "measured": Measured(**about["measured"])})

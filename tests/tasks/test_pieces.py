@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.tasks.pieces import claim, found_or_made, locked, read_json, replace_bytes
+
+
+def test_a_piece_is_made_once_and_again_if_it_no_longer_holds(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def make() -> dict[str, int]:
+        made.append(len(made))
+        return {"number": made[-1]}
+
+    place = tmp_path / "deep" / "piece.json"
+    assert found_or_made(place, make) == found_or_made(place, make) == {"number": 0}
+    assert found_or_made(place, make, holds=lambda found: found["number"] == 1) == {"number": 1}
+    assert made == [0, 1]
+
+
+def test_making_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        found_or_made(tmp_path / "piece.json", lambda: 1 / 0)
+    assert not (tmp_path / "piece.json").exists()
+    with pytest.raises(TypeError):
+        replace_bytes(tmp_path / "piece.json", "text")  # type: ignore[arg-type]
+    assert [p.name for p in tmp_path.iterdir()] == [".piece.json.lock"]
+
+
+def _append(place: Path) -> None:
+    with locked(place):
+        count = int(place.read_text()) if place.exists() else 0
+        place.write_text(str(count + 1))
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    place = tmp_path / "count"
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_append, args=(place,)) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert place.read_text() == "6"
+
+
+def test_a_folder_has_one_set_of_settings(tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    claim(file, {"epochs": 2, "grid": (1, 2)})
+    claim(file, {"grid": [1, 2], "epochs": 2})
+    with pytest.raises(ConfigurationError, match=r"epochs: 2 there, 3 now"):
+        claim(file, {"epochs": 3, "grid": [1, 2]})
+    assert read_json(file)["epochs"] == 2
