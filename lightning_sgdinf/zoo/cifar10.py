@@ -63,7 +63,7 @@ class Cifar10:
 
 
 def _joined(files: list[Path]) -> LabelledImages:
-    records = np.concatenate([_records(file) for file in files])
+    records = np.concatenate([read_records(file) for file in files])
     return LabelledImages(
         images=torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32)),
         labels=torch.from_numpy(records[:, 0].astype(np.int64)),
@@ -71,7 +71,12 @@ def _joined(files: list[Path]) -> LabelledImages:
     )
 
 
-def _records(file: Path) -> np.ndarray:
+def read_records(file: Path) -> np.ndarray:
+    """The records of a file, uint8 ``[N, 3073]``.
+
+    Raises:
+        ConfigurationError: The file is damaged; says where.
+    """
     data = read_whole(file)
     if len(data) % RECORD or not data:
         raise damaged(file, len(data), f"expected records of {RECORD} bytes, but the file ends within one")

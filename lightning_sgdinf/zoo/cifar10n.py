@@ -94,7 +94,7 @@ def _command(folder: Path) -> str:
 def _read(file: Path, key: str) -> list[Tensor]:
     """The clean labels and those of a key."""
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             if missing := [name for name in ("clean_label", key) if name not in archive.files]:
                 raise ConfigurationError(f"{file}: expected an array {missing[0]}, got {', '.join(archive.files)}")
             arrays = [archive[name] for name in ("clean_label", key)]

@@ -8,6 +8,7 @@ import torch
 
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.zoo import Cifar10, Cifar10N, ImageData
+from lightning_sgdinf.zoo.cifar10 import CLASSES, read_records
 from tests.zoo.files import cifar10_images, human_labels, write_cifar10, write_cifar10n
 
 
@@ -106,19 +107,16 @@ def test_human_labels_of_other_images_are_refused(tmp_path: Path) -> None:
             ImageData(Cifar10(tmp_path), val_size=10, label_noise=Cifar10N(tmp_path / "0"))
 
 
-@pytest.mark.slow
 def test_the_real_files(data_dir: Path) -> None:
-    train, test = Cifar10(data_dir).read()
-    assert test is not None
-    assert train.labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
-    assert train.labels.bincount().tolist() == [5000] * 10
-    assert test.labels.bincount().tolist() == [1000] * 10
-    means = train.images.double().mean((0, 2, 3)) / 255
-    assert means.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
-    ids = torch.arange(50_000)
+    file = data_dir / "cifar10" / "data_batch_1.bin.xz"
+    if not file.is_file() or not (data_dir / "cifar10n" / "cifar10n_labels.npz").is_file():
+        pytest.skip(f"no CIFAR-10 with human labels in {data_dir}")
+    records = read_records(file)  # one of six: unpacking all takes ten seconds
+    labels = torch.from_numpy(records[:, 0].astype(np.int64))
+    assert labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
+    assert records[:, 1:].reshape(-1, 3, 1024).mean((0, 2)) / 255 == pytest.approx([0.4914, 0.4822, 0.4465], abs=2e-3)
     shares = {"aggre": 0.0901, "worse": 0.4021, "random1": 0.1723, "random2": 0.1812, "random3": 0.1764}
     for which, share in shares.items():
-        found = Cifar10N(data_dir, which=which).apply(  # type: ignore[arg-type]
-            train.labels, ids=ids, class_names=train.class_names, seed=0
-        )
-        assert found.flipped.double().mean().item() == pytest.approx(share, abs=1e-4)
+        noise = Cifar10N(data_dir, which=which)  # type: ignore[arg-type]
+        found = noise.apply(labels, ids=torch.arange(10_000), class_names=CLASSES, seed=0)
+        assert found.flipped.double().mean().item() == pytest.approx(share, abs=0.01)

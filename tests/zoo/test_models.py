@@ -52,6 +52,16 @@ def test_mnist_net_takes_other_sizes() -> None:
     assert mnist_net((3, 32, 24), 4)(torch.rand(1, 3, 32, 24)).shape == (1, 4)
 
 
+@pytest.mark.parametrize(
+    ("shape", "size"), [((1, 8, 200), (32, 128)), ((2, 32, 16), (32, 32)), ((1, 130, 64), (128, 64))]
+)
+def test_sides_of_images_are_brought_within_bounds(shape: tuple[int, int, int], size: tuple[int, int]) -> None:
+    network = six_conv_net(shape, 3)
+    flat = torch.full((2, *shape), 0.25)
+    assert network[0](flat).shape == (2, shape[0], *size)
+    assert torch.allclose(network[0](flat), torch.tensor(0.25))
+
+
 def test_impossible_networks_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="one of relu, tanh, gelu, got 'rleu'"):
         mlp((1, 8, 8), 10, activation="rleu")  # type: ignore[arg-type]

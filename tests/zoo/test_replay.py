@@ -36,7 +36,6 @@ class Noise:
         (mnist_net, (3, 16, 16), "32-true"),
         (cifar_net, (3, 8, 8), "64-true"),
         (six_conv_net, (1, 8, 8), "64-true"),
-        (six_conv_net, (3, 40, 132), "32-true"),
     ],
 )
 def test_every_network_is_replayed_with_crops_and_flips(
