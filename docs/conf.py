@@ -30,7 +30,7 @@ release = lightning_sgdinf.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-suppress_warnings = ["toc.not_included"]  # a page may be written before it is listed
+suppress_warnings = ["toc.not_included", "toc.empty_glob"]  # pages are written before they are listed, and after
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
@@ -50,6 +50,8 @@ autodoc_typehints_format = "short"
 autodoc_typehints_description_target = "documented_params"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
+default_role = "py:obj"  # single backticks in docstrings name things
+nitpick_ignore_regex = [("py:class", ".*")]  # types in signatures: those of torch and others are not on this site
 
 
 def inline_math(translator: Any, node: nodes.math) -> None:
