@@ -27,6 +27,13 @@ class Metric(Enum):
     error = "error"
 
 
+class Excess(Enum):
+    """What becomes of removals that leave too little."""
+
+    refuse = "refuse"
+    warn = "warn"
+
+
 @dataclass
 class MainConfig:
     """The keys of ``config.yaml``; the groups are checked against the constructors they name."""
@@ -36,6 +43,7 @@ class MainConfig:
     data_dir: str
     output_dir: str
     choose_by: Metric
+    on_excess: Excess
     dataset: dict[str, Any]
     model: dict[str, Any]
     optimizer: dict[str, Any]
@@ -141,6 +149,7 @@ def make_study(config: DictConfig, choices: Mapping[str, str]) -> Study:
         cleansing=build(config.cleansing, "cleansing"),
         retraining=build(config.retrain, "retrain"),
         choose_by=config.choose_by.value,
+        on_excess=config.on_excess.value,
         report=build(config.report, "report"),
         choices=dict(choices),
         config_text=OmegaConf.to_yaml(config, resolve=True),

@@ -22,13 +22,11 @@ from lightning_sgdinf.cleansing import (
     CleansingContext,
     Evaluation,
     ModelPredictions,
-    Retraining,
+    Outcomes,
     Selection,
     StateEvaluation,
-    cleansing_curve,
     evaluate_classifier,
     halve,
-    held_out_value,
 )
 from lightning_sgdinf.evaluation import CleansingCurve, Detection, detect
 from lightning_sgdinf.log import RunLog
@@ -38,6 +36,8 @@ from lightning_sgdinf.tasks.explanations import Joined, explained_query, wrongly
 from lightning_sgdinf.tasks.retraining import EndedRun
 from lightning_sgdinf.tasks.study import Study
 from lightning_sgdinf.zoo import Classifier, ImageData
+
+CHOOSING, TEST = "choosing", "test"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,15 +143,18 @@ def cleanse(study: Study, trained: Trained, ranked: Ranked) -> Cleansed:
     ):
         run = EndedRun(log=log, retracer=retracer, dataset=data.train_set, fit=lambda dataset: _fit(study, dataset))
         retraining = study.retraining.prepare(run)
+        outcomes = Outcomes(retraining, {CHOOSING: on_choosing, TEST: on_test})
         context = CleansingContext(
             labels=data.train_set.labels,
             predictions=predictions,
-            evaluate=held_out_value(retraining, on_choosing, metric=study.choose_by),
+            evaluate=outcomes.mean(CHOOSING, study.choose_by),
+            evaluate_each=outcomes.each(CHOOSING, study.choose_by),
+            on_excess=study.on_excess,
             seed=study.seed,
         )
         selection = study.cleansing.select(ranked.main, context)
-        after = on_test(retraining(selection).state)
-        curves = _curves(ranked, retraining, on_test, settings.counts_below(len(data.train_set)))
+        after = outcomes(selection)[TEST]
+        curves = _curves(ranked, outcomes, settings.counts_below(len(data.train_set)))
     return Cleansed(selection=selection, before=before, after=after, curves=curves, seconds=perf_counter() - began)
 
 
@@ -174,16 +177,11 @@ def _scores(study: Study, trained: Trained, loader: DataLoader, query: Query, me
     return study.runner.run(trained.model, train_loader, loader, log=trained.log, query=query, estimator=method)
 
 
-def _curves(
-    ranked: Ranked, retraining: Retraining, on_test: StateEvaluation, counts: tuple[int, ...]
-) -> tuple[CleansingCurve, ...]:
-    if not counts:
-        return ()
-    start = on_test(retraining(Selection()).state)
+def _curves(ranked: Ranked, outcomes: Outcomes, counts: tuple[int, ...]) -> tuple[CleansingCurve, ...]:
     curves = []
-    for name, scores in ranked.scores.items():
-        points = cleansing_curve(retraining, scores.order().tolist(), counts, on_test)
-        errors = [start.error, *(evaluation.error for _, evaluation in points)]
+    for name, scores in ranked.scores.items() if counts else ():
+        order = scores.order().tolist()
+        errors = [outcomes(Selection(drop=tuple(order[:count])))[TEST].error for count in (0, *counts)]
         curves.append(CleansingCurve(method=name, counts=(0, *counts), errors=errors))
     return tuple(curves)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lightning import Trainer
 
-from lightning_sgdinf.cleansing import CleansingStrategy
+from lightning_sgdinf.cleansing import CleansingStrategy, OnExcess
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.query import Query
 from lightning_sgdinf.tasks.retraining import RetrainingPlan
@@ -71,6 +71,7 @@ class Study:
         cleansing: What to do with the ranking.
         retraining: How to train again.
         choose_by: What decides on the choosing half of the validation set.
+        on_excess: What becomes of a choice that leaves no example, or none of a class.
         report: What the report shows.
         choices: Which file of each configuration group was taken.
         config_text: The whole configuration, for the report.
@@ -89,6 +90,7 @@ class Study:
     cleansing: CleansingStrategy
     retraining: RetrainingPlan
     choose_by: Literal["loss", "error"]
+    on_excess: OnExcess
     report: ReportSettings
     choices: Mapping[str, str]
     config_text: str = ""

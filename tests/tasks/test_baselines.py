@@ -1,0 +1,54 @@
+"""Every baseline by its name, and the choices that no example or class shall be lost by, in the command itself."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_sgdinf import Scores
+from lightning_sgdinf.cleansing import ExcessWarning
+from lightning_sgdinf.tasks.main import main
+
+TINY = [
+    *("dataset.train_size=48", "dataset.val_size=60", "dataset.test_size=60", "dataset.batch_size=16", "model=logreg"),
+    *("trainer.max_epochs=2", "trainer.accelerator=cpu", "retrain=last_epochs", "report=short", "hydra.run.dir=out"),
+]
+NAMES = ("autoencoder", "confident_learning", "local_outlier_factor", "margin", "one_class_svm")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["sgdinf", *TINY, *arguments])
+    main()
+
+
+def test_baselines_rank_and_cleanse(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cleanlab")
+    compared = [f"+estimator@compare.{name}={name}" for name in NAMES]
+    options = ["compare.confident_learning.folds=2", "cleansing=stable", "cleansing.grid=[2,4]", "report.explained=2"]
+    run(monkeypatch, "estimator=isolation_forest", *compared, *options)
+    files = [Scores.load(in_folder / "out" / "scores" / f"{name}.h5") for name in ("isolation_forest", *NAMES)]
+    assert {len(scores) for scores in files} == {48}
+    orders = {tuple(scores.order().tolist()) for scores in files}
+    assert len(orders) == len(files)
+    assert "isolation forest" in (in_folder / "out" / "report" / "report.html").read_text()
+    assert all(torch.isfinite(scores.values).all() for scores in files)
+
+
+def test_too_many_removals_are_refused_unless_a_warning_is_wanted(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = ("estimator=loss", "cleansing=top_k", "cleansing.k=48")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *many)
+    assert "expected 0 to 47 of 48, got 48; take fewer, or on_excess='warn'" in capsys.readouterr().err
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ExcessWarning)
+        run(monkeypatch, *many, "on_excess=warn", "hydra.run.dir=again")
+    said = [str(warning.message) for warning in caught if warning.category is ExcessWarning]
+    assert len(said) == 2
+    assert "expected 0 to 47 of 48, got 48" in said[0]
+    assert "without 47 examples and with 0 relabelled, nothing is left of class" in said[1]
