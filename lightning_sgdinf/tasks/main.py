@@ -127,8 +127,9 @@ def _run(config: DictConfig, choices: Mapping[str, str], context: Any) -> float:
     if progress.result is not None:
         _say.info("%s is done; it is not done again", config.output_dir)
         return progress.result
-    if progress.begun:
-        config.recorder.overwrite = True  # what it had begun to record in this very sweep
+    if progress.begun:  # what it had begun to write in this very sweep is written anew
+        config.recorder.overwrite = True
+        warnings.filterwarnings("ignore", ".*exists and is not empty.*")
     progress.begin()
     result = _main_job(config, choices, overrides)
     progress.end(result)

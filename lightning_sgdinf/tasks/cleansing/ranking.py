@@ -49,11 +49,19 @@ def rank(repeat: Repeat, method: Method) -> tuple[Scores | None, MethodCost]:
     runs = [repeat.run(number) for number in range(method.runs)]
     identity = {"method": method.identity, "runs": [run.about["final_state"] for run in runs]}
     place = repeat.folder / "scores" / f"{method.name}.h5"
+
+    def holds(known: Json) -> bool:
+        if known["identity"] != identity:
+            _say.warning(
+                "%s: scores of %s were of %s; they are made anew", repeat.folder, method.name, known["identity"]
+            )
+        return known["identity"] == identity and place.is_file()
+
     try:
         about = found_or_made(
             place.with_suffix(".json"),
             lambda: {**_scored(repeat, method, runs, place), "identity": identity},
-            holds=lambda known: known["identity"] == identity and place.is_file(),
+            holds=holds,
         )
     except SgdInfluenceError as error:
         _say.warning("%s: %s gave nothing: %s: %s", repeat.folder, method.name, type(error).__name__, error)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
@@ -71,6 +72,7 @@ class Removals:
         self._open = ExitStack()
         self._ended: EndedRun | None = None
         self._retrainings: dict[str, Retraining] = {}
+        self._pieces: dict[Path, Mapping[str, Json]] = {}
         self.trained = self.known = 0
 
     def __enter__(self) -> Removals:
@@ -120,10 +122,11 @@ class Removals:
         relabel = sorted(selection.relabel.items())
         name = _digest(self._run.about["final_state"], mode.identity, sorted(selection.drop), relabel)
         place = self._repeat.folder / "retrained" / mode.name / f"{len(selection):05d}_{name}.json"
-        before = self.trained
-        about = found_or_made(place, lambda: self._train(mode, selection))
-        self.known += self.trained == before
-        return about
+        if place not in self._pieces:
+            before = self.trained
+            self._pieces[place] = found_or_made(place, lambda: self._train(mode, selection))
+            self.known += self.trained == before
+        return self._pieces[place]
 
     def _train(self, mode: Mode, selection: Selection) -> dict[str, Json]:
         self.trained += 1

@@ -55,6 +55,10 @@ class Repeat:
         return self.parts.seed
 
     @cached_property
+    def _runs(self) -> dict[int, RecordedRun]:
+        return {}
+
+    @cached_property
     def scoring(self) -> Subset[Any]:
         """Validation examples whose mean loss the scores are about."""
         return self._halves[0] if self.scored_on == "half" else Subset(self.data.val_set, range(len(self.data.val_set)))
@@ -79,9 +83,11 @@ class Repeat:
 
     def run(self, number: int = 0) -> RecordedRun:
         """The ``number``-th recorded run on this split, trained if it is not there."""
-        run = RecordedRun(self, number)
-        run.train()
-        return run
+        if number not in self._runs:
+            run = RecordedRun(self, number)
+            run.train()
+            self._runs[number] = run
+        return self._runs[number]
 
     def fit(self, dataset: Any, seed: int, callbacks: list[Any] | None = None) -> Classifier:
         """Train a new model.
@@ -135,8 +141,10 @@ class RecordedRun:
     def train(self) -> None:
         """Train it, unless it was."""
         place = self.folder / "run.json"
+        there = place.is_file()
         self.about = found_or_made(place, self._train)
-        _say.info("%s: %d steps, trained in %.0f s", self.folder, self.about["steps"], self.about["seconds"])
+        steps, seconds = self.about["steps"], self.about["seconds"]
+        _say.info("%s: %d steps, trained in %.0f s%s", self.folder, steps, seconds, " before" if there else "")
 
     @contextmanager
     def log(self) -> Iterator[RunLog]:
