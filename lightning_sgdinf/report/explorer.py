@@ -55,6 +55,7 @@ class _Found:
 
     labels: list[str] = field(default_factory=list)
     truths: list[str] = field(default_factory=list)
+    predictions: list[str] = field(default_factory=list)
     pictured: set[int] = field(default_factory=set)
     texts: dict[int, str] = field(default_factory=dict)
     rows: dict[int, Any] = field(default_factory=dict)
@@ -93,6 +94,7 @@ def content(data: ReportData, *, room: int) -> tuple[str, tuple[str, ...]]:
         "count": len(order),
         "columns": [_entry(island, column) for column in _fitting(data, notes)],
         "labels": payloads.names(island, found.labels) if any(found.labels) else None,
+        "predictions": payloads.names(island, found.predictions) if any(found.predictions) else None,
         "truths": payloads.names(island, found.truths) if any(found.truths) else None,
         "corrupt": _flags(island, data.known_corrupt, len(order)),
         "verified": None if verified is None else island.array(verified.numpy().astype(np.uint8)),
@@ -114,6 +116,7 @@ def _gathered(data: ReportData) -> _Found:
         known = "" if example is None else example.label
         found.labels.append(known if labels is None else labels[i])
         found.truths.append("" if example is None or example.true_label is None else example.true_label)
+        found.predictions.append("" if example is None else example.prediction)
         if example is None:
             continue
         if example.image is not None:
@@ -179,7 +182,8 @@ def _entry(island: Island, column: Column) -> dict[str, Any]:
 def _held_out(example: Example) -> dict[str, str]:
     """A held-out example in few words, with its picture."""
     words = example.text or ", ".join(f"{name} {value}" for name, value in example.row.items())
-    about = {"label": example.label, "words": shortened(" ".join(words.split()), _HELD_OUT_WORDS)}
+    line = shortened(" ".join(words.split()), _HELD_OUT_WORDS)
+    about = {"label": example.label, "prediction": example.prediction, "words": line}
     if example.image is not None:
         about["image"] = data_address(png(example, largest=_HELD_OUT_SIDE), "image/png")
     return about

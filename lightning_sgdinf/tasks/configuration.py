@@ -17,7 +17,7 @@ from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
 from lightning_sgdinf.tasks.job import Job, Parts
 from lightning_sgdinf.tasks.study import Study
 from lightning_sgdinf.tasks.validation import check_targets, suggestion
-from lightning_sgdinf.zoo import Classifier, ImageData
+from lightning_sgdinf.zoo import Classifier, ImageData, VectorData
 
 
 class Metric(Enum):
@@ -123,14 +123,15 @@ def make_study(config: DictConfig, choices: Mapping[str, str]) -> Study:
     network = build(config.model, "model")
     optimizer = build(config.optimizer, "optimizer")
     data = build(config.dataset, "dataset")
-    if not isinstance(data, ImageData):
+    if not isinstance(data, (ImageData, VectorData)):
         raise ConfigurationError(
-            f"dataset: the main job needs images, got {type(data).__name__}; that data set is for experiment=lie"
+            f"dataset: the main job needs ImageData or VectorData, got {type(data).__name__}; that data set is for "
+            "experiment=lie"
         )
 
     def new_model() -> Classifier:
         classes = len(data.class_names)
-        return Classifier(network(data.image_shape, classes), classes=classes, optimizer=optimizer)
+        return Classifier(network(data.input_shape, classes), classes=classes, optimizer=optimizer)
 
     return Study(
         seed=config.seed,

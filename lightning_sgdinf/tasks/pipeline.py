@@ -35,7 +35,7 @@ from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.tasks.explanations import Joined, explained_query, wrongly_classified
 from lightning_sgdinf.tasks.retraining import EndedRun
 from lightning_sgdinf.tasks.study import Study
-from lightning_sgdinf.zoo import Classifier, ImageData
+from lightning_sgdinf.zoo import Classifier, ImageData, VectorData
 
 CHOOSING, TEST = "choosing", "test"
 
@@ -167,7 +167,7 @@ def detections(study: Study, ranked: Ranked) -> dict[str, Detection]:
     return {name: detect(scores.harm(), wrong) for name, scores in ranked.scores.items()}
 
 
-def validation_halves(data: ImageData, seed: int) -> tuple[Subset, Subset]:
+def validation_halves(data: ImageData | VectorData, seed: int) -> tuple[Subset, Subset]:
     """The half of the validation set that scores are computed from, and the half to choose with."""
     return halve(len(data.val_set), seed=seed, labels=data.val_set.labels).subsets(data.val_set)
 

@@ -1,43 +1,45 @@
-"""What the job found, as a `ReportData`: pictures of examples, comparisons, explanations, costs."""
+"""What the job found, as a `ReportData`: examples, comparisons, explanations, costs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import torch
+from torch import Tensor
 
-from lightning_sgdinf.report import BeforeAfter, Cost, Example, Explanation, ReportData
+from lightning_sgdinf.cleansing import ModelPredictions
+from lightning_sgdinf.report import BeforeAfter, Cost, Example, Explanation, Rendered, ReportData
+from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.tasks.pipeline import Cleansed, Ranked, Trained, detections
 from lightning_sgdinf.tasks.study import Study
-from lightning_sgdinf.zoo import ImageData, ImageDataset
 
 
 def report_data(study: Study, trained: Trained, ranked: Ranked, cleansed: Cleansed, command: str) -> ReportData:
     """Everything the report shows."""
-    scores, settings, data = ranked.main, study.report, study.data
-    explanations = tuple(_explanations(study, trained, ranked))
-    shown = {
-        *scores.most_harmful(settings.shown).example_ids,
-        *scores.most_helpful(settings.shown).example_ids,
-        *(i for explanation in explanations for i, _ in explanation.causes),
-    }
-    flipped = data.flipped
+    settings, data = study.report, study.data
+    single = _of_held_out(ranked)
+    held_out = {} if single is None else _held_out(study, trained, ranked, single)
     subject = " and ".join(study.choices[group] for group in ("dataset", "model") if group in study.choices)
+    flipped = () if data.flipped is None else data.flipped.nonzero().flatten().tolist()
     return ReportData(
         title=f"Training examples that helped and harmed: {subject or type(data).__name__}",
-        scores=scores,
+        scores=ranked.main,
         asked={name: study.choices[name] for name in sorted(study.choices) if not name.startswith("hydra")},
         command=command,
         config=study.config_text,
-        examples={i: _training_example(data, i) for i in sorted(shown)},
+        examples=_training_examples(study, trained),
         shown=settings.shown,
-        corrupt=None if flipped is None else frozenset(flipped.nonzero().flatten().tolist()),
+        corrupt=frozenset(flipped),
         detections=detections(study, ranked),
         before_after=_changes(cleansed),
         curves=cleansed.curves,
-        explanations=explanations,
+        explanations=() if single is None else tuple(_explanations(study, single, held_out)),
         costs=_costs(trained, ranked, cleansed),
+        compared={name: scores for name, scores in ranked.scores.items() if scores is not ranked.main},
+        single=single,
+        held_out=held_out,
     )
 
 
@@ -67,35 +69,61 @@ def _costs(trained: Trained, ranked: Ranked, cleansed: Cleansed) -> tuple[Cost, 
     )
 
 
-def _training_example(data: ImageData, index: int) -> Example:
-    true_label = None if data.flipped is None else int(data.true_labels[index])
-    return _example(data, data.train_set, index, true_label)
+def _training_examples(study: Study, trained: Trained) -> Mapping[int, Example]:
+    data = study.data
+    predicted = _predictions(trained, data.train_set, range(len(data.train_set)))
+
+    def shown(index: int) -> Example:
+        return Example(
+            **_content(data.train_set.shown(index)),
+            label=data.class_names[int(data.train_set.labels[index])],
+            true_label=None if data.flipped is None else data.class_names[int(data.true_labels[index])],
+            prediction=data.class_names[predicted[index]],
+        )
+
+    return Rendered(range(len(data.train_set)), shown)
 
 
-def _example(data: ImageData, dataset: ImageDataset, index: int, true_label: int | None = None) -> Example:
-    label = data.class_names[int(dataset.labels[index])]
-    return Example(
-        image=dataset.pixels(index).permute(1, 2, 0).numpy(),
-        label=label,
-        true_label=None if true_label is None else data.class_names[true_label],
-    )
+def _of_held_out(ranked: Ranked) -> Scores | None:
+    """Scores of single validation examples, named by their ids in the whole validation set."""
+    if ranked.explained is None:
+        return None
+    kinds = (name.rpartition(" ")[0] for name in ranked.explained.queries)
+    names = tuple(f"{kind} {index}" for kind, index in zip(kinds, ranked.explained_ids, strict=True))
+    return replace(ranked.explained, queries=names)
 
 
-def _explanations(study: Study, trained: Trained, ranked: Ranked) -> Iterable[Explanation]:
-    scores = ranked.explained
-    if scores is None:
-        return
-    data, causes = study.data, study.report.causes
-    for column, index in enumerate(ranked.explained_ids):
-        with torch.no_grad():
-            device = next(trained.model.parameters()).device
-            predicted = int(trained.model.eval()(data.val_set[index][0][None].to(device)).argmax())
-        example = _example(data, data.val_set, index)
-        worst = scores.most_harmful(causes, column)
+def _held_out(study: Study, trained: Trained, ranked: Ranked, single: Scores) -> dict[str, Example]:
+    data = study.data
+    predicted = _predictions(trained, data.val_set, ranked.explained_ids)
+    return {
+        query: Example(
+            **_content(data.val_set.shown(index)),
+            label=data.class_names[int(data.val_set.labels[index])],
+            prediction=data.class_names[place],
+        )
+        for query, index, place in zip(single.queries, ranked.explained_ids, predicted, strict=True)
+    }
+
+
+def _explanations(study: Study, single: Scores, held_out: Mapping[str, Example]) -> Iterable[Explanation]:
+    for query, example in list(held_out.items())[: study.report.cases]:
+        worst = single.most_harmful(study.report.causes, query)
         yield Explanation(
-            title=f"{example.label}, read as {data.class_names[predicted]}",
+            title=f"{example.label}, read as {example.prediction}",
             example=example,
             causes=tuple(zip(worst.example_ids, worst.scores, strict=True)),
-            query=f"{scores.queries[column].split(' of ')[0]} of this validation image",
-            better=scores.better[column],
+            query=query,
+            better=worst.better,
         )
+
+
+def _content(shown: Any) -> dict[str, Any]:
+    """What an example looks like: an image, a text or a row."""
+    if isinstance(shown, Tensor):
+        return {"image": shown.permute(1, 2, 0).numpy()}
+    return {"text": shown} if isinstance(shown, str) else {"row": shown}
+
+
+def _predictions(trained: Trained, dataset: Any, ids: Sequence[int]) -> list[int]:
+    return ModelPredictions(trained.model, dataset.unaugmented())(ids).tolist()

@@ -13,7 +13,7 @@ from lightning_sgdinf.cleansing import CleansingStrategy, OnExcess
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.query import Query
 from lightning_sgdinf.tasks.retraining import RetrainingPlan
-from lightning_sgdinf.zoo import Classifier, ImageData
+from lightning_sgdinf.zoo import Classifier, ImageData, VectorData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class ReportSettings:
     Args:
         shown: Training examples to show of each end of the ranking, at least 1.
         explained: Wrong predictions to explain, 0 or more; they cost one query each in the walk.
+        cases: For how many of these to print what is behind them; the list of all examples knows of all.
         causes: Training examples to name for each.
         curve_counts: Numbers of examples to leave out for the curve of each method, increasing; each costs one
             retraining per method. Empty for no curves.
@@ -38,14 +39,15 @@ class ReportSettings:
 
     shown: int = 24
     explained: int = 3
+    cases: int = 3
     causes: int = 6
     curve_counts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.shown < 1 or self.explained < 0 or self.causes < 1:
+        if self.shown < 1 or self.explained < 0 or self.cases < 0 or self.causes < 1:
             raise ConfigurationError(
-                f"expected shown >= 1, explained >= 0 and causes >= 1, got {self.shown}, {self.explained} and "
-                f"{self.causes}"
+                f"expected shown >= 1, explained >= 0, cases >= 0 and causes >= 1, got {self.shown}, {self.explained}, "
+                f"{self.cases} and {self.causes}"
             )
 
     def counts_below(self, total: int) -> tuple[int, ...]:
@@ -60,7 +62,7 @@ class Study:
     Attributes:
         seed: Of everything that is drawn.
         folder: Where results go.
-        data: Images to train, validate and test on.
+        data: Examples to train, validate and test on.
         new_model: Makes an untrained model.
         new_trainer: Makes a Trainer, given further arguments.
         new_logger: Makes its logger.
@@ -79,7 +81,7 @@ class Study:
 
     seed: int
     folder: Path
-    data: ImageData
+    data: ImageData | VectorData
     new_model: Callable[[], Classifier]
     new_trainer: Callable[..., Trainer]
     new_logger: Callable[[], Any]

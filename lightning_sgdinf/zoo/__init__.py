@@ -9,6 +9,7 @@ from lightning_sgdinf.zoo.binary import BinaryDataset as BinaryDataset
 from lightning_sgdinf.zoo.binary import BinaryExamples as BinaryExamples
 from lightning_sgdinf.zoo.binary import BinarySource as BinarySource
 from lightning_sgdinf.zoo.binary import EpochOrder as EpochOrder
+from lightning_sgdinf.zoo.census import Census as Census
 from lightning_sgdinf.zoo.cifar10 import Cifar10 as Cifar10
 from lightning_sgdinf.zoo.cifar10n import Cifar10N as Cifar10N
 from lightning_sgdinf.zoo.classifier import Classifier as Classifier
@@ -33,5 +34,10 @@ from lightning_sgdinf.zoo.networks import small_cnn as small_cnn
 from lightning_sgdinf.zoo.newsgroups import NewsHardware as NewsHardware
 from lightning_sgdinf.zoo.penalised import PenalisedClassifier as PenalisedClassifier
 from lightning_sgdinf.zoo.penalised import cross_validated_penalty as cross_validated_penalty
+from lightning_sgdinf.zoo.posts import Posts as Posts
 from lightning_sgdinf.zoo.splits import split_ids as split_ids
 from lightning_sgdinf.zoo.stl10 import Stl10 as Stl10
+from lightning_sgdinf.zoo.vectors import LabelledVectors as LabelledVectors
+from lightning_sgdinf.zoo.vectors import VectorData as VectorData
+from lightning_sgdinf.zoo.vectors import VectorDataset as VectorDataset
+from lightning_sgdinf.zoo.vectors import VectorSource as VectorSource

@@ -72,6 +72,10 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         """Image ``index`` as it is, neither augmented nor normalised, float ``[C, H, W]`` in ``[0, 1]``."""
         return _as_float(self.images[index])
 
+    def shown(self, index: int) -> Tensor:
+        """What a person would look at: `pixels`."""
+        return self.pixels(index)
+
     def unaugmented(self) -> ImageDataset:
         """The same examples without random changes."""
         plain = copy(self)
@@ -169,6 +173,11 @@ class ImageData(LightningDataModule):
         """Channels, height and width."""
         channels, height, width = self.train_set.images.shape[1:]
         return channels, height, width
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """What networks are made for: `image_shape`."""
+        return self.image_shape
 
     def image(self, index: int) -> Tensor:
         """Training image ``index`` as it is, neither augmented nor normalised, ``[C, H, W]`` in ``[0, 1]``."""

@@ -1,6 +1,7 @@
 """The networks of the experiments: functions of the image shape and the number of classes.
 
-``image_shape`` is ``(channels, height, width)``; every network maps ``[B, C, H, W]`` to logits ``[B, classes]``.
+``image_shape`` is ``(channels, height, width)``; every network maps ``[B, C, H, W]`` to logits ``[B, classes]``. Those
+without convolutions take the shape ``(D,)`` of vectors, too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_sgdinf.errors import ConfigurationError
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 
@@ -60,7 +61,7 @@ def small_cnn(image_shape: Shape, classes: int, *, channels: Sequence[int] = (8,
         classes: Number of classes.
         channels: Of the two convolutions.
     """
-    inputs, height, width = image_shape
+    inputs, height, width = _image(image_shape)
     first, second = channels
     return nn.Sequential(
         nn.Conv2d(inputs, first, 3, padding=1),
@@ -79,7 +80,7 @@ def mnist_net(image_shape: Shape, classes: int) -> nn.Sequential:
     References:
         Hara, Nitanda, Maehara: Data Cleansing for Models Trained with SGD, NeurIPS 2019.
     """
-    channels, height, width = image_shape
+    channels, height, width = _image(image_shape)
     features = 20 * _halved(height - 4) * _halved(width - 4)
     return nn.Sequential(
         nn.Conv2d(channels, 20, 5),
@@ -99,7 +100,7 @@ def cifar_net(image_shape: Shape, classes: int) -> nn.Sequential:
     References:
         Hara, Nitanda, Maehara: Data Cleansing for Models Trained with SGD, NeurIPS 2019.
     """
-    channels, height, width = image_shape
+    channels, height, width = _image(image_shape)
     if min(height, width) < 8:
         raise ConfigurationError(f"cifar_net: expected images of at least 8 x 8 pixels, got {height} x {width}")
     layers: list[nn.Module] = []
@@ -118,10 +119,18 @@ def six_conv_net(image_shape: Shape, classes: int) -> nn.Sequential:
         Suzuki, Kobayashi and Narihira: Data Cleansing for Deep Neural Networks with Storage-efficient Approximation of
         Influence Functions, 2021 (arXiv:2103.11807).
     """
-    channels, *sides = image_shape
+    channels, *sides = _image(image_shape)
     height, width = (min(max(side, 32), 128) for side in sides)
     network = cifar_net((channels, height, width), classes)
     return network if [height, width] == sides else nn.Sequential(_Resized((height, width)), *network)
+
+
+def _image(shape: Shape) -> Shape:
+    if len(shape) != 3:
+        raise ConfigurationError(
+            f"this network is for images [C, H, W], got inputs of shape {list(shape)}; use model=logreg or model=mlp"
+        )
+    return shape
 
 
 class _Resized(nn.Module):

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from lightning_sgdinf.certificate import Certificate, GradientCheck, StepReplay, Trust
 from lightning_sgdinf.evaluation import CleansingCurve, detect, paired_t_test
-from lightning_sgdinf.report import BeforeAfter, Cost, Example, Explanation, ReportData
+from lightning_sgdinf.report import BeforeAfter, Cost, Example, Explanation, ReportData, SafeHtml
 from lightning_sgdinf.report.page import render_page
 from lightning_sgdinf.scores import Scores
 
@@ -71,6 +76,10 @@ def full(scores: Scores) -> ReportData:
     }
     examples[order[0]] = Example(image=random.random((8, 8, 1)), label="cat", true_label=HOSTILE)
     examples[order[1]] = Example(text=f"a text with {HOSTILE}", label="dog")
+    examples[order[20]] = Example(row={"age": 39, HOSTILE: HOSTILE, "share": 0.25}, label="row")
+    examples[order[21]] = Example(html=SafeHtml("<b>made</b> by <i>hand</i>"), label="html")
+    names = tuple(f"loss of validation example {i}" for i in range(5))
+    single = Scores(values=torch.tensor(random.normal(size=(40, 5))), queries=names)
     before, after = (0.2, 0.3, 0.25, 0.22), (0.1, 0.15, 0.3, 0.12)
     return ReportData(
         title=f"Title {HOSTILE}",
@@ -100,6 +109,12 @@ def full(scores: Scores) -> ReportData:
         ),
         costs=(Cost(part=HOSTILE, seconds=1.5), Cost(part="log", size_bytes=123456)),
         warnings=(HOSTILE,),
+        compared={
+            f"other {HOSTILE}": Scores(values=scores.values + 0.5, queries=scores.queries, better=scores.better),
+            "random": Scores(values=torch.tensor(random.normal(size=(40, 1))), queries=("random",)),
+        },
+        single=single,
+        held_out={name: Example(image=random.random((8, 8)), label=f"held {i}") for i, name in enumerate(names)},
     )
 
 
@@ -112,3 +127,85 @@ def text(full: ReportData) -> str:
 @pytest.fixture(scope="session")
 def hostile() -> str:
     return HOSTILE
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A real browser without a window."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
+    with playwright.sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield launched
+        launched.close()
+
+
+class Visit:
+    """A page in the browser, with what went wrong in it and what it asked for.
+
+    Args:
+        browser: To open it in.
+        data: What the page shows.
+        folder: Where to put it.
+        text: The page itself, where it is there already.
+        options: Of the browser's context, e.g. ``viewport``.
+    """
+
+    def __init__(self, browser: Any, data: ReportData, folder: Path, text: str | None = None, **options: Any) -> None:
+        self.data = data
+        self.problems: list[str] = []
+        self.requests: list[str] = []
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(120_000)
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.problems.append(f"dialog {dialog.message}"))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda said: self.problems.append(said.text) if said.type != "log" else None)
+        path = folder / "page.html"
+        path.write_text(text or render_page(data), encoding="utf-8")
+        self.page.goto(path.as_uri())
+        if options.get("java_script_enabled", True):
+            self.page.evaluate("() => sgdinf.ready.then(() => null)")
+
+    def ids(self) -> list[int]:
+        """Ids of the rows that exist, from above."""
+        rows = "[...document.querySelectorAll('.x-row:not([hidden])')]"
+        return self.page.evaluate(f"() => {rows}.sort((a, b) => a.position - b.position).map((r) => +r.dataset.number)")
+
+    def count(self) -> str:
+        """What the page says of how many there are."""
+        return self.page.inner_text("#x-count")
+
+
+@pytest.fixture(scope="session")
+def shown(browser: Any, full: ReportData, text: str, tmp_path_factory: pytest.TempPathFactory) -> Visit:
+    """The page of everything, in the browser."""
+    return Visit(browser, full, tmp_path_factory.mktemp("page"), text)
+
+
+@pytest.fixture
+def visit(shown: Visit) -> Iterator[Visit]:
+    """The same as it was when it was opened; nothing may go wrong in it."""
+    shown.page.set_viewport_size({"width": 1280, "height": 900})
+    shown.page.evaluate(
+        "() => { document.getElementById('x-unmark').click(); document.getElementById('x-controls').reset(); }"
+    )
+    shown.page.evaluate("() => new Promise((done) => setTimeout(done))")
+    yield shown
+    if shown.page.evaluate("() => document.getElementById('x-detail').open"):
+        shown.page.keyboard.press("Escape")
+    assert shown.problems == []
+
+
+@pytest.fixture(scope="session")
+def worded(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Visit:
+    """A page of texts and rows."""
+    values = torch.tensor(np.random.default_rng(2).normal(size=(30, 1)))
+    examples = {
+        i: Example(text=f"post {i} on\n<b>drives</b> &amp; {'long ' * 200}end{i}", label="ab"[i % 2]) for i in range(15)
+    } | {i: Example(row={"age": 90 - i, "work": f"kind {i % 3}", "gain": None}, label="c") for i in range(15, 30)}
+    data = ReportData(title="Words", scores=Scores(values=values, queries=("loss",)), examples=examples)
+    return Visit(browser, data, tmp_path_factory.mktemp("words"), color_scheme="dark", reduced_motion="reduce")

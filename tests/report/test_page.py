@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
+import json
 import math
 import re
+import zlib
 from html.parser import HTMLParser
 from importlib import resources
 
@@ -12,7 +15,7 @@ import pytest
 import torch
 
 from lightning_sgdinf.certificate import Certificate
-from lightning_sgdinf.report import Example, ReportData
+from lightning_sgdinf.report import Example, ReportData, SafeHtml
 from lightning_sgdinf.report.fragments import number, signed
 from lightning_sgdinf.report.page import render_page
 from lightning_sgdinf.scores import Scores
@@ -29,6 +32,7 @@ class Reader(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.scripts: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert len({name for name, _ in attrs}) == len(attrs), f"an attribute twice in <{tag}>"
@@ -41,8 +45,10 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text += data
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
 
 
 def read(text: str) -> Reader:
@@ -65,14 +71,47 @@ def test_it_is_well_formed_with_everything_and_with_nothing(page: Reader, bare: 
 
 def test_it_needs_nothing_from_elsewhere(page: Reader) -> None:
     for tag, attributes in page.tags:
-        assert tag not in {"script", "link", "iframe", "object", "embed", "base", "form"}
+        assert tag not in {"link", "iframe", "object", "embed", "base"}
+        assert tag != "form" or "action" not in attributes
+        assert tag != "script" or set(attributes) <= {"type", "id"}
         for name, value in attributes.items():
             assert not name.startswith("on"), f"<{tag} {name}> runs code"
             if name in {"src", "href", "srcset", "data", "action", "poster"}:
                 assert value is not None
                 assert value.startswith(("data:image/", "#")), f"<{tag} {name}> points elsewhere"
     style = resources.files("lightning_sgdinf.report").joinpath("page.css").read_text(encoding="utf-8")
+    style += resources.files("lightning_sgdinf.report").joinpath("browser/explorer.css").read_text(encoding="utf-8")
     assert not re.search(r"url\(|@import|https?:|//", style)
+
+
+def test_its_policy_names_its_script_and_nothing_else_that_could_run(page: Reader) -> None:
+    (policy,) = [a["content"] or "" for tag, a in page.tags if tag == "meta" and "http-equiv" in a]
+    assert policy.startswith("default-src 'none'; ")
+    (own,) = re.findall(r"script-src ([^;]*)", policy)
+    code = [text for text in page.scripts if text.startswith('"use strict"')]
+    assert own == f"'sha256-{base64.b64encode(hashlib.sha256(code[0].encode()).digest()).decode()}'"
+    assert len(code) == 1
+    assert sum(tag == "script" for tag, _ in page.tags) == 3  # the others hold data
+
+
+def test_what_it_holds_is_read_back_as_it_was(page: Reader, full: ReportData) -> None:
+    index = json.loads(page.scripts[0])
+    held = page.scripts[1]
+
+    def array(reference: dict, kind: str) -> np.ndarray:
+        data = zlib.decompress(base64.b64decode(held[reference["at"] : reference["at"] + reference["size"]]))
+        return np.frombuffer(data, np.uint8).reshape(np.dtype(kind).itemsize, -1).T.copy().view(kind).ravel()
+
+    assert [column["group"] for column in index["columns"]] == ["query", "query", "method", "method", *["single"] * 5]
+    first = index["columns"][0]
+    values = array(first["values"], "<f4") * first["scale"]
+    np.testing.assert_allclose(values, full.scores.values[:, 0].numpy(), rtol=1e-6)
+    assert array(first["ranks"], "<u4").tolist() == full.scores.ranks().tolist()
+    epochs = index["epochs"]
+    shares = array(epochs["values"], "<i2").reshape(40, 3) / 32767
+    contributions = shares * array(epochs["scale"], "<f4")[:, None] * epochs["unit"]
+    assert full.scores.per_epoch is not None
+    np.testing.assert_allclose(contributions, full.scores.per_epoch[:, :, 0].T.numpy(), atol=2e-4)
 
 
 def test_drawings_inside_it_need_nothing_from_elsewhere(page: Reader) -> None:
@@ -86,14 +125,16 @@ def test_drawings_inside_it_need_nothing_from_elsewhere(page: Reader) -> None:
 
 def test_hostile_text_stays_text(page: Reader, hostile: str) -> None:
     assert page.text.count(hostile) >= 10, "the test is degenerate"
-    assert "script" not in {tag for tag, _ in page.tags}
+    assert sum(tag == "script" for tag, _ in page.tags) == 3
+    assert all(hostile not in text for text in page.scripts)
+    assert "\\u003cscript" in page.scripts[0]
 
 
 def test_every_link_has_its_target(page: Reader) -> None:
-    targets = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    targets = {attributes["id"] for tag, attributes in page.tags if tag == "section"}
     links = {attributes["href"].removeprefix("#") for tag, attributes in page.tags if tag == "a"}  # type: ignore[union-attr]
     assert links == targets
-    assert links == {"effect", "harmful", "helpful", "scores", "causes", "trust", "epochs", "costs", "asked"}
+    assert links == {"effect", "harmful", "helpful", "scores", "causes", "trust", "epochs", "costs", "asked", "explore"}
 
 
 def test_every_picture_has_words_for_those_who_do_not_see_it(page: Reader) -> None:
@@ -113,7 +154,7 @@ def test_an_unchecked_result_says_so_first(bare: ReportData) -> None:
 
 
 def test_corrupt_examples_are_outlined_and_named_in_words(text: str) -> None:
-    tiles = re.findall(r'<figure class="tile( wrong)?">(.*?)</figure>', text, re.DOTALL)
+    tiles = re.findall(r'<figure class="tile( wrong)?"[^>]*>(.*?)</figure>', text, re.DOTALL)
     assert len({bool(wrong) for wrong, _ in tiles}) == 2, "the test is degenerate"
     for wrong, content in tiles:
         assert bool(wrong) == ('class="truth"' in content)
@@ -132,6 +173,21 @@ def test_without_pictures_the_ranking_is_a_table(bare: ReportData) -> None:
     reader = read(render_page(bare))
     assert "tile" not in {attributes.get("class") for _, attributes in reader.tags}
     assert sum(tag == "table" for tag, _ in reader.tags) == 2
+
+
+def test_rows_are_a_table_with_their_columns(bare: ReportData) -> None:
+    rows = {i: Example(row={"age": i, "work <b>": "clerk", "gone": None}) for i in range(40)}
+    reader = read(render_page(dataclasses.replace(bare, examples=rows, shown=3)))
+    assert "tile" not in {attributes.get("class") for _, attributes in reader.tags}
+    assert reader.text.count("work <b>") == 2
+    assert reader.text.count("clerk") == 6
+    assert "gone" not in reader.text
+
+
+def test_a_renderer_s_html_stands_as_it_is(bare: ReportData) -> None:
+    shown = {i: Example(html=SafeHtml("<mark>here</mark>")) for i in range(40)}
+    reader = read(render_page(dataclasses.replace(bare, examples=shown, shown=2)))
+    assert sum(tag == "mark" for tag, _ in reader.tags) == 4
 
 
 @pytest.mark.parametrize("query", ["validation loss", "margin"])

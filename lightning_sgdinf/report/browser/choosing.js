@@ -65,6 +65,7 @@ function csvRows(examples, column, ids) {
   const optional = [
     ["label", examples.labels, (i) => examples.label(i)],
     ["true label", examples.truths, (i) => examples.truth(i)],
+    ["prediction", examples.predictions, (i) => examples.prediction(i)],
     ["known corrupt", examples.corrupt, (i) => (examples.wrong(i) ? "yes" : "")],
     ["verified", examples.verified, (i) => (examples.verified[i] ? "yes" : "no")],
   ].filter(([, there]) => there);

@@ -74,8 +74,10 @@ class Detail {
     if (examples.wrong(i)) {
       const truth = examples.truth(i);
       const named = truth && truth !== examples.label(i);
-      parts.push(" ", element("span", { class: "x-wrong" }, named ? `truly ${truth}` : "known to be corrupt"));
+      parts.push(", ", element("span", { class: "x-wrong" }, named ? `truly ${truth}` : "known to be corrupt"));
     }
+    const prediction = examples.prediction(i);
+    if (prediction) parts.push(parts.length ? ", " : "", "predicted ", element("strong", {}, prediction));
     return element("p", { class: "x-names" }, ...parts);
   }
 
@@ -130,7 +132,8 @@ class Detail {
     const face = about.image ? element("img", { src: about.image, alt: "", class: "x-small crisp" }) : "";
     const bar = element("span", { class: `x-length ${column.harms(i) ? "x-harm-fill" : "x-help-fill"}` });
     bar.style.width = `${(100 * Math.abs(column.score(i))) / largest}%`;
-    const label = about.label ? `labelled ${about.label}` : "";
+    const label = [about.label ? `labelled ${about.label}` : "", about.prediction ? `predicted ${about.prediction}` : ""]
+      .filter(Boolean).join(", ");
     return element("li", {}, face, element("div", { class: "x-effect" },
       element("span", {}, column.query), element("span", { class: "x-soft" }, [label, about.words].filter(Boolean).join(": ")),
       element("span", { class: "x-track" }, bar)), element("span", { class: "x-number" }, signedText(column.score(i))));

@@ -99,6 +99,7 @@ class Examples {
     found.columns = await Promise.all(index.columns.map((entry) => Column.read(island, entry)));
     found.labels = index.labels ? await Names.read(island, index.labels) : null;
     found.truths = index.truths ? await Names.read(island, index.truths) : null;
+    found.predictions = index.predictions ? await Names.read(island, index.predictions) : null;
     found.corrupt = index.corrupt ? await island.array(index.corrupt) : null;
     found.verified = index.verified ? await island.array(index.verified) : null;
     found.texts = await found.payload(index.texts);
@@ -145,6 +146,10 @@ class Examples {
   /** What the label should be; "" if nobody knows. */
   truth(i) {
     return this.truths ? this.truths.at(i) : "";
+  }
+
+  prediction(i) {
+    return this.predictions ? this.predictions.at(i) : "";
   }
 
   wrong(i) {

@@ -295,6 +295,6 @@ async function start() {
 }
 
 globalThis.sgdinf = {
-  numberText, signedText, cellText, ranksOf, correlation, overlap, csvText, chosen, csvRows, barPaths, unshuffled, base64Bytes,
+  VirtualList, numberText, signedText, cellText, ranksOf, correlation, overlap, csvText, chosen, csvRows, barPaths, unshuffled, base64Bytes,
   ready: start(),
 };
