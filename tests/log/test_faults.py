@@ -13,17 +13,17 @@ from tests.log.faults import suite
 sys.exit(suite.main())
 """
 CAMPAIGNS = {
-    "SIGKILL at any time, then resume": 8,
-    "process dies at any call": 10,
+    "SIGKILL at any time, then resume": 5,
+    "process dies at any call": 5,
     "and the call is torn at a page": 1,
-    "power fails at any call": 10,
-    "changed bytes in a finished log": 30,
-    "changed bytes in what a killed writer left": 30,
+    "power fails at any call": 5,
+    "changed bytes in a finished log": 15,
+    "changed bytes in what a killed writer left": 15,
     "files cut, missing, swapped, foreign": 10,
     "a second writer": 10,
     "files may not grow (RLIMIT_FSIZE)": 2,
     "full file system": 2,
-    "the n-th call fails": 8,
+    "the n-th call fails": 4,
     "the writing thread dies": 2,
     "read-only directory": 5,
 }

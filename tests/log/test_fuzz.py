@@ -20,7 +20,7 @@ from tests.log.cases import PRELUDE, make_state, make_step, put, write_run
 from tests.log.faults.victim import Victim
 from tests.log.test_batches import with_batches
 
-EXAMPLES = int(os.environ.get("SGDINF_FUZZ_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("SGDINF_FUZZ_EXAMPLES", "15"))
 ROUNDS = settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -28,13 +28,13 @@ from tests.log.faults.prefixes import prefixes
 from tests.log.faults.tally import Tally
 
 CAMPAIGNS: dict[str, tuple[Callable[..., Tally | list[Tally]], float, float]] = {
-    "kills": (kills, 8, 600),
-    "prefixes": (prefixes, 0.015, 0.6),
-    "flips": (flips, 30, 1500),
+    "kills": (kills, 5, 600),
+    "prefixes": (prefixes, 0.006, 0.6),
+    "flips": (flips, 15, 1500),
     "files": (files, 0.2, 1.0),
     "second_writers": (second_writers, 1, 5),
     "full_disks": (full_disks, 2, 60),
-    "failing_calls": (failing_calls, 0.02, 0.5),
+    "failing_calls": (failing_calls, 0.01, 0.5),
     "dying_threads": (dying_threads, 2, 40),
     "read_only": (read_only, 1, 5),
 }
