@@ -69,11 +69,6 @@ def points(chosen: Cell, data: BinaryData, seed: int, budgets: Sequence[float]) 
     return found
 
 
-def _cell(values: np.ndarray) -> str:
-    cost, jaccard = values.T
-    return f"{jaccard.mean():.2f} ± {jaccard.std() / len(jaccard) ** 0.5:.2f} ({cost.mean():.2f})"
-
-
 def main(arguments: Sequence[str] | None = None) -> str:
     """Print and return the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

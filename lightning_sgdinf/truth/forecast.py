@@ -187,7 +187,7 @@ class Rows:
             positions: Which rows.
             moved: How far the parameters of each lie from the state's, ``[K, *shape]`` by name.
         """
-        objective, count = self._objective, len(positions)
+        objective = self._objective
         like = objective.parameters[0]
         params = {n: (self._state.params[n].to(like) + v.to(like)).detach().requires_grad_() for n, v in moved.items()}
         leaves, structure = tree_flatten(self._batch)
@@ -195,20 +195,23 @@ class Rows:
         own = [v[list(positions)].unsqueeze(1) for v, rows in zip(leaves, cut, strict=True) if rows]
         one = OnePass(objective, self._step, self._micro)
 
+        count = len(positions)
+        # Each row twice, with it and without: what is left without it is the penalty, which no example owns.
+        weights = torch.ones(2 * count, 1, dtype=like.dtype, device=like.device)
+        weights[count:] = 0
+
         def loss(params: dict[str, Tensor], own: list[Tensor], weights: Tensor) -> Tensor:
             rows = iter(own)
             batch: list[Any] = [next(rows) if is_cut else v for v, is_cut in zip(leaves, cut, strict=True)]
             return one.loss(params, tree_unflatten(batch, structure), weights)
 
-        found: list[Tensor] = []
-        for weight in (1.0, 0.0):  # what is left without the row is the penalty, which no example owns
-            weights = torch.full((count, 1), weight, dtype=like.dtype, device=like.device)
-            with torch.enable_grad():
-                losses = torch.func.vmap(loss, randomness="same")(params, own, weights)
-                grads = torch.autograd.grad(losses.sum(), list(params.values()), allow_unused=True)
-            filled = [torch.zeros_like(p) if g is None else g for p, g in zip(params.values(), grads, strict=True)]
-            found.append(objective.vector.join_rows(filled))
-        return (found[0] - found[1]) / self._count
+        with torch.enable_grad():
+            twice = {n: torch.cat([p, p]) for n, p in params.items()}
+            losses = torch.func.vmap(loss, randomness="same")(twice, [torch.cat([v, v]) for v in own], weights)
+            difference = losses[:count].sum() - losses[count:].sum()
+            grads = torch.autograd.grad(difference, list(params.values()), allow_unused=True)
+        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(params.values(), grads, strict=True)]
+        return objective.vector.join_rows(filled) / self._count
 
     def are_separate(self) -> bool:
         """Whether the gradient of the batch is the sum of its rows'."""

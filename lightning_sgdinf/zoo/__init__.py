@@ -35,6 +35,8 @@ from lightning_sgdinf.zoo.newsgroups import NewsHardware as NewsHardware
 from lightning_sgdinf.zoo.penalised import PenalisedClassifier as PenalisedClassifier
 from lightning_sgdinf.zoo.penalised import cross_validated_penalty as cross_validated_penalty
 from lightning_sgdinf.zoo.posts import Posts as Posts
+from lightning_sgdinf.zoo.span import enter_span as enter_span
+from lightning_sgdinf.zoo.span import span_of as span_of
 from lightning_sgdinf.zoo.splits import split_ids as split_ids
 from lightning_sgdinf.zoo.stl10 import Stl10 as Stl10
 from lightning_sgdinf.zoo.vectors import LabelledVectors as LabelledVectors

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.extras import require
+from lightning_sgdinf.zoo.span import span_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +88,12 @@ class EpochOrder(Sampler[int]):
 class BinaryData(LightningDataModule):
     """Random parts of some examples, standardised by the mean and the deviation of the training part.
 
+    Vectors longer than there are examples are given in coordinates of their span, see `lightning_sgdinf.zoo.span`.
+
+    Attributes:
+        dimensions: Length ``D`` of a vector.
+        basis: Orthonormal, float64 ``[D, R]``: what the inputs are coordinates in; ``None`` if they are as they were.
+
     Args:
         examples: To draw from.
         size: Examples of each of the training, validation and test parts.
@@ -117,15 +124,16 @@ class BinaryData(LightningDataModule):
         )
         val, test, val_y, test_y = split(rest, rest_y, train_size=size, test_size=size, random_state=seed + 1)
         scaler.fit(x)
+        inputs = np.concatenate([scaler.transform(part) for part in (x, val, test)])
+        self.dimensions = inputs.shape[1]
+        self.basis: Tensor | None = None
+        if self.dimensions > len(inputs):
+            basis = span_of(inputs)
+            inputs, self.basis = inputs @ basis, torch.from_numpy(basis)
         self.train_set, self.val_set, self.test_set = (
-            BinaryDataset(torch.from_numpy(scaler.transform(a)).float(), torch.from_numpy(b))
-            for a, b in ((x, y), (val, val_y), (test, test_y))
+            BinaryDataset(torch.from_numpy(a).float(), torch.from_numpy(b))
+            for a, b in zip(np.split(inputs, 3), (y, val_y, test_y), strict=True)
         )
-
-    @property
-    def dimensions(self) -> int:
-        """Length ``D`` of a vector."""
-        return self.train_set.inputs.shape[1]
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """In the order of `EpochOrder`."""

@@ -7,7 +7,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,22 @@ from lightning_sgdinf import random_state
 from lightning_sgdinf.baselines import ConjugateGradient, KohLiang, MomentumDescent, RandomBaseline
 from lightning_sgdinf.errors import ConfigurationError, DivergenceError, NonFiniteError
 from lightning_sgdinf.estimators import Answer, FinalParameters, LastEpochs, NoHessian, Question, SgdInfluence
-from lightning_sgdinf.estimators.accumulated import displacements, evaluated_changes, first_steps, linear_changes
+from lightning_sgdinf.estimators.accumulated import displacements, first_steps, linear_changes
 from lightning_sgdinf.log import RunLog
 from lightning_sgdinf.record import TrajectoryRecorder
 from lightning_sgdinf.runner import InfluenceRunner
 from lightning_sgdinf.scores import Scores
+from lightning_sgdinf.truth import Counterfactuals
+from lightning_sgdinf.truth.lanes import Stack
 from lightning_sgdinf.truth.refine import Halving, Screening, refine
-from lightning_sgdinf.zoo import BinaryData, BinaryExamples, BinarySource, PenalisedClassifier, cross_validated_penalty
+from lightning_sgdinf.zoo import (
+    BinaryData,
+    BinaryExamples,
+    BinarySource,
+    PenalisedClassifier,
+    cross_validated_penalty,
+    enter_span,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +152,8 @@ def train(cell: Cell, data: BinaryData, penalty: float, seed: int, path: Path) -
     protocol = cell.protocol
     torch.manual_seed(seed)
     network = cell.network((data.dimensions,), 1)
+    if data.basis is not None:
+        enter_span(network, data.basis)
     model = PenalisedClassifier(network, penalty=penalty, lr=protocol.lr, decay=protocol.decay)
     trainer = cell.trainer(
         max_epochs=protocol.epochs, callbacks=[TrajectoryRecorder(path)], logger=False, limit_val_batches=0
@@ -204,15 +215,8 @@ class Judging:
         accumulated = Accumulated()
         linear = self._estimate("accumulated", accumulated)
         self._estimate("random", RandomBaseline(self.seed))
-        self.stopwatch.seconds["accumulated_evaluated"] = (
-            self.stopwatch.seconds["accumulated"] + accumulated.evaluation_seconds
-        )
-        self.stopwatch.seconds["accumulated"] -= accumulated.evaluation_seconds
         assert linear is not None
-        assert accumulated.evaluated is not None
-        screening = replace(linear, values=accumulated.evaluated)
-        self.estimates["accumulated_evaluated"] = screening.values[:, 0].numpy()
-        true = self._truth(screening)
+        true = self._truth(linear, accumulated.moved)
         return Repeat(
             seed=self.seed,
             true=true,
@@ -222,16 +226,23 @@ class Judging:
             notes=exact.certificate.summary() if certify and exact is not None and exact.certificate else (),
         )
 
-    def _truth(self, screening: Scores) -> np.ndarray:
+    def _truth(self, linear: Scores, moved: Tensor) -> np.ndarray:
+        """What really happens; and what is known of it for a part of the cost, of a run that was verified once."""
         runner = self.cell.runner(certificate="off", progress=False)
-        with self.stopwatch("truth"), runner.truth(self.model, *self.loaders, log=self.log) as truth:
-            measured = truth.measure()
         strategy = Halving() if self.cell.protocol.halving else Screening()
-        for budget in self.cell.protocol.budgets:
-            name = f"refine_{round(100 * budget)}"
-            with self.stopwatch(name), runner.truth(self.model, *self.loaders, log=self.log) as truth:
-                refined = refine(screening, truth, budget=budget, strategy=strategy)
-            self.estimates[name] = refined.values[:, 0].numpy()
+        with ExitStack() as stack:
+            with self.stopwatch("truth"):
+                truth = stack.enter_context(runner.truth(self.model, *self.loaders, log=self.log))
+                measured = truth.measure()
+            with self.stopwatch("accumulated_evaluated"):
+                screening = replace(linear, values=asked_at(truth, moved))
+            self.estimates["accumulated_evaluated"] = screening.values[:, 0].numpy()
+            self.stopwatch.seconds["accumulated_evaluated"] += self.stopwatch.seconds["accumulated"]
+            for budget in self.cell.protocol.budgets:
+                name = f"refine_{round(100 * budget)}"
+                with self.stopwatch(name):
+                    refined = refine(screening, truth, budget=budget, strategy=strategy)
+                self.estimates[name] = refined.values[:, 0].numpy()
         return measured.values[:, 0].numpy()
 
     def _koh_liang(self) -> None:
@@ -259,26 +270,28 @@ class Judging:
 
 
 class Accumulated:
-    """`lightning_sgdinf.estimators.AccumulatedInfluence`, both ways at once: its answer is the linear one.
+    """`lightning_sgdinf.estimators.AccumulatedInfluence`, which remembers how far the final parameters moved.
 
     Attributes:
-        evaluated: The changes of the query at the displaced models, ``[N, 1]``; set by `answer`.
-        evaluation_seconds: What they took beyond the linear ones.
+        moved: ``[N, P]``; set by `answer`.
     """
 
-    def __init__(self) -> None:
-        self.evaluated: Tensor | None = None
-        self.evaluation_seconds = 0.0
+    moved: Tensor
 
     def answer(self, question: Question) -> Answer:
         """One pass over the run for all examples, which are few."""
         first = first_steps(question.log, question.examples)
         order = torch.argsort(first, stable=True)
-        moved = displacements(question.log, question.objective, order, first[order])
-        linear = torch.zeros(question.examples, len(question.gradient), dtype=torch.float64)
-        linear[order] = linear_changes(question, moved)
-        began = time.perf_counter()
-        self.evaluated = torch.zeros_like(linear)
-        self.evaluated[order] = evaluated_changes(question, moved)
-        self.evaluation_seconds = time.perf_counter() - began
-        return Answer(linear)
+        self.moved = displacements(question.log, question.objective, order, first[order])[torch.argsort(order)]
+        return Answer(linear_changes(question, self.moved))
+
+
+def asked_at(truth: Counterfactuals, moved: Tensor) -> Tensor:
+    """Changes of the query, float64 ``[N, Q]``, at final parameters displaced by ``[N, P]``: all asked at once."""
+    vector = truth.objective.vector
+    rows = torch.cat([moved.new_zeros(1, vector.size), moved])
+    end = truth.log.state(len(truth.log)).params
+    params = {n: end[n] + part for n, part in zip(vector.names, vector.split(rows), strict=True)}
+    stack = Stack(params=params, buffers={}, shared={}, memory={}, fed={})
+    found = truth.asking.of_stack(stack, at_once=len(rows), averaged=False)
+    return found[1:] - found[:1]
