@@ -16,7 +16,14 @@ from lightning_sgdinf.adjoint.batches import BatchSource, cast_floats
 from lightning_sgdinf.adjoint.intercept import ATTENTION, Interceptor
 from lightning_sgdinf.adjoint.layout import Twins
 from lightning_sgdinf.adjoint.running_statistics import RunningStatistics
-from lightning_sgdinf.adjoint.session import TrainerStandIn, borrowed, set_modes, tensors_made_in
+from lightning_sgdinf.adjoint.session import (
+    TrainerStandIn,
+    borrowed,
+    containers_of,
+    empty_out,
+    set_modes,
+    tensors_made_in,
+)
 from lightning_sgdinf.adjoint.stacked import STACKED
 from lightning_sgdinf.adjoint.tap import LossTap, tapped_output
 from lightning_sgdinf.adjoint.vector import ParameterVector
@@ -102,6 +109,7 @@ class Objective:
         self.queries_together = host.device.type != "cpu" or not any(map(_convolves, module.modules()))
         self._modes: tuple[str, ...] | None = None
         self._kept: dict[str, Tensor] = {}
+        self._containers = [found for part in module.modules() for found in containers_of(part)]
         for name, shape, parameter in zip(self.vector.names, self.vector.shapes, self.parameters, strict=True):
             if tuple(parameter.shape) != shape:
                 raise ModelMismatchError(
@@ -232,6 +240,7 @@ class Objective:
                     taps.append("per_example_loss")
                 else:
                     loss = _loss_of(self.module.training_step(batch, batch_idx), step, stacked)  # type: ignore[operator]
+            empty_out(self._containers)
             loss = loss / step.accumulation if step.accumulation != 1 else loss
         return Trace(loss, watch, tuple(taps))
 

@@ -3,11 +3,13 @@
 Replay runs the user's own ``training_step`` with recorded parameters, outside the Trainer. For as long as that takes
 the module has other tensors, gradients switched on for exactly the trained parameters, logging and metrics that do
 nothing, and a stand-in where its Trainer was. All of it is undone on the way out, errors included: the caller's tensors
-are set aside, never written to.
+are set aside, never written to, and what a step keeps on the module (a counter, a list of outputs) is as it was found.
 """
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -104,6 +106,7 @@ def borrowed(
         for buffer in module.buffers():
             _lend_tensor(buffer, device, dtype, undo)
         for part in module.modules():
+            undo.callback(_as_found, part.__dict__, _public(part), containers_of(part))
             undo.callback(setattr, part, "training", part.training)
             _hush(part, undo)
             if "_trainer" in part.__dict__:
@@ -113,6 +116,22 @@ def borrowed(
             if dtype is not None and "_dtype" in part.__dict__:
                 _put(part, "_dtype", dtype, undo)
         yield {n: named[n] for n in trained}
+
+
+Containers = list[tuple[Any, Any]]
+"""Containers and what was in them."""
+
+
+def containers_of(part: nn.Module) -> Containers:
+    """The plain lists, dicts, sets and deques that a module has as attributes, with copies of their content."""
+    return [(value, copy.copy(value)) for value in _public(part).values() if type(value) in (list, dict, set, deque)]
+
+
+def empty_out(containers: Containers) -> None:
+    """Take out what has been added since: a list of outputs would keep the graph of every step."""
+    for container, content in containers:
+        if len(container) != len(content):
+            _refill(container, content)
 
 
 def set_modes(module: nn.Module, eval_modules: Sequence[str]) -> None:
@@ -134,6 +153,23 @@ def tensors_made_in(dtype: torch.dtype | None) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def _public(part: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in part.__dict__.items() if not name.startswith("_")}
+
+
+def _as_found(attributes: dict[str, Any], found: dict[str, Any], containers: Containers) -> None:
+    for name in [name for name in attributes if not name.startswith("_") and name not in found]:
+        del attributes[name]
+    attributes.update(found)
+    for container, content in containers:
+        _refill(container, content)
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    (container.extend if isinstance(container, (list, deque)) else container.update)(content)
 
 
 def _lend_tensor(tensor: Tensor, device: torch.device, dtype: torch.dtype | None, undo: ExitStack) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -24,7 +24,9 @@ from lightning_sgdinf.state import ModelState
 
 
 class Busy(pl.LightningModule):
-    """Logs, keeps metrics, has frozen parts, parts in eval mode, and gradients left over from training."""
+    """Logs, keeps metrics and outputs, has frozen parts, parts in eval mode, and gradients left over from training."""
+
+    seen: ClassVar[list[int]] = []  # of no instance: what an instance keeps is put back
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +35,9 @@ class Busy(pl.LightningModule):
         self.frozen = nn.Linear(5, 5)
         self.accuracy = MulticlassAccuracy(3)
         self.others = MetricCollection([MulticlassF1Score(3)])
-        self.seen: list[int] = []
+        self.outputs: list[Tensor] = []
+        self.by_name: dict[str, Tensor] = {}
+        self.count = 0
         self.broken = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,6 +52,9 @@ class Busy(pl.LightningModule):
         self.log("loss", loss)
         self.log_dict({"accuracy": self.accuracy})
         self.seen.append(self.trainer.global_step)
+        self.outputs.append(loss)
+        self.by_name["latest"], self.made_in_a_step = loss, True
+        self.count += 1
         return loss * float("nan") if self.broken else loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -111,9 +118,10 @@ def fingerprint(module: Busy) -> dict[str, Any]:
     for name, b in module.named_buffers():
         found[name] = (id(b), b.data_ptr(), b.clone())
     for name, part in module.named_modules():
-        found[f"{name} attributes"] = {k: id(v) for k, v in part.__dict__.items() if k != "seen"}
+        found[f"{name} attributes"] = {k: id(v) for k, v in part.__dict__.items()}
         found[f"{name} hooks"] = len(part._forward_hooks)
         found[f"{name} log"] = getattr(getattr(part, "log", None), "__func__", None)
+    found["kept"] = (list(module.outputs), dict(module.by_name))
     found["metric"] = {k: v.clone() for k, v in module.accuracy.metric_state.items()}
     found["random"] = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate())
     return found
