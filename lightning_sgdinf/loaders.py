@@ -12,6 +12,13 @@ from lightning_sgdinf.errors import ConfigurationError, UnsupportedRunError
 from lightning_sgdinf.log.records import Header
 
 
+def given_data(train_dataloaders: Any, datamodule: Any) -> tuple[Any, Any]:
+    """Training loaders and data module, where ``Trainer.fit`` takes the latter in the place of the former, too."""
+    if datamodule is None and hasattr(train_dataloaders, "train_dataloader") and hasattr(train_dataloaders, "setup"):
+        return None, train_dataloaders
+    return train_dataloaders, datamodule
+
+
 def training_loaders(model: Any, train_dataloaders: Any, datamodule: Any) -> list[DataLoader[Any]]:
     """The training loaders, as given, from the data module, or from the model.
 
@@ -85,8 +92,6 @@ def display_labels(dataset: Any) -> tuple[str, ...] | None:
 
 
 def _resolve(model: Any, given: Any, datamodule: Any, hook: str, argument: str) -> list[Any]:
-    if datamodule is None and given is not None and hasattr(given, hook) and hasattr(given, "setup"):
-        given, datamodule = None, given
     if given is not None and datamodule is not None and hook == "train_dataloader":
         raise ConfigurationError(f"got both {argument} and a datamodule; pass one of them, as to Trainer.fit")
     if given is None and datamodule is not None:

@@ -28,6 +28,7 @@ from lightning_sgdinf.estimators import DirectEstimator, Estimator, SgdInfluence
 from lightning_sgdinf.host import recorded_host
 from lightning_sgdinf.loaders import (
     display_labels,
+    given_data,
     one_validation_loader,
     stored_run_loaders,
     training_loaders,
@@ -121,7 +122,8 @@ class InfluenceRunner:
 
         Args:
             model: The LightningModule that was trained; its weights are not read, and it is given back untouched.
-            train_dataloaders: As given to ``Trainer.fit``; not needed where the log holds the batches.
+            train_dataloaders: As given to ``Trainer.fit``, loaders or a data module; not needed where the log holds the
+                batches.
             val_dataloaders: As given to ``Trainer.fit``; what the query is computed from.
             datamodule: In place of loaders.
             log: Path of the record, or an open one.
@@ -184,6 +186,7 @@ class InfluenceRunner:
         estimator: Estimator | DirectEstimator | Baseline,
     ) -> Scores:
         clock = stopwatch()
+        train_dataloaders, datamodule = given_data(train_dataloaders, datamodule)
         with self.open(model, train_dataloaders, datamodule, log=log, fabric=fabric) as opened:
             labels = display_labels(opened.dataset) or key_labels(opened.log)
             if isinstance(estimator, Baseline):
@@ -231,6 +234,7 @@ class InfluenceRunner:
             raise UnsupportedRunError(f"this run was recorded but cannot be replayed: {header.replayable}")
         if len(log) == 0:
             raise UnsupportedRunError("the log holds no complete step, so there is nothing to replay")
+        train_dataloaders, datamodule = given_data(train_dataloaders, datamodule)
         if datamodule is not None:
             # As a Trainer does before it asks for loaders; data modules are written to stand being set up twice.
             datamodule.prepare_data()
@@ -284,6 +288,7 @@ class InfluenceRunner:
 
         Arguments are those of `run`; for ``divisor`` see `Counterfactuals`.
         """
+        train_dataloaders, datamodule = given_data(train_dataloaders, datamodule)
         with self.open(model, train_dataloaders, datamodule, log=log) as opened:
             loader = validation_loader(model, val_dataloaders, datamodule)
             data = ValidationData(loader=loader, transfer=_transfer(opened.host, self.settings.dtype))
