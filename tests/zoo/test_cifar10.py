@@ -114,7 +114,7 @@ def test_the_real_files(data_dir: Path) -> None:
     records = read_records(file)  # one of six: unpacking all takes ten seconds
     labels = torch.from_numpy(records[:, 0].astype(np.int64))
     assert labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
-    assert records[:, 1:].reshape(-1, 3, 1024).mean((0, 2)) / 255 == pytest.approx([0.4914, 0.4822, 0.4465], abs=2e-3)
+    assert records[:, 1:].reshape(-1, 3, 1024).mean((0, 2)) / 255 == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-3)
     shares = {"aggre": 0.0901, "worse": 0.4021, "random1": 0.1723, "random2": 0.1812, "random3": 0.1764}
     for which, share in shares.items():
         noise = Cifar10N(data_dir, which=which)  # type: ignore[arg-type]
