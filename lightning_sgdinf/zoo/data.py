@@ -88,12 +88,6 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         changed.crop_padding, changed.flip = self.crop_padding, self.flip
         return changed
 
-    def augmenting(self, other: ImageDataset) -> ImageDataset:
-        """The examples of another data set, changed at random as these are."""
-        augmented = copy(other)
-        augmented.crop_padding, augmented.flip = self.crop_padding, self.flip
-        return augmented
-
 
 class ImageData(LightningDataModule):
     """Train, validation and test loaders over a source of images, with label noise on the training part if asked for.
@@ -163,10 +157,11 @@ class ImageData(LightningDataModule):
         self.class_names = pool.class_names
         self.true_labels = noisy.true_labels
         self.flipped = noisy.flipped if bool(noisy.flipped.any()) else None
-        normal = {"mean": mean, "std": std}
-        self.train_set = ImageDataset(train.images, noisy.labels, crop_padding=crop_padding, flip=flip, **normal)
-        self.val_set = ImageDataset(val.images, val.labels, **normal)
-        self.test_set = ImageDataset(test.images, test.labels, **normal)
+        self.train_set = ImageDataset(
+            train.images, noisy.labels, crop_padding=crop_padding, flip=flip, mean=mean, std=std
+        )
+        self.val_set = ImageDataset(val.images, val.labels, mean=mean, std=std)
+        self.test_set = ImageDataset(test.images, test.labels, mean=mean, std=std)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
