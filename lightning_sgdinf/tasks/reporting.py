@@ -19,13 +19,14 @@ from lightning_sgdinf.tasks.study import Study
 def report_data(study: Study, trained: Trained, ranked: Ranked, cleansed: Cleansed, command: str) -> ReportData:
     """Everything the report shows."""
     settings, data = study.report, study.data
+    labels = tuple(data.class_names[label] for label in data.train_set.labels.tolist())
     single = _of_held_out(ranked)
     held_out = {} if single is None else _held_out(study, trained, ranked, single)
     subject = " and ".join(study.choices[group] for group in ("dataset", "model") if group in study.choices)
     flipped = () if data.flipped is None else data.flipped.nonzero().flatten().tolist()
     return ReportData(
         title=f"Training examples that helped and harmed: {subject or type(data).__name__}",
-        scores=ranked.main,
+        scores=replace(ranked.main, labels=labels),
         asked={name: study.choices[name] for name in sorted(study.choices) if not name.startswith("hydra")},
         command=command,
         config=study.config_text,

@@ -49,9 +49,7 @@ def test_with_less_room_they_are_worse_but_all_there() -> None:
 
 def test_with_still_less_those_at_the_ends_are_kept() -> None:
     ids = list(range(320, 0, -1))
-    smallest = thumbnails(ids[:64], noise, room=6000)
-    assert smallest is not None
-    room = 3 * size(smallest)
+    room = 30_000
     sheets = thumbnails(ids, noise, room=room)
     assert sheets is not None
     assert size(sheets) <= room

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.tasks.configuration import build, checked, conf_dir, make_job, make_study
 from lightning_sgdinf.tasks.pipeline import validation_halves
+from tests.zoo.documents import write_census, write_posts
 from tests.zoo.files import human_labels, write_cifar10, write_cifar10n, write_stl10
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -56,6 +57,12 @@ def required(group: str, name: str, folder: Path) -> list[str]:
     if name == "stl10":
         write_stl10(folder / "stl10", np.zeros((8, 3, 96, 96), np.uint8), np.arange(8) + 1)
         return [f"data_dir={folder}", "dataset.val_size=2"]
+    if name == "newsgroups":
+        write_posts(folder / "20news")
+        return [f"data_dir={folder}", "dataset.val_size=10"]
+    if name == "adult":
+        write_census(folder / "adult")
+        return [f"data_dir={folder}", "dataset.val_size=10", "dataset.train_size=20", "dataset.source.train_rows=60"]
     return []
 
 
@@ -102,7 +109,7 @@ def test_every_experiment_composes(name: str, tmp_path: Path) -> None:
     here = ["dataset=digits", "model=mlp"] if name == "cleansing" else []  # its own images may not be at hand
     config = checked(composed(tmp_path, f"experiment={name}", *here))
     if config.job is None:
-        assert config.dataset["_target_"].endswith("ImageData")
+        assert config.dataset["_target_"].endswith(("ImageData", "VectorData"))
         return
     job, parts = make_job(config, {"dataset": "adult_lie", "model": "logreg"})
     assert callable(job.run)
@@ -163,7 +170,7 @@ def test_what_a_constructor_refuses_says_where(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"dataset: fraction of labels to flip: expected a number in \[0, 1\]"):
         make_study(config, {})
     config = checked(composed(tmp_path, "dataset=adult_lie"))
-    with pytest.raises(ConfigurationError, match=r"dataset: the main job needs images, got Adult"):
+    with pytest.raises(ConfigurationError, match=r"dataset: the main job needs ImageData or VectorData, got Adult"):
         make_study(config, {})
     config = checked(composed(tmp_path, "dataset.train_size=100000"))
     with pytest.raises(ConfigurationError, match=r"dataset: parts of"):

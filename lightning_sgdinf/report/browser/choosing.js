@@ -4,6 +4,11 @@ const EVERYTHING = Object.freeze({
   text: "", label: "", known: "", from: null, to: null, marked: null, box: null,
 });
 
+/** The words of a search, in lower case; what stands in quotation marks is one of them. */
+function wordsOf(search) {
+  return Array.from(search.toLowerCase().matchAll(/"([^"]+)"|\S+/g), ([word, quoted]) => quoted ?? word);
+}
+
 /** Whether an example matches every word of a search; "#12" is example 12. */
 function matchesText(examples, i, words) {
   return words.every((word) => (/^#\d+$/.test(word) ? i === Number(word.slice(1)) : examples.words(i).includes(word)));
@@ -12,7 +17,7 @@ function matchesText(examples, i, words) {
 /** A function that says whether an example is shown. */
 function filterOf(examples, column, filter) {
   const tests = [];
-  const words = filter.text.toLowerCase().split(/\s+/).filter(Boolean);
+  const words = wordsOf(filter.text);
   const { ranks } = column;
   if (filter.from !== null) tests.push((i) => ranks[i] >= filter.from);
   if (filter.to !== null) tests.push((i) => ranks[i] <= filter.to);

@@ -81,9 +81,9 @@ class VirtualList {
   reveal(position) {
     const height = this.rowHeight;
     const offset = this.scroller.scrollTop * this.stretch;
-    if (position * height < offset) this.scroller.scrollTop = (position * height) / this.stretch;
+    if (position * height < offset) this.scroller.scrollTop = Math.floor((position * height) / this.stretch);
     else if ((position + 1) * height > offset + this.room) {
-      this.scroller.scrollTop = ((position + 1) * height - this.room) / this.stretch;
+      this.scroller.scrollTop = Math.ceil(((position + 1) * height - this.room) / this.stretch);
     }
     this.paint();
   }
