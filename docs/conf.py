@@ -7,6 +7,7 @@ anything: formulas become MathML, fonts are the reader's own, and the search ind
 from __future__ import annotations
 
 import inspect
+import pydoc
 import re
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util import logging
+from sphinx.util.nodes import make_refnode
 
 import lightning_sgdinf
 
@@ -30,7 +32,7 @@ release = lightning_sgdinf.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-suppress_warnings = ["toc.not_included", "toc.empty_glob"]  # pages are written before they are listed, and after
+suppress_warnings = ["toc.not_included"]  # a page may be written before it is listed
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
@@ -92,8 +94,21 @@ def with_code_of_examples(app: Sphinx, docname: str, source: list[str]) -> None:
             source[0] += f"\n## {path.name}\n\n```{{literalinclude}} ../examples/{path.name}\n:language: python\n```\n"
 
 
+def found_by_last_name(app: Sphinx, env: Any, node: Any, name: nodes.Node) -> nodes.Node | None:
+    """What a docstring names without its module: a link where the site has it, plain where only the package has it."""
+    if node.get("reftype") != "obj":
+        return None
+    target = node["reftarget"]
+    for full, there in env.domains.python_domain.find_obj(env, None, None, target, None, 1):
+        return make_refnode(app.builder, node["refdoc"], there.docname, there.node_id, name, full)
+    modules = [module for path, module in list(sys.modules.items()) if path.startswith("lightning_sgdinf")]
+    inner = any(hasattr(module, target.split(".")[0]) for module in modules)
+    return name if inner or pydoc.locate(target) is not None else None
+
+
 def setup(app: Sphinx) -> None:
     """What Sphinx calls."""
     app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
     app.connect("autodoc-process-docstring", with_text_of_module, priority=400)  # before napoleon
     app.connect("source-read", with_code_of_examples)
+    app.connect("missing-reference", found_by_last_name)
