@@ -78,7 +78,7 @@ class TrajectoryRecorder(Callback):
             optimization, several optimizers ...). Otherwise warn, record what can be recorded, and say in the log why
             it cannot be replayed.
         writer: Makes the log, called as ``writer(path, header=, codec=, when_full=, expected_steps=)`` and either
-            ``overwrite=`` or ``continue_at=``.
+            ``overwrite=`` or ``continue_at=``; a `LogWriter` if ``None``.
 
     Raises:
         ConfigurationError: If ``keep``, ``codec`` or ``resume`` is unknown, or ``example_key`` is given without
@@ -98,7 +98,7 @@ class TrajectoryRecorder(Callback):
         example_key: ExampleKey | None = None,
         digest_batches: bool = True,
         strict: bool = True,
-        writer: Callable[..., Writer] = LogWriter,
+        writer: Callable[..., Writer] | None = None,
     ) -> None:
         check_codec(codec)
         self._place = LogPlace(Path(path), overwrite=overwrite, resume=resume)
@@ -111,7 +111,7 @@ class TrajectoryRecorder(Callback):
         self._stores_batches, self._example_key = store_batches, example_key
         self._digest = digest_batches
         self._strict = strict
-        self._writer = writer
+        self._writer: Callable[..., Writer] = writer or LogWriter
         self._patches = Patches()
         self._watch = RandomWatch()
         self._concerns = Concerns(strict=strict)
