@@ -48,8 +48,8 @@ def test_texts(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = strings(index["texts"]["values"])
     assert len(texts) == index["count"] == 39
     assert all("Number" in text for text in texts)
-    assert set(strings(index["labels"]["names"])) == {"pc", "mac"}
-    assert set(strings(index["predictions"]["names"])) <= {"pc", "mac"}
+    assert set(strings(index["labels"]["names"])) == {"ibm", "mac"}
+    assert set(strings(index["predictions"]["names"])) <= {"ibm", "mac"}
     assert index["corrupt"] is not None
     groups = [column["group"] for column in index["columns"]]
     assert groups[:3] == ["query", "method", "method"]

@@ -25,14 +25,15 @@ function showPicture(target, examples, i, size) {
   const { width, height, across } = examples.sheets;
   const zoom = size / Math.max(width, height);
   const pixels = (value) => `${Math.round(value * 1000) / 1000}px`;
-  Object.assign(target.style, {
-    width: pixels(width * zoom),
-    height: pixels(height * zoom),
-    backgroundImage: `url("${found.address}")`,
-    backgroundSize: `${pixels(across * width * zoom)} ${pixels(found.lines * height * zoom)}`,
-    backgroundPosition: `${pixels(-found.column * width * zoom)} ${pixels(-found.line * height * zoom)}`,
-    imageRendering: zoom >= 1.5 ? "pixelated" : "auto",
-  });
+  const { style } = target;
+  style.backgroundImage = `url("${found.address}")`;
+  style.backgroundPosition = `${pixels(-found.column * width * zoom)} ${pixels(-found.line * height * zoom)}`;
+  if (target.lines === found.lines) return; // all sheets but the last are alike
+  target.lines = found.lines;
+  style.width = pixels(width * zoom);
+  style.height = pixels(height * zoom);
+  style.backgroundSize = `${pixels(across * width * zoom)} ${pixels(found.lines * height * zoom)}`;
+  style.imageRendering = zoom >= 1.5 ? "pixelated" : "auto";
 }
 
 /** Bars of contributions as two paths, harmful and helpful ones, in a box of the given size. */

@@ -50,17 +50,23 @@ function sortKeys(examples, column, key) {
   return Float64Array.from(column.ranks);
 }
 
-/** Numbers of the examples to show, in order; equal ones by rank, then by number; missing values last. */
-function chosen(examples, column, filter, sort) {
-  const keep = filterOf(examples, column, filter);
-  const ids = [];
-  for (let i = 0; i < examples.count; i++) if (keep(i)) ids.push(i);
+/** Numbers of all examples in order; equal ones by rank, then by number; missing values last. */
+function sortedIds(examples, column, sort) {
   const keys = sortKeys(examples, column, sort.key);
   const { ranks } = column;
   const direction = sort.reversed ? -1 : 1;
   const missing = (value) => (Number.isNaN(value) ? 1 : 0);
-  return ids.sort((a, b) => missing(keys[a]) - missing(keys[b]) || direction * (keys[a] - keys[b])
+  return examples.everyone().sort((a, b) => missing(keys[a]) - missing(keys[b]) || direction * (keys[a] - keys[b])
     || direction * (ranks[a] - ranks[b]) || a - b);
+}
+
+/** Numbers of the examples to show, in order. */
+function chosen(examples, column, filter, sort) {
+  const wanted = [column, sort.key, sort.reversed];
+  if (!examples.sorted || wanted.some((part, k) => part !== examples.sorted.by[k])) {
+    examples.sorted = { by: wanted, ids: sortedIds(examples, column, sort) }; // kept: typing a search sorts nothing
+  }
+  return examples.sorted.ids.filter(filterOf(examples, column, filter));
 }
 
 /** Rows of a CSV file of some examples: everything the page knows of them but their pictures. */

@@ -11,17 +11,36 @@ class Comparison {
     this.tip = document.getElementById("x-tip");
     this.selects = ["x-first", "x-second"].map((name) => document.getElementById(name));
     this.drag = null;
+    this.due = null; // what to do when it comes into view: "all" or "points"
+    this.visible = false;
     this.selects.forEach((select, k) => {
       fillColumns(select, examples.columns);
       select.value = String(k);
       select.addEventListener("change", () => {
         this.steps.box(null);
-        this.update();
+        this.compute();
       });
     });
     this.listen();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
     new ResizeObserver(() => this.draw()).observe(this.canvas);
+    const watch = (entries) => {
+      this.visible = entries.at(-1).isIntersecting;
+      if (this.visible && this.due) (this.due === "all" ? this.compute() : this.paint());
+    };
+    new IntersectionObserver(watch, { rootMargin: "300px" }).observe(this.canvas);
+  }
+
+  /** The rankings have changed. */
+  update() {
+    this.due = "all";
+    if (this.visible) this.compute();
+  }
+
+  /** What is shown of them has changed. */
+  draw() {
+    this.due ??= "points";
+    if (this.visible && this.due === "points") this.paint();
   }
 
   get columns() {
@@ -110,7 +129,7 @@ class Comparison {
     });
   }
 
-  update() {
+  compute() {
     const [a, b] = this.columns;
     const { count } = this.examples;
     const k = Math.max(1, Math.min(100, Math.round(count / 10)));
@@ -123,7 +142,7 @@ class Comparison {
     document.getElementById("x-axis-x").textContent = `rank by ${a.name} →`;
     document.getElementById("x-axis-y").textContent = `rank by ${b.name} →`;
     this.disagreements(a, b);
-    this.draw();
+    this.paint();
   }
 
   /** Buttons for the examples whose ranks differ most. */
@@ -144,7 +163,8 @@ class Comparison {
     document.getElementById("x-second-only-head").textContent = `More harmful by ${b.name}`;
   }
 
-  draw() {
+  paint() {
+    this.due = null;
     const { canvas, examples } = this;
     const frame = this.frame();
     const ratio = globalThis.devicePixelRatio || 1;

@@ -210,6 +210,6 @@ class Examples {
   summary(i) {
     const text = this.text(i);
     if (text) return text.length > 300 ? text.slice(0, 300) : text;
-    return this.row(i).filter(([, value]) => value !== "").map(([name, value]) => `${name} ${cellText(value)}`).join(" · ");
+    return this.row(i).filter(([, value]) => value !== "" && !Number.isNaN(value)).map(([name, value]) => `${name} ${cellText(value)}`).join(" · ");
   }
 }
