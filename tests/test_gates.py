@@ -129,6 +129,7 @@ def test_importing_the_package_is_light_and_silent() -> None:
         "import sys, random, torch, lightning\n"
         "before, known = (torch.get_rng_state(), random.getstate()), set(sys.modules)\n"
         "import lightning_sgdinf\n"
+        "assert [getattr(lightning_sgdinf, name) for name in dir(lightning_sgdinf)]\n"  # else loaded when first used
         "assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate(), 'seeds moved'\n"
         "heavy = {'hydra', 'omegaconf', 'wandb', 'matplotlib', 'pandas', 'sklearn', 'scipy', 'rich', 'pyarrow'}\n"
         "print(sorted(heavy & set(sys.modules) - known))\n"  # what Lightning itself brings along does not count

@@ -1,0 +1,98 @@
+"""The callbacks by name on the command line of a LightningCLI."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+
+from lightning_sgdinf import RunLog, Scores, TrajectoryRecorder
+
+cli = pytest.importorskip("lightning.pytorch.cli")
+pytest.importorskip("jsonargparse")
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+QUIET = [
+    "--trainer.accelerator=cpu",
+    "--trainer.logger=false",
+    "--trainer.enable_checkpointing=false",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.limit_val_batches=1",
+    "--trainer.max_steps=4",
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_other_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+
+def run(*arguments: str) -> Any:
+    """``python train.py ...`` with a script of three lines."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        return cli.LightningCLI(
+            BoringModel,
+            BoringDataModule,
+            args=[*arguments, *QUIET],
+            save_config_callback=None,
+            seed_everything_default=0,
+        )
+
+
+@pytest.mark.parametrize("name", ["TrajectoryRecorder", "lightning_sgdinf.TrajectoryRecorder"])
+def test_a_flag_records(name: str, tmp_path: Path) -> None:
+    log = tmp_path / "run.tlog"
+    run("fit", f"--trainer.callbacks+={name}", f"--trainer.callbacks.path={log}", "--trainer.callbacks.keep=every(2)")
+    with RunLog.open(log) as opened:
+        assert len(opened) == 4
+        assert opened.header.keep == "every(2)"
+
+
+def test_a_wrong_value_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(
+            *("fit", "--trainer.callbacks+=TrajectoryRecorder", f"--trainer.callbacks.path={tmp_path / 'x.tlog'}"),
+            "--trainer.callbacks.when_full=explode",
+        )
+    assert "explode" in capsys.readouterr().err
+
+
+def test_help_has_the_arguments_and_what_they_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.LightningCLI(BoringModel, BoringDataModule, args=["fit", "--trainer.callbacks.help=TrajectoryRecorder"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Directory to write the log to" in said
+    assert "--trainer.callbacks.store_batches" in said
+
+
+def test_a_configuration_file_records_and_scores(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "trainer:\n"
+        "  callbacks:\n"
+        "    - class_path: lightning_sgdinf.ScoreOnFitEnd\n"
+        "      init_args:\n"
+        f"        path: {tmp_path / 'run.tlog'}\n"
+        "        shown: 3\n"
+        "        runner:\n"
+        "          class_path: lightning_sgdinf.InfluenceRunner\n"
+        "          init_args: {certificate: 'off', progress: false, accelerator: cpu}\n"
+        "        query:\n"
+        "          class_path: lightning_sgdinf.query.ExampleLoss\n"
+        "          init_args: {ids: [0, 1]}\n"
+    )
+    run("fit", f"--config={config}")
+    assert Scores.load(tmp_path / "run.report" / "scores.h5").values.shape == (64, 2)
+    assert (tmp_path / "run.report" / "report.html").exists()
+
+
+def test_the_recorders_types_are_known() -> None:
+    parser = cli.LightningArgumentParser()
+    skipped = parser.add_class_arguments(TrajectoryRecorder, "recorder", fail_untyped=True)
+    assert "recorder.keep" in skipped
