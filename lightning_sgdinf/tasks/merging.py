@@ -46,7 +46,8 @@ def merge(folders: Sequence[Path], into: Path | None = None) -> Path:
         into: Where the outcome goes; ``merged`` in the last of the folders if ``None``.
 
     Returns:
-        The folder with ``table.csv``, further tables, ``figure.png`` and ``page.html``.
+        The folder with ``table.csv`` (of removals; of jobs, if there are none), further tables, ``figure.png`` and
+        ``page.html``.
 
     Raises:
         ConfigurationError: There is no folder, or nothing to merge in it.
@@ -95,9 +96,9 @@ def merged_runs(cells: Cells, rows: Sequence[Mapping[str, Any]]) -> Merged:
     panels = tuple(_panels(cells))
     tables = [
         merged_tables.removals(cells),
+        merged_tables.runs(rows),
         merged_tables.choices(cells),
         merged_tables.methods(cells),
-        merged_tables.runs(rows),
     ]
     bars = None if panels else _bars(rows)
     seeds = {run.seed for runs in cells.values() for run in runs}

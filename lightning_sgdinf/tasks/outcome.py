@@ -12,6 +12,10 @@ from lightning_sgdinf.tasks.results import Choice, Measured, MethodCost, Point, 
 from lightning_sgdinf.tasks.study import Study
 
 
+NOT_OF_A_CELL = {"estimator", "report", "logger", "runner", "experiment"}
+"""Groups that do not change what repeats are repeats of."""
+
+
 def row_of(
     study: Study, trained: Trained, ranked: Ranked, cleansed: Cleansed, found: Mapping[str, Detection]
 ) -> dict[str, summary.Cell]:
@@ -67,7 +71,7 @@ def results_of(
         before=cleansed.before.error,
         after=cleansed.after.error,
     )
-    settings = {key: value for key, value in groups_of(choices).items() if key != "estimator"}
+    settings = {key: value for key, value in groups_of(choices).items() if key not in NOT_OF_A_CELL}
     return RunResults(
         cell="_".join(choices.get(group, group) for group in ("dataset", "model")),
         seed=study.seed,
