@@ -171,7 +171,7 @@ class ScoreOnFitEnd(Callback):
     def _examples(self, module: nn.Module, recorder: TrajectoryRecorder, scores: Scores) -> dict[int, Any]:
         """What to show of the examples at both ends; nothing where the data set cannot be looked into."""
         loaders = recorder.loaders
-        dataset = getattr(loaders[0], "dataset", None) if len(loaders) == 1 else None
+        dataset: Any = getattr(loaders[0], "dataset", None) if len(loaders) == 1 else None
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or len(dataset) != len(scores):
             return {}
         rendered = require("lightning_sgdinf.report.rendering", extra="cli").Rendered(dataset, self._show)
