@@ -45,6 +45,7 @@ html_static_path: list[str] = []
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sourcelink = False
+html_show_search_summary = False  # it would fetch pages, which a browser refuses for files
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
