@@ -36,6 +36,7 @@ class Race:
         verified: Which are measured, bool ``[N]``.
         column: The query whose ends matter.
         steps: Training steps of counterfactual runs so far.
+        forecast: Says what runs that stand before the same step will come to.
     """
 
     truth: Counterfactuals
@@ -44,6 +45,7 @@ class Race:
     verified: Tensor
     column: int
     steps: int = 0
+    forecast: Callable[[Counterfactuals, Sequence[Runs]], list[Tensor]] = forecast
 
     def begin(self, count: int) -> list[Runs]:
         """Runs of the examples at both ends, but for those that are measured."""
@@ -125,7 +127,7 @@ class Halving:
         for rung, count in zip(rungs, later, strict=True):
             for runs in contest:
                 runs.advance(rung, race.count)
-            for runs, values in zip(contest, forecast(race.truth, contest), strict=True):
+            for runs, values in zip(contest, race.forecast(race.truth, contest), strict=True):
                 race.values[runs.numbers] = values
             alive = race.both_ends([i for runs in contest for i in runs.numbers], count)
             for runs in contest:
