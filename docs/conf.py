@@ -65,7 +65,7 @@ def inline_math(translator: Any, node: nodes.math) -> None:
 
 def display_math(translator: Any, node: nodes.math_block) -> None:
     """A formula on a line of its own, as MathML."""
-    translator.body.append(f'<div class="math">{_mathml(node, as_block=True)}</div>')
+    translator.body.append(f'<div style="overflow-x: auto">{_mathml(node, as_block=True)}</div>')
     raise nodes.SkipNode
 
 
