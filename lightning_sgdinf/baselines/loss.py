@@ -26,7 +26,8 @@ class LossBaseline:
 
     Attributes:
         batch_size: Examples per forward pass.
-        seed: Of what the training step or a data set without `lightning_sgdinf.baselines.examples`' method draws.
+        seed: Of what the training step draws, or a data set that does not say what its examples are without
+            augmentation.
     """
 
     batch_size: int = 500

@@ -27,7 +27,7 @@ class MarginBaseline:
 
     Attributes:
         batch_size: Examples per forward pass.
-        seed: Of what the training step or a data set draws that does not say what its examples are without
+        seed: Of what the training step draws, or a data set that does not say what its examples are without
             augmentation.
     """
 

@@ -39,8 +39,8 @@ class OneClassSvm:
         nu: Upper bound of the share of fitted examples beyond the boundary, in ``(0, 1]``.
         gamma: Of the kernel ``exp(-gamma |x - y|^2)``, above 0; ``None`` for one over the number of features and their
             variance.
-        exact_up_to: Most fitted examples for the exact machine; above, ``SGDOneClassSVM`` on Nystroem features takes its
-            place. 0 for always that one.
+        exact_up_to: Most fitted examples for the exact machine; above, ``SGDOneClassSVM`` on Nystroem features takes
+            its place. 0 for always that one.
         columns: Number of Nystroem features.
         features: ``"penultimate"``, ``"inputs"`` or the name of a sub-module; see
             `lightning_sgdinf.baselines.features.features`.

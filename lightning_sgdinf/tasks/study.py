@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.query import Query
 from lightning_sgdinf.tasks.retraining import RetrainingPlan
 from lightning_sgdinf.zoo import Classifier, ImageData, VectorData
+
+_say = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,9 @@ class ReportSettings:
             )
 
     def counts_below(self, total: int) -> tuple[int, ...]:
-        """The counts of the curves that leave something to train on."""
+        """The counts of the curves that leave something to train on; says which do not."""
+        if beyond := [count for count in self.curve_counts if count >= total]:
+            _say.warning("report.curve_counts: %s are not drawn, there are %d training examples", beyond, total)
         return tuple(count for count in self.curve_counts if 0 < count < total)
 
 
