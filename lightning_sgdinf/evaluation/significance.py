@@ -144,7 +144,7 @@ def wilcoxon_test(before: ArrayLike, after: ArrayLike) -> Comparison:
     if len(difference) == 0:
         return _undefined(name, mean, len(a), 0.95)
     method = stats.PermutationMethod(n_resamples=np.inf) if len(difference) <= 13 else "approx"
-    p_value = float(stats.wilcoxon(difference, method=method).pvalue)
+    p_value = float(stats.wilcoxon(difference, method=method).pvalue) if len(difference) > 1 else 1.0
     nan = math.nan
     return Comparison(test=name, mean_difference=mean, low=nan, high=nan, p_value=p_value, n=len(a))
 

@@ -75,6 +75,7 @@ def test_wilcoxon_of_many_pairs_and_of_none() -> None:
     assert wilcoxon_test(before, before - 1 - 0.1 * rng.random(30)).p_value < 1e-5
     assert wilcoxon_test(before, before + rng.normal(size=30)).p_value > 1e-3
     assert math.isnan(wilcoxon_test([0.1, 0.2], [0.1, 0.2]).p_value)
+    assert wilcoxon_test([0.1, 0.2], [0.1, 0.3]).p_value == 1  # one that differs could as well have done otherwise
 
 
 def test_rounding_does_not_break_ties() -> None:
