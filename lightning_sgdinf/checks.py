@@ -177,7 +177,7 @@ def open_rerun(
         yield Rerun(**shared, objective=objective, data=data, context=context, steps=_STEPS, tolerance=tolerance)
         return
     if plain:
-        wide = ValidationData(loader=data.loader, transfer=lambda b: cast_floats(data.transfer(b), torch.float64))
+        wide = replace(data, transfer=lambda b: cast_floats(data.transfer(b), torch.float64))
         with open_objective(
             objective.module, log.header, objective.source, host, tap=tap, dtype=torch.float64
         ) as other:

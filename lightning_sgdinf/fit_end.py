@@ -87,23 +87,23 @@ class ScoreOnFitEnd(Callback):
         """See that the coming fit is recorded, and can be asked about.
 
         Raises:
-            ConfigurationError: There is no recorder or there are two, or no validation data for the query.
+            ConfigurationError: There is no recorder, or several to choose from, or no validation data for the query.
         """
         if stage != "fit":
             return
         self.scores = self.failure = self.report = self._recorder = None
         self._completed = False
-        others = [c for c in trainer.callbacks if isinstance(c, TrajectoryRecorder) and c is not self._own]
-        if len(others) + (self._own is not None) != 1:
+        found = [c for c in trainer.callbacks if isinstance(c, TrajectoryRecorder)]
+        if self._own is None and len(found) != 1:
             raise ConfigurationError(
-                f"ScoreOnFitEnd: expected one TrajectoryRecorder, got {len(others) + (self._own is not None)}; give "
-                "ScoreOnFitEnd a path and remove the others, or give it none and the Trainer one recorder"
+                f"ScoreOnFitEnd: expected one TrajectoryRecorder among the Trainer's callbacks, got {len(found)}; give "
+                "ScoreOnFitEnd a path or the recorder to use"
             )
         if not isinstance(self._estimator, Baseline) and not _validation_source(trainer).is_defined():
             raise ConfigurationError(
                 "ScoreOnFitEnd: no validation data to ask the trained model about; pass val_dataloaders to fit"
             )
-        self._recorder = self._own or others[0]
+        self._recorder = self._own or found[0]
         if self._own is not None and all(callback is not self._own for callback in trainer.callbacks):
             # A new list: the Trainer is going through the present one, so the recorder is set up here.
             place = trainer.callbacks.index(self)

@@ -6,14 +6,18 @@ Its gradient, in the parameters and in the buffers that an eval-mode model reads
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Subset
 
+from lightning_sgdinf import random_state
+from lightning_sgdinf.adjoint.session import tensors_made_in
 from lightning_sgdinf.errors import ConfigurationError
 
 Better = Literal["lower", "higher"]
@@ -28,10 +32,12 @@ class ValidationData:
     Attributes:
         loader: The validation loader; its order does not matter.
         transfer: Brings a batch to where the model is.
+        made_in: The floating-point type that data sets make tensors in if they do not say.
     """
 
     loader: DataLoader[Any]
     transfer: Callable[[Any], Any]
+    made_in: torch.dtype = field(default_factory=torch.get_default_dtype)
 
     @property
     def size(self) -> int:
@@ -39,13 +45,22 @@ class ValidationData:
         return len(self.loader.dataset)  # type: ignore[arg-type]
 
     def batches(self, ids: Sequence[int] | None = None) -> Iterator[tuple[Any, int, int]]:
-        """``(batch, batch index, number of examples)`` of all examples, or of chosen ones."""
+        """``(batch, batch index, number of examples)`` of all examples, or of chosen ones.
+
+        Random masks or crops come out the same each time, from one seed: a query is a function of the model.
+        """
         loader = self.loader
         if ids is not None:
             size = loader.batch_size or 1
             loader = DataLoader(Subset(loader.dataset, list(ids)), batch_size=size, collate_fn=loader.collate_fn)
-        for index, batch in enumerate(loader):
-            yield self.transfer(batch), index, batch_size(batch)
+        with random_state.seeded(0):
+            batches, end = iter(loader), object()
+            for index in itertools.count():
+                with tensors_made_in(self.made_in):  # whatever the model computes in
+                    batch: Any = next(batches, end)
+                if batch is end:
+                    return
+                yield self.transfer(batch), index, batch_size(batch)
 
     def labels(self) -> list[int]:
         """The second item of every example, as integers.
