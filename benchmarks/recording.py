@@ -1,10 +1,11 @@
 """What recording costs, in all and part by part.
 
-    python benchmarks/recording.py [--rounds 7] [--steps 120] [--optimizer sgd|momentum|adam]
+    python benchmarks/recording.py [--quick] [--data-dir FOLDER_WITH_MNIST] [--networks MnistNet CNN] [--parts]
 
-Fits a small convolutional net on 1x28x28 images in batches of 64 with and without the recorder, in turn within each
-round, so that whatever slows the machine down slows all of them down. Then one more fit with a clock around each part
-of the recorder gives microseconds per step. Without workers: nothing of the loader's work is hidden.
+Fits two convolutional nets on MNIST in batches of 64 with and without the recorder, in turn within each round, so that
+whatever slows the machine down slows all of them down. The log is written by a thread of its own: the ratio of wall
+times wants a core for it that is idle, that of all threads' processor time is what is paid where there is none.
+``--parts`` also puts a clock around each part of the recorder. Without workers: nothing of the loader's work is hidden.
 """
 
 from __future__ import annotations
@@ -13,28 +14,21 @@ import argparse
 import statistics
 import tempfile
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from cases import OPTIMIZERS, quiet, table
+from lightning.pytorch import Callback
+from mnist_runs import NETWORKS, add_data_option, data_name, module, train, training_data
+from torch import Tensor
 
 from lightning_sgdinf.log.records import Step
 from lightning_sgdinf.record import TrajectoryRecorder
 from lightning_sgdinf.state import Layout
-
-OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": lambda p: torch.optim.SGD(p, 0.05),
-    "momentum": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9, weight_decay=5e-4),
-    "adam": lambda p: torch.optim.Adam(p, 1e-3),
-}
 
 PARTS = {
     "random states": ["record.random_watch.RandomWatch.capture"],
@@ -57,23 +51,6 @@ ONCE = {
     "make the log": ["record.callback.TrajectoryRecorder._open"],
     "finish the log": ["record.recording.Recording.close"],
 }
-
-
-class Net(LightningModule):
-    def __init__(self, optimizer: str) -> None:
-        super().__init__()
-        self.optimizer = optimizer
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 10, 5), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(10, 20, 5), nn.Dropout2d(), nn.MaxPool2d(2),
-            nn.ReLU(), nn.Flatten(), nn.Linear(320, 25), nn.ReLU(), nn.Linear(25, 10),
-        )  # fmt: skip
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        return nn.functional.cross_entropy(self.body(images), labels)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return OPTIMIZERS[self.optimizer](self.parameters())
 
 
 class Clock(Callback):
@@ -109,21 +86,19 @@ class Nowhere:
     def abandon(self, reason: str) -> None: ...
 
 
-def fit(data: TensorDataset, optimizer: str, *callbacks: Callback) -> list[float]:
-    """Seconds of one epoch: wall, training thread, all threads."""
-    seed_everything(0, verbose=False)
-    clock = Clock()
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        callbacks=[*callbacks, clock],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(Net(optimizer), DataLoader(data, 64, shuffle=True))
-    return clock.seconds
+Fit = Callable[..., list[float]]
+"""Callbacks to seconds of an epoch: wall, training thread, all threads."""
+
+
+def fit_of(network: str, optimizer: str, data: Any) -> Fit:
+    """Fits always the same."""
+
+    def fit(*callbacks: Callback) -> list[float]:
+        clock = Clock()
+        train(module(network, optimizer), data, *callbacks, clock)
+        return clock.seconds
+
+    return fit
 
 
 @contextmanager
@@ -155,66 +130,84 @@ def _around(target: str, wrap: Callable[[Any], Any]) -> Any:
     return patch(target, wrap(pkgutil.resolve_name(target)))
 
 
+def ratios(rounds: Sequence[list[float]], plain: Sequence[list[float]]) -> list[str]:
+    """Median over rounds of the ratio within a round, and the ratio of the best rounds: one per clock."""
+    found = []
+    for clock in range(3):
+        median = statistics.median(a[clock] / b[clock] for a, b in zip(rounds, plain, strict=True))
+        best = min(r[clock] for r in rounds) / min(r[clock] for r in plain)
+        found.append(f"{median:.3f} ({best:.3f})")
+    return found
+
+
+def compared(fit: Fit, ways: Mapping[str, Callable[[], list[Callback]]], rounds: int) -> dict[str, list[list[float]]]:
+    """Each way once per round, after a round that does not count."""
+    found: dict[str, list[list[float]]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, make in ways.items():
+            seconds = fit(*make())
+            found[name] += [seconds] if number else []
+    return found
+
+
+def print_parts(fit: Fit, path: Path, steps: int) -> None:
+    """Microseconds per step of each part of the recorder."""
+    once: Counter[str] = Counter()
+    with clocks(ONCE, once, time.perf_counter):
+        fit(TrajectoryRecorder(path, overwrite=True))
+    print("  once: " + ", ".join(f"{name} {1e3 * seconds:.0f} ms" for name, seconds in once.items()))
+    for parts in (PARTS, WHOLE):
+        spent: Counter[str] = Counter()
+        with clocks(parts, spent):
+            fit(TrajectoryRecorder(path, overwrite=True, codec="none"))
+        print("  microseconds per step:")
+        for name in parts:
+            print(f"    {name:22s} {1e6 * spent[name] / steps:8.1f}")
+
+
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--parts", action="store_true")
+    add_data_option(parser)
     chosen = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
+    rounds, steps = (1, 10) if chosen.quick else (chosen.rounds, chosen.steps)
     quiet()
-    data = TensorDataset(torch.rand(64 * chosen.steps, 1, 28, 28), torch.randint(10, (64 * chosen.steps,)))
+    data, rows = training_data(chosen.data_dir, steps), []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "run.tlog")
 
-        def recorder(**options: Any) -> TrajectoryRecorder:
-            return TrajectoryRecorder(path, overwrite=True, **options)
+        def recorder(**options: Any) -> list[Callback]:
+            return [TrajectoryRecorder(path, overwrite=True, **options)]
 
         ways: dict[str, Callable[[], list[Callback]]] = {
-            "no recorder": list,
-            "no recorder again": list,
-            "recorder, nothing written": lambda: [recorder(writer=Nowhere)],
-            "the same, no checksums": lambda: [recorder(writer=Nowhere, digest_batches=False)],
-            "recorder, codec none": lambda: [recorder(codec="none")],
-            "recorder, codec delta": lambda: [recorder(codec="delta")],
+            "no recorder, again": list,
+            "nothing written": lambda: recorder(writer=Nowhere),
+            "codec none": lambda: recorder(codec="none"),
+            "codec delta (default)": recorder,
         }
-        found: dict[str, list[list[float]]] = {name: [] for name in ways}
-        for _ in range(chosen.rounds + 1):
-            for name, make in ways.items():
-                found[name].append(fit(data, chosen.optimizer, *make()))
-        parameters = sum(p.numel() for p in Net(chosen.optimizer).parameters())
-        print(f"{parameters} parameters, {chosen.optimizer}, {chosen.steps} steps of 64, {chosen.rounds} rounds")
-        plain = found["no recorder"][1:]
-        print("  median per step, median ratio within a round, ratio of the best rounds")
-        print(f"  {'':26s}{'wall':>29s}{'training thread':>31s}{'all threads':>31s}")
-        for name, rounds in found.items():
-            columns = []
-            for clock in range(3):
-                ratio = statistics.median(a[clock] / b[clock] for a, b in zip(rounds[1:], plain, strict=True))
-                best = min(r[clock] for r in rounds[1:]) / min(r[clock] for r in plain)
-                milliseconds = 1e3 * statistics.median(r[clock] for r in rounds[1:]) / chosen.steps
-                columns.append(f"{milliseconds:8.3f} ms {ratio:6.3f} x {best:6.3f} x")
-            print(f"  {name:26s}" + "   ".join(columns))
-        once: Counter[str] = Counter()
-        with clocks(ONCE, once, time.perf_counter):
-            fit(data, chosen.optimizer, recorder())
-        print("  once: " + ", ".join(f"{name} {1e3 * seconds:.0f} ms" for name, seconds in once.items()))
-        for parts in (PARTS, WHOLE):
-            spent: Counter[str] = Counter()
-            with clocks(parts, spent):
-                fit(data, chosen.optimizer, recorder(codec="none"))
-            print("  microseconds per step:")
-            for name in parts:
-                print(f"    {name:22s} {1e6 * spent[name] / chosen.steps:8.1f}")
-
-
-def quiet() -> None:
-    """No advice from Lightning."""
-    import logging
-
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        for network in chosen.networks:
+            fit = fit_of(network, chosen.optimizer, data)
+            found = compared(fit, {"plain": list, **ways}, rounds)
+            plain = found.pop("plain")
+            parameters = sum(p.numel() for p in module(network).parameters())
+            megabytes, step = 4e-6 * parameters, 1e3 * statistics.median(r[0] for r in plain) / steps
+            for name, seconds in found.items():
+                extra = statistics.median(a[2] - b[2] for a, b in zip(seconds, plain, strict=True)) / steps
+                model = f"{network}, {parameters:,} parameters, {step:.1f} ms a step"
+                rows.append(
+                    (model, name, *ratios(seconds, plain), f"{1e3 * extra:.2f} ({1e3 * extra / megabytes:.1f})")
+                )
+            if chosen.parts:
+                print_parts(fit, path, steps)
+    print(f"{data_name(chosen.data_dir)}, {chosen.optimizer}, {steps} steps of 64, {rounds} rounds.\n")
+    head = ("run", "recorder", "wall", "training thread", "all threads", "ms a step (per MB of state)")
+    print(table(head, rows))
 
 
 if __name__ == "__main__":

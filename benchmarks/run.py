@@ -1,9 +1,9 @@
 """Run every benchmark and write its figures down.
 
-    python benchmarks/run.py [--quick] [--only replay memory ...] [--output docs/results/performance.md]
+    python benchmarks/run.py [--quick] [--only replay memory ...] [--output docs/results]
 
 One after another, each in a process of its own, so that they do not disturb each other. ``--quick`` only tests that
-they run and writes nothing. Parts of the page whose benchmark was not run are kept.
+they run and writes nothing. Parts of the pages whose benchmark was not run are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "results" / "performance.md"
+PAGES = HERE.parent / "docs" / "results"
 
 BENCHMARKS: Mapping[str, tuple[str, list[str]]] = {
     "replay": ("Replay against the training it retraces", []),
@@ -33,8 +33,8 @@ BENCHMARKS: Mapping[str, tuple[str, list[str]]] = {
 }
 """Script name to heading and arguments."""
 
-QUICK = {"recording": ["--rounds", "1", "--steps", "10"], "storage": ["--steps", "20"]}
-"""Arguments of a quick run for scripts without ``--quick``."""
+ON_STORAGE_PAGE = ("recording", "storage")
+"""What is on the page ``storage.md``; the rest is on ``performance.md``."""
 
 
 def machine() -> str:
@@ -46,13 +46,13 @@ def machine() -> str:
 
 
 def output_of(name: str, *, quick: bool) -> str:
-    """What a benchmark prints: its table if it prints one, all of it otherwise."""
-    options = QUICK.get(name, ["--quick"]) if quick else BENCHMARKS[name][1]
+    """What a benchmark prints: its tables if it prints any, all of it otherwise."""
+    options = ["--quick"] if quick else BENCHMARKS[name][1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, str(HERE / f"{name}.py"), *options]
     text = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-    table = [line for line in text.splitlines() if line.startswith("| ")]
-    return "\n".join(table) if table else f"```\n{text.rstrip()}\n```"
+    tables = re.findall(r"(?:^\| .*\n)+", text, re.MULTILINE)
+    return "\n".join(tables).rstrip() if tables else f"```\n{text.rstrip()}\n```"
 
 
 def section(page: str, name: str, body: str) -> str:
@@ -66,19 +66,20 @@ def section(page: str, name: str, body: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is asked for and write the page."""
+    """Run what is asked for and write the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
-    parser.add_argument("--output", type=Path, default=PAGE)
+    parser.add_argument("--output", type=Path, default=PAGES)
     chosen = parser.parse_args(arguments)
     for name in chosen.only:
         body = output_of(name, quick=chosen.quick)
         print(f"## {BENCHMARKS[name][0]}\n\n{body}\n", flush=True)
         if not chosen.quick:
-            page = _read(chosen.output) or "# Performance\n"
-            chosen.output.parent.mkdir(parents=True, exist_ok=True)
-            chosen.output.write_text(section(page, name, body), encoding="utf-8")
+            title = "Storage" if name in ON_STORAGE_PAGE else "Performance"
+            path = chosen.output / f"{title.lower()}.md"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(section(_read(path) or f"# {title}\n", name, body), encoding="utf-8")
 
 
 def _read(path: str | Path) -> str:
