@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -33,11 +34,13 @@ class ValidationData:
         loader: The validation loader; its order does not matter.
         transfer: Brings a batch to where the model is.
         made_in: The floating-point type that data sets make tensors in if they do not say.
+        seed: Where random numbers begin in every pass over the examples; ``None`` leaves them to the caller.
     """
 
     loader: DataLoader[Any]
     transfer: Callable[[Any], Any]
     made_in: torch.dtype = field(default_factory=torch.get_default_dtype)
+    seed: int | None = 0
 
     @property
     def size(self) -> int:
@@ -53,7 +56,7 @@ class ValidationData:
         if ids is not None:
             size = loader.batch_size or 1
             loader = DataLoader(Subset(loader.dataset, list(ids)), batch_size=size, collate_fn=loader.collate_fn)
-        with random_state.seeded(0):
+        with nullcontext() if self.seed is None else random_state.seeded(self.seed):
             batches, end = iter(loader), object()
             for index in itertools.count():
                 with tensors_made_in(self.made_in):  # whatever the model computes in

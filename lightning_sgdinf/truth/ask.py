@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -110,12 +111,13 @@ class Asking:
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], shared: Mapping[str, Tensor]
     ) -> Tensor:
         objective = self.objective
+        data = replace(self.data, seed=None)  # inside a vectorised pass generators cannot be read
         weights: list[float] = [0.0] * len(self.names)
 
         def terms() -> Tensor:
             totals: list[Any] = [0.0] * len(self.names)
             weights[:] = [0.0] * len(self.names)
-            for number, weight, term in self.query.terms(objective.module, self.data):
+            for number, weight, term in self.query.terms(objective.module, data):
                 totals[number] = totals[number] + weight * term.detach().double()
                 weights[number] += weight
             return torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in totals])
@@ -146,7 +148,8 @@ class Asking:
         set_modes(objective.module, [n for n, _ in objective.module.named_modules()])
         with ExitStack() as stack:
             stack.callback(objective.forget_modes)
-            for part in (random_state.preserved(), self.context(), tensors_made_in(objective.dtype)):
+            same = random_state.preserved() if self.data.seed is None else random_state.seeded(self.data.seed)
+            for part in (same, self.context(), tensors_made_in(objective.dtype)):
                 stack.enter_context(part)
             stack.enter_context(Interceptor(ATTENTION))
             yield
