@@ -147,6 +147,12 @@ def _panel(axes: Axes, panel: Panel, methods: Sequence[str]) -> dict[str, Any]:
         level = 100 * float(np.mean(panel.base))
         handles["nothing left out"] = axes.axhline(level, color=MUTED, linewidth=1, linestyle="--")
     axes.set_xscale("log")
+    counts = sorted({removal.count for curve in panel.curves.values() for removal in curve})
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.minorticks_off()
+    means = [100 * m for m in (*panel.base, *(r.mean for curve in panel.curves.values() for r in curve))]
+    margin = max(0.5 * (max(means) - min(means)), 0.02)  # bands of few runs would leave no room for the means
+    axes.set_ylim(max(0.0, min(means) - margin), max(means) + margin)
     runs = f"{panel.runs} runs" if panel.runs > 1 else "1 run"
     axes.set_title(plain(f"{panel.title} ({runs})"), fontsize=SIZE, color=INK, loc="left")
     dress(axes, x="training examples left out", y="test error in %")
