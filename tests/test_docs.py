@@ -104,8 +104,9 @@ def test_there_are_commands_to_check() -> None:
 @pytest.mark.parametrize("command", sorted(set(commands())))
 def test_commands_compose(command: str, tmp_path: Path) -> None:
     words = [word for word in shlex.split(command)[1:] if not word.startswith(("-", "hydra")) and "..." not in word]
-    choices = [[f"{key}={value}" for value in values.split(",")] if "[" not in values else [f"{key}={values}"]
-               for key, _, values in (word.partition("=") for word in words)]  # fmt: skip
+    pairs = [word.partition("=")[::2] for word in words]
+    choices = [[f"{key}={v}" for v in ([values] if set(values) & set("[{(") else values.split(","))]
+               for key, values in pairs]  # fmt: skip
     for overrides in itertools.islice(itertools.product(*choices), 8):
         with initialize_config_dir(conf_dir(), version_base="1.3"):
             checked(compose("config", [f"output_dir={tmp_path}", *overrides]))
