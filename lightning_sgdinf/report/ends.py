@@ -12,7 +12,7 @@ from lightning_sgdinf.report.model import Example, ReportData
 from lightning_sgdinf.report.sparkline import harm_per_epoch
 from lightning_sgdinf.report.tables import Cell, Table, ranking_table
 
-_LONGEST_TEXT, _MOST_COLUMNS = 1000, 40
+_LONGEST_TEXT = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +47,6 @@ def both_ends(data: ReportData) -> Ends:
     texts = [examples[i].text[:_LONGEST_TEXT] if i in examples else "" for i in ranking.example_ids]
     if any(texts):
         table = _with_column(table, "text", texts)
-    for name in list(dict.fromkeys(name for example in examples.values() for name in example.row))[:_MOST_COLUMNS]:
-        cells = _uniform([examples[i].row.get(name) if i in examples else None for i in ranking.example_ids])
-        table = _with_column(table, f"{name} of the row" if name in table.columns else name, cells)
     harm = None
     if data.scores.per_epoch is not None:
         contributions = data.scores.per_epoch[:, :, data.scores.query_index(data.query)].numpy()
@@ -60,14 +57,6 @@ def both_ends(data: ReportData) -> Ends:
 def _with_column(table: Table, name: str, cells: Sequence[Cell]) -> Table:
     rows = tuple((*row, cell) for row, cell in zip(table.rows, cells, strict=True))
     return replace(table, columns=(*table.columns, name), rows=rows)
-
-
-def _uniform(cells: Sequence[Cell]) -> list[Cell]:
-    """Cells of one type, as dashboards want them; those without a value are ``None``."""
-    known = [None if cell == "" else cell for cell in cells]
-    if any(isinstance(cell, str) for cell in known):
-        return [None if cell is None else str(cell) for cell in known]
-    return known
 
 
 def _joined(harmful: Ranking, helpful: Ranking) -> Ranking:

@@ -12,6 +12,8 @@ from lightning_sgdinf.report.model import ReportData
 
 Cell: TypeAlias = "str | int | float | None"
 
+_MOST_COLUMNS = 40
+
 
 @dataclass(frozen=True)
 class Table:
@@ -44,11 +46,19 @@ def ranking_table(data: ReportData, ranking: Ranking, name: str) -> Table:
         rows.append((row.rank, row.example_id, label, truth, prediction, corrupt, row.score, measured))
     columns = ("rank", "example id", "label", "true label", "prediction", "known corrupt", column, "verified")
     shown = [data.examples.get(i) for i in ranking.example_ids]
-    own = list(dict.fromkeys(name for example in shown if example is not None for name in example.row))
-    cells = ([None if example is None else example.row.get(name) for name in own] for example in shown)
-    whole = tuple((*row, *more) for row, more in zip(rows, cells, strict=True))
-    heads = (f"its {name}" if name in columns else name for name in own)
+    own = list(dict.fromkeys(name for example in shown if example is not None for name in example.row))[:_MOST_COLUMNS]
+    more = [_uniform([None if example is None else example.row.get(name) for example in shown]) for name in own]
+    whole = tuple((*row, *(column[place] for column in more)) for place, row in enumerate(rows))
+    heads = (f"{name} of the row" if name in columns else name for name in own)
     return _without_empty_columns(Table(name, ranking.header, (*columns, *heads), whole))
+
+
+def _uniform(cells: list[Cell]) -> list[Cell]:
+    """Cells of one type, as dashboards want them; those without a value are ``None``."""
+    known = [None if cell == "" else cell for cell in cells]
+    if any(isinstance(cell, str) for cell in known):
+        return [None if cell is None else str(cell) for cell in known]
+    return known
 
 
 def detection_table(data: ReportData) -> Table:
