@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -67,8 +67,13 @@ def rank(repeat: Repeat, method: Method) -> tuple[Scores | None, MethodCost]:
         _say.warning("%s: %s gave nothing: %s: %s", repeat.folder, method.name, type(error).__name__, error)
         return None, MethodCost(failed=f"{type(error).__name__}: {error}")
     scores = Scores.load(place)
-    cost = MethodCost(seconds=about["seconds"], read_bytes=about["read_bytes"], **_detection(repeat, scores))
-    return scores, cost
+    auroc, average_precision = _detection(repeat, scores)
+    return scores, MethodCost(
+        seconds=about["seconds"],
+        read_bytes=about["read_bytes"],
+        auroc=auroc,
+        average_precision=average_precision,
+    )
 
 
 def _scored(repeat: Repeat, method: Method, runs: Sequence[RecordedRun], place: Path) -> dict[str, Json]:
@@ -123,9 +128,10 @@ def read_bytes(estimator: Any, log: RunLog, state_bytes: int) -> int | None:
     return len({len(log), *(estimator.state_for(step, log) for step in steps)}) * state_bytes
 
 
-def _detection(repeat: Repeat, scores: Scores) -> Mapping[str, float]:
+def _detection(repeat: Repeat, scores: Scores) -> tuple[float | None, float | None]:
+    """AUROC and average precision of finding the wrong labels, if any are known."""
     flipped = repeat.data.flipped
     if flipped is None or not flipped.any() or flipped.all():
-        return {}
+        return None, None
     found = detect(scores.harm(), flipped.nonzero().flatten().tolist())
-    return {"auroc": found.auroc, "average_precision": found.average_precision}
+    return found.auroc, found.average_precision
