@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
 from lightning_sgdinf import RunLog, Scores, TrajectoryRecorder
@@ -18,7 +19,6 @@ pytest.importorskip("jsonargparse")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 QUIET = [
     "--trainer.accelerator=cpu",
-    "--trainer.logger=false",
     "--trainer.enable_checkpointing=false",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
@@ -32,23 +32,24 @@ def _no_other_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
 
 
-def run(*arguments: str) -> Any:
+def run(*arguments: str, **options: Any) -> Any:
     """``python train.py ...`` with a script of three lines."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         return cli.LightningCLI(
-            BoringModel,
-            BoringDataModule,
-            args=[*arguments, *QUIET],
-            save_config_callback=None,
-            seed_everything_default=0,
+            BoringModel, BoringDataModule, args=[*arguments, *QUIET], seed_everything_default=0, **options
         )
 
 
 @pytest.mark.parametrize("name", ["TrajectoryRecorder", "lightning_sgdinf.TrajectoryRecorder"])
 def test_a_flag_records(name: str, tmp_path: Path) -> None:
     log = tmp_path / "run.tlog"
-    run("fit", f"--trainer.callbacks+={name}", f"--trainer.callbacks.path={log}", "--trainer.callbacks.keep=every(2)")
+    chosen = [f"--trainer.callbacks+={name}", f"--trainer.callbacks.path={log}", "--trainer.callbacks.keep=every(2)"]
+    logger = [f"--trainer.logger.save_dir={tmp_path}", "--trainer.logger.name=kept", "--trainer.logger.version=one"]
+    run("fit", *chosen, "--trainer.logger=lightning.pytorch.loggers.CSVLogger", *logger)
+    saved = yaml.safe_load((tmp_path / "kept" / "one" / "config.yaml").read_text())["trainer"]["callbacks"][0]
+    assert saved["class_path"] == "lightning_sgdinf.TrajectoryRecorder"
+    assert saved["init_args"]["keep"] == "every(2)"
     with RunLog.open(log) as opened:
         assert len(opened) == 4
         assert opened.header.keep == "every(2)"
@@ -58,7 +59,7 @@ def test_a_wrong_value_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         run(
             *("fit", "--trainer.callbacks+=TrajectoryRecorder", f"--trainer.callbacks.path={tmp_path / 'x.tlog'}"),
-            "--trainer.callbacks.when_full=explode",
+            *("--trainer.callbacks.when_full=explode", "--trainer.logger=false"),
         )
     assert "explode" in capsys.readouterr().err
 
@@ -87,7 +88,7 @@ def test_a_configuration_file_records_and_scores(tmp_path: Path) -> None:
         "          class_path: lightning_sgdinf.query.ExampleLoss\n"
         "          init_args: {ids: [0, 1]}\n"
     )
-    run("fit", f"--config={config}")
+    run("fit", f"--config={config}", "--trainer.logger=false", save_config_callback=None)
     assert Scores.load(tmp_path / "run.report" / "scores.h5").values.shape == (64, 2)
     assert (tmp_path / "run.report" / "report.html").exists()
 
