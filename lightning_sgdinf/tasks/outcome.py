@@ -11,7 +11,6 @@ from lightning_sgdinf.tasks.pipeline import Cleansed, Ranked, Trained
 from lightning_sgdinf.tasks.results import Choice, Measured, MethodCost, Point, RunResults
 from lightning_sgdinf.tasks.study import Study
 
-
 NOT_OF_A_CELL = {"estimator", "report", "logger", "runner", "experiment"}
 """Groups that do not change what repeats are repeats of."""
 
