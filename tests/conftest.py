@@ -12,7 +12,9 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
-settings.register_profile("steady", deadline=None, derandomize=True)  # no clock and no luck decides whether a test passes
+settings.register_profile(
+    "steady", deadline=None, derandomize=True
+)  # no clock and no luck decides whether a test passes
 settings.load_profile("steady")
 
 
