@@ -159,8 +159,9 @@ class WritableDirectory(LogDirectory):
         self._reserved = size_bytes
 
     def free_reserve(self) -> None:
-        """Give the reserved space back."""
-        (self.path / "reserve").unlink(missing_ok=True)
+        """Give the reserved space back; if even that fails, whoever saves the rest and lets go of the lock goes on."""
+        with suppress(OSError):
+            (self.path / "reserve").unlink(missing_ok=True)
         self._reserved = 0
 
     def write_status(self, status: bytes) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from lightning_sgdinf.errors import LogExistsError, LogLockedError, LogWriteError
 from lightning_sgdinf.log import LogWriter, RunLog
+from lightning_sgdinf.log.recovery import recover
 from tests.log.cases import make_header, write_run
 
 
@@ -58,3 +59,17 @@ def test_impossible_places(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("data")
     with pytest.raises(LogWriteError, match="choose a local, writable disk"):
         LogWriter(tmp_path / "file" / "run", header=make_header())
+
+
+def test_a_reserve_that_cannot_be_given_back_keeps_neither_steps_nor_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(5, "made to fail")
+
+    writer = write_run(tmp_path / "run", 20, finish=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(LogWriteError, match="made to fail"):
+            writer.abandon("")
+    assert recover(tmp_path / "run").steps == 20
