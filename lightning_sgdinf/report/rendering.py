@@ -99,7 +99,7 @@ def as_example(item: Any, class_names: Sequence[str] = ()) -> Example:
     if values.dtype.kind not in "biuf":
         values = np.empty((0, 0, 0, 0))
     if values.ndim in (2, 3) and (values.ndim == 2 or {values.shape[0], values.shape[2]} & {1, 3, 4}):
-        return Example(image=_picture(values), label=label)
+        return Example(image=_picture(values, of_tensor=hasattr(content, "detach")), label=label)
     if values.ndim == 1 and 0 < len(values) <= _LONGEST_VECTOR:
         return Example(row={str(i): value.item() for i, value in enumerate(values)}, label=label)
     raise ConfigurationError(
@@ -128,9 +128,10 @@ def _is_tuple(item: Any) -> bool:
     return isinstance(item, (tuple, list)) and len(item) > 0
 
 
-def _picture(values: np.ndarray) -> np.ndarray:
-    """``[H, W]`` or ``[H, W, C]`` in ``[0, 1]``."""
-    if values.ndim == 3 and values.shape[0] in (1, 3, 4):
+def _picture(values: np.ndarray, *, of_tensor: bool) -> np.ndarray:
+    """``[H, W]`` or ``[H, W, C]`` in ``[0, 1]``; where both ends could be channels, a tensor's are its first."""
+    channels = (1, 3, 4)
+    if values.ndim == 3 and values.shape[0] in channels and (of_tensor or values.shape[2] not in channels):
         values = values.transpose(1, 2, 0)
     if values.dtype == np.uint8:
         return values / np.float32(_BYTE)

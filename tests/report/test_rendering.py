@@ -16,7 +16,8 @@ from lightning_sgdinf.scores import Scores
 def test_images_of_any_layout_are_images() -> None:
     assert as_example(torch.zeros(3, 4, 5)).image.shape == (4, 5, 3)
     assert as_example(torch.zeros(1, 4, 5)).image.shape == (4, 5)
-    assert as_example(np.zeros((6, 5, 4))).image.shape == (6, 5, 4)
+    assert as_example(np.zeros((4, 5, 3))).image.shape == (4, 5, 3)
+    assert as_example(np.zeros((3, 4, 5))).image.shape == (4, 5, 3)
     assert as_example(np.zeros((4, 5))).image.shape == (4, 5)
     assert as_example(Image.new("RGB", (5, 4))).image.shape == (4, 5, 3)
 
