@@ -158,12 +158,19 @@ def test_a_recorder_of_ones_own_and_other_questions(tmp_path: Path) -> None:
     assert (tmp_path / "given-2.report" / "report.html").exists()
 
 
-def test_a_data_module_that_splits_at_random_is_not_set_up_again(tmp_path: Path) -> None:
+def test_a_data_module_that_splits_at_random_is_not_set_up_again(tmp_path: Path, unreported: None) -> None:
+    del unreported
     callback = ScoreOnFitEnd(tmp_path / "run.tlog", runner=unchecked(), shown=2)
     trainer(callback).fit(Pictures(), datamodule=SplitAtRandom())
     assert callback.failure is None
     assert callback.scores is not None
     assert len(callback.scores) == N
+
+
+@pytest.fixture
+def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores alone; the report costs seconds and is looked at elsewhere."""
+    monkeypatch.setattr(ScoreOnFitEnd, "_tell", lambda *arguments: None)
 
 
 class Stopped(pl.Callback):
@@ -205,7 +212,8 @@ def test_a_replay_that_is_refused_does_not_take_the_trained_model_along(tmp_path
     assert callback.failure.startswith("UnsupportedRunError")
 
 
-def test_a_stream_whose_batches_are_kept_is_scored(tmp_path: Path) -> None:
+def test_a_stream_whose_batches_are_kept_is_scored(tmp_path: Path, unreported: None) -> None:
+    del unreported
     recorder = TrajectoryRecorder(tmp_path / "run.tlog", store_batches=True)
     callback = ScoreOnFitEnd(recorder=recorder, runner=unchecked(), shown=2)
     trainer(callback, max_epochs=1).fit(Pictures(), DataLoader(Stream(), batch_size=8), loaders()[1])
