@@ -63,7 +63,8 @@ class _Rows(Sequence[Mapping[str, "str | float"]]):
         return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
-        row = dict(zip(COLUMNS, self._rows[index], strict=True))
+        values: Sequence[str] = self._rows[index]
+        row = dict(zip(COLUMNS, values, strict=True))
         return {
             name: int(value) if name in NUMBERS else value
             for name, value in row.items()
