@@ -63,7 +63,7 @@ class _Rows(Sequence[Mapping[str, "str | float"]]):
         return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
-        values: Sequence[str] = self._rows[index]
+        values: Any = self._rows[index]
         row = dict(zip(COLUMNS, values, strict=True))
         return {
             name: int(value) if name in NUMBERS else value
