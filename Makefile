@@ -55,5 +55,5 @@ $(VENV)/.ready: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable ".[cli,wandb,dev,docs,thirdparty]"
+	$(PIP) --editable ".[cli,wandb,cleanlab,dev,docs,thirdparty]"
 	touch $(VENV)/.ready $@

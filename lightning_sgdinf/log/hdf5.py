@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import h5py
 import hdf5plugin  # noqa: F401  registers the filters
@@ -64,7 +65,8 @@ def skeleton(path: Path, format_name: str) -> Iterator[h5py.File]:
 
     Where HDF5 itself makes objects on a full disk, it ends the process.
     """
-    with h5py.File(f"skeleton of {path.name}", "x", driver="core", backing_store=False, libver=LIBVER) as file:
+    name = f"skeleton-{uuid4().hex}"  # of its own: several logs may be written in one process
+    with h5py.File(name, "x", driver="core", backing_store=False, libver=LIBVER) as file:
         file.attrs["format"] = format_name
         yield file
         file.flush()
