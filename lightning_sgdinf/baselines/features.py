@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_sgdinf import random_state
 from lightning_sgdinf.baselines.evidence import Evidence
 from lightning_sgdinf.baselines.examples import Examples
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
@@ -66,6 +67,28 @@ def feature_matrix(
     """`features` as scikit-learn takes them: ``[M, D]``, one row per example."""
     found = features(evidence, examples, layer, batch_size=batch_size)
     return found.reshape(len(found), -1).numpy()
+
+
+def scored_and_fitted(
+    evidence: Evidence, layer: str, *, compat: bool, batch_size: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices of the training examples and of what a detector of odd inputs is fitted on, in float64.
+
+    The same matrix twice, or, with ``compat``, that of the validation examples for the second. Augmentation is left out
+    of the training examples; what a data set draws that cannot leave it out comes from ``seed``.
+
+    Raises:
+        ConfigurationError: No such features, or ``compat`` without a validation loader.
+        NonFiniteError: A feature is NaN or infinite.
+    """
+
+    def matrix(examples: Examples) -> np.ndarray:
+        # In float64: differences of near distances decide.
+        return feature_matrix(evidence, examples, layer, batch_size=batch_size).astype(np.float64)
+
+    with random_state.seeded(seed):
+        scored = matrix(evidence.training.plain())
+        return scored, matrix(evidence.validation) if compat else scored
 
 
 def first_floats(batch: Any) -> Tensor:

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_sgdinf import random_state
 from lightning_sgdinf.baselines.evidence import Evidence
-from lightning_sgdinf.baselines.features import PENULTIMATE, feature_matrix
+from lightning_sgdinf.baselines.features import PENULTIMATE, scored_and_fitted
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.extras import require
 
@@ -64,17 +62,12 @@ class LocalOutlierFactor:
             NonFiniteError: A feature is NaN or infinite.
         """
         neighbors = require("sklearn.neighbors", extra="cli")
-        with random_state.seeded(self.seed):
-            scored = self._features(evidence, compat=False)
-            fitted = self._features(evidence, compat=True) if self.compat else scored
+        scored, fitted = scored_and_fitted(
+            evidence, self.features, compat=self.compat, batch_size=self.batch_size, seed=self.seed
+        )
         count = min(self.neighbours, len(fitted) - 1)
         if count < 1:
             raise ConfigurationError("LocalOutlierFactor: expected two examples or more to compare, got one")
         # An example that was fitted is not its own neighbour; only `novelty=False` knows that.
         factor = neighbors.LocalOutlierFactor(n_neighbors=count, novelty=self.compat).fit(fitted)
         return torch.from_numpy(factor.score_samples(scored) if self.compat else factor.negative_outlier_factor_)
-
-    def _features(self, evidence: Evidence, *, compat: bool) -> np.ndarray:
-        examples = evidence.validation if compat else evidence.training.plain()
-        # In float64: differences of near distances decide.
-        return feature_matrix(evidence, examples, self.features, batch_size=self.batch_size).astype(np.float64)

@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_sgdinf import random_state
 from lightning_sgdinf.baselines.evidence import Evidence
-from lightning_sgdinf.baselines.features import PENULTIMATE, feature_matrix
+from lightning_sgdinf.baselines.features import PENULTIMATE, scored_and_fitted
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.extras import require
 
@@ -82,20 +81,15 @@ class OneClassSvm:
             NonFiniteError: A feature is NaN or infinite.
         """
         svm = require("sklearn.svm", extra="cli")
-        with random_state.seeded(self.seed):
-            scored = self._features(evidence, compat=False)
-            fitted = self._features(evidence, compat=True) if self.compat else scored
+        scored, fitted = scored_and_fitted(
+            evidence, self.features, compat=self.compat, batch_size=self.batch_size, seed=self.seed
+        )
         gamma = self.gamma if self.gamma is not None else _gamma(fitted)
         if len(fitted) <= self.exact_up_to:
             machine: Any = svm.OneClassSVM(nu=self.nu, gamma=gamma)
         else:
             machine = self._stochastic(gamma, len(fitted))
         return torch.from_numpy(machine.fit(fitted).score_samples(scored))
-
-    def _features(self, evidence: Evidence, *, compat: bool) -> np.ndarray:
-        examples = evidence.validation if compat else evidence.training.plain()
-        # In float64: the machine's own precision.
-        return feature_matrix(evidence, examples, self.features, batch_size=self.batch_size).astype(np.float64)
 
     def _stochastic(self, gamma: float, count: int) -> Any:
         linear_model = require("sklearn.linear_model", extra="cli")

@@ -50,15 +50,12 @@ class Cifar10:
         return _joined(train), _joined([test])
 
     def _files(self) -> FileSet:
-        folders = [self.data_dir / "cifar10", self.data_dir / "cifar-10-batches-bin"]
-        if self.data_dir.name in ("cifar10", "cifar-10-batches-bin"):
-            folders.append(self.data_dir)
-        return FileSet(
+        return FileSet.of_archive(
+            self.data_dir,
             dataset="cifar10",
+            unpacked="cifar-10-batches-bin",
             names=(*TRAIN_FILES, "test_batch.bin"),
-            folders=folders,
-            command=f"mkdir -p {self.data_dir} && curl -fL https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz "
-            f"| tar -xz -C {self.data_dir}",
+            address="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
         )
 
 

@@ -26,6 +26,23 @@ class FileSet:
     folders: Sequence[Path]
     command: str
 
+    @classmethod
+    def of_archive(cls, data_dir: Path, *, dataset: str, unpacked: str, names: Sequence[str], address: str) -> FileSet:
+        """Files of a ``.tar.gz`` of their makers, in a folder named for the data set or as it unpacks.
+
+        Args:
+            data_dir: Folder of the data sets, or the folder of this one.
+            dataset: Name of the data set.
+            unpacked: Folder that the archive unpacks to.
+            names: Of the files.
+            address: Of the archive.
+        """
+        folders = [data_dir / dataset, data_dir / unpacked]
+        if data_dir.name in (dataset, unpacked):
+            folders.append(data_dir)
+        command = f"mkdir -p {data_dir} && curl -fL {address} | tar -xz -C {data_dir}"
+        return cls(dataset=dataset, names=names, folders=folders, command=command)
+
     def find(self) -> list[Path] | None:
         """The files, in the order of ``names``; ``None`` unless one folder has them all."""
         for folder in self.folders:

@@ -50,15 +50,12 @@ class Stl10:
         return _labelled(*files[:2]), _labelled(*files[2:])
 
     def _files(self) -> FileSet:
-        folders = [self.data_dir / "stl10", self.data_dir / "stl10_binary"]
-        if self.data_dir.name in ("stl10", "stl10_binary"):
-            folders.append(self.data_dir)
-        return FileSet(
+        return FileSet.of_archive(
+            self.data_dir,
             dataset="stl10",
+            unpacked="stl10_binary",
             names=("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin"),
-            folders=folders,
-            command=f"mkdir -p {self.data_dir} && curl -fL http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz "
-            f"| tar -xz -C {self.data_dir}",
+            address="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
         )
 
 
