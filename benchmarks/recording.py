@@ -3,9 +3,11 @@
     python benchmarks/recording.py [--quick] [--data-dir FOLDER_WITH_MNIST] [--networks MnistNet CNN] [--parts]
 
 Fits two convolutional nets on MNIST in batches of 64 with and without the recorder, in turn within each round, so that
-whatever slows the machine down slows all of them down. The log is written by a thread of its own: the ratio of wall
-times wants a core for it that is idle, that of all threads' processor time is what is paid where there is none.
-``--parts`` also puts a clock around each part of the recorder. Without workers: nothing of the loader's work is hidden.
+whatever slows the machine down slows all of them down. The time of a step is the median over blocks of 16 steps, each
+with one flush of the log; making and finishing the log is timed apart. The log is written by a thread of its own: the
+ratio of wall times wants a core for it that is idle, that of all threads' processor time is what is paid where there
+is none. ``--parts`` also puts a clock around each part of the recorder. Without workers: nothing of the loader's work
+is hidden.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -53,19 +56,28 @@ ONCE = {
 }
 
 
-class Clock(Callback):
-    """Seconds from the first batch to the end of training; put last, it includes finishing the log.
+BLOCK = 16
+"""Steps from one flush of the log to the next."""
 
-    Three clocks: of the wall, of the processor for the training thread, and for all threads, the writer's included.
+
+class Clock(Callback):
+    """Seconds of a step by three clocks: of the wall, of the processor for the training thread, and for all threads.
+
+    Each is the median over blocks of steps; the first block, in which the log is made, does not count.
     """
 
     clocks = (time.perf_counter, time.thread_time, time.process_time)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._began = [clock() for clock in self.clocks]
+        self._times: list[list[float]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx % BLOCK == 0:
+            self._times.append([clock() for clock in self.clocks])
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self.seconds = [clock() - began for clock, began in zip(self.clocks, self._began, strict=True)]
+        blocks = [[b - a for a, b in zip(*pair, strict=True)] for pair in pairwise(self._times[1:])]
+        self.seconds = [statistics.median(times) / BLOCK for times in zip(*blocks, strict=True)]
 
 
 class Nowhere:
@@ -87,7 +99,7 @@ class Nowhere:
 
 
 Fit = Callable[..., list[float]]
-"""Callbacks to seconds of an epoch: wall, training thread, all threads."""
+"""Callbacks to seconds of a step: wall, training thread, all threads."""
 
 
 def fit_of(network: str, optimizer: str, data: Any) -> Fit:
@@ -150,33 +162,37 @@ def compared(fit: Fit, ways: Mapping[str, Callable[[], list[Callback]]], rounds:
     return found
 
 
-def print_parts(fit: Fit, path: Path, steps: int) -> None:
-    """Microseconds per step of each part of the recorder."""
+def print_once(fit: Fit, path: Path) -> None:
+    """Milliseconds of what is done once per log."""
     once: Counter[str] = Counter()
     with clocks(ONCE, once, time.perf_counter):
         fit(TrajectoryRecorder(path, overwrite=True))
-    print("  once: " + ", ".join(f"{name} {1e3 * seconds:.0f} ms" for name, seconds in once.items()))
+    print("once: " + ", ".join(f"{name} {1e3 * seconds:.0f} ms" for name, seconds in once.items()))
+
+
+def print_parts(fit: Fit, path: Path, steps: int) -> None:
+    """Microseconds per step of each part of the recorder."""
     for parts in (PARTS, WHOLE):
         spent: Counter[str] = Counter()
         with clocks(parts, spent):
             fit(TrajectoryRecorder(path, overwrite=True, codec="none"))
-        print("  microseconds per step:")
+        print("microseconds per step:")
         for name in parts:
-            print(f"    {name:22s} {1e6 * spent[name] / steps:8.1f}")
+            print(f"  {name:22s} {1e6 * spent[name] / steps:8.1f}")
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=192)
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--parts", action="store_true")
     add_data_option(parser)
     chosen = parser.parse_args()
-    rounds, steps = (1, 10) if chosen.quick else (chosen.rounds, chosen.steps)
+    rounds, steps = (1, 3 * BLOCK) if chosen.quick else (chosen.rounds, chosen.steps)
     quiet()
     data, rows = training_data(chosen.data_dir, steps), []
     with tempfile.TemporaryDirectory() as folder:
@@ -188,21 +204,21 @@ def main() -> None:
         ways: dict[str, Callable[[], list[Callback]]] = {
             "no recorder, again": list,
             "nothing written": lambda: recorder(writer=Nowhere),
-            "codec none": lambda: recorder(codec="none"),
-            "codec delta (default)": recorder,
+            "default": recorder,
         }
         for network in chosen.networks:
             fit = fit_of(network, chosen.optimizer, data)
             found = compared(fit, {"plain": list, **ways}, rounds)
             plain = found.pop("plain")
             parameters = sum(p.numel() for p in module(network).parameters())
-            megabytes, step = 4e-6 * parameters, 1e3 * statistics.median(r[0] for r in plain) / steps
+            megabytes, step = 4e-6 * parameters, 1e3 * statistics.median(r[0] for r in plain)
             for name, seconds in found.items():
-                extra = statistics.median(a[2] - b[2] for a, b in zip(seconds, plain, strict=True)) / steps
+                extra = statistics.median(a[2] - b[2] for a, b in zip(seconds, plain, strict=True))
                 model = f"{network}, {parameters:,} parameters, {step:.1f} ms a step"
                 rows.append(
                     (model, name, *ratios(seconds, plain), f"{1e3 * extra:.2f} ({1e3 * extra / megabytes:.1f})")
                 )
+            print_once(fit, path)
             if chosen.parts:
                 print_parts(fit, path, steps)
     print(f"{data_name(chosen.data_dir)}, {chosen.optimizer}, {steps} steps of 64, {rounds} rounds.\n")

@@ -57,10 +57,10 @@ class Sizes:
         steps: Of the run whose scores are compared.
     """
 
-    window: int = 200
+    window: int = 100
     epoch: int = 938
-    epochs: int = 2
-    rounds: int = 3
+    epochs: int = 1
+    rounds: int = 2
     left_bytes: int = 256 * MEBIBYTE
     fed_bytes: int = 2048 * MEBIBYTE
     examples: int = 1_200_000

@@ -1,4 +1,8 @@
-"""Between the training thread and the writer thread: jobs one way, lanes both ways, errors back."""
+"""Between the training thread and the writer thread: jobs one way, lanes both ways, errors back.
+
+The two share one interpreter, and each time the writer wakes up the training thread may have to wait for it. So steps
+are left to gather, a few of them, unless somebody waits for something.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from lightning_sgdinf.state import Layout
 Lanes = Mapping[str, Tensor]
 
 _LOOK_AGAIN_SECONDS = 1.0  # how often a waiting thread makes sure that the other one is alive
-_MIN_SETS, _MAX_SETS = 2, 8
+_MIN_SETS, _MAX_SETS = 3, 8  # before and after a step, and one on its way
 
 
 @dataclass(slots=True, eq=False)
@@ -35,14 +39,16 @@ class Handover:
     Args:
         queue_bytes: Bytes of states that may wait.
         held: Lane sets that the writer keeps for itself.
+        gathered: Jobs that may wait, for which the writer is woken.
     """
 
-    def __init__(self, queue_bytes: int, held: int) -> None:
-        self._queue_bytes, self._held = queue_bytes, held
+    def __init__(self, queue_bytes: int, held: int, gathered: int = 1) -> None:
+        self._queue_bytes, self._held, self._gathered = queue_bytes, held, gathered
         self._changed = threading.Condition()
         self._jobs: deque[Callable[[], object]] = deque()
         self._pool: _Pool | None = None
         self._closed = False
+        self._hurry = False  # do what is queued
         self._done = 0
         self._submitted = 0
         self.error: BaseException | None = None
@@ -66,14 +72,19 @@ class Handover:
                 return layout.empty()
             while not pool.free and pool.made >= pool.capacity:
                 self.check()
+                self._hurry_up()
                 self._changed.wait(_LOOK_AGAIN_SECONDS)
             if pool.free:
                 return pool.free.pop()
             pool.made += 1
         return layout.empty()
 
-    def submit(self, job: Callable[[], object]) -> int:
+    def submit(self, job: Callable[[], object], *, may_wait: bool = False) -> int:
         """Queue a job; returns its ticket.
+
+        Args:
+            job: Called in the writer's thread.
+            may_wait: For others, up to a second.
 
         Raises:
             LogWriteError: The writer has failed, or is closed.
@@ -82,7 +93,8 @@ class Handover:
             self._require_open()
             self._jobs.append(job)
             self._submitted += 1
-            self._changed.notify_all()
+            if not may_wait or len(self._jobs) >= self._gathered:
+                self._hurry_up()
             return self._submitted
 
     def wait_for(self, ticket: int) -> None:
@@ -106,6 +118,10 @@ class Handover:
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
+
+    def _hurry_up(self) -> None:
+        self._hurry = True
+        self._changed.notify_all()
 
     def check(self) -> None:
         """Raise what the writer ran into.
@@ -134,7 +150,11 @@ class Handover:
     def next_job(self, timeout: float | None) -> Callable[[], object] | None:
         """The next job; ``None`` after ``timeout`` seconds, or when closed and empty."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closed, timeout)
+            self._hurry &= bool(self._jobs)
+            if not self._changed.wait_for(
+                lambda: self._hurry or self._closed, _LOOK_AGAIN_SECONDS if timeout is None else timeout
+            ):
+                self._hurry = bool(self._jobs)
             return self._jobs.popleft() if self._jobs else None
 
     @property

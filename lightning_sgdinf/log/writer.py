@@ -27,6 +27,9 @@ from lightning_sgdinf.log.store import LogSizes, LogStore
 from lightning_sgdinf.state import Layout
 
 
+_GATHERED = 4  # steps that the writer is woken for
+
+
 class LogWriter:
     """Writes the log of one run.
 
@@ -107,7 +110,7 @@ class LogWriter:
             sealed=sealed,
             expected_steps=expected_steps,
         )
-        self._handover = Handover(queue_bytes, held=choice.held)
+        self._handover = Handover(queue_bytes, held=choice.held, gathered=min(_GATHERED, flush_every))
         self._thread = _WriterThread(self._store, self._handover)
         self._handover.thread = self._thread
         _watch_process()
@@ -157,7 +160,7 @@ class LogWriter:
             raise ConfigurationError(
                 f"step {step.index} was put, expected step {self._next}: steps are recorded in order"
             )
-        self._submit(partial(self._thread.add, step, layout, lanes, store))
+        self._submit(partial(self._thread.add, step, layout, lanes, store), may_wait=True)
         self._next += 1
 
     def flush(self) -> None:
@@ -230,12 +233,12 @@ class LogWriter:
             "what is sent to other processes"
         )
 
-    def _submit(self, job: Callable[[], object]) -> int | None:
+    def _submit(self, job: Callable[[], object], *, may_wait: bool = False) -> int | None:
         """The ticket of a queued job; ``None`` if logging has stopped."""
         if self.stopped:
             return None
         try:
-            return self._handover.submit(job)
+            return self._handover.submit(job, may_wait=may_wait)
         except LogWriteError:
             self._failed()
             return None

@@ -233,6 +233,11 @@ class TrajectoryRecorder(Callback):
         """Remember the index: ``training_step`` need not be given it."""
         self._batch_idx = batch_idx
 
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """The writer has the interpreter for itself now, mostly."""
+        if self._recording is not None:
+            self._recording.backward_begins()
+
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """Count real backward passes."""
         if self._recording is not None:

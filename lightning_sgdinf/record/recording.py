@@ -1,9 +1,10 @@
 """One run on its way into a log.
 
-The states of a run are taken at two moments: before the first micro-batch of a step, which is what the step starts
-from, and right after the optimizer's update, which is what it leads to. The two are the same state seen twice, unless
-something else changed tensors in between; then the step that follows names them. A step is handed to the writer when
-the next one begins, since only then is known what the averaging callbacks made of it.
+A state is taken right after the optimizer's update, which is what the step leads to. The next step starts from it,
+unless something else has changed tensors in between: before its first micro-batch the live tensors are compared with
+what was taken, and if they differ they are taken again and the step names them. A step waits for the next one, since
+only then is known what the averaging callbacks made of it, and goes to the writer as the next backward pass begins: in
+it the training thread leaves the interpreter to the writer for longest.
 
 Of several processes all record their batches, and process 0 the states; see `lightning_sgdinf.record.ranks`.
 """
@@ -27,7 +28,7 @@ from lightning_sgdinf.log.words import row_bytes
 from lightning_sgdinf.record.optimizer_steps import OptimizerSteps, has_gradients
 from lightning_sgdinf.record.random_watch import RandomWatch
 from lightning_sgdinf.record.resume import Bookmark, differing, footprint, tensor_checksums
-from lightning_sgdinf.record.snapshots import Keep, StateReader, changed_tensors, copy_lanes
+from lightning_sgdinf.record.snapshots import Keep, StateReader, changed_tensors
 from lightning_sgdinf.record.support import SEVERAL_EVALUATIONS
 from lightning_sgdinf.state import Layout
 
@@ -125,7 +126,7 @@ class Recording:
         self._last: tuple[int, tuple[int, int]] | None = None  # count and footprints at a bookmark
         self._writer: Writer | None = None
         self._before: _Packed | None = None  # where the step under way started from
-        self._after: _Packed | None = None  # where the last step led to
+        self._after: _Packed | None = None  # where the last step led to; may be the same
         self._written = self.count
         self._pending: tuple[Step, _Packed] | None = None
         self._changed: tuple[str, ...] = ()
@@ -178,6 +179,11 @@ class Recording:
         self._loss = loss.detach() if isinstance(loss, Tensor) else None
         if fetched and self._micro:
             self._micro[-1] = replace(self._micro[-1], draws=fetched)
+
+    def backward_begins(self) -> None:
+        """Gradients are about to be computed."""
+        if self._writer is not None:
+            self._hand_over(self._writer)
 
     def backward_done(self) -> None:
         """Gradients of a micro-batch have been added."""
@@ -263,9 +269,7 @@ class Recording:
             if final is None:
                 writer.abandon(reason)
                 return
-            lanes = writer.lanes(final.layout)
-            copy_lanes(final.lanes, lanes)
-            writer.finish(final.layout, lanes, average=average, reason=reason)
+            writer.finish(final.layout, final.lanes, average=average, reason=reason)
         except SgdInfluenceError as error:
             writer.abandon(f"{reason}; {error}")
             raise
@@ -273,27 +277,39 @@ class Recording:
     # A step ----------------------------------------------------------------------------------------------------
 
     def _open_step(self) -> None:
-        if self._writer is not None:
-            self._hand_over(self._writer)
         if self._stale:
             self.reader.refresh()
             self._stale = False
         layout, tensors = self.reader.read()
-        if self._before is None or self._before.layout is not layout:
-            lanes = layout.empty() if self._writer is None else self._writer.lanes(layout)
-            self._before = _Packed(layout, lanes)
-        self._before.index = -1
-        self.reader.pack(layout, tensors, self._before.lanes)
-        self._before.index = self.count
         after = self._after
-        if after is not None:
-            self._changed = changed_tensors(layout, self._before.lanes, after.layout, after.lanes)
-        elif self._resumed_after is not None:
-            self._changed = self._changed_in_resuming(layout, self._before.lanes)
+        if (
+            after is not None
+            and after.layout is layout
+            and (self._before is None or self._before is after)
+            and self.reader.matches(layout, tensors, after.lanes)
+        ):
+            self._before, self._changed = after, ()
+        else:
+            self._take_before(layout, tensors)
         self._eval_modules = self.reader.eval_modules()
         self._micro = []
         self._clip = None
         self._backwards = 0
+
+    def _take_before(self, layout: Layout, tensors: list[Tensor]) -> None:
+        after = self._after
+        if self._before is None or self._before is after or self._before.layout is not layout:
+            self._before = _Packed(layout, self._free_lanes(layout))
+        self._before.index = -1
+        self.reader.pack(layout, tensors, self._before.lanes)
+        self._before.index = self.count
+        if after is not None:
+            self._changed = changed_tensors(layout, self._before.lanes, after.layout, after.lanes)
+        elif self._resumed_after is not None:
+            self._changed = self._changed_in_resuming(layout, self._before.lanes)
+
+    def _free_lanes(self, layout: Layout) -> dict[str, Tensor]:
+        return layout.empty() if self._writer is None else self._writer.lanes(layout)
 
     def _changed_in_resuming(self, layout: Layout, lanes: dict[str, Tensor]) -> tuple[str, ...]:
         """Labels of the tensors that are not what they were when the checkpoint was saved."""
@@ -338,12 +354,11 @@ class Recording:
             loss=float(self._loss) if self._loss is not None and self._loss.numel() == 1 else None,
             changed=self._changed,
         )
+        if self._writer is not None:
+            self._hand_over(self._writer)  # a step without a backward pass
         self._take_after()
         if self._writer is None:
             self._writer = self._open_writer(self)
-            lanes = self._writer.lanes(self._before.layout)
-            copy_lanes(self._before.lanes, lanes)
-            self._before.lanes = lanes
         self._pending = step, self._before
         self.count += 1
         self._before = None
@@ -353,8 +368,8 @@ class Recording:
 
     def _take_after(self) -> None:
         layout, tensors = self.reader.read()
-        if self._after is None or self._after.layout is not layout:
-            self._after = _Packed(layout, layout.empty())
+        if self._after is None or self._after is self._before or self._after.layout is not layout:
+            self._after = _Packed(layout, self._free_lanes(layout))
         self._after.index = -1
         self.reader.pack(layout, tensors, self._after.lanes)
         self._after.index = self.count + 1

@@ -7,7 +7,9 @@ but `Final`, which stores the last alone; of the states it leaves out the log ke
 from __future__ import annotations
 
 import cmath
+import ctypes
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -201,6 +203,11 @@ class StateReader:
         else:
             layout.pack(self._state(), lanes)
 
+    def matches(self, layout: Layout, tensors: list[Tensor], lanes: dict[str, Tensor]) -> bool:
+        """Whether what `read` gave is, bit by bit, what the lanes hold. It says no where only packing would tell: of
+        what lies elsewhere than on the CPU."""
+        return all(t.is_cpu for t in tensors) and all(map(same_bits, tensors, self._views_of(layout, lanes)))
+
     def finite(self, lanes: dict[str, Tensor]) -> bool:
         """Whether the parameters of a state packed by the present layout are all finite."""
         for dtype, count in self._param_counts.items():
@@ -272,6 +279,17 @@ def changed_tensors(
     )
 
 
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors on the CPU of one shape and dtype hold the same bits."""
+    if one.is_contiguous() and other.is_contiguous():
+        return not _compare(one.data_ptr(), other.data_ptr(), one.nbytes)  # several times as fast as torch.equal
+    return torch.equal(bits(one), bits(other))
+
+
+_compare = ctypes.PyDLL("msvcrt" if sys.platform == "win32" else None).memcmp
+_compare.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
+
+
 def bits(values: Tensor) -> Tensor:
     """The tensor's words as integers, so that NaN equals itself and 0.0 is not -0.0."""
     return values.contiguous().view(-1).view(_WORDS.get(values.dtype.itemsize, torch.uint8))
@@ -286,12 +304,6 @@ def _param_counts(layout: Layout) -> dict[str, int]:
         if spec.part == "param":
             counts[spec.dtype] = counts.get(spec.dtype, 0) + spec.numel
     return counts
-
-
-def copy_lanes(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
-    """Copy lanes into lanes of the same layout."""
-    for dtype, values in source.items():
-        target[dtype].copy_(values)
 
 
 def _unpacked(layout: Layout, lanes: dict[str, Tensor]) -> Iterable[tuple[Any, Tensor]]:
