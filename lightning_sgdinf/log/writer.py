@@ -26,7 +26,6 @@ from lightning_sgdinf.log.recovery import cut
 from lightning_sgdinf.log.store import LogSizes, LogStore
 from lightning_sgdinf.state import Layout
 
-
 _GATHERED = 4  # steps that the writer is woken for
 
 
