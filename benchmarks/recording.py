@@ -153,12 +153,14 @@ def ratios(rounds: Sequence[list[float]], plain: Sequence[list[float]]) -> list[
 
 
 def compared(fit: Fit, ways: Mapping[str, Callable[[], list[Callback]]], rounds: int) -> dict[str, list[list[float]]]:
-    """Each way once per round, after a round that does not count."""
+    """Each way once per round, in turn at each place of it, after a round that does not count."""
     found: dict[str, list[list[float]]] = {name: [] for name in ways}
+    order = list(ways.items())
     for number in range(rounds + 1):
-        for name, make in ways.items():
+        for name, make in order:
             seconds = fit(*make())
             found[name] += [seconds] if number else []
+        order.append(order.pop(0))
     return found
 
 
