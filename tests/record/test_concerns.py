@@ -274,6 +274,24 @@ def test_weights_edited_between_steps_are_named(lab, tmp_path):
     }
 
 
+def test_weights_edited_around_batches_that_lead_to_no_step(lab, tmp_path):
+    def skip(net, loss, batch_idx):
+        if batch_idx in (1, 2):
+            if batch_idx == 1:
+                net.body[0].weight.data[0, 0] += 1
+            return None
+        return loss
+
+    recorder = TrajectoryRecorder(tmp_path / "run.tlog")
+    run = lab.train(lab.Net(act=skip), callbacks=[recorder], epochs=2)
+    lab.assert_faithful(recorder.path, run.net)
+    with RunLog.open(recorder.path) as log:
+        assert [m.batch_idx for step in log.steps(0, 4) for m in step.micro_batches] == [0, 3, 0, 3]
+        moved = ("running_mean", "running_var", "num_batches_tracked")  # by the forward passes of those batches
+        edited = ("param body.0.weight", *(f"buffer body.1.{name}" for name in moved))
+        assert [step.changed for step in log.steps(0, 4)] == [(), edited, (), edited]
+
+
 def test_a_post_hook_of_the_user_counts_as_something_else(lab, tmp_path):
     class HookedNet(lab.Net):
         def configure_optimizers(self):

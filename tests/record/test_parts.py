@@ -342,6 +342,36 @@ def test_changed_tensors():
     assert changed_tensors(*take(), layout, before) == ("buffer late",)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64])
+@pytest.mark.parametrize("place", ["contiguous", "transposed"])
+def test_a_state_matches_what_was_packed_bit_by_bit(dtype, place):
+    weight = torch.arange(6.0).reshape(2, 3).to(dtype)
+    module = nn.Module()
+    module.weight = nn.Parameter(weight if place == "contiguous" else weight.t().contiguous().t())
+    assert module.weight.is_contiguous() == (place == "contiguous")
+    reader = StateReader(module, torch.optim.SGD(module.parameters(), 0.1))
+
+    def packed():
+        layout, tensors = reader.read()
+        lanes = layout.empty()
+        reader.pack(layout, tensors, lanes)
+        return lanes
+
+    def matches(lanes):
+        return reader.matches(*reader.read(), lanes)
+
+    module.weight.data[1, 2] = torch.nan
+    lanes = packed()
+    assert matches(lanes)  # NaN is equal to itself here
+    assert module.weight[0, 0] == 0
+    module.weight.data[0, 0] = -0.0
+    assert not matches(lanes)
+    lanes = packed()
+    assert matches(lanes)
+    module.weight.data[1, 1] += 1
+    assert not matches(lanes)
+
+
 # Patches -------------------------------------------------------------------------------------------------------
 
 
