@@ -54,7 +54,8 @@ class LogWriter:
         continue_at: Continue the log of the header's run that is at ``path`` with this step; what it has from there on
             is dropped.
         expected_steps: When the run will be finished, for those who watch it.
-        flush_every: Steps between flushes, >= 1; also a second or two after a step. What was flushed survives ``kill -9``.
+        flush_every: Steps between flushes, >= 1; also a second or two after a step. What was flushed survives
+            ``kill -9``.
         segment_bytes: Bytes of uncompressed states per segment file.
         queue_bytes: Bytes of states that may wait to be written; at least two states may.
         durable: Wait for the disk at every flush, so that it survives a power failure; sealed segments always do.

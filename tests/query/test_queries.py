@@ -187,3 +187,18 @@ def test_labels_that_are_not_there() -> None:
     data = ValidationData(loader=DataLoader([1, 2]), transfer=lambda batch: batch)
     with pytest.raises(ConfigurationError, match=r"needs examples \(x, y\) with an integer label"):
         data.labels()
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        ({"x": torch.zeros(2, 3), "y": torch.zeros(2, dtype=torch.long)}, "gives dict"),
+        ((torch.zeros(2, 3), torch.zeros(2)), "gives tuple of Tensor, Tensor"),
+        (torch.zeros(2, 3), "gives Tensor"),
+    ],
+)
+def test_margins_of_batches_without_labels(batch: Any, said: str) -> None:
+    loader = DataLoader([0, 1], batch_size=2, collate_fn=lambda _: batch)
+    data = ValidationData(loader=loader, transfer=lambda batch: batch)
+    with pytest.raises(ConfigurationError, match=f"integer label y; the validation set {said}"):
+        list(Margin([0]).terms(nn.Linear(3, 2), data))

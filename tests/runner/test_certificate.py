@@ -10,12 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sgdinf import Certificate, InfluenceRunner
 from lightning_sgdinf.adjoint.replay import ReplayedStep
 from lightning_sgdinf.adjoint.running_statistics import RunningStatistics
 from lightning_sgdinf.adjoint.vector import Adjoint
-from lightning_sgdinf.errors import CertificateError, StepMismatchError
+from lightning_sgdinf.errors import CertificateError, DataMismatchError, StepMismatchError
 from lightning_sgdinf.estimators import Estimator, NoHessian, SgdInfluence
 from lightning_sgdinf.log.memory import MemoryLog
 from lightning_sgdinf.state import ModelState
@@ -254,6 +255,28 @@ class WrongSign(SgdInfluence):
 def test_breaks_for_a_wrong_sign(level: str) -> None:
     with pytest.raises(CertificateError):
         certificate(record(BY_NAME["sgd"]), level=level, estimator=WrongSign())
+
+
+# Questions without one answer ----------------------------------------------------------------------------------------
+
+
+class Restless(TensorDataset):
+    """Augmented by random numbers of its own, which no pass begins anew."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        super().__init__(*tensors)
+        self.own = torch.Generator().manual_seed(0)
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, ...]:
+        x, *rest = super().__getitem__(index)
+        return x + torch.randn(x.shape, generator=self.own, dtype=x.dtype), *rest
+
+
+def test_validation_examples_that_differ_from_pass_to_pass_are_named() -> None:
+    run = record(BY_NAME["sgd"])
+    restless = DataLoader(Restless(*run.validation.dataset.tensors), batch_size=4)  # type: ignore[attr-defined]
+    with pytest.raises(DataMismatchError, match=r"mean validation loss' has two values .* generator of their own"):
+        certificate(replace(run, validation=restless), level="fast")
 
 
 # Records that do not fit -------------------------------------------------------------------------------------------
