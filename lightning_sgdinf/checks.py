@@ -23,7 +23,7 @@ from lightning_sgdinf.adjoint.batches import cast_floats
 from lightning_sgdinf.adjoint.objective import Host, Objective, open_objective
 from lightning_sgdinf.adjoint.retrace import Retracer
 from lightning_sgdinf.certificate import GradientCheck, Trust
-from lightning_sgdinf.errors import CertificateError
+from lightning_sgdinf.errors import CertificateError, DataMismatchError
 from lightning_sgdinf.log.records import Step
 from lightning_sgdinf.log.trajectory import Trajectory
 from lightning_sgdinf.query import Query, ValidationData
@@ -206,6 +206,7 @@ def check_gradient(rerun: Rerun, scores: Tensor, plan: Plan, column: int = 0) ->
 
     Raises:
         CertificateError: If they disagree; says by how much and what usually causes it.
+        DataMismatchError: If they disagree because the query is not the same function each time it is asked.
     """
     chosen = _strongest(scores[:, column], plan.gradient_examples)
     if not chosen:
@@ -221,6 +222,7 @@ def check_gradient(rerun: Rerun, scores: Tensor, plan: Plan, column: int = 0) ->
         if error <= rerun.tolerance:
             break
     else:
+        _expect_one_answer(rerun, column)
         raise CertificateError(
             f"gradient check failed: for examples {chosen}, the walk says {predicted} from step {rerun.first_step} on, "
             f"central differences of a re-run say {measured} (relative error {error:.1e}, allowed "
@@ -236,6 +238,18 @@ def check_gradient(rerun: Rerun, scores: Tensor, plan: Plan, column: int = 0) ->
         relative_error=error,
         tolerance=rerun.tolerance,
     )
+
+
+def _expect_one_answer(rerun: Rerun, column: int) -> None:
+    """Ask the same model twice; two answers have no derivative."""
+    once, again = rerun.values({}, column), rerun.values({}, column)
+    if abs(once - again) > 1e-9 * max(abs(once), abs(again)):  # more than sums in another order make
+        raise DataMismatchError(
+            f"the query {rerun.query.names(rerun.data)[column]!r} has two values at one and the same model, {once:.6g} "
+            f"and {again:.6g}: expected the same validation examples in every pass. They, or the model, draw random "
+            "numbers from a generator of their own; only torch's, numpy's and python's global generators begin anew "
+            "with each pass. Draw from these, or pass a validation loader without augmentation."
+        )
 
 
 def _central_difference(rerun: Rerun, example: int, eps: float, column: int) -> float:

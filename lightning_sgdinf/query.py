@@ -75,10 +75,7 @@ class ValidationData:
         try:
             return [int(dataset[i][1]) for i in range(self.size)]
         except (TypeError, ValueError, IndexError, KeyError) as error:
-            raise ConfigurationError(
-                "this query needs examples (x, y) with an integer label y; the validation set gives "
-                f"{type(dataset[0]).__name__}. Use MeanLoss, or FunctionQuery with a function of your own."
-            ) from error
+            raise _not_labelled(dataset[0]) from error
 
 
 class Query(Protocol):
@@ -216,7 +213,8 @@ class Margin:
         """One term per example or batch."""
         groups: Sequence[Sequence[int] | None] = [None] if self.ids is None else [[i] for i in self.ids]
         for number, chosen in enumerate(groups):
-            for (x, y, *_), _, size in data.batches(chosen):
+            for batch, _, size in data.batches(chosen):
+                x, y = _inputs_and_labels(batch)
                 logits = model(x)
                 right = logits.gather(1, y[:, None])[:, 0]
                 others = logits.masked_fill(nn.functional.one_hot(y, logits.shape[1]).bool(), float("-inf"))
@@ -279,6 +277,24 @@ def batch_size(batch: Any) -> int:
     found = tree_leaves(batch)
     sizes = [t.shape[0] for t in found if isinstance(t, Tensor) and t.ndim > 0]
     return sizes[0] if sizes else 1
+
+
+def _inputs_and_labels(batch: Any) -> tuple[Any, Tensor]:
+    """The first two parts of a batch, the second of them ``[B]`` integers."""
+    if not isinstance(batch, Sequence) or len(batch) < 2:
+        raise _not_labelled(batch)
+    labels = batch[1]
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+        raise _not_labelled(batch)
+    return batch[0], labels
+
+
+def _not_labelled(found: Any) -> ConfigurationError:
+    parts = f" of {', '.join(type(v).__name__ for v in found)}" if isinstance(found, (tuple, list)) else ""
+    return ConfigurationError(
+        "this query needs examples (x, y) with an integer label y; the validation set gives "
+        f"{type(found).__name__}{parts}. Use MeanLoss, ExampleLoss, or FunctionQuery with a function of your own."
+    )
 
 
 def _loss(output: Any) -> Tensor | None:
