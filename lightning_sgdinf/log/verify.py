@@ -38,7 +38,7 @@ def verify_log(log: RunLog) -> VerifyReport:
     steps = states = 0
     try:
         for segment in log.segments():
-            if header_to_json(unchanging(segment.header)) != header_to_json(unchanging(log.header)):
+            if not of_one_run(segment.header, log.header):
                 raise LogCorruptError(
                     f"{segment.path}: the segment has another header than the log; restore the segment of this run"
                 )
@@ -59,6 +59,11 @@ def verify_log(log: RunLog) -> VerifyReport:
     return VerifyReport(steps=steps, states=states)
 
 
-def unchanging(header: Header) -> Header:
-    """A header without what is added each time the run is continued."""
-    return replace(header, extra={name: value for name, value in header.extra.items() if name != CONTINUED})
+def of_one_run(earlier: Header, latest: Header) -> bool:
+    """Whether a segment's header and the log's are of one run.
+
+    They are equal, but where the run was continued in between: that may be for more epochs, storing other states.
+    """
+    if earlier.extra.get(CONTINUED) != latest.extra.get(CONTINUED):
+        earlier, latest = (replace(h, keep="", replayable="", extra={}) for h in (earlier, latest))
+    return header_to_json(earlier) == header_to_json(latest)

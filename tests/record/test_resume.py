@@ -101,6 +101,18 @@ def test_in_the_middle_of_an_epoch(lab, tmp_path, steps):
         assert not any(step.changed for step in log.steps(0, len(log)))
 
 
+def test_for_more_epochs_and_with_fewer_states(lab, tmp_path):
+    first, path = broken_off(lab, tmp_path)
+    fewer = TrajectoryRecorder(path, keep="every(2)")
+    second = go(lab, None, recorder=fewer, ckpt=checkpoint(tmp_path, 6), max_epochs=3)
+    second.done = first.done[:6] + second.done
+    with RunLog.open(path) as log:
+        assert len(log) == len(second.done) == 12
+        assert log.header.extra["max_epochs"] == 3
+        assert log.header.keep == "every_step; from step 6 every(2)"
+        assert not log.verify().problem
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_after_a_kill(lab, tmp_path, again):
     """All that the log needs to go on was flushed when the checkpoint was saved."""
