@@ -1,9 +1,10 @@
 """Any elementwise optimizer of ``torch.optim``, differentiated through torch's own step.
 
 The step is taken with ``differentiable=True`` on a stretch of the parameter vector, and autograd pulls the adjoint
-back. Nothing of an optimizer is written down here, so there is nothing to get wrong, but for one thing: at a second
+back. Nothing of an optimizer is written down here, so there is nothing to get wrong, but for two things. At a second
 moment of exactly zero (pixels that are never lit) the chain rule through the square root gives ``inf * 0``. That
-product's limit is zero, and is taken as such.
+product's limit is zero, and is taken as such. And Adam's differentiable step divides by the learning rate, which is
+zero where a warm-up begins or a schedule ends; parameters do not move then, and only the moments are taken from it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
 Not ``Rprop``: its step follows the sign of the gradient alone, so its derivative in any example's weight is zero. Not
 ``LBFGS``, ``SparseAdam``, ``Adafactor``, ``Muon``: their steps are not differentiable or not elementwise.
 """
+
+
+_DIVIDES_BY_RATE = (torch.optim.Adam, torch.optim.AdamW)
 
 
 class _SafeSqrt(torch.autograd.Function):
@@ -73,6 +77,7 @@ class TorchOptimRule:
     needs_gradient = True
 
     def __init__(self, kind: type[torch.optim.Optimizer]) -> None:
+        self._divides_by_rate = issubclass(kind, _DIVIDES_BY_RATE)
         self._kind: Callable[..., torch.optim.Optimizer] = kind
         self._accepted = set(inspect.signature(kind.__init__).parameters) - {"self", "params"}
 
@@ -117,6 +122,9 @@ class TorchOptimRule:
             if name in chosen:
                 chosen[name] = False
         chosen["differentiable"] = True
+        stands = self._divides_by_rate and float(chosen["lr"]) == 0
+        if stands:
+            chosen["lr"] = 1.0  # the moments are the same at any rate
         optimizer = self._kind([shell], **chosen)
         # The optimizer updates in place: it is given copies that carry the graph, where its constructor wants a leaf.
         parameter = theta.clone()
@@ -128,7 +136,8 @@ class TorchOptimRule:
         elif fresh:
             optimizer.state[parameter] = fresh
         optimizer.step()
-        return parameter, {k: v for k, v in optimizer.state[parameter].items() if isinstance(v, Tensor)}
+        moments = {k: v for k, v in optimizer.state[parameter].items() if isinstance(v, Tensor)}
+        return theta.clone() if stands else parameter, moments
 
 
 def _register(kind: type[torch.optim.Optimizer]) -> None:

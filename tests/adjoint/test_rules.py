@@ -38,6 +38,42 @@ class TestAdamW(UpdateRuleSuite):
     options = ({"lr": 0.1}, {"lr": 0.1, "betas": (0.5, 0.7), "weight_decay": 0.4, "amsgrad": True})
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("warm", [0, 2])
+def test_a_learning_rate_of_zero_moves_the_moments_only(
+    kind: type[torch.optim.Optimizer], amsgrad: bool, warm: int
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(5, dtype=torch.float64, generator=draw))
+    optimizer = kind([parameter], lr=0.1, amsgrad=amsgrad)  # type: ignore[call-arg]
+
+    def gradient() -> torch.Tensor:
+        return torch.randn(5, dtype=torch.float64, generator=draw) * torch.tensor([0, 1, 1, 1, 1])  # one is dead
+
+    for _ in range(warm):
+        parameter.grad = gradient()
+        optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.0
+    options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
+    state = {k: v.clone() for k, v in optimizer.state[parameter].items()}
+    theta, grad = parameter.detach().clone(), gradient()
+    found = TorchOptimRule(kind).take(theta, grad, state, options)
+    parameter.grad = grad
+    optimizer.step()
+    assert torch.equal(found.params, parameter.detach())
+    torch.testing.assert_close(found.state, dict(optimizer.state[parameter]), rtol=1e-12, atol=0)
+
+    u, first, second = (torch.randn(2, 5, dtype=torch.float64, generator=draw) for _ in range(3))
+    pulled = found.pull(u, {"exp_avg": first, "exp_avg_sq": second})
+    (beta1, beta2), scale = options["betas"], 1e-12
+    torch.testing.assert_close(pulled.params, u, rtol=0, atol=0)
+    torch.testing.assert_close(pulled.push, (1 - beta1) * first + 2 * (1 - beta2) * grad * second, rtol=scale, atol=0)
+    if warm:
+        torch.testing.assert_close(pulled.state["exp_avg"], beta1 * first, rtol=scale, atol=0)
+        torch.testing.assert_close(pulled.state["exp_avg_sq"], beta2 * second, rtol=scale, atol=0)
+
+
 class TestNAdam(UpdateRuleSuite):
     optimizer = torch.optim.NAdam
     options = ({"lr": 0.1}, {"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True})
