@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from zlib_ng.zlib_ng import crc32
 
 
 def batch_digest(batch: Any, seed: int = 0) -> int:
@@ -30,20 +30,20 @@ def batch_digest(batch: Any, seed: int = 0) -> int:
             data = data.to_dense()
         data = data.cpu().contiguous()
         head = f"{data.dtype}{tuple(data.shape)}".encode()
-        return zlib.crc32(data.view(-1).view(torch.uint8).numpy().data if data.numel() else b"", zlib.crc32(head, seed))
+        return crc32(data.view(-1).view(torch.uint8).numpy().data if data.numel() else b"", crc32(head, seed))
     if isinstance(batch, np.ndarray):
         head = f"{batch.dtype}{batch.shape}".encode()
-        return zlib.crc32(np.ascontiguousarray(batch).tobytes(), zlib.crc32(head, seed))
+        return crc32(np.ascontiguousarray(batch).tobytes(), crc32(head, seed))
     if isinstance(batch, (str, bytes, int, float, bool, type(None))):
-        return zlib.crc32(f"{type(batch).__name__}:{batch!r}".encode(), seed)
+        return crc32(f"{type(batch).__name__}:{batch!r}".encode(), seed)
     if isinstance(batch, Mapping):
         for key, value in batch.items():
             seed = batch_digest(value, batch_digest(str(key), seed))
-        return zlib.crc32(b"}", seed)
+        return crc32(b"}", seed)
     if isinstance(batch, Sequence):
         for value in batch:
             seed = batch_digest(value, seed)
-        return zlib.crc32(b"]", seed)
+        return crc32(b"]", seed)
     if hasattr(batch, "__dict__"):
-        return batch_digest(vars(batch), zlib.crc32(type(batch).__qualname__.encode(), seed))
-    return zlib.crc32(type(batch).__qualname__.encode(), seed)
+        return batch_digest(vars(batch), crc32(type(batch).__qualname__.encode(), seed))
+    return crc32(type(batch).__qualname__.encode(), seed)

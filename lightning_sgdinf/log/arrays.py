@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.errors import ConfigurationError, LogCorruptError, LogWriteError
 from lightning_sgdinf.log.directory import publish
@@ -119,4 +119,4 @@ def _read(file: h5py.File, name: str, path: Path) -> np.ndarray:
 
 def _checksum(array: np.ndarray) -> int:
     head = f"{array.dtype.str}{list(array.shape)}".encode()
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, zlib.crc32(head))
+    return crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, crc32(head))

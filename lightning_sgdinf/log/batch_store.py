@@ -7,13 +7,13 @@ is zeros.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
 import hdf5plugin
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.errors import LogCorruptError
 from lightning_sgdinf.log.codecs import ZSTD
@@ -115,6 +115,6 @@ class BatchReader:
             if not 0 <= start <= start + size <= stop <= min(len(self._bytes), self._there):
                 raise ValueError(f"bytes {start} to {start + size} of {min(stop, self._there)}")
             data = self._bytes[start : start + size].tobytes()
-        if zlib.crc32(data) != entries[place].crc:
+        if crc32(data) != entries[place].crc:
             raise LogCorruptError(f"{self._path}: {what} differs from its checksum; restore the file from a copy")
         return data

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.state import Layout, ModelState
 
@@ -47,7 +47,7 @@ class StateChecksum:
         crc = self._seed
         views = {dtype: lane.data.cast("B") for dtype, lane in lanes.items() if lane.size}
         for dtype, start, stop in self._ranges:
-            crc = zlib.crc32(views[dtype][start:stop], crc)
+            crc = crc32(views[dtype][start:stop], crc)
         return crc
 
 
@@ -63,7 +63,7 @@ def state_checksum(state: ModelState) -> int:
     crc = _seed(Layout.of(state))
     tensors = {(part, name, key): value for part, name, key, value in state.items()}
     for place in sorted(tensors):
-        crc = zlib.crc32(_bytes(tensors[place]).data, crc)
+        crc = crc32(_bytes(tensors[place]).data, crc)
     return crc
 
 
@@ -85,10 +85,10 @@ def step_checksum(
         blob_checksums: CRC-32 of each byte string the document refers to, in its order.
         state_crc: Checksum of the state before the step.
     """
-    crc = zlib.crc32(index.to_bytes(8, "little") + bytes((stored,)))
-    crc = zlib.crc32(document, zlib.crc32(example_ids, crc))
+    crc = crc32(index.to_bytes(8, "little") + bytes((stored,)))
+    crc = crc32(document, crc32(example_ids, crc))
     tail = b"".join([c.to_bytes(4, "little") for c in blob_checksums]) + state_crc.to_bytes(4, "little")
-    return zlib.crc32(tail, crc)
+    return crc32(tail, crc)
 
 
 def content_digest(run_id: str, length: int, crc_columns: Sequence[np.ndarray], state_crc: int | None) -> str:
@@ -103,7 +103,7 @@ def content_digest(run_id: str, length: int, crc_columns: Sequence[np.ndarray], 
 
 def _seed(layout: Layout) -> int:
     rows = sorted([s.part, s.name, s.key, list(s.shape), s.dtype] for s in layout.specs)
-    return zlib.crc32(json.dumps(rows, separators=(",", ":")).encode())
+    return crc32(json.dumps(rows, separators=(",", ":")).encode())
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -16,6 +15,7 @@ from uuid import uuid4
 import h5py
 import hdf5plugin  # noqa: F401  registers the filters
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.errors import LogCorruptError, LogError, LogNotFoundError, LogVersionError
 from lightning_sgdinf.log.descriptors import identity, large_files_allowed, redirect, replace_by_copy
@@ -201,7 +201,7 @@ def integer(item: Any, name: str) -> int:
 def write_document(file: h5py.File, name: str, data: bytes) -> None:
     """Store a byte string with its CRC-32 in attribute ``crc32``."""
     created = file.create_dataset(name, data=np.frombuffer(data, np.uint8), track_times=False)
-    created.attrs["crc32"] = np.uint32(zlib.crc32(data))
+    created.attrs["crc32"] = np.uint32(crc32(data))
 
 
 def read_document(file: h5py.File, name: str, path: Path) -> bytes:
@@ -209,7 +209,7 @@ def read_document(file: h5py.File, name: str, path: Path) -> bytes:
     data = read_column(file, name, path, "|u1").tobytes()
     with reading(path, f"attribute crc32 of {name}"):
         recorded = integer(file[name], "crc32")
-    if zlib.crc32(data) != recorded:
+    if crc32(data) != recorded:
         raise LogCorruptError(f"{path}: {name} differs from its checksum; restore the file from a copy")
     return data
 

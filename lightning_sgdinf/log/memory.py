@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
+from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.errors import ConfigurationError, StateNotStoredError
 from lightning_sgdinf.log.checksum import content_digest, state_checksum, step_checksum
@@ -69,7 +69,7 @@ class MemoryLog:
                     step.index in self._states,
                     encoded.example_ids,
                     encoded.document,
-                    [zlib.crc32(data) for data in encoded.blobs],
+                    [crc32(data) for data in encoded.blobs],
                     self._checksums.get(step.index, 0),
                 )
             )

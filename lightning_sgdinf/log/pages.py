@@ -17,6 +17,7 @@ from struct import Struct
 
 import h5py
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.errors import LogCorruptError
 from lightning_sgdinf.log.hdf5 import Growing, checked_dataset, dataset, reading
@@ -190,7 +191,7 @@ class PageWriter:
     def _string(self, data: bytes) -> tuple[int, int]:
         known = self._strings.get(data)
         if known is None:
-            known = self._string_count, zlib.crc32(data)
+            known = self._string_count, crc32(data)
             self._string_count += 1
             kind, form = self._streams.encode(known[0], data)
             self._page.kinds.append(kind)

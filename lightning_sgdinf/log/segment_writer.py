@@ -7,12 +7,12 @@ its state, so that a prefix of the file is always whole.
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.log.batch_store import BatchWriter
 from lightning_sgdinf.log.checksum import StateChecksum, step_checksum
@@ -173,7 +173,7 @@ class SegmentWriter:
         self._file.close()
         self.path.chmod(self._mode)
         publish(self.path, final)
-        checksum = zlib.crc32(np.array(self._stored, "<i8").data, zlib.crc32(np.array(self._crcs, "<u4").data))
+        checksum = crc32(np.array(self._stored, "<i8").data, crc32(np.array(self._crcs, "<u4").data))
         return SegmentEntry(self.first, self.steps, checksum)
 
     def shrink_to_last_flush(self) -> None:

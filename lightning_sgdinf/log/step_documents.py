@@ -8,13 +8,13 @@ where it is stored, lies by itself; the document has its size and checksum.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.log.documents import from_json, to_json
 from lightning_sgdinf.log.records import Clip, Draw, MicroBatch, ParamGroup, Step
@@ -232,7 +232,7 @@ def _micro_batch_document(
             entry["random"] = random(draw.random)
         if draw.batch is not None:
             data = draw.batch()
-            entry["batch"] = [len(data), zlib.crc32(data)]
+            entry["batch"] = [len(data), crc32(data)]
             batches.append(data)
         draws.append(entry)
     document: dict[str, Any] = {"batch_idx": micro.batch_idx, "draws": draws}

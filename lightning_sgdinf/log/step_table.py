@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from itertools import accumulate
 from pathlib import Path
 
 import h5py
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.errors import LogCorruptError
 from lightning_sgdinf.log.checksum import step_checksum
@@ -56,7 +56,7 @@ class StepTable:
     @property
     def checksum(self) -> int:
         """Of the segment, as the end mark has it."""
-        return zlib.crc32(self.stored.astype("<i8").data, zlib.crc32(self.crc.data))
+        return crc32(self.stored.astype("<i8").data, crc32(self.crc.data))
 
     def step(self, index: int, read_batch: ReadBatch | None = None) -> Step:
         """A step, checked.
@@ -143,5 +143,5 @@ class _Strings:
         """CRC-32 of a byte string."""
         known = self._checksums.get(number)
         if known is None:
-            known = self._checksums[number] = zlib.crc32(self.content(number))
+            known = self._checksums[number] = crc32(self.content(number))
         return known

@@ -7,7 +7,6 @@ where log and checkpoint do not belong together, it says so before it trains.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.errors import LogError, ResumeError
 from lightning_sgdinf.log import Header, RunLog, Step
@@ -191,7 +191,7 @@ _FIRST_AVERAGE = "average_before_first_step"
 def footprint(step: Step) -> int:
     """A checksum by which a step is known again: of what process 0 fed into it, and of its loss."""
     own = [draw.example_ids.tobytes() for m in step.micro_batches if not m.rank for draw in m.draws]
-    return zlib.crc32(f"{step.global_step} {step.loss!r}".encode() + b"".join(own))
+    return crc32(f"{step.global_step} {step.loss!r}".encode() + b"".join(own))
 
 
 def tensor_checksums(layout: Layout, lanes: Mapping[str, Tensor]) -> dict[str, int]:
@@ -199,7 +199,7 @@ def tensor_checksums(layout: Layout, lanes: Mapping[str, Tensor]) -> dict[str, i
     found = {}
     for spec, (*_, value) in zip(layout.specs, layout.unpack(lanes).items(), strict=True):
         data = value.detach().contiguous().view(-1).view(torch.uint8).numpy().data if value.numel() else b""
-        found[spec.label] = zlib.crc32(data, zlib.crc32(f"{spec.dtype}{spec.shape}".encode()))
+        found[spec.label] = crc32(data, crc32(f"{spec.dtype}{spec.shape}".encode()))
     return found
 
 
