@@ -139,8 +139,8 @@ class Certificate:
         lines: list[str] = []
         if (r := self.step_replay) is not None:
             lines.append(
-                f"Step replay: {r.bitwise} of {r.steps} steps rebuilt bit for bit; largest deviation "
-                f"{r.largest_deviation:.1e} of a step."
+                f"Step replay: {r.steps} steps, done again, lead to the recorded states, {r.bitwise} of them bit for "
+                f"bit; largest deviation {r.largest_deviation:.1e} of a step."
             )
         if (g := self.gradient_check) is not None:
             lines.append(

@@ -188,6 +188,7 @@ def predicted_against_measured(data: ReportData) -> Figure:
             everything += [*check.measured, *check.predicted]
     span = [min(everything), max(everything)]
     axes.plot(span, span, color=MUTED, linewidth=0.8, linestyle="--", label="equal", zorder=1)
+    axes.locator_params(axis="x", nbins=4)  # numbers of many digits, side by side
     dress(axes, x=f"measured change of {data.query_name}", y=f"predicted change of\n{data.query_name}")
     legend(figure)
     return figure

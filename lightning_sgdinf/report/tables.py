@@ -82,8 +82,10 @@ def before_after_table(data: ReportData) -> Table:
         name = None if test is None else test.test
         rows.append((change.metric, change.removed, before, after, after - before, *bounds, name, len(change.before)))
     columns = ("metric", "left out", "before", "after", "change", "change, low", "change, high", "p", "test", "runs")
-    caption = "Means over runs" + (
-        "; the interval is that of the test." if any(row[5] is not None for row in rows) else "."
+    tested = any(row[5] is not None for row in rows)
+    averaged = any(len(change.before) > 1 for change in data.before_after)
+    caption = ("Means over runs" if averaged else "One run") + (
+        "; the interval is that of the test." if tested else "."
     )
     return _without_empty_columns(Table("before-after", caption, columns, tuple(rows)))
 

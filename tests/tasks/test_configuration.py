@@ -121,7 +121,7 @@ def test_every_experiment_composes(name: str, tmp_path: Path) -> None:
 def test_the_parts_of_a_job(name: str, tmp_path: Path) -> None:
     config = checked(composed(tmp_path, f"report={name}", "seed=3", "estimator=tracin"))
     study = make_study(config, {"estimator": "tracin"})
-    assert list(study.methods) == ["tracin", "random", "loss"]
+    assert list(study.methods) == ["tracin", "loss", "random"]
     assert study.data.seed == study.methods["random"].seed == 3
     assert study.choose_by == "loss"
     assert study.new_model().network[1].in_features == 64
@@ -134,7 +134,7 @@ def test_the_parts_of_a_job(name: str, tmp_path: Path) -> None:
 
 def test_one_more_ranking_to_compare_with(tmp_path: Path) -> None:
     config = checked(composed(tmp_path, "+estimator@compare.gradients=no_hessian"))
-    assert list(make_study(config, {}).methods) == ["estimator", "random", "loss", "gradients"]
+    assert list(make_study(config, {}).methods) == ["estimator", "loss", "random", "gradients"]
 
 
 @pytest.mark.parametrize(

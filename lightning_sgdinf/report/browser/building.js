@@ -52,19 +52,20 @@ function barPaths(values, better, width, height) {
 
 /** The chart of what each epoch contributed. */
 function epochChart(values, column) {
-  const [width, height, left] = [520, 150, 62];
+  const [low, high] = [Math.min(0, ...values), Math.max(0, ...values)];
+  const widest = Math.max(signedText(low).length, signedText(high).length);
+  const [width, height, left] = [520, 150, 14 + 7.5 * widest]; // room for the numbers beside the axis
   const bars = barPaths(values, column.better, width, height);
   const most = values.reduce((best, value, k) => (Math.abs(value) > Math.abs(values[best]) ? k : best), 0);
   const label = `Contribution of each of ${values.length} epochs to the change of ${column.query}; the largest, `
     + `${signedText(values[most])}, in epoch ${most}`;
   const word = (x, y, anchor, text) => drawing("text", { x, y, "text-anchor": anchor, class: "x-axis" }, text);
-  const edge = (value) => word(left - 8, value === Math.max(0, ...values) ? 10 : height, "end", signedText(value));
+  const edge = (value) => word(left - 8, value === high ? 10 : height, "end", signedText(value));
   const chart = drawing("svg", { viewBox: `0 0 ${width + left} ${height + 36}`, role: "img", "aria-label": label });
   const plot = drawing("g", { transform: `translate(${left} 0)` },
     drawing("path", { d: bars.harm, class: "x-harm-fill" }),
     drawing("path", { d: bars.help, class: "x-help-fill" }),
     drawing("path", { d: `M0 ${bars.zero}H${width}`, class: "x-zero" }));
-  const [low, high] = [Math.min(0, ...values), Math.max(0, ...values)];
   chart.append(plot, edge(high));
   if (low < high) chart.append(edge(low));
   const step = width / values.length;
