@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -36,7 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument("--seconds", type=float, default=2.0, help="between two lines (default: 2)")
     chosen = parser.parse_args(arguments)
     try:
-        return _COMMANDS[chosen.command][1](chosen)
+        status = _COMMANDS[chosen.command][1](chosen)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever reads, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush complains
+        return 0
     except LogError as error:
         print(f"sgdinf-log: {error}", file=sys.stderr)
         return 1

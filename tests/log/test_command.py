@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import h5py
@@ -85,3 +87,14 @@ def test_problems_and_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit) as wrong:
         main(["look"])
     assert wrong.value.code == 2
+
+
+def test_a_reader_that_has_read_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``sgdinf-log info run.tlog | head -1`` ends."""
+    path = tmp_path / "run.tlog"
+    write_run(path, 3)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["info", str(path)]) == 0
