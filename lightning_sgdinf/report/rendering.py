@@ -14,6 +14,8 @@ Renderer = Callable[[Any], "Example | SafeHtml"]
 """Shows an item of a data set: as an `Example`, or as HTML that it vouches for."""
 
 _LONGEST_VECTOR = 256
+_NUMBERS_IN_A_CELL = 12
+_LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 _BYTE = 255
 
 
@@ -80,13 +82,16 @@ def as_example(item: Any, class_names: Sequence[str] = ()) -> Example:
     A tuple is an input, its label and what else there is. Of inputs: arrays and tensors ``[H, W]``, ``[C, H, W]`` or
     ``[H, W, C]`` and pictures of Pillow are images (bytes as they are; other values outside ``[0, 1]``, as after a
     normalisation, are spread from black to white); strings are text; mappings are rows; vectors of up to 256 numbers
-    are rows, too.
+    are rows, too. A mapping that is the whole item has its label under ``label``, ``labels``, ``target``, ``targets``
+    or ``y``; its first picture ``[C, H, W]`` or ``[H, W, C]`` is shown as one, and a string that is all it has is text.
 
     Raises:
         ConfigurationError: The input is of another form.
     """
     if isinstance(item, Example):
         return item
+    if isinstance(item, Mapping):
+        return _of_mapping(item, class_names)
     label = label_of(item, class_names)
     content = item[0] if _is_tuple(item) else item
     if isinstance(content, SafeHtml):
@@ -94,8 +99,8 @@ def as_example(item: Any, class_names: Sequence[str] = ()) -> Example:
     if isinstance(content, str):
         return Example(text=content, label=label)
     if isinstance(content, Mapping):
-        return Example(row=content, label=label)
-    values = np.asarray(content.detach().cpu() if hasattr(content, "detach") else content)
+        return Example(row={name: _cell(value) for name, value in content.items()}, label=label)
+    values = _array(content)
     if values.dtype.kind not in "biuf":
         values = np.empty((0, 0, 0, 0))
     if values.ndim in (2, 3) and (values.ndim == 2 or {values.shape[0], values.shape[2]} & {1, 3, 4}):
@@ -109,19 +114,68 @@ def as_example(item: Any, class_names: Sequence[str] = ()) -> Example:
 
 
 def label_of(item: Any, class_names: Sequence[str] = ()) -> str:
-    """The label of an ``(input, label, ...)`` item as text; empty if there is none, or not a single one."""
-    if not _is_tuple(item) or len(item) < 2:
+    """The label of an ``(input, label, ...)`` item or of a mapping as text; empty if there is none, or several."""
+    if isinstance(item, Mapping):
+        label = next((item[key] for key in _LABEL_KEYS if key in item), "")
+    elif _is_tuple(item) and len(item) > 1:
+        label = item[1]
+    else:
         return ""
-    label = item[1]
     if isinstance(label, str):
         return label
-    values = np.asarray(label.detach().cpu() if hasattr(label, "detach") else label)
+    values = _array(label)
     if values.size != 1 or values.dtype.kind not in "biuf":
         return ""
     value = values.reshape(()).item()
     if class_names and isinstance(value, int) and 0 <= value < len(class_names):
         return class_names[value]
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _of_mapping(item: Mapping[Any, Any], class_names: Sequence[str]) -> Example:
+    """An item that is a mapping: its label, its first picture, and all the rest as a row."""
+    label = label_of(item, class_names)
+    labelled = next((key for key in _LABEL_KEYS if key in item), None) if label else None
+    rest = {name: value for name, value in item.items() if name != labelled}
+    pictured = next((name for name, value in rest.items() if _is_picture(value)), None)
+    if pictured is not None:
+        value = rest.pop(pictured)
+        image = _picture(_array(value), of_tensor=hasattr(value, "detach"))
+        return Example(image=image, row={name: _cell(value) for name, value in rest.items()}, label=label)
+    if len(rest) == 1 and isinstance(only := next(iter(rest.values())), str):
+        return Example(text=only, label=label)
+    return Example(row={name: _cell(value) for name, value in rest.items()}, label=label)
+
+
+def _is_picture(value: Any) -> bool:
+    """Whether this is a picture for certain: one of Pillow, or an array with colours."""
+    if not hasattr(value, "detach") and not isinstance(value, np.ndarray):
+        return hasattr(value, "__array_interface__")
+    values = _array(value)
+    coloured = values.ndim == 3 and bool({values.shape[0], values.shape[2]} & {1, 3, 4})
+    return coloured and values.dtype.kind in "biuf"
+
+
+def _cell(value: Any) -> Any:
+    """What stands in a row for a value: numbers as they are, the first of a vector, the form of anything larger."""
+    if not hasattr(value, "detach") and not isinstance(value, (np.ndarray, list, tuple)):
+        return value
+    try:
+        values = _array(value)
+    except ValueError:  # lists of different lengths
+        return str(value)
+    if values.dtype.kind not in "biuf":
+        return str(value)
+    if values.size == 1:
+        return values.reshape(()).item()
+    if values.ndim > 1:
+        return _form(values)
+    numbers = " ".join(f"{number:.4g}" for number in values[:_NUMBERS_IN_A_CELL].tolist())
+    return numbers + (f" … ({len(values)} numbers)" if len(values) > _NUMBERS_IN_A_CELL else "")
+
+
+def _array(content: Any) -> np.ndarray:
+    return np.asarray(content.detach().cpu() if hasattr(content, "detach") else content)
 
 
 def _is_tuple(item: Any) -> bool:

@@ -44,6 +44,21 @@ def test_words_and_rows() -> None:
     assert as_example(torch.tensor([1.5, 2.0])).row == {"0": 1.5, "1": 2.0}
 
 
+def test_mappings_are_shown_by_what_they_hold() -> None:
+    shown = as_example({"signal": torch.tensor([0.5, -1.25]), "target": torch.tensor(1), "name": "s3"}, ["a", "b"])
+    assert (shown.row, shown.label) == ({"signal": "0.5 -1.25", "name": "s3"}, "b")
+    shown = as_example({"image": torch.zeros(3, 4, 5), "label": 2, "size": np.array([7])})
+    assert (np.shape(shown.image), shown.label, shown.row) == ((4, 5, 3), "2", {"size": 7})
+    assert np.shape(as_example({"image": Image.new("L", (5, 4))}).image) == (4, 5)
+    shown = as_example({"text": "a post", "label": 0})
+    assert (shown.text, shown.label) == ("a post", "0")
+    row = as_example({"ids": list(range(100, 130)), "mask": torch.ones(4, 9), "ragged": [[1], [2, 3]]}).row
+    assert row["ids"] == "100 101 102 103 104 105 106 107 108 109 110 111 … (30 numbers)"
+    assert (row["mask"], row["ragged"]) == ("ndarray of shape [4, 9]", "[[1], [2, 3]]")
+    several = as_example({"labels": torch.tensor([1, 2])})  # of tokens, say: no label of the example
+    assert (several.label, several.row) == ("", {"labels": "1 2"})
+
+
 @pytest.mark.parametrize("item", [torch.zeros(2, 2, 2, 2), torch.zeros(1000), object(), torch.zeros(5, 5, 5)])
 def test_what_cannot_be_shown_says_so(item: object) -> None:
     with pytest.raises(ConfigurationError, match="give a renderer"):
