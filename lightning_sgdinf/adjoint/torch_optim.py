@@ -122,7 +122,7 @@ class TorchOptimRule:
             if name in chosen:
                 chosen[name] = False
         chosen["differentiable"] = True
-        stands = self._divides_by_rate and float(chosen["lr"]) == 0
+        stands = self._divides_by_rate and not chosen["lr"]
         if stands:
             chosen["lr"] = 1.0  # the moments are the same at any rate
         optimizer = self._kind([shell], **chosen)
