@@ -63,7 +63,9 @@ def _description(log: RunLog) -> Iterator[str]:
     yield f"run         {header.run_id}, begun {header.created}"
     yield f"model       {header.model}, {len(header.parameters)} trained parameters"
     yield f"optimizer   {header.optimizer}, precision {header.precision}"
-    yield f"end         {log.end_reason}" + ("" if log.finished else " (no state after the last step)")
+    yield f"end         {log.end_reason}" + (
+        "" if log.finished else " (no state after its last step, which is not counted here)"
+    )
     yield f"steps       {len(log)}" + (f" in {log.step(len(log) - 1).epoch + 1} epochs" if len(log) else "")
     yield f"states      {len(indices)} stored (keep={header.keep})"
     yield f"codec       {', '.join(sorted({segment.codec.name for segment in log.segments()})) or 'none'}"

@@ -44,7 +44,10 @@ def test_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_recover(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken_off(tmp_path / "run", 20)
     assert main(["info", str(tmp_path / "run")]) == 0
-    assert "`sgdinf-log recover" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "`sgdinf-log recover" in text
+    assert "its last step, which is not counted here" in text
+    assert "steps       19 in" in text
     assert main(["recover", str(tmp_path / "run")]) == 0
     assert "20 steps; 4 of them were not sealed, and are now" in capsys.readouterr().out
     assert main(["recover", str(tmp_path / "run")]) == 0
