@@ -107,7 +107,7 @@ class Contest:
         certificate = self.scores["compiled"].certificate
         note = "" if certificate is None or not any("eager" in n for n in certificate.notes) else " (fell back)"
         return (
-            self.case.name,
+            f"{self.case.name}, {steps} steps",
             f"{1e3 * statistics.median(s.cpu for s in found['fit']) / steps:.2f}",
             *(_both(cases.ratio(found[name], found["fit"])) for name in ("eager", "certified")),
             _both(cases.ratio(once["compiled"], once["fit"])),
