@@ -122,7 +122,7 @@ def _run(config: DictConfig, choices: Mapping[str, str], context: Any) -> float:
         summary.write_row(Path(context.runtime.output_dir), row | _columns(overrides))
         return result
     if context.mode != RunMode.MULTIRUN:
-        return _main_job(config, choices, overrides)
+        return _main_job(make_study(config, choices), overrides)
     progress = JobProgress(Path(config.output_dir), OmegaConf.to_yaml(config, resolve=True))
     if progress.result is not None:
         _say.info("%s is done; it is not done again", config.output_dir)
@@ -130,14 +130,14 @@ def _run(config: DictConfig, choices: Mapping[str, str], context: Any) -> float:
     if progress.begun:  # what it had begun to write in this very sweep is written anew
         config.recorder.overwrite = True
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+    study = make_study(config, choices)
     progress.begin()
-    result = _main_job(config, choices, overrides)
+    result = _main_job(study, overrides)
     progress.end(result)
     return result
 
 
-def _main_job(config: DictConfig, choices: Mapping[str, str], overrides: Mapping[str, str]) -> float:
-    study = make_study(config, choices)
+def _main_job(study: Study, overrides: Mapping[str, str]) -> float:
     _, row = run_study(study, command=" ".join(["sgdinf", *sys.argv[1:]]), overrides=overrides)
     summary.write_row(study.folder, row | _columns(overrides))
     error_after = row["test_error_after"]

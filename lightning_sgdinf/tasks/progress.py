@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.tasks.pieces import read_json, replace_json
 
 FILE = "job.json"
@@ -19,12 +20,22 @@ class JobProgress:
     Attributes:
         begun: Whether this very job was begun before.
         result: What it came to, if it was done.
+
+    Raises:
+        ConfigurationError: The folder is that of a job with another configuration.
     """
 
     def __init__(self, folder: Path, config: str) -> None:
         self._file, self._config = folder / FILE, config
         known = read_json(self._file) if self._file.is_file() else {}
         self.begun = known.get("config") == config
+        if known and not self.begun:
+            there = set(str(known.get("config")).splitlines())
+            differ = [line.strip() for line in config.splitlines() if line not in there]
+            raise ConfigurationError(
+                f"{folder} has the job of a sweep with other settings (now {', '.join(differ[:3]) or 'fewer'}); it "
+                "was left as it is. Choose another hydra.sweep.dir, or remove that folder"
+            )
         self.result: float | None = known.get("result") if self.begun else None
 
     def begin(self) -> None:

@@ -70,10 +70,14 @@ def test_a_sweep_that_was_stopped_goes_on(
     assert (choice["runs"], choice["chosen by"], choice["method"]) == ("2", "validated", "last_epochs")
     assert (merged / "page.html").is_file()
     record = sorted((in_folder / "swept" / "0" / "run.tlog").iterdir())
-    with pytest.raises(SystemExit):  # another job in the same place: its record is refused, none is overwritten
-        sweep(monkeypatch, *TINY, *FAST, "estimator=last_epochs", "seed=5")
-    assert "LogExistsError" in capsys.readouterr().err
-    assert sorted((in_folder / "swept" / "0" / "run.tlog").iterdir()) == record
+    for _ in range(2):  # another job in the same place is refused, however often it is tried: nothing is overwritten
+        with pytest.raises(SystemExit):
+            sweep(monkeypatch, *TINY, *FAST, "estimator=last_epochs", "seed=5")
+        assert "a sweep with other settings (now seed: 5" in capsys.readouterr().err
+        assert sorted((in_folder / "swept" / "0" / "run.tlog").iterdir()) == record
+        assert (in_folder / "swept" / "0" / "summary.json").read_bytes() == first
+    sweep(monkeypatch, *arguments)
+    assert seeds == [3, 4, 4]  # the first sweep is still known to be done
 
 
 def test_a_job_that_fails_does_not_stop_the_others(
