@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.baselines import Baseline
-from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
+from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.estimators import DirectEstimator, Estimator
 from lightning_sgdinf.extras import require
 from lightning_sgdinf.query import Query
@@ -140,7 +140,7 @@ class ScoreOnFitEnd(Callback):
             with random_state.preserved(), torch.enable_grad():
                 self.scores = self._score(trainer, pl_module, recorder)
                 self._tell(trainer, pl_module, recorder, self.scores)
-        except SgdInfluenceError as error:  # training is done, and shall not be lost with it
+        except Exception as error:  # of whatever code of the user's: training is done, and shall not be lost with it
             self.failure = f"{type(error).__name__}: {error}"
             done = "the fit is not scored" if self.scores is None else "the scores (.scores) are not reported"
             rank_zero_warn(f"ScoreOnFitEnd: {done}. {self.failure}")

@@ -212,6 +212,18 @@ def test_a_replay_that_is_refused_does_not_take_the_trained_model_along(tmp_path
     assert callback.failure.startswith("UnsupportedRunError")
 
 
+def test_a_renderer_that_fails_costs_the_report_alone(tmp_path: Path) -> None:
+    def show(item: Any) -> str:
+        raise TypeError(f"cannot show {len(item)} things")
+
+    callback = ScoreOnFitEnd(tmp_path / "run.tlog", runner=unchecked(), show=show)
+    with pytest.warns(UserWarning, match=r"the scores \(\.scores\) are not reported\. TypeError: cannot show 2 things"):
+        _, chosen = fitted(callback, max_epochs=1)
+    assert chosen.state.finished
+    assert callback.scores is not None
+    assert callback.report is None
+
+
 def test_a_stream_whose_batches_are_kept_is_scored(tmp_path: Path, unreported: None) -> None:
     del unreported
     recorder = TrajectoryRecorder(tmp_path / "run.tlog", store_batches=True)
