@@ -42,8 +42,8 @@ def states_backwards(
         if not len(below):
             raise StateNotStoredError(
                 f"the log stores no state at or before step {upper - 1} (keep={log.header.keep!r}), and this estimator "
-                f"walks back to step {stop}. Record with keep='every_step', keep='every(k)' or keep='last_epochs(n)', or "
-                "choose an estimator that needs the final state alone (final_parameters)."
+                f"walks back to step {stop}. Record with keep='every_step', 'every(k)' or 'last_epochs(n)', or choose "
+                "an estimator that needs the final state alone (final_parameters)."
             )
         lower = int(below[-1])
         yield from _stretch(log.state(lower), lower, upper, max(stop, lower), advance, held_in(room))
