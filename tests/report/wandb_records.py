@@ -13,9 +13,11 @@ _BLOCK, _HEAD, _FILE_HEAD = 32768, 7, 7
 
 
 def records(file: Path) -> Iterator[Any]:
-    """The records of a run, in order."""
+    """The records of a finished run, in order."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # what writes the file is another process, and may be at it when the run has finished
     data, offset, parts = file.read_bytes(), _FILE_HEAD, b""
     assert data[:4] == b":W&B"
     while offset + _HEAD <= len(data):
