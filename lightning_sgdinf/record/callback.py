@@ -164,9 +164,8 @@ class TrajectoryRecorder(Callback):
         if self._strict and not pl_module.automatic_optimization:  # others hear of it when all is known
             self._concerns.problem(support.MANUAL_OPTIMIZATION)
         problem = self._concerns.problem
-        store = BatchStore(self._example_key, problem) if self._stores_batches else None
-        self._store = store
-        self._tap = LoaderTap(digest=self._digest, watch=self._watch, problem=problem, store=store)
+        self._store = BatchStore(self._example_key, problem) if self._stores_batches else None
+        self._tap = LoaderTap(digest=self._digest, watch=self._watch, problem=problem, store=self._store)
         self._tap.install(trainer, pl_module, self._patches)
         self._patches.place(trainer.strategy, "training_step", self._around_training_step)
         self._patches.place(trainer.precision_plugin, "clip_gradients", self._around_clipping)
