@@ -23,7 +23,8 @@ class Ends:
         table: Their rows as plain cells.
         example_ids: One per row.
         examples: What is known of them, by id.
-        harm: Per row what each epoch contributed, positive for harm, ``[E]``; ``None`` if that was not kept.
+        harm: Per row what each epoch contributed, positive for harm, ``[E]``; ``None`` if that was not kept or
+            there was one epoch.
     """
 
     table: Table
@@ -48,8 +49,8 @@ def both_ends(data: ReportData) -> Ends:
     if any(texts):
         table = _with_column(table, "text", texts)
     harm = None
-    if data.scores.per_epoch is not None:
-        contributions = data.scores.per_epoch[:, :, data.scores.query_index(data.query)].numpy()
+    contributions = data.contributions
+    if contributions is not None:
         harm = tuple(harm_per_epoch(contributions[:, i], data.better) for i in ranking.example_ids)
     return Ends(table=table, example_ids=ranking.example_ids, examples=examples, harm=harm)
 

@@ -84,12 +84,7 @@ def content(data: ReportData, *, room: int) -> tuple[str, tuple[str, ...]]:
     """
     island, notes, found = Island(), [], _gathered(data)
     order = data.scores.order(data.query).tolist()
-    per_epoch = data.scores.per_epoch
-    if per_epoch is None:
-        contributions = np.empty((0, len(order)))
-    else:
-        contributions = per_epoch[:, :, data.scores.query_index(data.query)].numpy()
-    verified = data.scores.verified
+    contributions, verified = data.contributions, data.scores.verified
     index: dict[str, Any] = {
         "count": len(order),
         "columns": [_entry(island, column) for column in _fitting(data, notes)],
@@ -98,7 +93,7 @@ def content(data: ReportData, *, room: int) -> tuple[str, tuple[str, ...]]:
         "truths": payloads.names(island, found.truths) if any(found.truths) else None,
         "corrupt": _flags(island, data.known_corrupt, len(order)),
         "verified": None if verified is None else island.array(verified.numpy().astype(np.uint8)),
-        "epochs": payloads.epochs(island, contributions, order, notes),
+        "epochs": None if contributions is None else payloads.epochs(island, contributions, order, notes),
         "texts": payloads.texts(island, found.texts, order, notes),
         "htmls": payloads.htmls(island, found.htmls, order, notes),
         "table": payloads.table(island, found.rows, order, notes),

@@ -142,10 +142,10 @@ def precision_recall(detections: Mapping[str, Detection]) -> Figure:
 
 def epoch_contributions(data: ReportData) -> Figure:
     """Mean contribution of each epoch to the scores of the most harmful, the most helpful and all examples."""
-    assert data.scores.per_epoch is not None  # the page asks only then
+    contributions = data.contributions
+    assert contributions is not None  # the page asks only then
     figure = new_figure()
     axes = figure.subplots()
-    contributions = data.scores.per_epoch[:, :, data.scores.query_index(data.query)].numpy()
     epochs = np.arange(len(contributions))
     harmful = list(data.scores.most_harmful(data.shown, data.query).example_ids)
     helpful = list(data.scores.most_helpful(data.shown, data.query).example_ids)
@@ -239,7 +239,7 @@ def all_figures(data: ReportData) -> dict[str, Figure]:
     if data.detections:
         figures["corrupt-found"] = found_curve(data.detections)
         figures["precision-recall"] = precision_recall(data.detections)
-    if data.scores.per_epoch is not None:
+    if data.contributions is not None:
         figures["epoch-contributions"] = epoch_contributions(data)
     certificate = data.scores.certificate
     if certificate is not None and (certificate.trust is not None or certificate.gradient_check is not None):

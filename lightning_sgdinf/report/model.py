@@ -180,6 +180,16 @@ class ReportData:
         return self.scores.better[self.scores.query_index(self.query)]
 
     @property
+    def contributions(self) -> np.ndarray | None:
+        """What each epoch contributed to the scores of that query, ``[E, N]``; ``None`` if that was not kept, or if
+        there was one epoch, whose contribution is the score.
+        """
+        per_epoch = self.scores.per_epoch
+        if per_epoch is None or len(per_epoch) < 2:
+            return None
+        return per_epoch[:, :, self.scores.query_index(self.query)].numpy()
+
+    @property
     def all_warnings(self) -> tuple[str, ...]:
         """The certificate's warnings and the others."""
         certificate = self.scores.certificate

@@ -85,11 +85,9 @@ def table(
     }
 
 
-def epochs(island: Island, per_epoch: np.ndarray, order: Sequence[int], notes: list[str]) -> Part:
+def epochs(island: Island, per_epoch: np.ndarray, order: Sequence[int], notes: list[str]) -> dict[str, Any]:
     """What each epoch contributed, ``[E, N]``, in 32,767ths of each example's largest."""
     count = len(per_epoch)
-    if count == 0:
-        return None
     kept = _fitting(order, characters(2 * count) * len(order), EPOCHS, "What each epoch contributed is", notes)
     values = per_epoch[:, kept].T
     scale = np.abs(values).max(1)

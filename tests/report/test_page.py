@@ -16,6 +16,7 @@ import torch
 
 from lightning_sgdinf.certificate import Certificate
 from lightning_sgdinf.report import Example, ReportData, SafeHtml
+from lightning_sgdinf.report.ends import both_ends
 from lightning_sgdinf.report.fragments import number, signed
 from lightning_sgdinf.report.page import render_page
 from lightning_sgdinf.scores import Scores
@@ -112,6 +113,14 @@ def test_what_it_holds_is_read_back_as_it_was(page: Reader, full: ReportData) ->
     contributions = shares * array(epochs["scale"], "<f4")[:, None] * epochs["unit"]
     assert full.scores.per_epoch is not None
     np.testing.assert_allclose(contributions, full.scores.per_epoch[:, :, 0].T.numpy(), atol=2e-4)
+
+
+def test_one_epoch_has_no_share_of_its_own(scores: Scores) -> None:
+    assert scores.per_epoch is not None
+    one = dataclasses.replace(scores, values=scores.per_epoch[0], per_epoch=scores.per_epoch[:1])
+    assert 'id="epochs"' in render_page(ReportData(title="Three", scores=scores))
+    assert 'id="epochs"' not in render_page(ReportData(title="One", scores=one))
+    assert both_ends(ReportData(title="One", scores=one)).harm is None
 
 
 def test_drawings_inside_it_need_nothing_from_elsewhere(page: Reader) -> None:
