@@ -105,6 +105,8 @@ def test_there_are_commands_to_check() -> None:
 def test_commands_compose(command: str, tmp_path: Path) -> None:
     words = [word for word in shlex.split(command)[1:] if not word.startswith(("-", "hydra")) and "..." not in word]
     pairs = [word.partition("=")[::2] for word in words]
+    if launcher := dict(pairs).get("experiment", "").partition("sweep_")[2]:
+        pytest.importorskip(f"hydra_plugins.hydra_{launcher}_launcher")
     choices = [[f"{key}={v}" for v in ([values] if set(values) & set("[{(") else values.split(","))]
                for key, values in pairs]  # fmt: skip
     outside = [f"output_dir={tmp_path}"]  # of a job there are no folder and no sweep to be named for
