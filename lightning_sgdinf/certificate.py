@@ -5,8 +5,10 @@ next recorded state. *Gradient check*: the walk's score of a few sampled example
 re-run with their weights at ``1 +- eps``. *Trust*: a few sampled examples really left out and the run done again,
 because even an exact derivative stops predicting removal where training is not smooth.
 
-In a `fast` certificate the last two run on a window of the last steps only (from the recorded state at its start), with
-the walk's partial scores for that window; in a `full` one on the whole run.
+In a `fast` certificate these two run on a window of the last steps only (from the recorded state at its start), with
+the walk's partial scores for that window; in a `full` one on the whole run. What a window of the last steps cannot
+show is measured along the whole walk, at no cost: *amplification*, how much more a change early in the run weighs than
+one at its end.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from typing import Any, Literal
 from lightning_sgdinf.errors import ConfigurationError
 
 Level = Literal["fast", "full", "off"]
+AMPLIFIES = 2.0
+"""Factor of amplification above which removal is often not what the derivative says: docs/results/lds.md."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +96,27 @@ class Trust:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Amplification:
+    r"""How much more a small change of the parameters weighs early in the run than at its end.
+
+    Attributes:
+        factor: Median over queries of :math:`\max_t \lVert u_t\rVert / \lVert u_T\rVert`, with :math:`u_t` the
+            derivative of the query in the parameters before step ``t``; dimensionless, at least 1.
+        step: Where the query nearest to that median has its largest.
+        first_step: How far back the walk went.
+    """
+
+    factor: float
+    step: int
+    first_step: int
+
+    @property
+    def is_high(self) -> bool:
+        """Whether a reader should be warned: a factor above 2."""
+        return self.factor > AMPLIFIES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
     """The checks that a result carries.
 
@@ -101,6 +126,7 @@ class Certificate:
         gradient_check: See `GradientCheck`; ``None`` if not checked (estimators that are not a derivative of the run
             have none).
         trust: See `Trust`; ``None`` if not checked.
+        amplification: See `Amplification`; ``None`` for estimators that are not the derivative of the run.
         seconds: Wall time the checks took.
         notes: Sentences a reader must know, e.g. what was treated as constant.
     """
@@ -109,6 +135,7 @@ class Certificate:
     step_replay: StepReplay | None = None
     gradient_check: GradientCheck | None = None
     trust: Trust | None = None
+    amplification: Amplification | None = None
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
@@ -132,7 +159,23 @@ class Certificate:
                 "it to predict removal; smaller steps or smoother activations help, and the largest scores should be "
                 "verified by re-training."
             )
+        if self.amplification is not None and self.amplification.is_high and not self._trust_of_all:
+            found.append(
+                f"This run amplifies small changes: one before step {self.amplification.step} weighs "
+                f"{self.amplification.factor:.1f} times what it weighs at the end. The scores are the right "
+                "derivative, but really leaving an example out often does something else in such a run, which a window "
+                "of the last steps does not show. Measure trust on the whole run (certificate='full'), verify the "
+                "extremes by real runs (refine), or rank by the damped walk, SgdInfluence(curvature_scale=0.3)."
+            )
         return tuple(found)
+
+    @property
+    def _trust_of_all(self) -> bool:
+        return (
+            self.trust is not None
+            and self.amplification is not None
+            and (self.trust.first_step <= self.amplification.first_step)
+        )
 
     def summary(self) -> tuple[str, ...]:
         """One sentence per check, for a terminal or the head of a report."""
@@ -151,6 +194,11 @@ class Certificate:
             lines.append(
                 f"Trust: {len(t.example_ids)} examples left out from step {t.first_step} on: correlation "
                 f"{t.correlation:.3f} (95 % interval {t.low:.3f} to {t.high:.3f})."
+            )
+        if (a := self.amplification) is not None:
+            lines.append(
+                f"Amplification: a small change of the parameters weighs up to {a.factor:.2g} times what it weighs "
+                f"at the end (before step {a.step})."
             )
         return (*lines, *self.notes) if lines or self.notes else ("Nothing was checked.",)
 
@@ -174,6 +222,7 @@ class Certificate:
             step_replay=part(StepReplay, data.get("step_replay")),
             gradient_check=part(GradientCheck, data.get("gradient_check")),
             trust=part(Trust, data.get("trust")),
+            amplification=part(Amplification, data.get("amplification")),
             seconds=float(data.get("seconds", 0.0)),
             notes=tuple(data.get("notes", ())),
         )

@@ -118,7 +118,11 @@ class Job:
                 f"{tally.rebuilt} states were rebuilt by doing recorded steps again; each matched its checksum."
             )
         certificate = replace(
-            self.result, step_replay=tally.comparison.value(), seconds=self.check_seconds, notes=tuple(self.notes)
+            self.result,
+            step_replay=tally.comparison.value(),
+            amplification=tally.growth.value(self.first) if self.estimator.exact else None,
+            seconds=self.check_seconds,
+            notes=tuple(self.notes),
         )
         return Scores(
             values=self._together(tally.scores, own, share),

@@ -18,7 +18,7 @@ from lightning_sgdinf.adjoint.rules import rule_for
 from lightning_sgdinf.adjoint.schedule import states_backwards
 from lightning_sgdinf.adjoint.share import RowShare
 from lightning_sgdinf.adjoint.vector import Adjoint
-from lightning_sgdinf.certificate import StepReplay
+from lightning_sgdinf.certificate import Amplification, StepReplay
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError, StepMismatchError
 from lightning_sgdinf.estimators import Estimator
 from lightning_sgdinf.log import state_checksum
@@ -54,6 +54,36 @@ class StepComparison:
 
 
 @dataclass(slots=True)
+class Growth:
+    """Follows how large the adjoint of the parameters is on the way back, per query."""
+
+    end: Tensor
+    largest: Tensor
+    step: Tensor
+
+    @classmethod
+    def from_end(cls, adjoint: Adjoint, steps: int) -> Growth:
+        """As it is after the last step."""
+        size = adjoint.params.detach().norm(dim=1)
+        return cls(size, size, torch.full_like(size, steps, dtype=torch.int64))
+
+    def see(self, adjoint: Adjoint, step: int) -> None:
+        """As it is before a step."""
+        size = adjoint.params.detach().norm(dim=1)
+        grown = size > self.largest
+        self.largest = torch.where(grown, size, self.largest)
+        self.step = self.step.masked_fill(grown, step)
+
+    def value(self, first_step: int) -> Amplification | None:
+        """The result; ``None`` if no query has a gradient at the end of the run."""
+        there = self.end > 0
+        if not bool(there.any()):
+            return None
+        factor, at = (self.largest[there].double() / self.end[there].double()).cpu().median(0)
+        return Amplification(factor=float(factor), step=int(self.step[there][at]), first_step=first_step)
+
+
+@dataclass(slots=True)
 class Tally:
     """What a walk adds up.
 
@@ -62,10 +92,12 @@ class Tally:
         per_epoch: ``[E, N, Q]``, or ``None`` if not asked for.
         comparison: Step replay so far.
         rebuilt: States that were rebuilt and matched the recorded checksum.
+        growth: Of the adjoint so far.
     """
 
     scores: Tensor
     per_epoch: Tensor | None
+    growth: Growth
     comparison: StepComparison = field(default_factory=StepComparison)
     rebuilt: int = 0
 
@@ -122,6 +154,7 @@ class Walk:
         tally = Tally(
             torch.zeros(examples, queries, dtype=torch.float64),
             torch.zeros(epochs, examples, queries, dtype=torch.float64) if epochs else None,
+            Growth.from_end(adjoint, len(self.log)),
         )
         total, first = len(self.log), self.estimator.first_step(self.log)
         frozen = total > first and self.estimator.state_for(total - 1, self.log) == total
@@ -145,6 +178,7 @@ class Walk:
             )
             adjoint, slopes = self._visit(at, adjoint, None if frozen else after, tally.comparison)
             tally.add(torch.tensor(step.example_ids), slopes, step.epoch)
+            tally.growth.see(adjoint, t)
             after, following = before, step
             self.on_step(t, before, tally)
         if not bool(torch.isfinite(tally.scores).all()):

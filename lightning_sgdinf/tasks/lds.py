@@ -138,6 +138,7 @@ class LdsJob:
                 seconds[f"truth, {name}"] = truths[name].seconds
             scores: dict[str, dict[str, Any]] = {name: {} for name in truths}
             failed: dict[str, str] = {}
+            amplification: float | None = None
             for method, estimator in self.methods.items():
                 began = perf_counter()
                 try:
@@ -148,11 +149,14 @@ class LdsJob:
                     continue
                 finally:
                     seconds[method] = perf_counter() - began
+                if found.certificate is not None and found.certificate.amplification is not None:
+                    amplification = found.certificate.amplification.factor
                 for name, truth in truths.items():
                     score = datamodelling_score(found, truth, resamples=self.resamples)
                     scores[name][method] = {"mean": score.mean, "low": score.low, "high": score.high}
         error = 1 - float(trainer.callback_metrics["val_accuracy"])
-        return {"scores": scores, "failed": failed, "seconds": seconds, "validation_error": error}
+        about = {"validation_error": error, "amplification": amplification}
+        return {"scores": scores, "failed": failed, "seconds": seconds, **about}
 
 
 def markdown(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -176,6 +180,8 @@ def markdown(cells: Sequence[Mapping[str, Any]]) -> str:
         rows.append(["seeds", *(str(sum(_column(c) == column for c in cells)) for column in columns)])
         errors = [np.mean([c["validation_error"] for c in cells if _column(c) == column]) for column in columns]
         rows.append(["validation error", *(f"{error:.1%}" for error in errors)])
+        factors = [[f for c in cells if _column(c) == column and (f := c.get("amplification"))] for column in columns]
+        rows.append(["amplification", *(f"{np.mean(own):.1f}" if own else "" for own in factors)])
         parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
     return "\n\n".join(parts) + "\n"
 

@@ -77,6 +77,9 @@ def test_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["scores"]["half"]["sgd_influence"]["mean"] == value
     assert set(found["scores"]["tenth"]) == {"sgd_influence", "random"}
     assert found["failed"] == {}
+    assert scores[0].certificate is not None
+    assert scores[0].certificate.amplification is not None
+    assert found["amplification"] == scores[0].certificate.amplification.factor
     assert {"training", "truth, half", "sgd_influence"} <= set(found["seconds"])
     done = len(truths)
     assert job().run(parts(tmp_path)) == value
@@ -107,15 +110,18 @@ def test_the_table_has_means_over_seeds() -> None:
             "settings": {"removals": {"half": {"part": 0.5}}},
             "scores": {"half": {"exact": score}},
             "validation_error": 0.1 * (1 + seed),
+            "amplification": 2.0 + seed,
         }
 
-    page = markdown([cell(0, 0.5, 0.03), cell(1, 0.7, 0.04), {**cell(0, 0.25, 0.1), "optimizer": "adamw"}])
+    adamw = {**cell(0, 0.25, 0.1), "optimizer": "adamw", "amplification": None}
+    page = markdown([cell(0, 0.5, 0.03), cell(1, 0.7, 0.04), adamw])
     assert page.splitlines() == [
         "| half: 50% left out, divisor kept | mlp, sgd | mlp, adamw |",
         "| --- | --- | --- |",
         "| exact | 0.60 ± 0.03 | 0.25 ± 0.10 |",
         "| seeds | 2 | 1 |",
         "| validation error | 15.0% | 10.0% |",
+        "| amplification | 2.5 |  |",
     ]
 
 
