@@ -149,8 +149,9 @@ class LdsJob:
                     continue
                 finally:
                     seconds[method] = perf_counter() - began
-                if found.certificate is not None and found.certificate.amplification is not None:
-                    amplification = found.certificate.amplification.factor
+                seen = None if found.certificate is None else found.certificate.amplification
+                if seen is not None and seen.first_step == 0:  # of the whole run
+                    amplification = seen.factor
                 for name, truth in truths.items():
                     score = datamodelling_score(found, truth, resamples=self.resamples)
                     scores[name][method] = {"mean": score.mean, "low": score.low, "high": score.high}

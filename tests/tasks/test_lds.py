@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from lightning_sgdinf.baselines import RandomBaseline
 from lightning_sgdinf.errors import ConfigurationError, UnsupportedRunError
-from lightning_sgdinf.estimators import SgdInfluence
+from lightning_sgdinf.estimators import LastEpochs, SgdInfluence
 from lightning_sgdinf.evaluation import random_subsets
 from lightning_sgdinf.runner import InfluenceRunner
 from lightning_sgdinf.scores import Scores
@@ -47,7 +47,7 @@ def parts(folder: Path, **changes: Any) -> Parts:
 
 
 def job(**changes: Any) -> LdsJob:
-    methods = {"sgd_influence": SgdInfluence(), "random": RandomBaseline(seed=1)}
+    methods = {"sgd_influence": SgdInfluence(), "last_epochs": LastEpochs(1), "random": RandomBaseline(seed=1)}
     removals = {"half": {"part": 0.5, "divisor": "reduced"}, "tenth": {"part": 0.1}}
     given = {"methods": methods, "removals": removals, "subsets": SUBSETS, "queries": QUERIES, "resamples": 30}
     return LdsJob(**{**given, **changes})
@@ -64,7 +64,8 @@ def test_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             return kept[-1]
 
         monkeypatch.setattr(InfluenceRunner, name, spy)
-    value = job().run(parts(tmp_path))
+    given = parts(tmp_path, optimizer=partial(torch.optim.SGD, lr=5.0))  # so large that it amplifies
+    value = job().run(given)
     assert [t.leave_out for t in truths] == [random_subsets(N, SUBSETS, part=p) for p in (0.5, 0.1)]
     assert [t.provenance["divisor"] for t in truths] == ["reduced", "kept"]
     members = torch.zeros(SUBSETS, N, dtype=torch.float64)
@@ -75,17 +76,18 @@ def test_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert value == pytest.approx(np.mean(expected))
     found = json.loads((tmp_path / "mlp_sgd_0.json").read_text())
     assert found["scores"]["half"]["sgd_influence"]["mean"] == value
-    assert set(found["scores"]["tenth"]) == {"sgd_influence", "random"}
+    assert set(found["scores"]["tenth"]) == {"sgd_influence", "last_epochs", "random"}
     assert found["failed"] == {}
-    assert scores[0].certificate is not None
-    assert scores[0].certificate.amplification is not None
-    assert found["amplification"] == scores[0].certificate.amplification.factor
+    whole, last = (s.certificate.amplification for s in scores[:2] if s.certificate is not None)
+    assert whole is not None
+    assert last is not None
+    assert found["amplification"] == whole.factor > last.factor
     assert {"training", "truth, half", "sgd_influence"} <= set(found["seconds"])
     done = len(truths)
-    assert job().run(parts(tmp_path)) == value
+    assert job().run(given) == value
     assert len(truths) == done
     with pytest.raises(ConfigurationError, match="of other settings"):
-        job(queries=2).run(parts(tmp_path))
+        job(queries=2).run(given)
 
 
 def test_a_method_that_fails_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
