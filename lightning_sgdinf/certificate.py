@@ -197,8 +197,9 @@ class Certificate:
             )
         if (a := self.amplification) is not None:
             lines.append(
-                f"Amplification: a small change of the parameters weighs up to {a.factor:.2g} times what it weighs "
-                f"at the end (before step {a.step})."
+                f"Amplification: a small change before step {a.step} weighs {a.factor:.2g} times what it does at the end."
+                if a.factor > 1
+                else "Amplification: none; a small change weighs most at the end of the run."
             )
         return (*lines, *self.notes) if lines or self.notes else ("Nothing was checked.",)
 

@@ -66,13 +66,14 @@ def test_a_step_that_overshoots_amplifies_what_came_before(tmp_path: Path) -> No
     assert (found.amplification.step, found.amplification.first_step) == (0, 0)
     (warning,) = (line for line in found.warnings if line.startswith("This run amplifies"))
     assert "one before step 0 weighs 129.7 times" in warning
-    assert "up to 1.3e+02 times" in " ".join(found.summary())
+    assert "before step 0 weighs 1.3e+02 times" in " ".join(found.summary())
 
 
 def test_a_step_that_settles_does_not(tmp_path: Path) -> None:
     found = certificate(tmp_path, lr=0.5)
     assert found.amplification == Amplification(factor=1.0, step=STEPS, first_step=0)
     assert found.warnings == ()
+    assert any(line.startswith("Amplification: none") for line in found.summary())
 
 
 def test_a_walk_of_the_last_epoch_speaks_of_it_only(tmp_path: Path) -> None:
