@@ -197,7 +197,7 @@ class Certificate:
             )
         if (a := self.amplification) is not None:
             lines.append(
-                f"Amplification: a small change before step {a.step} weighs {a.factor:.2g} times what it does at the end."
+                f"Amplification: a small change before step {a.step} weighs {a.factor:.2g} times one at the end."
                 if a.factor > 1
                 else "Amplification: none; a small change weighs most at the end of the run."
             )

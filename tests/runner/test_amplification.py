@@ -66,7 +66,7 @@ def test_a_step_that_overshoots_amplifies_what_came_before(tmp_path: Path) -> No
     assert (found.amplification.step, found.amplification.first_step) == (0, 0)
     (warning,) = (line for line in found.warnings if line.startswith("This run amplifies"))
     assert "one before step 0 weighs 129.7 times" in warning
-    assert "before step 0 weighs 1.3e+02 times" in " ".join(found.summary())
+    assert "before step 0 weighs 1.3e+02 times one" in " ".join(found.summary())
 
 
 def test_a_step_that_settles_does_not(tmp_path: Path) -> None:
