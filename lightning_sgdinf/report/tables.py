@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.ranking import Ranking, sign_sentence
 from lightning_sgdinf.report.model import ReportData
 
@@ -24,12 +25,23 @@ class Table:
         caption: One line that says what it shows, and the meaning of its signs.
         columns: Names of the columns.
         rows: As many cells each as there are columns.
+
+    Raises:
+        ConfigurationError: A row of another length.
     """
 
     name: str
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ConfigurationError(
+                    f"table {self.name}: expected {len(self.columns)} cells in a row, one per column, got {len(row)} in "
+                    f"row {number}"
+                )
 
 
 def ranking_table(data: ReportData, ranking: Ranking, name: str) -> Table:

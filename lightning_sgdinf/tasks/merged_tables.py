@@ -52,7 +52,7 @@ def removals(cells: Cells) -> Table:
         for mode in modes(runs):
             none = list(base(runs, mode).values())
             if none:
-                rows.append((cell, mode, "nothing left out", 0, len(none), *_mean_std(none), *[None] * 9))
+                rows.append((cell, mode, "nothing left out", 0, len(none), *_mean_std(none), *[None] * 8))
             held_out = _held_out(runs, mode)
             for method, curve in curves(runs, mode).items():
                 seconds, size = _costs(runs, method)

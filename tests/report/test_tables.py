@@ -4,10 +4,13 @@ import csv
 import dataclasses
 from pathlib import Path
 
+import pytest
 import torch
 
+from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.report import BeforeAfter, ReportData
 from lightning_sgdinf.report.tables import (
+    Table,
     all_tables,
     before_after_table,
     cost_table,
@@ -16,6 +19,11 @@ from lightning_sgdinf.report.tables import (
     ranking_table,
     write_csv,
 )
+
+
+def test_a_row_has_a_cell_per_column() -> None:
+    with pytest.raises(ConfigurationError, match="expected 2 cells in a row, one per column, got 3 in row 1"):
+        Table("odd", "", ("a", "b"), ((1, 2), (1, 2, None)))
 
 
 def test_a_ranking_shows_what_is_known_of_its_examples(full: ReportData, hostile: str) -> None:

@@ -39,7 +39,9 @@ def sweep(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 def table(file: Path) -> list[dict[str, str]]:
     with file.open(newline="") as content:
-        return list(csv.DictReader(content))
+        rows = list(csv.DictReader(content))
+    assert all(None not in row and None not in row.values() for row in rows)  # as many cells as columns
+    return rows
 
 
 def test_a_sweep_that_was_stopped_goes_on(
