@@ -39,8 +39,8 @@ class Table:
         for number, row in enumerate(self.rows):
             if len(row) != len(self.columns):
                 raise ConfigurationError(
-                    f"table {self.name}: expected {len(self.columns)} cells in a row, one per column, got {len(row)} in "
-                    f"row {number}"
+                    f"table {self.name}: expected {len(self.columns)} cells in a row, one per column, got {len(row)} "
+                    f"in row {number}"
                 )
 
 
