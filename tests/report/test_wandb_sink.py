@@ -63,6 +63,7 @@ def logged(full: ReportData, tmp_path_factory: pytest.TempPathFactory) -> Logged
         for name in ("CACHE_DIR", "CONFIG_DIR", "ARTIFACT_DIR"):
             patch.setenv(f"WANDB_{name}", str(place / name))
         patch.setenv("XDG_DATA_HOME", str(place / "home"))
+        wandb_records.read_environment_anew()
         logger = WandbLogger(project="test", save_dir=place, offline=True)
         try:
             logger.log_hyperparams({"estimator": "tracin", "seed": 3})

@@ -12,6 +12,13 @@ from typing import Any
 _BLOCK, _HEAD, _FILE_HEAD = 32768, 7, 7
 
 
+def read_environment_anew() -> None:
+    """wandb reads its settings from the environment once per process, whichever test was the first to touch it."""
+    import wandb
+
+    wandb.teardown()
+
+
 def records(file: Path) -> Iterator[Any]:
     """The records of a finished run, in order."""
     import wandb

@@ -25,6 +25,7 @@ def test_a_job_of_a_sweep_is_a_run_of_its_group(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("WANDB_SILENT", "true")
     for name in ("CACHE_DIR", "CONFIG_DIR", "ARTIFACT_DIR", "DATA_DIR"):
         monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / name))
+    wandb_records.read_environment_anew()
     chosen = ["-m", "estimator=last_epochs", "logger=wandb", "logger.offline=true", "hydra.sweep.dir=swept"]
     monkeypatch.setattr(sys, "argv", ["sgdinf", *chosen, *TINY])
     root = logging.getLogger()
