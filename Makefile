@@ -32,8 +32,8 @@ types: $(VENV)/.ready-dev
 imports: $(VENV)/.ready-dev
 	$(BIN)/lint-imports
 
-docs: $(VENV)/.ready-dev  ## the site, in docs/_build/html; a broken link or reference is an error; needs Python 3.11 or newer
-	$(ONE_THREAD) $(BIN)/python -m sphinx -W -n --keep-going -b html docs docs/_build/html $(ARGS)
+docs: $(VENV)/.ready-dev  ## the site, in docs/_build/html, always built anew; a broken link or reference is an error; needs Python 3.11 or newer
+	$(ONE_THREAD) $(BIN)/python -m sphinx -W -n -E --keep-going -b html docs docs/_build/html $(ARGS)
 
 docs-check: $(VENV)/.ready-dev  ## the pages: links, commands, entries of errors; every block of Python is run
 	$(ONE_THREAD) $(BIN)/python -m pytest tests/test_docs.py tests/test_docs_code.py tests/test_gates.py $(ARGS)
