@@ -153,10 +153,17 @@ def _panel(axes: Axes, panel: Panel, methods: Sequence[str]) -> dict[str, Any]:
     means = [100 * m for m in (*panel.base, *(r.mean for curve in panel.curves.values() for r in curve))]
     margin = max(0.5 * (max(means) - min(means)), 0.02)  # bands of few runs would leave no room for the means
     axes.set_ylim(max(0.0, min(means) - margin), max(means) + margin)
-    runs = f"{panel.runs} runs" if panel.runs > 1 else "1 run"
-    axes.set_title(plain(f"{panel.title} ({runs})"), fontsize=SIZE, color=INK, loc="left")
+    axes.set_title(plain(f"{panel.title} ({_runs(panel)})"), fontsize=SIZE, color=INK, loc="left")
     dress(axes, x="training examples left out", y="test error in %")
     return handles
+
+
+def _runs(panel: Panel) -> str:
+    """How many runs, and which methods are means of fewer: other runs may be easier."""
+    text = f"{panel.runs} runs" if panel.runs > 1 else "1 run"
+    most = {name: max((removal.runs for removal in curve), default=0) for name, curve in panel.curves.items()}
+    fewer = [f"{name} {runs}" for name, runs in most.items() if runs < panel.runs]
+    return f"{text}; of fewer: {', '.join(fewer)}" if fewer else text
 
 
 def dots(bars: Bars) -> Figure:

@@ -129,6 +129,13 @@ def test_curves_are_drawn_in_percent_on_a_logarithmic_axis() -> None:
     assert second.lines[0].get_color() == line.get_color()
 
 
+def test_a_mean_of_fewer_runs_is_told_from_the_others() -> None:
+    few, all_of_them = (merged_tables.curves([run(seed) for seed in range(n)], "last")["loss"] for n in (2, 4))
+    panel = Panel(title="one", base=BASE, curves={"loss": all_of_them, "exact": few})
+    (axes,) = removal_curves((panel,)).axes
+    assert axes.get_title(loc="left") == "one (4 runs; of fewer: exact 2)"
+
+
 def test_runs_that_differ_in_settings_are_cells_of_their_own(folder: Path) -> None:
     run(0, settings={"trainer": {"max_epochs": 5}}).save(folder / "longer")
     assert list(merging.collected([folder])) == ["digits_mlp, trainer.max_epochs=3", "digits_mlp, trainer.max_epochs=5"]
