@@ -13,7 +13,7 @@ import json
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,8 @@ def collected(folders: Sequence[Path]) -> Cells:
     for file in dict.fromkeys(file.resolve() for folder in folders for file in sorted(folder.rglob(FILE))):
         try:
             run = RunResults.load(file)
-        except (SgdInfluenceError, ValueError, KeyError, TypeError) as error:
-            _say.warning("passed over %s: %s", file, error)
+        except ConfigurationError as error:
+            _say.warning("passed over: %s", error)
             continue
         key = run.cell, json.dumps(run.settings, sort_keys=True), run.seed
         found[key] = found[key].joined(run) if key in found else run
@@ -146,7 +146,7 @@ def _sheets(cells: Cells) -> Iterator[Sheet]:
                 break
 
 
-def _pictures(file: Path, found: Mapping[str, Iterable[int]]) -> dict[str, list[tuple[int, Example]]]:
+def _pictures(file: Path, found: Mapping[str, Collection[int]]) -> dict[str, list[tuple[int, Example]]]:
     with np.load(file) as kept:
         ids, images = kept["ids"].tolist(), kept["images"].astype(np.float32) / 255
         labels, true_labels = kept["labels"].tolist(), kept["true_labels"].tolist()
@@ -154,7 +154,10 @@ def _pictures(file: Path, found: Mapping[str, Iterable[int]]) -> dict[str, list[
         number: Example(image=image, label=label, true_label=None if label == truth else truth)
         for number, image, label, truth in zip(ids, images, labels, true_labels, strict=True)
     }
-    return {method: [(i, examples[i]) for i in chosen if i in examples] for method, chosen in found.items()}
+    # Of methods that were ranked elsewhere the pictures are elsewhere, too.
+    return {
+        method: [(i, examples[i]) for i in chosen] for method, chosen in found.items() if examples.keys() >= set(chosen)
+    }
 
 
 def _names(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:

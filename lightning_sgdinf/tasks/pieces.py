@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,11 @@ def replace_json(path: Path, content: Json) -> None:
 def read_json(path: Path) -> Json:
     """A value that `replace_json` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def digest(*content: Json) -> str:
+    """16 hexadecimal digits that tell values from others."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def found_or_made(path: Path, make: Callable[[], Json], *, holds: Callable[[Json], bool] = lambda _: True) -> Json:

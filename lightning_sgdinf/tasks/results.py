@@ -6,6 +6,7 @@ A run belongs to a *cell*: everything about it but the seed and the method that 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,8 @@ class RunResults:
         points: Those with ``count`` 0 and no method are the base of their mode.
         choices: Of strategies.
         found: Ids of the most harmful examples by method, the worst first; their pictures are in ``found.npz``.
+        definitions: Digests of what is behind its names: ``run``, ``method <name>``, ``mode <name>``,
+            ``strategy <name>``. Empty in files that older versions wrote.
         place: The folder it was read from; not part of the file.
     """
 
@@ -115,6 +118,7 @@ class RunResults:
     points: tuple[Point, ...] = ()
     choices: tuple[Choice, ...] = ()
     found: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    definitions: Mapping[str, str] = field(default_factory=dict)
     place: Path | None = None
 
     def save(self, folder: Path) -> None:
@@ -130,17 +134,28 @@ class RunResults:
         Raises:
             ConfigurationError: The file is something else.
         """
-        about = read_json(file)
-        if not isinstance(about, dict) or about.pop("format", None) != FORMAT:
-            raise ConfigurationError(f"{file}: expected results of a run in format {FORMAT}; remove it or move it away")
-        about["methods"] = {name: MethodCost(**cost) for name, cost in about["methods"].items()}
-        about["points"] = tuple(_point(point) for point in about["points"])
-        about["choices"] = tuple(Choice(**choice) for choice in about["choices"])
-        about["found"] = {name: tuple(ids) for name, ids in about["found"].items()}
-        return cls(**about, place=file.parent)
+        try:
+            about = read_json(file)
+            if about.pop("format") != FORMAT:
+                raise ValueError("another format")
+            about["methods"] = {name: MethodCost(**cost) for name, cost in about["methods"].items()}
+            about["points"] = tuple(_point(point) for point in about["points"])
+            about["choices"] = tuple(Choice(**choice) for choice in about["choices"])
+            about["found"] = {name: tuple(ids) for name, ids in about["found"].items()}
+            return cls(**about, place=file.parent)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"{file}: expected results of a run in format {FORMAT}, got something else ({error}); remove it or "
+                "move it away: the pieces that it was made from stay"
+            ) from error
 
     def joined(self, other: RunResults) -> RunResults:
-        """This run with what another one of the same cell and seed has beyond it."""
+        """This run with what another one of the same cell and seed has beyond it.
+
+        What stands for something else there than here, by ``definitions``, is left out; all of it, if the recorded run
+        is another one.
+        """
+        other = other._without({n for n, mine in self.definitions.items() if other.definitions.get(n, mine) != mine})
         points = {(p.mode, p.method, p.count): p for p in (*other.points, *self.points)}
         choices = {(c.mode, c.method, c.strategy): c for c in (*other.choices, *self.choices)}
         return replace(
@@ -148,6 +163,23 @@ class RunResults:
             methods={**other.methods, **self.methods},
             points=tuple(points.values()),
             choices=tuple(choices.values()),
+            found={**other.found, **self.found},
+            definitions={**other.definitions, **self.definitions},
+        )
+
+    def _without(self, names: AbstractSet[str]) -> RunResults:
+        """Without what some names of ``definitions`` stand for."""
+
+        def stays(**parts: str) -> bool:
+            return "run" not in names and names.isdisjoint(f"{kind} {name}" for kind, name in parts.items())
+
+        return replace(
+            self,
+            methods={m: cost for m, cost in self.methods.items() if stays(method=m)},
+            points=tuple(p for p in self.points if stays(method=p.method, mode=p.mode)),
+            choices=tuple(c for c in self.choices if stays(method=c.method, mode=c.mode, strategy=c.strategy)),
+            found={m: ids for m, ids in self.found.items() if stays(method=m)},
+            definitions={} if "run" in names else {n: of for n, of in self.definitions.items() if n not in names},
         )
 
 

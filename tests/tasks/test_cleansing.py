@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,57 @@ def test_a_job_that_was_stopped_goes_on(done: Path, tmp_path: Path, monkeypatch:
         for p in whole.points
         if p.mode == "last" and p.method in ("", "influence", "random")
     }
+
+
+def test_a_later_job_adds_to_the_table(tmp_path: Path) -> None:
+    def measured() -> dict[tuple[str, str, int], float]:
+        found = RunResults.load(folder_of(tmp_path) / "results.json")
+        return {(p.mode, p.method, p.count): p.measured.test_loss for p in found.points}
+
+    job(methods=["loss", "random"]).run(parts(tmp_path))
+    before = measured()
+    lowest = job(methods=["last"], modes=["last", "scratch"], grid=(5, 7)).run(parts(tmp_path))
+    joined = RunResults.load(folder_of(tmp_path) / "results.json")
+    assert {**measured(), **before} == measured()
+    assert set(joined.methods) == set(joined.found) == {"loss", "random", "last"}
+    assert {(c, n) for _, c, n in measured()} >= {("loss", 2), ("random", 5), ("last", 5), ("last", 7)}
+    own = [p.measured.test_error for p in joined.points if p.method in ("", "last") and p.count in (0, 5, 7)]
+    assert lowest == min(own)
+    with np.load(folder_of(tmp_path) / "found.npz") as kept:
+        assert set(kept["ids"]) == {i for ids in joined.found.values() for i in ids}
+
+
+@pytest.mark.parametrize(
+    ("changes", "methods", "modes", "strategies"),
+    [
+        ({}, {"influence", "last", "loss", "random"}, {"last", "scratch"}, {"validated", "stable"}),
+        ({"estimators": {"random": RandomBaseline(7)}}, {"influence", "last", "loss"}, {"last", "scratch"}, None),
+        ({"retrainings": {"last": Counterfactual("all")}}, {"influence", "last", "loss", "random"}, {"scratch"}, None),
+        ({"strategies": {"validated": Validated((3,))}}, {"influence", "last", "loss", "random"}, None, {"stable"}),
+        ({"choose_by": "loss"}, set(), set(), set()),
+    ],
+)
+def test_what_a_name_stood_for_before_leaves_the_table(
+    done: Path, tmp_path: Path, changes: Any, methods: set[str], modes: set[str] | None, strategies: set[str] | None
+) -> None:
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    job(**{"methods": ["random"], "modes": ["last"], "grid": (3,), **changes}).run(parts(tmp_path))
+    now = RunResults.load(folder_of(tmp_path) / "results.json")
+    earlier = [p for p in now.points if p.count in GRID]
+    assert {p.method for p in earlier} == methods
+    assert {p.mode for p in earlier} == (modes if modes is not None else {"last", "scratch"})
+    assert {(p.method, p.mode) for p in now.points if p.count == 3} == {("random", "last")}
+    if strategies is not None:
+        assert {c.strategy for c in now.choices if c.method == "loss"} == strategies
+
+
+def test_a_table_that_cannot_be_read_is_not_written_over(done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    file = folder_of(tmp_path) / "results.json"
+    file.write_text('{"format": 1, "cell": "mine"}')
+    with pytest.raises(ConfigurationError, match="expected results of a run in format 1, got something else"):
+        job(methods=["random"], modes=["last"]).run(parts(tmp_path))
+    assert file.read_text() == '{"format": 1, "cell": "mine"}'
 
 
 def test_equal_sets_are_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,10 @@ from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.tasks.cleansing.ranking import Method, rank
 from lightning_sgdinf.tasks.cleansing.removals import Mode, Removals
-from lightning_sgdinf.tasks.cleansing.repeat import Repeat
+from lightning_sgdinf.tasks.cleansing.repeat import RecordedRun, Repeat
 from lightning_sgdinf.tasks.job import Parts
-from lightning_sgdinf.tasks.pieces import Json, claim, replace_bytes
-from lightning_sgdinf.tasks.results import Choice, MethodCost, Point, RunResults
+from lightning_sgdinf.tasks.pieces import Json, claim, digest, locked, replace_bytes
+from lightning_sgdinf.tasks.results import FILE, Choice, MethodCost, Point, RunResults
 from lightning_sgdinf.tasks.retraining import RetrainingPlan
 from lightning_sgdinf.tasks.validation import suggestion
 from lightning_sgdinf.zoo import ImageData
@@ -127,18 +127,20 @@ class CleansingJob:
         claim(parts.folder / cell / "settings.json", settings)
         folder = parts.folder / cell / f"seed_{parts.seed:03d}"
         repeat = Repeat(parts=parts, data=data, folder=folder, keep=self.keep, scored_on=self.scored_on)
-        found = self._results(repeat, cell, settings)
-        _print(found, folder)
+        found, all_there_is = self._results(repeat, cell, settings)
+        _print(all_there_is, folder)
         return min(point.measured.test_error for point in found.points)
 
-    def _results(self, repeat: Repeat, cell: str, settings: Mapping[str, Json]) -> RunResults:
+    def _results(self, repeat: Repeat, cell: str, settings: Mapping[str, Json]) -> tuple[RunResults, RunResults]:
+        """What this job found, and with it what earlier ones did."""
         run = repeat.run()
+        definitions = self._definitions(repeat, run)
         costs: dict[str, MethodCost] = {}
         points: list[Point] = []
         choices: list[Choice] = []
         found: dict[str, tuple[int, ...]] = {}
 
-        def so_far() -> RunResults:
+        def so_far() -> tuple[RunResults, RunResults]:
             result = RunResults(
                 cell=cell,
                 seed=repeat.seed,
@@ -148,9 +150,9 @@ class CleansingJob:
                 points=tuple(points),
                 choices=tuple(choices),
                 found=found,
+                definitions=definitions,
             )
-            result.save(repeat.folder)
-            return result
+            return result, _added(result, repeat.folder)
 
         modes = list(self._modes(repeat))
         with Removals(repeat, run, self.choose_by) as removals:
@@ -166,11 +168,12 @@ class CleansingJob:
             _say.info(
                 "%s: trained again %d times; %d results were there", repeat.folder, removals.trained, removals.known
             )
-        _keep_pictures(repeat.data, found, repeat.folder / "found.npz")
+        result = so_far()
+        _keep_pictures(repeat.data, result[1].found, repeat.folder / "found.npz")
         if not self.keep_record:
             for number in range(max((m.runs for m in self._methods(repeat)), default=1)):
                 repeat.run(number).remove_record()
-        return so_far()
+        return result
 
     def _points(self, removals: Removals, method: str, mode: Mode, scores: Scores) -> Iterator[Point]:
         order = scores.order().tolist()
@@ -212,6 +215,16 @@ class CleansingJob:
                 after=after.test_error,
             )
 
+    def _definitions(self, repeat: Repeat, run: RecordedRun) -> dict[str, str]:
+        """So that a later job of this repeat sees which of these results its own names stand for."""
+        nodes = repeat.parts.config.get("job", {}).get("strategies", {})
+        return {
+            "run": digest(run.about["final_state"], self.choose_by),
+            **{f"method {m.name}": digest(m.identity, m.runs) for m in self._methods(repeat)},
+            **{f"mode {mode.name}": digest(mode.identity) for mode in self._modes(repeat)},
+            **{f"strategy {name}": digest(nodes.get(name, repr(of))) for name, of in self.strategies.items()},
+        }
+
     def _methods(self, repeat: Repeat) -> Iterator[Method]:
         nodes = repeat.parts.config.get("job", {}).get("estimators", {})
         for name in self.methods or ():
@@ -247,6 +260,16 @@ def _without(node: Json) -> Json:
     return [_without(item) for item in node] if isinstance(node, list) else node
 
 
+def _added(result: RunResults, folder: Path) -> RunResults:
+    """Results together with those that earlier jobs, or others at the same time, left in the folder."""
+    place = folder / FILE
+    with locked(place):
+        if place.is_file() and (before := RunResults.load(place)).definitions:
+            result = result.joined(before)
+        result.save(folder)
+    return result
+
+
 def _keep_pictures(data: ImageData, found: Mapping[str, Sequence[int]], place: Path) -> None:
     """Pictures and labels of the examples that any method shows, once each."""
     ids = sorted({int(i) for chosen in found.values() for i in chosen})
@@ -274,7 +297,7 @@ def _print(found: RunResults, folder: Path, console: Callable[..., None] | None 
         for method, cost in found.methods.items():
             at = {p.count: p.measured.test_error for p in found.points if (p.mode, p.method) == (mode, method)}
             table.add_row(
-                method, *([cost.failed] if cost.failed else [f"{100 * at[c]:.2f}" for c in counts if c in at])
+                method, *([cost.failed] if cost.failed else [f"{100 * at[c]:.2f}" if c in at else "" for c in counts])
             )
         show(table)
     show(f"Results: {folder}")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -30,7 +28,7 @@ from lightning_sgdinf.cleansing import (
 from lightning_sgdinf.cleansing.excess import lost_classes
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.tasks.cleansing.repeat import SEEDS_APART, RecordedRun, Repeat
-from lightning_sgdinf.tasks.pieces import Json, found_or_made
+from lightning_sgdinf.tasks.pieces import Json, digest, found_or_made
 from lightning_sgdinf.tasks.results import Measured
 from lightning_sgdinf.tasks.retraining import EndedRun, RetrainingPlan
 
@@ -120,7 +118,7 @@ class Removals:
 
     def _piece(self, mode: Mode, selection: Selection) -> Mapping[str, Json]:
         relabel = sorted(selection.relabel.items())
-        name = _digest(self._run.about["final_state"], mode.identity, sorted(selection.drop), relabel)
+        name = digest(self._run.about["final_state"], mode.identity, sorted(selection.drop), relabel)
         place = self._repeat.folder / "retrained" / mode.name / f"{len(selection):05d}_{name}.json"
         if place not in self._pieces:
             before = self.trained
@@ -174,7 +172,3 @@ class Removals:
         if mode.name not in self._retrainings:
             self._retrainings[mode.name] = mode.plan.prepare(self._ended)
         return self._retrainings[mode.name]
-
-
-def _digest(*content: Json) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
