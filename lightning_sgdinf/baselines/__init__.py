@@ -1,5 +1,6 @@
 """What does not follow the run, to compare with: influence functions at its end, outliers, the loss, chance."""
 
+from lightning_sgdinf.baselines.area_under_margin import AreaUnderMargin as AreaUnderMargin
 from lightning_sgdinf.baselines.autoencoder import Autoencoder as Autoencoder
 from lightning_sgdinf.baselines.base import Baseline as Baseline
 from lightning_sgdinf.baselines.confident_learning import ConfidentLearning as ConfidentLearning

@@ -26,12 +26,17 @@ class ClassProbabilities:
     """Of ``M`` examples and ``C`` classes.
 
     Attributes:
-        values: ``[M, C]``, float64, CPU; rows sum to 1.
+        log_values: Logarithms ``[M, C]``, float64, CPU: they tell apart what is almost sure, and differ as logits do.
         labels: Given classes ``[M]``, int64, CPU.
     """
 
-    values: Tensor
+    log_values: Tensor
     labels: Tensor
+
+    @property
+    def values(self) -> Tensor:
+        """``[M, C]``, float64, CPU; rows sum to 1."""
+        return self.log_values.exp()
 
 
 def class_probabilities(
@@ -56,10 +61,10 @@ def class_probabilities(
             with Interceptor(dict.fromkeys(_SHOWN, sight.handle)):
                 loss(batch)
             found = sight.only(len(ids))
-            if bool(found.values.isnan().any()):
-                wrong = int(found.values.isnan().any(dim=1).nonzero()[0])
+            if bool(found.log_values.isnan().any()):
+                wrong = int(found.log_values.isnan().any(dim=1).nonzero()[0])
                 raise NonFiniteError(f"the class probabilities of example {int(ids[wrong])} are not finite")
-            values.append(found.values)
+            values.append(found.log_values)
             labels.append(found.labels)
     return ClassProbabilities(torch.cat(values), torch.cat(labels))
 
@@ -97,15 +102,18 @@ def _read(func: Callable[..., Any], scores: Any, target: Any) -> ClassProbabilit
     if func in (F.cross_entropy, F.nll_loss):
         if scores.ndim != 2 or target.ndim != 1 or target.is_floating_point():
             return None
-        values = torch.softmax(scores, 1) if func is F.cross_entropy else scores.exp()
-        return ClassProbabilities(values, target.detach().cpu().long())
+        return ClassProbabilities(
+            torch.log_softmax(scores, 1) if func is F.cross_entropy else scores, target.detach().cpu().long()
+        )
     rows = len(target)
     labels = target.detach().to("cpu", torch.float64).reshape(-1)
     if len(labels) != rows or scores.numel() != rows or not bool(((labels == 0) | (labels == 1)).all()):
         return None
-    second = torch.sigmoid(scores) if func is F.binary_cross_entropy_with_logits else scores
-    second = second.reshape(-1)
-    return ClassProbabilities(torch.stack([1 - second, second], dim=1), labels.long())
+    if func is F.binary_cross_entropy_with_logits:
+        both = torch.stack([F.logsigmoid(-scores), F.logsigmoid(scores)])
+    else:  # which takes no logarithm below -100 either
+        both = torch.stack([torch.log1p(-scores), scores.log()]).clamp(min=-100.0)
+    return ClassProbabilities(both.reshape(2, rows).T, labels.long())
 
 
 _SHOWN: tuple[Callable[..., Any], ...] = (

@@ -127,4 +127,4 @@ def _checked(values: Tensor, labels: Tensor, count: int) -> ClassProbabilities:
             "ConfidentLearning(probabilities): expected rows of numbers in [0, 1] that sum to 1; pass the softmax of "
             "logits"
         )
-    return ClassProbabilities(values, labels.long())
+    return ClassProbabilities(values.log(), labels.long())

@@ -63,7 +63,7 @@ def out_of_sample(
     for held_out in deal_out(found.labels, folds, seed):
         model = train(held_out)
         part = class_probabilities(evidence, plain.subset(held_out), model, batch_size=batch_size)
-        found.values[held_out] = part.values
+        found.log_values[held_out] = part.log_values
     return found
 
 

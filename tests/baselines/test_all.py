@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_sgdinf import baselines
 from lightning_sgdinf.baselines import (
+    AreaUnderMargin,
     Autoencoder,
     Baseline,
     ConfidentLearning,
@@ -29,6 +30,7 @@ from lightning_sgdinf.state import ModelState
 from tests.baselines.blobs import N, Shaking, log, rank, state, trained, training_set
 
 ALL = [
+    AreaUnderMargin(states=2, share=1.0),
     Autoencoder(epochs=2),
     Autoencoder(epochs=2, compat=True),
     ConfidentLearning(folds=2),
@@ -129,5 +131,5 @@ def test_every_one_can_be_chosen(repository: Path) -> None:
     files = (repository / "conf" / "estimator").glob("*.yaml")
     named = {word for file in files for word in file.read_text(encoding="utf-8").split()}
     known = [name for name in dir(baselines) if hasattr(getattr(baselines, name), "rank") and name != "Baseline"]
-    assert len(known) == 8
+    assert len(known) == 9
     assert [name for name in known if f"lightning_sgdinf.baselines.{name}" not in named] == []

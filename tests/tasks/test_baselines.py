@@ -17,7 +17,7 @@ TINY = [
     *("dataset.train_size=48", "dataset.val_size=60", "dataset.test_size=60", "dataset.batch_size=16", "model=logreg"),
     *("trainer.max_epochs=2", "trainer.accelerator=cpu", "retrain=last_epochs", "report=short", "hydra.run.dir=out"),
 ]
-NAMES = ("autoencoder", "confident_learning", "local_outlier_factor", "margin", "one_class_svm")
+NAMES = ("area_under_margin", "autoencoder", "confident_learning", "local_outlier_factor", "margin", "one_class_svm")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
