@@ -270,6 +270,29 @@ def test_scores_of_several_runs_are_averaged(tmp_path: Path) -> None:
     assert torch.allclose(two.values, (one.values + alone.values) / 2, atol=1e-9)
 
 
+def test_an_average_has_its_scores_in_common_with_its_estimator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, walked = InfluenceRunner.run, []
+
+    def counting(self: Any, *given: Any, log: Any, **named: Any) -> Any:
+        walked.append(Path(log).parent.name)
+        if len(walked) == 2 and walked[-1] == "run_1":
+            raise KeyboardInterrupt
+        return real(self, *given, log=log, **named)
+
+    monkeypatch.setattr(InfluenceRunner, "run", counting)
+    mean = job(methods=["mean"], averages={"mean": {"of": "influence", "runs": 2}}, grid=(2,))
+    with pytest.raises(KeyboardInterrupt):
+        mean.run(parts(tmp_path))
+    mean.run(parts(tmp_path))
+    job(methods=["influence"], grid=(2,)).run(parts(tmp_path))
+    assert walked == ["run_0", "run_1", "run_1"]  # the first run's once, the one that was stopped again
+    found = RunResults.load(folder_of(tmp_path) / "results.json")
+    assert found.methods["mean"].read_bytes == 2 * found.methods["influence"].read_bytes
+    assert found.methods["mean"].seconds > found.methods["influence"].seconds
+
+
 def test_a_method_that_gives_nothing_is_named_and_left_out(tmp_path: Path) -> None:
     class Broken:
         title = "broken"

@@ -230,7 +230,7 @@ class CleansingJob:
         for name in self.methods or ():
             of, runs = (self.averages[name]["of"], self.averages[name]["runs"]) if name in self.averages else (name, 1)
             identity = nodes.get(of, repr(self.estimators[of]))
-            yield Method(name=name, estimator=self.estimators[of], identity=identity, runs=int(runs))
+            yield Method(name=name, of=of, estimator=self.estimators[of], identity=identity, runs=int(runs))
 
     def _modes(self, repeat: Repeat) -> Iterator[Mode]:
         nodes = repeat.parts.config.get("job", {}).get("retrainings", {})

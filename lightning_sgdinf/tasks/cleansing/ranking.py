@@ -30,15 +30,26 @@ class Method:
 
     Attributes:
         name: Its name in tables.
+        of: The estimator's name; the method's own but for an average.
         estimator: Or baseline.
         identity: Tells it from another of the same name: its configuration.
         runs: How many recorded runs on the same split its scores are the mean of, at least 1.
     """
 
     name: str
+    of: str
     estimator: Any
     identity: Json
     runs: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ranked:
+    """Scores, and what they took."""
+
+    scores: Scores
+    seconds: float
+    read_bytes: int | None
 
 
 def rank(repeat: Repeat, method: Method) -> tuple[Scores | None, MethodCost]:
@@ -46,62 +57,60 @@ def rank(repeat: Repeat, method: Method) -> tuple[Scores | None, MethodCost]:
 
     A method that raises one of this package's errors gives ``None`` and the reason; it is tried again the next time.
     """
-    runs = [repeat.run(number) for number in range(method.runs)]
-    identity = {"method": method.identity, "runs": [run.about["final_state"] for run in runs]}
-    place = repeat.folder / "scores" / f"{method.name}.h5"
-
-    def holds(known: Json) -> bool:
-        if known["identity"] != identity:
-            _say.warning(
-                "%s: scores of %s were of %s; they are made anew", repeat.folder, method.name, known["identity"]
-            )
-        return known["identity"] == identity and place.is_file()
-
     try:
-        about = found_or_made(
-            place.with_suffix(".json"),
-            lambda: {**_scored(repeat, method, runs, place), "identity": identity},
-            holds=holds,
-        )
+        parts = [_ranked(repeat, method, number) for number in range(method.runs)]
     except SgdInfluenceError as error:
         _say.warning("%s: %s gave nothing: %s: %s", repeat.folder, method.name, type(error).__name__, error)
         return None, MethodCost(failed=f"{type(error).__name__}: {error}")
-    scores = Scores.load(place)
+    scores, read = parts[0].scores, [part.read_bytes for part in parts]
+    if len(parts) > 1:
+        scores = _mean([part.scores for part in parts])
+        scores.save(repeat.folder / "scores" / f"{method.name}.h5", overwrite=True)
     auroc, average_precision = _detection(repeat, scores)
     return scores, MethodCost(
-        seconds=about["seconds"],
-        read_bytes=about["read_bytes"],
+        seconds=sum(part.seconds for part in parts),
+        read_bytes=None if None in read else sum(b for b in read if b is not None),
         auroc=auroc,
         average_precision=average_precision,
     )
 
 
-def _scored(repeat: Repeat, method: Method, runs: Sequence[RecordedRun], place: Path) -> dict[str, Json]:
-    _say.info("%s: scores of %s", repeat.folder, method.name)
+def _ranked(repeat: Repeat, method: Method, number: int) -> _Ranked:
+    """Scores of one run, which an average and its estimator alone have in common."""
+    run = repeat.run(number)
+    identity = {"method": method.identity, "runs": [run.about["final_state"]]}
+    place = repeat.folder / "scores" / (f"{method.of}_run_{number}.h5" if number else f"{method.of}.h5")
+
+    def holds(known: Json) -> bool:
+        if known["identity"] != identity:
+            _say.warning("%s: scores of %s were of %s; they are made anew", repeat.folder, method.of, known["identity"])
+        return known["identity"] == identity and place.is_file()
+
+    made = lambda: {**_scored(repeat, method, run, place), "identity": identity}  # noqa: E731
+    about = found_or_made(place.with_suffix(".json"), made, holds=holds)
+    return _Ranked(scores=Scores.load(place), seconds=about["seconds"], read_bytes=about["read_bytes"])
+
+
+def _scored(repeat: Repeat, method: Method, run: RecordedRun, place: Path) -> dict[str, Json]:
+    _say.info("%s: scores of %s", run.folder, method.of)
     runner = repeat.parts.runner()
+    with run.log() as log:
+        read = read_bytes(method.estimator, log, run.about["state_bytes"])
     began = perf_counter()
-    parts, read = [], []
-    for run in runs:
-        with run.log() as log:
-            read.append(read_bytes(method.estimator, log, run.about["state_bytes"]))
-        parts.append(
-            runner.run(
-                repeat.new_model(),
-                run.train_loader(),
-                repeat.loader(repeat.scoring),
-                log=run.path,
-                query=repeat.parts.query,
-                estimator=method.estimator,
-            )
-        )
+    scores = runner.run(
+        repeat.new_model(),
+        run.train_loader(),
+        repeat.loader(repeat.scoring),
+        log=run.path,
+        query=repeat.parts.query,
+        estimator=method.estimator,
+    )
     seconds = perf_counter() - began
-    _mean(parts).save(place, overwrite=True)
-    return {"seconds": seconds, "read_bytes": None if None in read else sum(b for b in read if b is not None)}
+    scores.save(place, overwrite=True)
+    return {"seconds": seconds, "read_bytes": read}
 
 
 def _mean(parts: Sequence[Scores]) -> Scores:
-    if len(parts) == 1:
-        return parts[0]
     values = torch.stack([scores.values for scores in parts]).mean(0)
     note = {"mean_of": [scores.provenance.get("log") for scores in parts]}
     return replace(
