@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,7 +62,8 @@ def _description(log: RunLog) -> Iterator[str]:
     header = log.header
     indices = log.state_indices
     yield f"run         {header.run_id}, begun {header.created}"
-    yield f"model       {header.model}, {len(header.parameters)} trained parameters"
+    numbers = sum(math.prod(shape) for _, shape, _ in header.parameters)
+    yield f"model       {header.model}, {numbers:,} trained numbers in {len(header.parameters)} tensors"
     yield f"optimizer   {header.optimizer}, precision {header.precision}"
     yield f"end         {log.end_reason}" + (
         "" if log.finished else " (no state after its last step, which is not counted here)"

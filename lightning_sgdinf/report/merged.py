@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib.resources
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -153,17 +154,23 @@ def _panel(axes: Axes, panel: Panel, methods: Sequence[str]) -> dict[str, Any]:
     means = [100 * m for m in (*panel.base, *(r.mean for curve in panel.curves.values() for r in curve))]
     margin = max(0.5 * (max(means) - min(means)), 0.02)  # bands of few runs would leave no room for the means
     axes.set_ylim(max(0.0, min(means) - margin), max(means) + margin)
-    axes.set_title(plain(f"{panel.title} ({_runs(panel)})"), fontsize=SIZE, color=INK, loc="left")
-    dress(axes, x="training examples left out", y="test error in %")
+    runs = f"{panel.runs} runs" if panel.runs > 1 else "1 run"
+    axes.set_title(plain(f"{panel.title} ({runs})"), fontsize=SIZE, color=INK, loc="left")
+    dress(axes, x="\n".join(["training examples left out", *_of_fewer(panel)]), y="test error in %")
     return handles
 
 
-def _runs(panel: Panel) -> str:
-    """How many runs, and which methods are means of fewer: other runs may be easier."""
-    text = f"{panel.runs} runs" if panel.runs > 1 else "1 run"
-    most = {name: max((removal.runs for removal in curve), default=0) for name, curve in panel.curves.items()}
-    fewer = [f"{name} {runs}" for name, runs in most.items() if runs < panel.runs]
-    return f"{text}; of fewer: {', '.join(fewer)}" if fewer else text
+def _of_fewer(panel: Panel) -> Iterator[str]:
+    """Which methods are means of fewer runs, and what those had with nothing left out: other runs may be easier."""
+    groups: dict[str, list[str]] = {}
+    for name, curve in panel.curves.items():
+        most = max(curve, key=lambda removal: removal.runs)
+        if most.runs < panel.runs:
+            base = f"{100 * float(np.mean(most.before)):.2f} with nothing left out"
+            runs = f"{most.runs} runs" if most.runs > 1 else "1 run"
+            groups.setdefault(f"{runs} ({base})", []).append(name)
+    for runs, names in groups.items():
+        yield from textwrap.wrap(f"{runs}: {', '.join(names)}", width=72)
 
 
 def dots(bars: Bars) -> Figure:

@@ -43,8 +43,26 @@ class Parts:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
+OF_THE_MAIN_JOB: Mapping[str, str] = {
+    "estimator": "",
+    "compare": "",
+    "recorder": "",
+    "cleansing": "",
+    "retrain": "",
+    "report": "sgdinf-merge makes the page of its results",
+    "logger": "its results are files below output_dir",
+    "choose_by": "",
+    "on_excess": "",
+}
+"""Parts of the configuration that only the main job looks at, with what to know of another job in their place."""
+
+
 class Job(Protocol):
-    """What ``sgdinf`` does in place of its main job."""
+    """What ``sgdinf`` does in place of its main job.
+
+    A job may say in an attribute ``leaves_aside``, like `OF_THE_MAIN_JOB`, which parts of the configuration it does not
+    look at; such a part on the command line is refused.
+    """
 
     def run(self, parts: Parts) -> float:
         """Do it, and write what came of it.

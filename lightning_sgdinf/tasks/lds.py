@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from lightning import seed_everything
@@ -25,7 +25,7 @@ from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
 from lightning_sgdinf.evaluation import datamodelling_score, random_subsets
 from lightning_sgdinf.query import ExampleLoss
 from lightning_sgdinf.record import TrajectoryRecorder
-from lightning_sgdinf.tasks.job import Parts
+from lightning_sgdinf.tasks.job import OF_THE_MAIN_JOB, Parts
 from lightning_sgdinf.zoo import Classifier, ImageData
 
 PAGE = "table.md"
@@ -56,6 +56,13 @@ class LdsJob:
     Raises:
         ConfigurationError: A number out of range, or nothing to do.
     """
+
+    leaves_aside: ClassVar[Mapping[str, str]] = {
+        **OF_THE_MAIN_JOB,
+        "estimator": "job.methods are what is compared",
+        "compare": "job.methods are what is compared",
+        "query": "it asks validation losses one by one",
+    }
 
     methods: Mapping[str, Any]
     removals: Mapping[str, Mapping[str, Any]]

@@ -33,7 +33,7 @@ from lightning_sgdinf.tasks.console import print_outcome
 from lightning_sgdinf.tasks.outcome import groups_of, results_of, row_of
 from lightning_sgdinf.tasks.pipeline import cleanse, detections, rank, train
 from lightning_sgdinf.tasks.progress import JobProgress
-from lightning_sgdinf.tasks.refusals import refuse_processes_in_a_sweep
+from lightning_sgdinf.tasks.refusals import refuse_processes_in_a_sweep, refuse_what_is_left_aside
 from lightning_sgdinf.tasks.reporting import report_data
 from lightning_sgdinf.tasks.study import Study
 
@@ -117,8 +117,11 @@ def _run(config: DictConfig, choices: Mapping[str, str], context: Any) -> float:
     overrides = dict(_overrides(context.overrides.task))
     if config.job is not None:
         job, parts = make_job(config, choices)
+        aside = getattr(job, "leaves_aside", {})
+        refuse_what_is_left_aside(context.overrides.task, aside)
         result = job.run(parts)  # such jobs keep their own pieces, and go on by themselves
-        row = {"seed": config.seed, **groups_of(choices), "result": result}
+        groups = {group: choice for group, choice in groups_of(choices).items() if group not in aside}
+        row = {"seed": config.seed, **groups, "result": result}
         summary.write_row(Path(context.runtime.output_dir), row | _columns(overrides))
         return result
     if context.mode != RunMode.MULTIRUN:

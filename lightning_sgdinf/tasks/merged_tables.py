@@ -169,13 +169,6 @@ def named(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str,
         yield ", ".join(parts) or "all", row
 
 
-def flat(node: Any, place: str = "") -> dict[str, Any]:
-    """Leaves of nested settings by their dotted place."""
-    if not isinstance(node, Mapping):
-        return {place: node}
-    return {k: v for key, value in node.items() for k, v in flat(value, f"{place}.{key}" if place else key).items()}
-
-
 def _is_metric(key: str, rows: Sequence[Mapping[str, Any]]) -> bool:
     values = [row[key] for row in rows if row.get(key) is not None]
     return key not in NOT_A_METRIC and bool(values) and all(_is_number(value) for value in values)

@@ -27,7 +27,7 @@ from lightning_sgdinf.report.model import Example
 from lightning_sgdinf.report.style import to_png
 from lightning_sgdinf.report.tables import write_csv
 from lightning_sgdinf.tasks import merged_tables, summary
-from lightning_sgdinf.tasks.pieces import replace_bytes
+from lightning_sgdinf.tasks.pieces import flat, replace_bytes
 from lightning_sgdinf.tasks.refusals import refuse_processes_in_a_sweep
 from lightning_sgdinf.tasks.results import FILE, RunResults
 
@@ -102,7 +102,8 @@ def merged_runs(cells: Cells, rows: Sequence[Mapping[str, Any]]) -> Merged:
     ]
     bars = None if panels else _bars(rows)
     seeds = {run.seed for runs in cells.values() for run in runs}
-    counts = ([f"{len(cells)} cells, {len(seeds)} seeds"] if cells else []) + ([f"{len(rows)} jobs"] if rows else [])
+    numbers = [(len(cells), "cell"), (len(seeds), "seed"), (len(rows), "job")]
+    counts = [f"{number} {name}{'s' if number > 1 else ''}" for number, name in numbers if number]
     few = any(panel.runs < 6 for panel in panels)
     note = "Fewer than six runs: a Wilcoxon test cannot reach p = 0.05, and intervals are wide."
     return Merged(
@@ -167,11 +168,11 @@ def _names(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
         by_cell[cell].append(settings)
     names = {}
     for cell, several in by_cell.items():
-        flat = [merged_tables.flat(json.loads(settings)) for settings in several]
+        leaves = [flat(json.loads(settings)) for settings in several]
         differing = [
-            key for key in dict.fromkeys(k for f in flat for k in f) if len({str(f.get(key)) for f in flat}) > 1
+            key for key in dict.fromkeys(k for f in leaves for k in f) if len({str(f.get(key)) for f in leaves}) > 1
         ]
-        for settings, values in zip(several, flat, strict=True):
+        for settings, values in zip(several, leaves, strict=True):
             more = ", ".join(f"{key}={values[key]}" for key in differing if key in values)
             names[cell, settings] = f"{cell}, {more}" if more else cell
     return names

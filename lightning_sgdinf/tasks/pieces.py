@@ -44,6 +44,13 @@ def digest(*content: Json) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def flat(node: Json, place: str = "") -> dict[str, Json]:
+    """Leaves of nested settings by their dotted place."""
+    if not isinstance(node, Mapping):
+        return {place: node}
+    return {k: v for key, value in node.items() for k, v in flat(value, f"{place}.{key}" if place else key).items()}
+
+
 def found_or_made(path: Path, make: Callable[[], Json], *, holds: Callable[[Json], bool] = lambda _: True) -> Json:
     """What a file holds, if it is there; otherwise what ``make`` gives, which it then holds.
 
@@ -85,7 +92,8 @@ def claim(file: Path, settings: Mapping[str, Json]) -> None:
     """
     settings = json.loads(json.dumps(settings))
     if file.is_file() and (known := read_json(file)) != settings:
-        pairs = {key: (known.get(key), settings.get(key)) for key in {**known, **settings}}
+        there, now = flat(known), flat(settings)
+        pairs = {key: (there.get(key, "nothing"), now.get(key, "nothing")) for key in {**there, **now}}
         differing = "; ".join(f"{key}: {a} there, {b} now" for key, (a, b) in pairs.items() if a != b)
         raise ConfigurationError(
             f"{file.parent} has results of other settings ({differing[:400]}); give another job.cell or output_dir, or "

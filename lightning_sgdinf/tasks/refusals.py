@@ -1,6 +1,8 @@
-"""What a sweep cannot do."""
+"""What a sweep cannot do, and what a job would not do."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 from omegaconf import DictConfig
 
@@ -30,6 +32,23 @@ def refuse_processes_in_a_sweep(config: DictConfig) -> None:
             f"a sweep with trainer.strategy={name} and trainer.devices={devices}: every process that Lightning "
             "starts would start the sweep again. Use trainer.devices=1, trainer.strategy=ddp_spawn, or single runs"
         )
+
+
+def refuse_what_is_left_aside(arguments: Sequence[str], aside: Mapping[str, str]) -> None:
+    """Refuse overrides that would change nothing.
+
+    Args:
+        arguments: Of the command line.
+        aside: Parts of the configuration that the job does not look at, with what to use in their place.
+
+    Raises:
+        ConfigurationError: One of them is given; says what to use.
+    """
+    for argument in arguments:
+        part = argument.split("=", 1)[0].lstrip("+~").split(".")[0]
+        if part in aside:
+            why = f": {aside[part]}" if aside[part] else ""
+            raise ConfigurationError(f"{argument}: this experiment does not look at {part}{why}; leave it out")
 
 
 _DEFAULTS = {"strategy": "auto", "devices": 1, "num_nodes": 1}

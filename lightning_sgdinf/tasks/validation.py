@@ -22,6 +22,8 @@ from hydra.utils import get_object
 from lightning_sgdinf.errors import ConfigurationError
 
 TARGET = "_target_"
+_SEQUENCES = (list, tuple, Sequence, Collection)
+_ITEMS = {int: " of whole numbers, as [10,30]", float: " of numbers, as [0.1,0.3]", str: " of names, as [one,two]"}
 OF_HYDRA = {TARGET, "_partial_", "_args_", "_recursive_", "_convert_"}
 
 
@@ -129,9 +131,9 @@ def _fits_one(value: Any, kind: Any) -> bool:
         return isinstance(value, str)
     if isinstance(kind, type) and isinstance(value, (str, int, float)) and not issubclass(kind, Enum):
         return isinstance(value, kind)  # any other class: a file holds no tensors
-    if origin in (list, tuple, Sequence, Collection) and isinstance(value, (int, float, bool, str)):
+    if origin in _SEQUENCES and isinstance(value, (int, float, bool, str)):
         return False
-    if origin in (list, tuple, Sequence, Collection) and isinstance(value, list):
+    if origin in _SEQUENCES and isinstance(value, list):
         items = [item for item in typing.get_args(kind) if item is not Ellipsis]
         return not items or all(any(_fits(one, item) for item in items) for one in value)
     return True
@@ -150,6 +152,9 @@ def _named(wanted: Any) -> str:
     for kind in _alternatives(wanted):
         if typing.get_origin(kind) is typing.Literal:
             names += [repr(option) for option in typing.get_args(kind)]
+        elif typing.get_origin(kind) in _SEQUENCES:
+            items = [_ITEMS[item] for item in typing.get_args(kind) if item in _ITEMS]
+            names.append(f"a list{items[0] if items else ''}")
         else:
             names.append("null" if kind is type(None) else getattr(kind, "__name__", str(kind)))
     return " or ".join(names)

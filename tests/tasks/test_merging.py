@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from lightning_sgdinf.report.merged import Bars, Panel, dots, removal_curves
+from lightning_sgdinf.report.style import to_png
 from lightning_sgdinf.tasks import merged_tables, merging, summary
 from lightning_sgdinf.tasks.results import Choice, Measured, MethodCost, Point, RunResults
 
@@ -133,7 +134,17 @@ def test_a_mean_of_fewer_runs_is_told_from_the_others() -> None:
     few, all_of_them = (merged_tables.curves([run(seed) for seed in range(n)], "last")["loss"] for n in (2, 4))
     panel = Panel(title="one", base=BASE, curves={"loss": all_of_them, "exact": few})
     (axes,) = removal_curves((panel,)).axes
-    assert axes.get_title(loc="left") == "one (4 runs; of fewer: exact 2)"
+    assert axes.get_title(loc="left") == "one (4 runs)"
+    mean = f"{100 * (BASE[0] + BASE[1]) / 2:.2f}"
+    assert axes.get_xlabel() == f"training examples left out\n2 runs ({mean} with nothing left out): exact"
+
+
+def test_many_methods_of_fewer_runs_leave_room_for_the_axes() -> None:
+    few, all_of_them = (merged_tables.curves([run(seed) for seed in range(n)], "last")["loss"] for n in (2, 4))
+    many = {f"a_method_with_a_long_name_{n}": few for n in range(12)}
+    figure = removal_curves((Panel(title="one", base=BASE, curves={"loss": all_of_them, **many}),) * 2)
+    to_png(figure)  # the layout, which warns if there is no room
+    assert all(axes.get_position().width > 0.3 and axes.get_position().height > 0.25 for axes in figure.axes)
 
 
 def test_runs_that_differ_in_settings_are_cells_of_their_own(folder: Path) -> None:

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.tasks import main as job
+from lightning_sgdinf.tasks.cleansing import CleansingJob
 from lightning_sgdinf.tasks.main import main
-from lightning_sgdinf.tasks.refusals import refuse_processes_in_a_sweep
+from lightning_sgdinf.tasks.refusals import refuse_processes_in_a_sweep, refuse_what_is_left_aside
 from lightning_sgdinf.tasks.results import RunResults
 
 SIZES = [
@@ -166,3 +167,48 @@ def test_mistakes_end_with_one_line(
     with pytest.raises(SystemExit):
         main()
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["estimator=no_hessian"], "does not look at estimator: job.methods says which of job.estimators rank"),
+        (["retrain=all"], "does not look at retrain: job.modes"),
+        (["cleansing.grid=[3]"], "does not look at cleansing: job.strategies"),
+        (["+estimator@compare.tracin=tracin", "logger=wandb"], "logger=wandb: this experiment does not look at logger"),
+        (["choose_by=loss"], "choose_by=loss: this experiment does not look at choose_by: it has job.choose_by"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(
+    in_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    says: str,
+) -> None:
+    single = [argument for argument in EXPERIMENT if not argument.startswith("hydra.sweep")]
+    monkeypatch.setattr(sys, "argv", ["sgdinf", *single, *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert says in capsys.readouterr().err
+    assert not (in_folder / "found").exists()
+
+
+@pytest.mark.parametrize(
+    "argument", ["estimator@job.estimators.mine=loss", "++job.choose_by=loss", "+compared=1", "optimizer=sgd"]
+)
+def test_what_changes_something_is_not_refused(argument: str) -> None:
+    refuse_what_is_left_aside([argument], CleansingJob.leaves_aside)
+
+
+def test_a_row_names_what_was_looked_at(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep(monkeypatch, *EXPERIMENT, "seed=0")
+    (row,) = table(in_folder / "swept" / "summary.csv")
+    assert {"dataset", "model", "optimizer", "result"} <= set(row)
+    assert not {"estimator", "retrain", "cleansing", "recorder", "report", "logger"} & set(row)
+
+
+def test_a_mistyped_experiment_is_no_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["sgdinf", "experiment=cleansin"])
+    with pytest.raises(SystemExit):
+        main()

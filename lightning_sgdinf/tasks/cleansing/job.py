@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lightning_sgdinf.cleansing import CleansingContext, CleansingStrategy, ExcessWarning, Selection
@@ -22,7 +24,7 @@ from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.tasks.cleansing.ranking import Method, rank
 from lightning_sgdinf.tasks.cleansing.removals import Mode, Removals
 from lightning_sgdinf.tasks.cleansing.repeat import RecordedRun, Repeat
-from lightning_sgdinf.tasks.job import Parts
+from lightning_sgdinf.tasks.job import OF_THE_MAIN_JOB, Parts
 from lightning_sgdinf.tasks.pieces import Json, claim, digest, locked, replace_bytes
 from lightning_sgdinf.tasks.results import FILE, Choice, MethodCost, Point, RunResults
 from lightning_sgdinf.tasks.retraining import RetrainingPlan
@@ -54,10 +56,10 @@ class CleansingJob:
     Args:
         estimators: Ways to rank, by name.
         retrainings: Ways to train again, by name.
-        methods: Names of the estimators to use, in this order; ``null`` for all.
+        methods: Names of the estimators to use, in this order; ``null`` for all. Averages are used in any case.
         modes: Names of the ways to train again to use; ``null`` for all.
         averages: Further methods by name: ``{of: <name of an estimator>, runs: 3}`` are its scores averaged over so
-            many recorded runs on the same data, which differ in initial model and order.
+            many recorded runs on the same data, which differ in initial model and order; ``null`` for none.
         strategies: Ways to choose the number of examples on held-out data, by name.
         grid: Numbers of examples to leave out, increasing, at least 1 and below the number of training examples.
         choose_by: Which held-out value the strategies look at.
@@ -72,11 +74,22 @@ class CleansingJob:
         ConfigurationError: An unknown name, a number out of range, or nothing to do.
     """
 
+    leaves_aside: ClassVar[Mapping[str, str]] = {
+        **OF_THE_MAIN_JOB,
+        "estimator": "job.methods says which of job.estimators rank",
+        "compare": "job.methods says which of job.estimators rank",
+        "recorder": "job.keep says which states are recorded",
+        "cleansing": "job.strategies choose the number",
+        "retrain": "job.modes says which of job.retrainings are done",
+        "choose_by": "it has job.choose_by",
+        "on_excess": "it warns",
+    }
+
     estimators: Mapping[str, Any]
     retrainings: Mapping[str, RetrainingPlan]
     methods: Sequence[str] | None = None
     modes: Sequence[str] | None = None
-    averages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    averages: Mapping[str, Mapping[str, Any]] | None = None
     strategies: Mapping[str, CleansingStrategy] = field(default_factory=dict)
     grid: Sequence[int] = (10, 30, 100, 300, 1000)
     choose_by: Literal["loss", "error"] = "error"
@@ -94,22 +107,27 @@ class CleansingJob:
             raise ConfigurationError(
                 f"expected scored_on half or all and choose_by loss or error, got {self.scored_on} and {self.choose_by}"
             )
-        for name, average in self.averages.items():
+        averages = dict(self.averages or {})
+        for name, average in averages.items():
+            if name in self.estimators:
+                raise ConfigurationError(f"averages.{name}: there is an estimator of this name; give another one")
             if set(average) != {"of", "runs"} or average["of"] not in self.estimators or int(average["runs"]) < 1:
                 raise ConfigurationError(
                     f"averages.{name}: expected {{of: <one of {', '.join(self.estimators)}>, runs: 1 or more}}, got "
                     f"{dict(average)}"
                 )
-        known = [*self.estimators, *self.averages]
+        methods = _picked("methods", self.methods, [*self.estimators, *averages])
         object.__setattr__(self, "grid", grid)
-        object.__setattr__(self, "methods", _picked("methods", self.methods, known))
+        object.__setattr__(self, "averages", averages)
+        object.__setattr__(self, "methods", tuple(dict.fromkeys([*methods, *averages])))
         object.__setattr__(self, "modes", _picked("modes", self.modes, list(self.retrainings)))
 
     def run(self, parts: Parts) -> float:
         """Do what is not there yet.
 
         Returns:
-            The lowest test error over all points.
+            Test error of what is best on held-out examples, over all methods, ways to train again and numbers of this
+            job, nothing left out among them; of equals the one with the fewest left out.
 
         Raises:
             ConfigurationError: A data set without images, a grid beyond its size, or results of other settings.
@@ -127,12 +145,11 @@ class CleansingJob:
         claim(parts.folder / cell / "settings.json", settings)
         folder = parts.folder / cell / f"seed_{parts.seed:03d}"
         repeat = Repeat(parts=parts, data=data, folder=folder, keep=self.keep, scored_on=self.scored_on)
-        found, all_there_is = self._results(repeat, cell, settings)
-        _print(all_there_is, folder)
-        return min(point.measured.test_error for point in found.points)
+        found = self._results(repeat, cell, settings)
+        _print(found, folder)
+        return min(found.points, key=_held_out).measured.test_error
 
-    def _results(self, repeat: Repeat, cell: str, settings: Mapping[str, Json]) -> tuple[RunResults, RunResults]:
-        """What this job found, and with it what earlier ones did."""
+    def _results(self, repeat: Repeat, cell: str, settings: Mapping[str, Json]) -> RunResults:
         run = repeat.run()
         definitions = self._definitions(repeat, run)
         costs: dict[str, MethodCost] = {}
@@ -166,10 +183,10 @@ class CleansingJob:
                         choices += self._choices(repeat, removals, method.name, mode, scores)
                 so_far()  # a table of what there is, should the rest never come
             _say.info(
-                "%s: trained again %d times; %d results were there", repeat.folder, removals.trained, removals.known
+                "%s: %d models measured anew; %d results were there", repeat.folder, removals.trained, removals.known
             )
-        result = so_far()
-        _keep_pictures(repeat.data, result[1].found, repeat.folder / "found.npz")
+        result, with_earlier = so_far()
+        _keep_pictures(repeat.data, with_earlier.found, repeat.folder / "found.npz")
         if not self.keep_record:
             for number in range(max((m.runs for m in self._methods(repeat)), default=1)):
                 repeat.run(number).remove_record()
@@ -228,7 +245,8 @@ class CleansingJob:
     def _methods(self, repeat: Repeat) -> Iterator[Method]:
         nodes = repeat.parts.config.get("job", {}).get("estimators", {})
         for name in self.methods or ():
-            of, runs = (self.averages[name]["of"], self.averages[name]["runs"]) if name in self.averages else (name, 1)
+            average = (self.averages or {}).get(name, {"of": name, "runs": 1})
+            of, runs = average["of"], average["runs"]
             identity = nodes.get(of, repr(self.estimators[of]))
             yield Method(name=name, of=of, estimator=self.estimators[of], identity=identity, runs=int(runs))
 
@@ -285,19 +303,27 @@ def _keep_pictures(data: ImageData, found: Mapping[str, Sequence[int]], place: P
     replace_bytes(place, buffer.getvalue())
 
 
+def _held_out(point: Point) -> tuple[float, int]:
+    value = point.measured.chosen_by
+    return (math.inf if value is None else value), point.count
+
+
 def _print(found: RunResults, folder: Path, console: Callable[..., None] | None = None) -> None:
+    """A table per way to train again: a column per number, then per strategy what it chose."""
     show = console or Console(highlight=False).print
     base = {point.mode: point.measured.test_error for point in found.points if not point.method}
     for mode, none in base.items():
         counts = sorted({point.count for point in found.points if point.mode == mode and point.count})
-        title = f"Test error in %, trained again ({mode}) without so many; {100 * none:.2f} without none"
-        table = Table(title=title, title_justify="left")
-        for name in ("method", *map(str, counts)):
-            table.add_column(name, justify="left" if name == "method" else "right")
+        strategies = list(dict.fromkeys(choice.strategy for choice in found.choices if choice.mode == mode))
+        show(f"Test error in %, trained again ({mode}) without so many; {100 * none:.2f} with none left out")
+        table = Table("method")
+        for name in (*map(str, counts), *(f"{strategy} (number)" for strategy in strategies)):
+            table.add_column(name, justify="right")
         for method, cost in found.methods.items():
             at = {p.count: p.measured.test_error for p in found.points if (p.mode, p.method) == (mode, method)}
-            table.add_row(
-                method, *([cost.failed] if cost.failed else [f"{100 * at[c]:.2f}" if c in at else "" for c in counts])
-            )
+            chose = {c.strategy: c for c in found.choices if (c.mode, c.method) == (mode, method)}
+            cells = [f"{100 * at[c]:.2f}" if c in at else "" for c in counts]
+            cells += [f"{100 * chose[s].after:.2f} ({chose[s].count})" if s in chose else "" for s in strategies]
+            table.add_row(escape(method), *([escape(cost.failed)] if cost.failed else cells))
         show(table)
-    show(f"Results: {folder}")
+    show(f"Results: {escape(str(folder))}")

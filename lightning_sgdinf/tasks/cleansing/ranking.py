@@ -82,11 +82,13 @@ def _ranked(repeat: Repeat, method: Method, number: int) -> _Ranked:
     place = repeat.folder / "scores" / (f"{method.of}_run_{number}.h5" if number else f"{method.of}.h5")
 
     def holds(known: Json) -> bool:
-        if known["identity"] != identity:
-            _say.warning("%s: scores of %s were of %s; they are made anew", repeat.folder, method.of, known["identity"])
         return known["identity"] == identity and place.is_file()
 
-    made = lambda: {**_scored(repeat, method, run, place), "identity": identity}  # noqa: E731
+    def made() -> Json:
+        if place.is_file():
+            _say.warning("%s: scores of %s were of another definition or run", run.folder, method.of)
+        return {**_scored(repeat, method, run, place), "identity": identity}
+
     about = found_or_made(place.with_suffix(".json"), made, holds=holds)
     return _Ranked(scores=Scores.load(place), seconds=about["seconds"], read_bytes=about["read_bytes"])
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from rich.console import Console
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.report.scatter import save_scatter
-from lightning_sgdinf.tasks.job import Parts
+from lightning_sgdinf.tasks.job import OF_THE_MAIN_JOB, Parts
 from lightning_sgdinf.tasks.lie import results
 from lightning_sgdinf.tasks.lie.cell import Cell, Protocol, run_repeat
 from lightning_sgdinf.tasks.lie.published import PUBLISHED
@@ -50,6 +50,13 @@ class LieJob:
     Raises:
         ConfigurationError: A number out of range.
     """
+
+    leaves_aside: ClassVar[Mapping[str, str]] = {
+        **OF_THE_MAIN_JOB,
+        "seed": "it has seeds",
+        "optimizer": "job.protocols has its learning rates",
+        "query": "it asks the mean validation loss",
+    }
 
     seeds: int
     protocols: Mapping[str, Mapping[str, Mapping[str, Any]]]
