@@ -12,6 +12,7 @@ A sweep ends with a row per job (``summary.csv``) and, in ``merged``, one table,
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import warnings
@@ -38,6 +39,13 @@ from lightning_sgdinf.tasks.reporting import report_data
 from lightning_sgdinf.tasks.study import Study
 
 _say = logging.getLogger(__name__)
+UNWRITABLE: Mapping[int | None, str] = {
+    errno.EROFS: "; give an output_dir that can be written to",
+    errno.EACCES: "; give an output_dir that can be written to",
+    errno.ENOSPC: "; free some space and start it again: what is whole stays",
+    errno.EDQUOT: "; free some space and start it again: what is whole stays",
+}
+"""What to do about a place that takes no file, by the number of the system's error."""
 
 
 def run_study(
@@ -102,8 +110,13 @@ def _attempt(config: DictConfig) -> float:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         result = _run(config, choices, context)
-    except SgdInfluenceError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    except (SgdInfluenceError, OSError) as error:
+        advice = ""
+        if not isinstance(error, SgdInfluenceError):
+            if error.errno not in UNWRITABLE:
+                raise
+            advice = UNWRITABLE[error.errno]
+        print(f"{type(error).__name__}: {error}{advice}", file=sys.stderr)
         if in_sweep:
             raise  # the sweep's other jobs go on, and it ends with this error
         raise SystemExit(1) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.tasks import main as job
+from lightning_sgdinf.tasks import pieces
 from lightning_sgdinf.tasks.cleansing import CleansingJob
 from lightning_sgdinf.tasks.main import main
 from lightning_sgdinf.tasks.refusals import refuse_processes_in_a_sweep, refuse_what_is_left_aside
@@ -206,6 +208,24 @@ def test_a_row_names_what_was_looked_at(in_folder: Path, monkeypatch: pytest.Mon
     (row,) = table(in_folder / "swept" / "summary.csv")
     assert {"dataset", "model", "optimizer", "result"} <= set(row)
     assert not {"estimator", "retrain", "cleansing", "recorder", "report", "logger"} & set(row)
+
+
+def test_a_place_that_takes_no_file_is_named(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    single = [argument for argument in EXPERIMENT if not argument.startswith("hydra.sweep")]
+    monkeypatch.setattr(sys, "argv", ["sgdinf", *single])
+    with monkeypatch.context() as patch:
+        patch.setattr(pieces, "replace_bytes", full)
+        with pytest.raises(SystemExit):
+            main()
+    said = capsys.readouterr().err
+    assert "settings.json'; free some space and start it again: what is whole stays" in said
+    main()
+    assert RunResults.load(in_folder / "found" / "digits_logreg" / "seed_000" / "results.json").points
 
 
 def test_a_mistyped_experiment_is_no_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
