@@ -44,8 +44,8 @@ class AreaUnderMargin:
         ConfigurationError: A number out of range.
     """
 
-    states: int = 10
-    share: float = 0.5
+    states: int = 12
+    share: float = 0.3
     batch_size: int = 500
     seed: int = 0
 

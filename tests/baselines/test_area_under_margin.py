@@ -68,7 +68,7 @@ def margins(model: Net) -> Tensor:
     [
         (AreaUnderMargin(states=3, share=0.4, batch_size=7), (55, 65, 75)),
         (AreaUnderMargin(states=2, share=1.0), (38, 75)),
-        (AreaUnderMargin(), (41, 45, 49, 52, 56, 60, 64, 67, 71, 75)),
+        (AreaUnderMargin(), (54, 56, 58, 60, 62, 64, 66, 68, 69, 71, 73, 75)),
     ],
 )
 def test_mean_margin_by_the_formula(baseline: AreaUnderMargin, at: tuple[int, ...]) -> None:
@@ -116,7 +116,7 @@ def test_states_are_stored_ones_of_the_share(length: int, stored: set[int], stat
 def test_too_few_states_are_refused_with_the_way_out() -> None:
     run, _ = recorded([0, 30, 75])
     assert AreaUnderMargin(share=0.7).state_indices(run) == (30, 75)
-    with pytest.raises(StateNotStoredError, match=r"the last 50% of 75 steps, got 1; record with keep='every_step'"):
+    with pytest.raises(StateNotStoredError, match=r"the last 30% of 75 steps, got 1; record with keep='every_step'"):
         rank(AreaUnderMargin(), record=run)
 
 
