@@ -11,7 +11,7 @@ import numpy as np
 
 from lightning_sgdinf.cleansing import how_reliable
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.evaluation import Removal, compare_removals, paired_t_test
+from lightning_sgdinf.evaluation import Removal, compare_removals, paired_t_test, wilcoxon_test
 from lightning_sgdinf.report.tables import Cell, Table
 from lightning_sgdinf.tasks.results import RunResults
 
@@ -101,18 +101,23 @@ def choices(cells: Cells) -> Table:
         for (mode, method, strategy), chosen in found.items():
             before, after = [c.before for c in chosen], [c.after for c in chosen]
             of = how_reliable([{strategy: choice} for choice in chosen])[strategy]
-            p_value = paired_t_test(before, after).p_value if len(chosen) > 1 else math.nan
+            tests = [test(before, after).p_value for test in (paired_t_test, wilcoxon_test) if len(chosen) > 1]
             rows.append(
                 (
                     *(cell, mode, method, strategy, of.runs, of.helped, of.harmed, of.abstained, of.mean_count),
-                    *(float(np.mean(before)), float(np.mean(after)), of.worst_change, _number(p_value)),
+                    *(float(np.mean(before)), float(np.mean(after)), of.worst_change),
+                    *((_number(p_value) for p_value in tests) if tests else (None, None)),
                 )
             )
     columns = (
         *("cell", "trained again", "method", "chosen by", "runs", "helped", "harmed", "nothing changed"),
         *("left out, mean", "test error before", "test error after", "worst change", "p (t)"),
+        "p (Wilcoxon)",
     )
-    caption = "Runs in which the choice lowered (helped) or raised (harmed) the test error, which it did not see."
+    caption = (
+        "Runs in which the choice lowered (helped) or raised (harmed) the test error, which it did not see; paired "
+        "two-sided tests of before and after."
+    )
     return Table("choices", caption, columns, tuple(rows))
 
 

@@ -91,6 +91,9 @@ def test_what_choices_did_and_what_methods_took(folder: Path) -> None:
     assert [choice[key] for key in ("helped", "harmed", "nothing changed", "left out, mean")] == [
         *("3", "0", "0", "30.0")
     ]
+    changes = [after - before for before, after in zip(BASE, AFTER[30], strict=True)]  # -.01, -.02, 0, -.03
+    assert sorted(round(100 * change) for change in changes) == [-3, -2, -1, 0]
+    assert float(choice["p (Wilcoxon)"]) == pytest.approx(2 / 2**3)  # all signs equal; the one without a change is out
     loss, broken = rows(target / "methods.csv")
     assert float(loss["average precision"]) == pytest.approx(0.25)
     assert float(loss["seconds per second of training"]) == pytest.approx(0.35)
