@@ -157,7 +157,7 @@ class CleansingJob:
         choices: list[Choice] = []
         found: dict[str, tuple[int, ...]] = {}
 
-        def so_far() -> tuple[RunResults, RunResults]:
+        def so_far() -> RunResults:
             result = RunResults(
                 cell=cell,
                 seed=repeat.seed,
@@ -169,7 +169,8 @@ class CleansingJob:
                 found=found,
                 definitions=definitions,
             )
-            return result, _added(result, repeat.folder)
+            _add(result, repeat)
+            return result
 
         modes = list(self._modes(repeat))
         with Removals(repeat, run, self.choose_by) as removals:
@@ -185,12 +186,10 @@ class CleansingJob:
             _say.info(
                 "%s: %d models measured anew; %d results were there", repeat.folder, removals.trained, removals.known
             )
-        result, with_earlier = so_far()
-        _keep_pictures(repeat.data, with_earlier.found, repeat.folder / "found.npz")
         if not self.keep_record:
             for number in range(max((m.runs for m in self._methods(repeat)), default=1)):
                 repeat.run(number).remove_record()
-        return result
+        return so_far()
 
     def _points(self, removals: Removals, method: str, mode: Mode, scores: Scores) -> Iterator[Point]:
         order = scores.order().tolist()
@@ -278,14 +277,14 @@ def _without(node: Json) -> Json:
     return [_without(item) for item in node] if isinstance(node, list) else node
 
 
-def _added(result: RunResults, folder: Path) -> RunResults:
-    """Results together with those that earlier jobs, or others at the same time, left in the folder."""
-    place = folder / FILE
+def _add(result: RunResults, repeat: Repeat) -> None:
+    """Write results together with those that earlier jobs, or others at the same time, left in the folder."""
+    place = repeat.folder / FILE
     with locked(place):
         if place.is_file() and (before := RunResults.load(place)).definitions:
             result = result.joined(before)
-        result.save(folder)
-    return result
+        result.save(repeat.folder)
+        _keep_pictures(repeat.data, result.found, repeat.folder / "found.npz")
 
 
 def _keep_pictures(data: ImageData, found: Mapping[str, Sequence[int]], place: Path) -> None:
