@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.baselines.class_probabilities import class_probabilities
+from lightning_sgdinf.baselines.class_probabilities import class_probabilities, lead
 from lightning_sgdinf.baselines.evidence import Evidence
+from lightning_sgdinf.baselines.examples import Examples
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError, StateNotStoredError
 from lightning_sgdinf.log.trajectory import Trajectory
 
@@ -68,8 +69,9 @@ class AreaUnderMargin:
             StateNotStoredError: Fewer than two are stored in that part of the run.
         """
         end, stored = len(log), log.state_indices
-        stored = stored[stored >= end - self.share * end]
-        wanted = end - self.share * end * np.arange(self.states) / self.states
+        part = self.share * end
+        stored = stored[stored >= end - part]
+        wanted = end - part * np.arange(self.states) / self.states
         found = {int(stored[np.abs(stored - at).argmin()]) for at in wanted} if len(stored) else set()
         if len(found) < 2:
             raise StateNotStoredError(
@@ -88,20 +90,20 @@ class AreaUnderMargin:
             StateNotStoredError: Fewer than two states are stored in that part of the run.
         """
         indices = self.state_indices(evidence.log)
+        examples = evidence.training.plain()
         values = torch.zeros(evidence.size, dtype=torch.float64)
         for index in indices:
-            values += self._margins(evidence, index) / len(indices)
+            values += self._margins(evidence, examples, index) / len(indices)
         return values
 
-    def _margins(self, evidence: Evidence, index: int) -> Tensor:
-        examples, state = evidence.training.plain(), evidence.log.state(index)
+    def _margins(self, evidence: Evidence, examples: Examples, index: int) -> Tensor:
+        state = evidence.log.state(index)
         try:
             with random_state.seeded(self.seed):
                 found = class_probabilities(evidence, examples, state, batch_size=self.batch_size)
         except NonFiniteError as error:
             raise NonFiniteError(f"{self.title}: at state {index} not all of them are finite ({error})") from error
-        given = found.log_values.gather(1, found.labels[:, None])[:, 0]
-        margins = given - found.log_values.scatter(1, found.labels[:, None], -torch.inf).amax(1)
+        margins = lead(found.log_values, found.labels, alone=-torch.inf)
         if not bool(torch.isfinite(margins).all()):
             wrong = int((~torch.isfinite(margins)).nonzero()[0])
             raise NonFiniteError(f"{self.title}: that of example {wrong} at state {index} is {margins[wrong].item()}")

@@ -69,6 +69,18 @@ def class_probabilities(
     return ClassProbabilities(torch.cat(values), torch.cat(labels))
 
 
+def lead(values: Tensor, labels: Tensor, *, alone: float) -> Tensor:
+    """How far the given class is ahead of the best other one, ``[M]``.
+
+    Args:
+        values: Of every class, ``[M, C]``.
+        labels: Given classes ``[M]``.
+        alone: Stands for the others where there is one class only; below all values.
+    """
+    given = values.gather(1, labels[:, None])[:, 0]
+    return given - values.scatter(1, labels[:, None], alone).amax(1)
+
+
 class _Sight:
     """Sees the calls of loss functions in one step."""
 

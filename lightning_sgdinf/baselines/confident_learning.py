@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.baselines.class_probabilities import ClassProbabilities, class_probabilities
+from lightning_sgdinf.baselines.class_probabilities import class_probabilities
 from lightning_sgdinf.baselines.cross_validation import Fit, out_of_sample
 from lightning_sgdinf.baselines.evidence import Evidence
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
@@ -88,17 +88,17 @@ class ConfidentLearning:
         scoring = require("cleanlab.rank", extra="cleanlab")
         filtering = require("cleanlab.filter", extra="cleanlab")
         with random_state.seeded(self.seed):
-            found = self._probabilities(evidence)
-            labels, values = found.labels.numpy(), found.values.numpy()
+            labels, values = (found.numpy() for found in self._labels_and_probabilities(evidence))
             quality = scoring.get_label_quality_scores(labels, values, method=self.quality)
             if self.issues is not None:
                 wrong = filtering.find_label_issues(labels, values, filter_by=self.issues, n_jobs=1)
                 quality = quality - wrong
         return torch.from_numpy(np.asarray(quality, np.float64))
 
-    def _probabilities(self, evidence: Evidence) -> ClassProbabilities:
+    def _labels_and_probabilities(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
         if self.probabilities is None:
-            return out_of_sample(evidence, folds=self.folds, seed=self.seed, fit=self.fit, batch_size=self.batch_size)
+            found = out_of_sample(evidence, folds=self.folds, seed=self.seed, fit=self.fit, batch_size=self.batch_size)
+            return found.labels, found.values
         if self.labels is None:
             labels = class_probabilities(evidence, evidence.training.plain(), batch_size=self.batch_size).labels
         else:
@@ -106,8 +106,8 @@ class ConfidentLearning:
         return _checked(torch.as_tensor(self.probabilities).detach().to("cpu", torch.float64), labels, evidence.size)
 
 
-def _checked(values: Tensor, labels: Tensor, count: int) -> ClassProbabilities:
-    """Probabilities from elsewhere, once they are known to fit the training set."""
+def _checked(values: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Labels and probabilities from elsewhere, once they are known to fit the training set."""
     if labels.shape != (count,) or labels.is_floating_point() or int(labels.min()) < 0:
         raise ConfigurationError(
             f"ConfidentLearning(labels): expected {count} whole numbers from 0 on, got {labels.dtype} of shape "
@@ -127,4 +127,4 @@ def _checked(values: Tensor, labels: Tensor, count: int) -> ClassProbabilities:
             "ConfidentLearning(probabilities): expected rows of numbers in [0, 1] that sum to 1; pass the softmax of "
             "logits"
         )
-    return ClassProbabilities(values.log(), labels.long())
+    return labels.long(), values

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.baselines.class_probabilities import class_probabilities
+from lightning_sgdinf.baselines.class_probabilities import class_probabilities, lead
 from lightning_sgdinf.baselines.evidence import Evidence
 
 
@@ -48,6 +48,4 @@ class MarginBaseline:
         """
         with random_state.seeded(self.seed):
             found = class_probabilities(evidence, evidence.training.plain(), batch_size=self.batch_size)
-        given = found.values.gather(1, found.labels[:, None])[:, 0]
-        others = found.values.scatter(1, found.labels[:, None], -1.0)
-        return given - others.amax(1)
+        return lead(found.values, found.labels, alone=-1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -74,9 +74,10 @@ def batches() -> Iterable[tuple[int, np.ndarray]]:
             yield epoch, order[start : start + BATCH]
 
 
-def train(keep: Tensor | None = None) -> Net:
-    """Plain gradient descent by hand; each batch's losses divided by what is left of it."""
+def descent(keep: Tensor | None = None) -> Iterator[Net]:
+    """Plain gradient descent by hand: the model at every state; a batch's losses are divided by what is left of it."""
     model = make()
+    yield model
     x, y, _ = points()
     for _, ids in batches():
         chosen = torch.from_numpy(ids)
@@ -87,6 +88,12 @@ def train(keep: Tensor | None = None) -> Net:
         with torch.no_grad():
             for parameter, grad in zip(model.parameters(), grads, strict=True):
                 parameter -= LR * grad
+        yield model
+
+
+def train(keep: Tensor | None = None) -> Net:
+    """The model at the end of the descent."""
+    *_, model = descent(keep)
     return model
 
 

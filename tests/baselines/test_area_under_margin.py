@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -20,14 +21,12 @@ from lightning_sgdinf.log.memory import MemoryLog
 from lightning_sgdinf.state import ModelState
 from tests.baselines.blobs import (
     CLASSES,
-    LR,
     WRONG,
     N,
     Net,
-    batches,
+    descent,
     first_ids,
     log,
-    make,
     points,
     rank,
     state,
@@ -38,20 +37,8 @@ from tests.baselines.blobs import (
 
 def recorded(stored: list[int] | None = None) -> tuple[MemoryLog, dict[int, Net]]:
     """A run with the states of some steps, and the models they are."""
-    x, y, _ = points()
-    model, models = make(), {}
     whole = log()
-    wanted = set(range(len(whole) + 1) if stored is None else stored)
-    for t, (_, ids) in enumerate([*batches(), (0, np.arange(0))]):
-        if t in wanted:
-            models[t] = make()
-            models[t].load_state_dict(model.state_dict())
-        if t < len(whole):
-            loss = F.cross_entropy(model(x[ids]), y[ids])
-            grads = torch.autograd.grad(loss, list(model.parameters()))
-            with torch.no_grad():
-                for parameter, grad in zip(model.parameters(), grads, strict=True):
-                    parameter -= LR * grad
+    models = {t: deepcopy(model) for t, model in enumerate(descent()) if stored is None or t in stored}
     states = {t: state(kept) for t, kept in models.items()}
     return MemoryLog(header=whole.header, steps=list(whole.steps(0, len(whole))), states=states), models
 
