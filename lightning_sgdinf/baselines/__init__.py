@@ -3,6 +3,7 @@
 from lightning_sgdinf.baselines.area_under_margin import AreaUnderMargin as AreaUnderMargin
 from lightning_sgdinf.baselines.autoencoder import Autoencoder as Autoencoder
 from lightning_sgdinf.baselines.base import Baseline as Baseline
+from lightning_sgdinf.baselines.base import BaselineOfStates as BaselineOfStates
 from lightning_sgdinf.baselines.confident_learning import ConfidentLearning as ConfidentLearning
 from lightning_sgdinf.baselines.evidence import Evidence as Evidence
 from lightning_sgdinf.baselines.examples import Examples as Examples

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from lightning_sgdinf.baselines.evidence import Evidence
+from lightning_sgdinf.log.trajectory import Trajectory
 
 
 @runtime_checkable
@@ -23,5 +24,18 @@ class Baseline(Protocol):
 
         Args:
             evidence: The run, its model and its data.
+        """
+        ...
+
+
+@runtime_checkable
+class BaselineOfStates(Baseline, Protocol):
+    """A baseline that looks at more recorded states than the last one, and says at which."""
+
+    def state_indices(self, log: Trajectory) -> tuple[int, ...]:
+        """Which of the recorded states it looks at, each once.
+
+        Args:
+            log: The record.
         """
         ...

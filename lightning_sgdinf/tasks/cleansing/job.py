@@ -182,14 +182,14 @@ class CleansingJob:
                     for mode in modes:
                         points += self._points(removals, method.name, mode, scores)
                         choices += self._choices(repeat, removals, method.name, mode, scores)
-                so_far()  # a table of what there is, should the rest never come
+                result = so_far()  # in each round: a table of what there is, should the rest never come
             _say.info(
                 "%s: %d models measured anew; %d results were there", repeat.folder, removals.trained, removals.known
             )
         if not self.keep_record:
             for number in range(max((m.runs for m in self._methods(repeat)), default=1)):
                 repeat.run(number).remove_record()
-        return so_far()
+        return result
 
     def _points(self, removals: Removals, method: str, mode: Mode, scores: Scores) -> Iterator[Point]:
         order = scores.order().tolist()

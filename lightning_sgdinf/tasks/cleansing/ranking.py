@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lightning_sgdinf.baselines import AreaUnderMargin, Baseline
+from lightning_sgdinf.baselines import Baseline, BaselineOfStates
 from lightning_sgdinf.errors import SgdInfluenceError
 from lightning_sgdinf.estimators import DirectEstimator
 from lightning_sgdinf.evaluation import detect
@@ -124,14 +124,14 @@ def read_bytes(estimator: Any, log: RunLog, state_bytes: int) -> int | None:
     """Bytes of recorded states that a method reads, uncompressed: what must be kept for it.
 
     Args:
-        estimator: Or baseline, of which all but one ask the final state at most.
+        estimator: Or baseline, which asks the final state at most unless it says otherwise.
         log: The record.
         state_bytes: Of one state.
 
     Returns:
         The bytes; ``None`` if the method does not say.
     """
-    if isinstance(estimator, AreaUnderMargin):
+    if isinstance(estimator, BaselineOfStates):
         return len(estimator.state_indices(log)) * state_bytes
     if isinstance(estimator, Baseline):
         return state_bytes
