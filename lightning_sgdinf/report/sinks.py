@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +15,7 @@ from lightning_sgdinf.report.style import to_png
 from lightning_sgdinf.report.tables import all_tables, write_csv
 from lightning_sgdinf.report.tensorboard_sink import is_tensorboard, log_to_tensorboard
 from lightning_sgdinf.report.wandb_sink import is_wandb, log_to_wandb
+from lightning_sgdinf.whole_file import replace_bytes
 
 
 class MetricsLogger(Protocol):
@@ -37,17 +36,7 @@ def write_page(data: ReportData, path: str | Path) -> Path:
         The path.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = render_page(data)
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(draft).chmod(0o644)
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+    replace_bytes(path, render_page(data).encode())
     return path
 
 

@@ -6,9 +6,7 @@ validation examples, and correlates that with the sums of the examples' scores.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +24,8 @@ from lightning_sgdinf.evaluation import datamodelling_score, random_subsets
 from lightning_sgdinf.query import ExampleLoss
 from lightning_sgdinf.record import TrajectoryRecorder
 from lightning_sgdinf.tasks.job import OF_THE_MAIN_JOB, Parts
+from lightning_sgdinf.tasks.pieces import read_json, replace_json
+from lightning_sgdinf.whole_file import replace_bytes
 from lightning_sgdinf.zoo import Classifier, ImageData
 
 PAGE = "table.md"
@@ -92,7 +92,7 @@ class LdsJob:
         place = parts.folder / f"{model}_{optimizer}_{parts.seed}.json"
         settings = self._settings(parts, parts.dataset)
         if place.is_file():
-            found = json.loads(place.read_text(encoding="utf-8"))
+            found = read_json(place)
             if found["settings"] != settings:
                 raise ConfigurationError(
                     f"{place} is of other settings ({found['settings']}); remove it or give another output_dir"
@@ -101,11 +101,9 @@ class LdsJob:
             parts.folder.mkdir(parents=True, exist_ok=True)
             found = {"model": model, "optimizer": optimizer, "seed": parts.seed, "settings": settings}
             found |= self._cell(parts, parts.dataset)
-            _replace(place, json.dumps(found, indent=1))
+            replace_json(place, found)
         page = parts.folder / PAGE
-        _replace(
-            page, markdown([json.loads(f.read_text(encoding="utf-8")) for f in sorted(parts.folder.glob("*.json"))])
-        )
+        replace_bytes(page, markdown([read_json(file) for file in sorted(parts.folder.glob("*.json"))]).encode())
         _print(found, page)
         first = next(iter(found["scores"].values()))
         return next(iter(first.values()))["mean"]
@@ -204,13 +202,6 @@ def _mean(scores: Sequence[Mapping[str, float]]) -> str:
     mean = float(np.mean([score["mean"] for score in scores]))
     half = float(np.sqrt(sum(((score["high"] - score["low"]) / 2) ** 2 for score in scores))) / len(scores)
     return f"{mean:.2f} ± {half:.2f}"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Readers see the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _print(cell: Mapping[str, Any], page: Path) -> None:

@@ -27,9 +27,10 @@ from lightning_sgdinf.report.model import Example
 from lightning_sgdinf.report.style import to_png
 from lightning_sgdinf.report.tables import write_csv
 from lightning_sgdinf.tasks import merged_tables, summary
-from lightning_sgdinf.tasks.pieces import flat, replace_bytes
+from lightning_sgdinf.tasks.pieces import flat
 from lightning_sgdinf.tasks.refusals import refuse_processes_in_a_sweep
 from lightning_sgdinf.tasks.results import FILE, RunResults
+from lightning_sgdinf.whole_file import replace_bytes
 
 FOLDER = "merged"
 _say = logging.getLogger(__name__)

@@ -5,32 +5,20 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.whole_file import replace_bytes
 
 Json = Any
 """What JSON can hold."""
 
 
-def replace_bytes(path: Path, content: bytes) -> None:
-    """Write a file; readers see the old one or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-
-
 def replace_json(path: Path, content: Json) -> None:
-    """Write a value as JSON; see `replace_bytes`."""
+    """Write a value as JSON, at once."""
     replace_bytes(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
 
 

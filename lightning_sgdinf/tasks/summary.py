@@ -7,10 +7,12 @@ side by side need no lock: whichever ends last writes the whole table.
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from lightning_sgdinf.whole_file import replace_bytes
 
 ROW = "summary.json"
 TABLE = "summary.csv"
@@ -20,7 +22,7 @@ Cell = str | int | float | bool | None
 
 def write_row(folder: Path, row: Mapping[str, Cell]) -> None:
     """Write a job's row into its folder."""
-    _replace(folder / ROW, json.dumps(dict(row), indent=1))
+    replace_bytes(folder / ROW, json.dumps(dict(row), indent=1).encode())
 
 
 def assemble(sweep: Path) -> Path:
@@ -35,12 +37,11 @@ def assemble(sweep: Path) -> Path:
     found = rows(sweep)
     columns = list(dict.fromkeys(key for row in found for key in row))
     target = sweep / TABLE
-    temporary = _beside(target)
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(found)
-    os.replace(temporary, target)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(found)
+    replace_bytes(target, text.getvalue().encode())
     return target
 
 
@@ -48,17 +49,6 @@ def rows(sweep: Path) -> list[dict[str, Cell]]:
     """The rows of all jobs below a folder, in the order of their folders (numbers as numbers)."""
     files = sorted(sweep.rglob(ROW), key=lambda path: _natural(path.parent.relative_to(sweep)))
     return [{"job": path.parent.relative_to(sweep).as_posix(), **json.loads(path.read_text())} for path in files]
-
-
-def _replace(path: Path, text: str) -> None:
-    """Readers see the old file or the new one, never half of it."""
-    temporary = _beside(path)
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 def _natural(path: Path) -> tuple[tuple[int, int | str], ...]:

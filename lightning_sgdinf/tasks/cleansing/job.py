@@ -25,10 +25,11 @@ from lightning_sgdinf.tasks.cleansing.ranking import Method, rank
 from lightning_sgdinf.tasks.cleansing.removals import Mode, Removals
 from lightning_sgdinf.tasks.cleansing.repeat import RecordedRun, Repeat
 from lightning_sgdinf.tasks.job import OF_THE_MAIN_JOB, Parts
-from lightning_sgdinf.tasks.pieces import Json, claim, digest, locked, replace_bytes
+from lightning_sgdinf.tasks.pieces import Json, claim, digest, locked
 from lightning_sgdinf.tasks.results import FILE, Choice, MethodCost, Point, RunResults
 from lightning_sgdinf.tasks.retraining import RetrainingPlan
 from lightning_sgdinf.tasks.validation import suggestion
+from lightning_sgdinf.whole_file import replace_bytes
 from lightning_sgdinf.zoo import ImageData
 
 _say = logging.getLogger(__name__)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.evaluation import jaccard_of_extremes, kendall_tau
 from lightning_sgdinf.tasks.lie.cell import Repeat
 from lightning_sgdinf.tasks.lie.published import PUBLISHED
+from lightning_sgdinf.whole_file import replace_bytes
 
 SETTINGS, TABLE, PAGE = "cell.json", "table.csv", "table.md"
 EXTREMES = 10
@@ -96,7 +96,7 @@ def claim(folder: Path, settings: Mapping[str, object]) -> None:
         raise ConfigurationError(
             f"{folder} has results of other settings ({file.name} differs); remove it or give another output_dir"
         )
-    _replace(file, text.encode())
+    replace_bytes(file, text.encode())
 
 
 def save(folder: Path, repeat: Repeat) -> None:
@@ -109,7 +109,7 @@ def save(folder: Path, repeat: Repeat) -> None:
         "true": repeat.true.tolist(),
         "estimates": {name: values.tolist() for name, values in repeat.estimates.items()},
     }
-    _replace(file_of(folder, repeat.seed), json.dumps(about).encode())
+    replace_bytes(file_of(folder, repeat.seed), json.dumps(about).encode())
 
 
 def load(file: Path) -> Repeat:
@@ -170,8 +170,8 @@ def cells(folder: Path) -> Iterator[tuple[str, str, Path]]:
 def assemble(folder: Path) -> list[Line]:
     """Put the table together anew from all cells of a folder, and write it as CSV and as Markdown."""
     lines = [line for dataset, model, place in cells(folder) for line in judge(dataset, model, repeats(place))]
-    _replace(folder / TABLE, _csv(lines).encode())
-    _replace(folder / PAGE, markdown(lines).encode())
+    replace_bytes(folder / TABLE, _csv(lines).encode())
+    replace_bytes(folder / PAGE, markdown(lines).encode())
     return lines
 
 
@@ -242,10 +242,3 @@ def stated(pair: tuple[float, float]) -> str:
 def _short(value: float) -> str:
     """Two digits, without the zero before the point, as the paper writes them."""
     return re.sub(r"^(-?)0\.", r"\1.", f"{value:.2f}")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Readers see the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
