@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Curves = Mapping[str, Mapping[int, float]]
+"""By name, the test error of one run after so many examples were left out."""
 DASHES = ("-", "--", ":")
 """Of the first seven methods, of the next seven, and so on: colours and markers come round again."""
 

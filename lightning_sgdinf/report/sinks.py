@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.report.figures import all_figures, contact_sheets
+from lightning_sgdinf.report.merged import Curves, Merged, merged_figure, render_merged
 from lightning_sgdinf.report.model import ReportData
 from lightning_sgdinf.report.page import render_page
 from lightning_sgdinf.report.style import to_png
 from lightning_sgdinf.report.tables import all_tables, write_csv
-from lightning_sgdinf.report.tensorboard_sink import is_tensorboard, log_to_tensorboard
-from lightning_sgdinf.report.wandb_sink import is_wandb, log_to_wandb
+from lightning_sgdinf.report.tensorboard_sink import is_tensorboard, log_merged_to_tensorboard, log_to_tensorboard
+from lightning_sgdinf.report.wandb_sink import is_wandb, log_merged_to_wandb, log_to_wandb
 from lightning_sgdinf.whole_file import replace_bytes
 
 
@@ -68,6 +69,25 @@ def write_report(data: ReportData, folder: str | Path) -> Path:
     return page
 
 
+def write_merged(merged: Merged, folder: Path) -> Path:
+    """Write the page of merged runs, its figure and its tables, the main one as ``table.csv``.
+
+    Args:
+        merged: What to show.
+        folder: Made if missing; files of the same names are replaced.
+
+    Returns:
+        Path of the page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for position, table in enumerate(merged.tables):
+        write_csv(table, folder / ("table.csv" if position == 0 else f"{table.name}.csv"))
+    if (figure := merged_figure(merged)) is not None:
+        replace_bytes(folder / "figure.png", to_png(figure))
+    replace_bytes(folder / "page.html", render_merged(merged).encode())
+    return folder / "page.html"
+
+
 def log_report(
     data: ReportData,
     logger: MetricsLogger | Iterable[MetricsLogger] | None,
@@ -97,16 +117,55 @@ def log_report(
         for single in logger:
             log_report(data, single, log=log, files=files)
         return
-    if not hasattr(logger, "log_metrics"):
-        raise ConfigurationError(f"logger: expected a Lightning logger, got {type(logger).__qualname__}")
-    logger.log_metrics(metrics(data))
+    _log_numbers(metrics(data), logger)
     if is_wandb(logger):
         log_to_wandb(data, logger, log=log)
     elif is_tensorboard(logger):
         log_to_tensorboard(data, logger)
+    if files and (folder := _folder_of(logger)) is not None:
+        write_report(data, folder)
+    _save(logger)
+
+
+def log_merged(merged: Merged, logger: MetricsLogger, *, numbers: Mapping[str, float], curves: Curves) -> None:
+    """Give the results of an experiment to a Lightning logger.
+
+    Every logger gets the numbers. Weights & Biases also gets what each method finds with pictures, tables, figure,
+    curves and the page; TensorBoard figure, curves, and tables as text. Loggers that keep a folder of their own get the
+    page with its figure and tables there, under ``report``.
+
+    Args:
+        merged: What to show.
+        logger: Of one process.
+        numbers: By name.
+        curves: Test error against the number of examples left out, by name.
+
+    Raises:
+        ConfigurationError: Something that has no ``log_metrics``.
+    """
+    _log_numbers(_named(numbers), logger)
+    if is_wandb(logger):
+        log_merged_to_wandb(merged, logger, curves=curves)
+    elif is_tensorboard(logger):
+        log_merged_to_tensorboard(merged, logger, curves=curves)
+    if (folder := _folder_of(logger)) is not None:
+        write_merged(merged, folder)
+    _save(logger)
+
+
+def _log_numbers(numbers: Mapping[str, float], logger: MetricsLogger) -> None:
+    if not hasattr(logger, "log_metrics"):
+        raise ConfigurationError(f"logger: expected a Lightning logger, got {type(logger).__qualname__}")
+    logger.log_metrics(dict(numbers))
+
+
+def _folder_of(logger: MetricsLogger) -> Path | None:
+    """Where a logger that keeps a folder of its own gets a report."""
     folder = getattr(logger, "log_dir", None)
-    if files and isinstance(folder, (str, Path)):
-        write_report(data, Path(folder) / "report")
+    return Path(folder) / "report" if isinstance(folder, (str, Path)) else None
+
+
+def _save(logger: MetricsLogger) -> None:
     save: Any = getattr(logger, "save", None)
     if callable(save):
         save()
@@ -140,4 +199,9 @@ def metrics(data: ReportData) -> dict[str, float]:
     certificate = data.scores.certificate
     if certificate is not None and certificate.trust is not None:
         found["trust_correlation"] = certificate.trust.correlation
-    return {"report/" + re.sub(r"[^A-Za-z0-9_/]+", "_", name): value for name, value in found.items()}
+    return _named(found)
+
+
+def _named(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Under names that every logger can keep."""
+    return {"report/" + re.sub(r"[^A-Za-z0-9_/]+", "_", name): value for name, value in numbers.items()}

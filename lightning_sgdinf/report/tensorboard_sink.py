@@ -15,6 +15,7 @@ import numpy as np
 from lightning_sgdinf.extras import require
 from lightning_sgdinf.report.ends import both_ends
 from lightning_sgdinf.report.figures import all_figures, contact_sheets
+from lightning_sgdinf.report.merged import Curves, Merged, merged_figure
 from lightning_sgdinf.report.model import ReportData
 from lightning_sgdinf.report.sparkline import sparkline_text
 from lightning_sgdinf.report.style import to_png
@@ -53,6 +54,18 @@ def log_to_tensorboard(data: ReportData, logger: Any) -> None:
         writer.add_text(f"report/{one.name}", markdown(one))
 
 
+def log_merged_to_tensorboard(merged: Merged, logger: Any, *, curves: Curves) -> None:
+    """Write figure, tables and curves with a `TensorBoardLogger`'s writer; see `log_to_tensorboard`."""
+    writer = logger.experiment
+    if (figure := merged_figure(merged)) is not None:
+        writer.add_image("report/figure", _pixels(to_png(figure)), dataformats="HWC")
+    for name, curve in curves.items():
+        for count, error in curve.items():
+            writer.add_scalar(f"report/curve/{_tag(name)}", error, global_step=count)
+    for table in merged.tables:
+        writer.add_text(f"report/{table.name}", markdown(table))
+
+
 def markdown(table: Table) -> str:
     """A table in Markdown, under its caption; text in it stays text."""
     lines = [table.columns, ["---"] * len(table.columns), *table.rows]
@@ -73,7 +86,7 @@ def _plain(text: str) -> str:
 
 
 def _tag(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
+    return re.sub(r"[^A-Za-z0-9_./-]+", "_", text)
 
 
 def _pixels(png: bytes) -> np.ndarray:

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from lightning_sgdinf.extras import require
 from lightning_sgdinf.log import RunLog
 from lightning_sgdinf.ranking import Ranking
 from lightning_sgdinf.report.ends import Ends, both_ends
+from lightning_sgdinf.report.example import Example
 from lightning_sgdinf.report.figures import all_figures, contact_sheets
 from lightning_sgdinf.report.images import pixels, png
+from lightning_sgdinf.report.merged import Curves, Merged, Sheet, merged_figure, render_merged
 from lightning_sgdinf.report.model import ReportData
 from lightning_sgdinf.report.page import render_page
 from lightning_sgdinf.report.sparkline import sparkline_png
@@ -55,14 +57,11 @@ def log_to_wandb(data: ReportData, logger: Any, *, log: str | Path | None = None
     """
     wandb = require("wandb", extra="wandb")
     run = logger.experiment
-    if type(run).__name__ == "_DummyExperiment":  # another process than the first one
+    if _is_of_another_process(run):
         return
     with _staged_with(run):
         run.log({"report/ranking": _ranking(wandb, both_ends(data))})
-        for table in all_tables(data):
-            if table.name not in _SHOWN_ONCE:
-                columns, rows = _uniform(table)
-                logger.log_table(f"report/{table.name}", columns=columns, data=rows)
+        _log_tables(logger, [table for table in all_tables(data) if table.name not in _SHOWN_ONCE])
         for name, ranking in (
             ("most-harmful", data.scores.most_harmful(data.shown, data.query)),
             ("most-helpful", data.scores.most_helpful(data.shown, data.query)),
@@ -74,9 +73,43 @@ def log_to_wandb(data: ReportData, logger: Any, *, log: str | Path | None = None
             logger.log_image(f"report/{name}-figure", images=[_opened(to_png(figure))])
         values = data.scores.values[:, data.scores.query_index(data.query)].numpy()
         run.log({"report/scores": wandb.Histogram(np_histogram=np.histogram(values, bins=60))})
-        _log_curves(wandb, run, data)
+        if data.curves:
+            curves = {c.method: dict(zip(c.counts, c.mean.tolist(), strict=True)) for c in data.curves}
+            _log_chart(wandb, run, curves, data.curves[0].metric)
+            _log_points(run, {**curves, "own": curves[data.curves[0].method]})
         run.log({"report/page": wandb.Html(render_page(data), inject=False)})
         _log_artifacts(wandb, run, data, None if log is None else Path(log))
+
+
+def log_merged_to_wandb(merged: Merged, logger: Any, *, curves: Curves) -> None:
+    """Log what each method finds with pictures, tables, figure, curves and the page.
+
+    Args:
+        merged: What to show.
+        logger: A `WandbLogger`, online or offline.
+        curves: Test error against the number left out, by name.
+
+    Raises:
+        MissingExtraError: wandb is not installed.
+    """
+    wandb = require("wandb", extra="wandb")
+    run = logger.experiment
+    if _is_of_another_process(run):
+        return
+    with _staged_with(run):
+        for sheet in merged.sheets:
+            run.log({"report/ranking": _found(wandb, sheet)})
+            for method, examples in sheet.rows.items():
+                images = [pixels(example) for _, example in examples]
+                captions = [_caption(number, example) for number, example in examples]
+                logger.log_image(f"report/{method}-examples", images=images, caption=captions)
+        _log_tables(logger, merged.tables)
+        if (figure := merged_figure(merged)) is not None:
+            logger.log_image("report/figure", images=[_opened(to_png(figure))])
+        if curves:
+            _log_chart(wandb, run, curves, "test error")
+            _log_points(run, curves)
+        run.log({"report/page": wandb.Html(render_merged(merged), inject=False)})
 
 
 def finish_run(*, failed: bool) -> None:
@@ -84,6 +117,27 @@ def finish_run(*, failed: bool) -> None:
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.run.finish(exit_code=int(failed))
+
+
+def _is_of_another_process(run: Any) -> bool:
+    """Whether Lightning gave a stand-in: only the first process of several logs."""
+    return type(run).__name__ == "_DummyExperiment"
+
+
+def _log_tables(logger: Any, tables: Sequence[Table]) -> None:
+    for table in tables:
+        columns, rows = _uniform(table)
+        logger.log_table(f"report/{table.name}", columns=columns, data=rows)
+
+
+def _found(wandb: Any, sheet: Sheet) -> Any:
+    """A table of what each method finds most harmful, a row per method and rank."""
+    rows = [
+        [wandb.Image(_opened(png(example))), method, rank, number, example.label, example.true_label or example.label]
+        for method, examples in sheet.rows.items()
+        for rank, (number, example) in enumerate(examples, 1)
+    ]
+    return wandb.Table(columns=["image", "method", "rank", "example id", "label", "true label"], data=rows)
 
 
 def _ranking(wandb: Any, ends: Ends) -> Any:
@@ -105,29 +159,25 @@ def _in_words(harm: np.ndarray) -> str:
     return ", ".join(f"{value:+.2g}" for value in harm[:20]) + (", ..." if len(harm) > 20 else "")
 
 
-def _log_curves(wandb: Any, run: Any, data: ReportData) -> None:
-    """One chart of all methods, and each method as a metric over the number left out, so that runs can be compared."""
-    if not data.curves:
-        return
-    run.log(
-        {
-            "report/curves": wandb.plot.line_series(
-                xs=[list(curve.counts) for curve in data.curves],
-                ys=[curve.mean.tolist() for curve in data.curves],
-                keys=[curve.method for curve in data.curves],
-                title=f"{data.curves[0].metric} against training examples left out",
-                xname="training examples left out",
-            )
-        }
+def _log_chart(wandb: Any, run: Any, curves: Curves, metric: str) -> None:
+    """All curves in one chart."""
+    chart = wandb.plot.line_series(
+        xs=[list(curve) for curve in curves.values()],
+        ys=[list(curve.values()) for curve in curves.values()],
+        keys=list(curves),
+        title=f"{metric} against training examples left out",
+        xname="training examples left out",
     )
+    run.log({"report/curves": chart})
+
+
+def _log_points(run: Any, curves: Curves) -> None:
+    """Each curve as a metric over the number left out, so that runs can be compared."""
     run.define_metric(_LEFT_OUT, hidden=True)
     run.define_metric("report/curve/*", step_metric=_LEFT_OUT)
-    for count in sorted({count for curve in data.curves for count in curve.counts}):
-        found = {c.method: float(c.mean[c.counts.index(count)]) for c in data.curves if count in c.counts}
-        row = {f"report/curve/{method}": error for method, error in found.items()}
-        if data.curves[0].method in found:
-            row["report/curve/own"] = found[data.curves[0].method]
-        run.log({_LEFT_OUT: count, **row})
+    for count in sorted({count for curve in curves.values() for count in curve}):
+        found = {f"report/curve/{name}": curve[count] for name, curve in curves.items() if count in curve}
+        run.log({_LEFT_OUT: count, **found})
 
 
 def _log_artifacts(wandb: Any, run: Any, data: ReportData, log: Path | None) -> None:
@@ -201,10 +251,13 @@ def _pictures(data: ReportData, ranking: Ranking) -> tuple[list[Any], list[str]]
     for row in ranking:
         example = data.examples.get(row.example_id)
         if example is not None and example.image is not None:
-            truth = f", truly {example.true_label}" if example.mislabelled else ""
             images.append(pixels(example))
-            captions.append(f"#{row.example_id} {example.label}{truth}: {row.score:+.3g}")
+            captions.append(f"{_caption(row.example_id, example)}: {row.score:+.3g}")
     return images, captions
+
+
+def _caption(number: int, example: Example) -> str:
+    return f"#{number} {example.label}" + (f", truly {example.true_label}" if example.mislabelled else "")
 
 
 def _opened(content: bytes) -> Any:

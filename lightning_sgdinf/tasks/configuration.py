@@ -55,7 +55,7 @@ class MainConfig:
     cleansing: dict[str, Any]
     retrain: dict[str, Any]
     report: dict[str, Any]
-    logger: dict[str, Any]
+    logger: dict[str, Any] = field(default_factory=dict)
     compare: dict[str, Any] = field(default_factory=dict)
     job: dict[str, Any] | None = None
     seeds: int | None = None
@@ -139,7 +139,7 @@ def make_study(config: DictConfig, choices: Mapping[str, str]) -> Study:
         data=data,
         new_model=new_model,
         new_trainer=lambda **arguments: build(config.trainer, "trainer", **arguments),
-        new_logger=lambda: build(config.logger, "logger"),
+        new_logger=lambda: build(config.logger, "logger") if config.logger else None,
         recorder=build(config.recorder, "recorder"),
         runner=build(config.runner, "runner"),
         query=build(config.query, "query"),
@@ -177,6 +177,7 @@ def make_job(config: DictConfig, choices: Mapping[str, str]) -> tuple[Job, Parts
         seed=config.seed,
         choices=dict(choices),
         query=build(config.query, "query"),
+        logger=build({**config.logger, "_partial_": True}, "logger") if config.logger else None,
         config=_plain(config),
     )
 

@@ -28,6 +28,7 @@ class Parts:
         optimizer: Makes an optimizer from parameters.
         seed: Of everything that is drawn.
         query: What is asked of trained models.
+        logger: Makes a Lightning logger, given further arguments; ``None`` if none was asked for.
         config: The whole configuration, as plain values.
     """
 
@@ -40,6 +41,7 @@ class Parts:
     optimizer: Callable[..., Any] = SGD
     seed: int = 0
     query: Query = field(default_factory=MeanLoss)
+    logger: Callable[..., Any] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
 

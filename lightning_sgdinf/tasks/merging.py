@@ -22,15 +22,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
-from lightning_sgdinf.report.merged import Bars, Merged, Panel, Sheet, merged_figure, render_merged
+from lightning_sgdinf.report import write_merged
+from lightning_sgdinf.report.merged import Bars, Merged, Panel, Sheet
 from lightning_sgdinf.report.model import Example
-from lightning_sgdinf.report.style import to_png
-from lightning_sgdinf.report.tables import write_csv
 from lightning_sgdinf.tasks import merged_tables, summary
 from lightning_sgdinf.tasks.pieces import flat
 from lightning_sgdinf.tasks.refusals import refuse_processes_in_a_sweep
 from lightning_sgdinf.tasks.results import FILE, RunResults
-from lightning_sgdinf.whole_file import replace_bytes
 
 FOLDER = "merged"
 _say = logging.getLogger(__name__)
@@ -64,13 +62,7 @@ def merge(folders: Sequence[Path], into: Path | None = None) -> Path:
             "runs came to their end"
         )
     target = into or folders[-1] / FOLDER
-    target.mkdir(parents=True, exist_ok=True)
-    merged = merged_runs(cells, rows)
-    for position, table in enumerate(merged.tables):
-        write_csv(table, target / ("table.csv" if position == 0 else f"{table.name}.csv"))
-    if (figure := merged_figure(merged)) is not None:
-        replace_bytes(target / "figure.png", to_png(figure))
-    replace_bytes(target / "page.html", render_merged(merged).encode())
+    write_merged(merged_runs(cells, rows), target)
     return target
 
 

@@ -96,7 +96,7 @@ def train(study: Study) -> Trained:
     """Fit a new model with the recorder on."""
     seed_everything(study.seed, verbose=False)
     model, logger = study.new_model(), study.new_logger()
-    trainer = study.new_trainer(callbacks=[study.recorder], logger=logger)
+    trainer = study.new_trainer(callbacks=[study.recorder], logger=False if logger is None else logger)
     began = perf_counter()
     trainer.fit(model, datamodule=study.data)
     return Trained(model=model, log=Path(study.recorder.path), logger=logger, seconds=perf_counter() - began)

@@ -45,7 +45,8 @@ def refuse_what_is_left_aside(arguments: Sequence[str], aside: Mapping[str, str]
         ConfigurationError: One of them is given; says what to use.
     """
     for argument in arguments:
-        part = argument.split("=", 1)[0].lstrip("+~").split(".")[0]
+        place = argument.split("=", 1)[0].lstrip("+~").rpartition("@")[2]  # of a group @ its place in the configuration
+        part = place.split(".")[0]
         if part in aside:
             why = f": {aside[part]}" if aside[part] else ""
             raise ConfigurationError(f"{argument}: this experiment does not look at {part}{why}; leave it out")

@@ -70,7 +70,7 @@ class Study:
         data: Examples to train, validate and test on.
         new_model: Makes an untrained model.
         new_trainer: Makes a Trainer, given further arguments.
-        new_logger: Makes its logger.
+        new_logger: Makes its logger; ``None`` for none.
         recorder: Records the run.
         runner: Ranks the training examples.
         query: What is asked of the trained model.

@@ -16,6 +16,7 @@ from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.tasks import main as job
 from lightning_sgdinf.tasks import pieces
 from lightning_sgdinf.tasks.cleansing import CleansingJob
+from lightning_sgdinf.tasks.lds import LdsJob
 from lightning_sgdinf.tasks.main import main
 from lightning_sgdinf.tasks.refusals import refuse_processes_in_a_sweep, refuse_what_is_left_aside
 from lightning_sgdinf.tasks.results import RunResults
@@ -177,7 +178,8 @@ def test_mistakes_end_with_one_line(
         (["estimator=no_hessian"], "does not look at estimator: job.methods says which of job.estimators rank"),
         (["retrain=all"], "does not look at retrain: job.modes"),
         (["cleansing.grid=[3]"], "does not look at cleansing: job.strategies"),
-        (["+estimator@compare.tracin=tracin", "logger=wandb"], "logger=wandb: this experiment does not look at logger"),
+        (["+estimator@compare.tracin=tracin"], "does not look at compare: job.methods"),
+        (["report=short"], "report=short: this experiment does not look at report: sgdinf-merge makes the page"),
         (["choose_by=loss"], "choose_by=loss: this experiment does not look at choose_by: it has job.choose_by"),
     ],
 )
@@ -197,10 +199,16 @@ def test_what_would_change_nothing_is_refused(
 
 
 @pytest.mark.parametrize(
-    "argument", ["estimator@job.estimators.mine=loss", "++job.choose_by=loss", "+compared=1", "optimizer=sgd"]
+    "argument",
+    ["estimator@job.estimators.mine=loss", "++job.choose_by=loss", "+compared=1", "optimizer=sgd", "logger=csv"],
 )
 def test_what_changes_something_is_not_refused(argument: str) -> None:
     refuse_what_is_left_aside([argument], CleansingJob.leaves_aside)
+
+
+def test_experiments_without_dashboards_refuse_loggers() -> None:
+    with pytest.raises(ConfigurationError, match="logger=wandb: this experiment does not look at logger"):
+        refuse_what_is_left_aside(["logger=wandb"], LdsJob.leaves_aside)
 
 
 def test_a_row_names_what_was_looked_at(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,6 +21,7 @@ from rich.table import Table
 from lightning_sgdinf.cleansing import CleansingContext, CleansingStrategy, ExcessWarning, Selection
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.scores import Scores
+from lightning_sgdinf.tasks.cleansing import dashboard
 from lightning_sgdinf.tasks.cleansing.ranking import Method, rank
 from lightning_sgdinf.tasks.cleansing.removals import Mode, Removals
 from lightning_sgdinf.tasks.cleansing.repeat import RecordedRun, Repeat
@@ -76,14 +77,14 @@ class CleansingJob:
     """
 
     leaves_aside: ClassVar[Mapping[str, str]] = {
-        **OF_THE_MAIN_JOB,
+        **{part: why for part, why in OF_THE_MAIN_JOB.items() if part != "logger"},
         "estimator": "job.methods says which of job.estimators rank",
         "compare": "job.methods says which of job.estimators rank",
         "recorder": "job.keep says which states are recorded",
         "cleansing": "job.strategies choose the number",
         "retrain": "job.modes says which of job.retrainings are done",
         "choose_by": "it has job.choose_by",
-        "on_excess": "it warns",
+        "on_excess": "it warns where a class is gone, and refuses a job.grid beyond the training set",
     }
 
     estimators: Mapping[str, Any]
@@ -139,15 +140,18 @@ class CleansingJob:
         total = len(data.train_set)
         if self.grid[-1] >= total:
             raise ConfigurationError(
-                f"grid: expected counts below the {total} training examples, got {self.grid[-1]}; give a shorter grid"
+                f"job.grid: expected counts below the {total} training examples, got {self.grid[-1]}; give a shorter one"
             )
         cell = self.cell or "_".join(parts.choices.get(group, group) for group in ("dataset", "model"))
         settings = {"scored_on": self.scored_on, **_settings(parts)}
         claim(parts.folder / cell / "settings.json", settings)
         folder = parts.folder / cell / f"seed_{parts.seed:03d}"
         repeat = Repeat(parts=parts, data=data, folder=folder, keep=self.keep, scored_on=self.scored_on)
+        logger = dashboard.begin(parts, folder, cell=cell, aside=self.leaves_aside)
         found = self._results(repeat, cell, settings)
         _print(found, folder)
+        if logger is not None:
+            dashboard.log(replace(found, place=folder), logger)
         return min(found.points, key=_held_out).measured.test_error
 
     def _results(self, repeat: Repeat, cell: str, settings: Mapping[str, Json]) -> RunResults:
