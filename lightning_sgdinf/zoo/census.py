@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from lightning_sgdinf.zoo.adult import COLUMNS, NUMBERS, Adult
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.zoo.adult import COLUMNS, NUMBERS, TRAIN_ROWS, Adult, encoded
 from lightning_sgdinf.zoo.vectors import LabelledVectors
 
 
@@ -27,27 +28,37 @@ class Census:
     Args:
         data_dir: Folder of the data sets.
         download: Ask OpenML when there are no files.
-        train_rows: How many of the rows are to train on.
+        train_rows: How many people there are to train on: the rows of the training file, which is refused if it has
+            another number of them.
     """
 
-    def __init__(self, data_dir: str | Path, *, download: bool = True, train_rows: int = 32_561) -> None:
+    def __init__(self, data_dir: str | Path, *, download: bool = True, train_rows: int = TRAIN_ROWS) -> None:
         self.adult = Adult(data_dir, download=download)
         self.train_rows = train_rows
 
     def read(self) -> tuple[LabelledVectors, LabelledVectors]:
-        """All people, and those of the test file.
+        """The people of the training file, and those of the test file.
 
         Raises:
-            ConfigurationError: The files are not there and could not be fetched, or are damaged.
+            ConfigurationError: The files are not there and could not be fetched, or are damaged, or there are not
+                ``train_rows`` to train on.
         """
-        examples = self.adult.read()
+        train, test = self.adult.parts()
+        if len(train) != self.train_rows:
+            raise ConfigurationError(
+                f"adult: expected {self.train_rows:,} people to train on (train_rows), got {len(train):,} from "
+                f"{self.adult.data_dir}; if those are all there should be, set train_rows={len(train)}, else download "
+                "the training file again"
+            )
+        rows = [*train, *test]
+        examples = encoded(rows)
         inputs = torch.from_numpy(examples.inputs)
         mean, deviation = inputs[: self.train_rows].mean(0), inputs[: self.train_rows].std(0, correction=0)
         everyone = LabelledVectors(
             inputs=((inputs - mean) / torch.where(deviation > 0, deviation, 1)).float(),
             labels=torch.from_numpy(examples.labels),
             class_names=examples.class_names,
-            originals=_Rows(self.adult.rows()),
+            originals=_Rows(rows),
         )
         ids = torch.arange(len(everyone))
         return everyone.subset(ids[: self.train_rows]), everyone.subset(ids[self.train_rows :])

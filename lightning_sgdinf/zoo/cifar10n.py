@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import lzma
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.zoo.compressed import read_whole
 from lightning_sgdinf.zoo.file_set import FileSet
 from lightning_sgdinf.zoo.label_noise import NoisyLabels
 
@@ -25,6 +28,9 @@ _KEYS: Mapping[str, str] = {
     "worse": "worse_label",
     **{f"random{i}": f"random_label{i}" for i in (1, 2, 3)},
 }
+
+# RuntimeError: a method of compression that there is not, or a flag that says the file is encrypted.
+_BROKEN_ARCHIVE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
 class Cifar10N:
@@ -93,15 +99,7 @@ def _command(folder: Path) -> str:
 
 def _read(file: Path, key: str) -> list[Tensor]:
     """The clean labels and those of a key."""
-    try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            if missing := [name for name in ("clean_label", key) if name not in archive.files]:
-                raise ConfigurationError(f"{file}: expected an array {missing[0]}, got {', '.join(archive.files)}")
-            arrays = [archive[name] for name in ("clean_label", key)]
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        raise ConfigurationError(f"{file}: it cannot be read ({error}); download it again") from error
+    arrays = [_array(content, file) for content in _members(file, ("clean_label", key))]
     for name, array in zip(("clean_label", key), arrays, strict=True):
         if array.shape != arrays[0].shape or array.ndim != 1 or array.dtype.kind not in "iu":
             raise ConfigurationError(
@@ -110,3 +108,32 @@ def _read(file: Path, key: str) -> list[Tensor]:
         if (wrong := np.flatnonzero((array < 0) | (array > 9))).size:
             raise ConfigurationError(f"{file}: expected labels of 0 to 9, {name} has {array[wrong[0]]} at {wrong[0]}")
     return [torch.from_numpy(array.astype(np.int64)) for array in arrays]
+
+
+def _members(file: Path, names: Sequence[str]) -> list[bytes]:
+    """The files in an archive that hold arrays, as bytes that agree with its checksums."""
+    data = read_whole(file)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            held = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            if missing := [name for name in names if name not in held]:
+                raise ConfigurationError(f"{file}: expected an array {missing[0]}, got {', '.join(held)}")
+            return [archive.read(held[name]) for name in names]
+    except ConfigurationError:
+        raise
+    except _BROKEN_ARCHIVE as error:
+        raise _unreadable(file, error) from error
+
+
+def _array(content: bytes, file: Path) -> np.ndarray:
+    try:
+        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except ValueError as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"{file}: it cannot be read ({error}); expected an archive of arrays as numpy.savez_compressed writes it, "
+        "download it again"
+    )

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.extras import require
 from lightning_sgdinf.zoo.compressed import damaged
+from lightning_sgdinf.zoo.fetching import fetch
 from lightning_sgdinf.zoo.file_set import FileSet
 from lightning_sgdinf.zoo.idx import read_idx
 from lightning_sgdinf.zoo.images import LabelledImages
@@ -91,16 +91,15 @@ class Mnist:
         missing = self._files().missing()
         if not self.download:
             raise ConfigurationError(missing)
-        datasets = require("sklearn.datasets", extra="cli")
         try:
-            images, labels = datasets.fetch_openml(
+            images, labels = fetch(
+                "fetch_openml",
                 _OPENML[self.variant],
                 version=1,
                 data_home=self.data_dir / "openml",
                 return_X_y=True,
                 as_frame=False,
                 parser="liac-arff",
-                n_retries=1,
             )
         except (OSError, ValueError) as error:  # no network, no answer, or an answer that is no data set
             raise ConfigurationError(f"{missing}\nFetching it from OpenML failed, too ({error}).") from error

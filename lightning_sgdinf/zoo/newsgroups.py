@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import numpy as np
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.extras import require
 from lightning_sgdinf.zoo.binary import BinaryExamples
+from lightning_sgdinf.zoo.compressed import read_whole
+from lightning_sgdinf.zoo.fetching import fetch
 
 GROUPS = ("comp.sys.ibm.pc.hardware", "comp.sys.mac.hardware")
 ARCHIVE = "20news-bydate-ibm-mac.tar.gz"
@@ -67,12 +71,15 @@ class NewsHardware:
         missing = f"20news: no {ARCHIVE} in {self.data_dir / '20news'}"
         if not self.download:
             raise ConfigurationError(f"{missing}; set data_dir, or allow download")
-        datasets = require("sklearn.datasets", extra="cli")
         found = []
         for subset in ("train", "test"):
             try:
-                part = datasets.fetch_20newsgroups(
-                    data_home=self.data_dir / "sklearn", subset=subset, categories=GROUPS, remove=_REMOVE, n_retries=1
+                part = fetch(
+                    "fetch_20newsgroups",
+                    data_home=self.data_dir / "sklearn",
+                    subset=subset,
+                    categories=GROUPS,
+                    remove=_REMOVE,
                 )
             except (OSError, ValueError) as error:  # no network, or a damaged answer
                 raise ConfigurationError(
@@ -84,27 +91,49 @@ class NewsHardware:
 
 def _unpacked(folder: Path) -> list[tuple[list[str], np.ndarray]]:
     """Training and test posts with their labels, in the order that the lists beside the archive give."""
-    try:
-        with tarfile.open(folder / ARCHIVE) as archive:
-            texts = {
-                member.name.removeprefix("./"): file.read().decode("latin1")
-                for member in archive
-                if (file := archive.extractfile(member)) is not None
-            }
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ConfigurationError(f"{folder / ARCHIVE}: not a whole archive ({error}); download it again") from error
+    texts = _texts(folder / ARCHIVE)
     found = []
     for subset in ("train", "test"):
-        order = folder / f"order_{subset}.txt"
-        names = order.read_text().split() if order.is_file() else sorted(n for n in texts if f"-{subset}/" in n)
-        lost = [name for name in names if name not in texts]
-        if lost or not names:
-            raise ConfigurationError(
-                f"{folder / ARCHIVE}: {len(lost)} posts of {order.name} are not in it, e.g. {lost[:1]}; download both"
-            )
+        names = _order(folder, subset, texts)
         labels = np.array([GROUPS.index(name.split("/")[-2]) for name in names])
         found.append(([_stripped(texts[name]) for name in names], labels))
     return found
+
+
+def _texts(file: Path) -> dict[str, str]:
+    """The posts of an archive by their names.
+
+    All of it is unpacked first, to some tens of megabytes: tarfile stops reading before gzip's checksum, which is what
+    most of the damage shows by.
+    """
+    data = read_whole(file)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+            return {
+                member.name.removeprefix("./"): content.read().decode("latin1")
+                for member in archive
+                if (content := archive.extractfile(member)) is not None
+            }
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ConfigurationError(f"{file}: not a whole archive ({error}); download it again") from error
+
+
+def _order(folder: Path, subset: str, texts: Mapping[str, str]) -> list[str]:
+    """The names of a part's posts as the list beside the archive has them; sorted, if there is no list."""
+    order = folder / f"order_{subset}.txt"
+    present = sorted(name for name in texts if f"-{subset}/" in name)
+    names = order.read_text(encoding="latin1").split() if order.is_file() else present
+    lost = [name for name in names if name not in texts]
+    if lost or not names:
+        raise ConfigurationError(
+            f"{folder / ARCHIVE}: {len(lost)} posts of {order.name} are not in it, e.g. {lost[:1]}; download both"
+        )
+    if sorted(names) != present:  # a list that was cut at the end of a line, for one
+        raise ConfigurationError(
+            f"{order}: expected each of the {len(present):,} posts of {ARCHIVE} to {subset} with once, got "
+            f"{len(names):,} names; download both"
+        )
+    return names
 
 
 def _stripped(post: str) -> str:

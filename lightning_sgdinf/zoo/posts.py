@@ -9,6 +9,7 @@ import torch
 
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.extras import require
+from lightning_sgdinf.zoo.fetching import fetch
 from lightning_sgdinf.zoo.newsgroups import GROUPS, NewsHardware
 from lightning_sgdinf.zoo.vectors import LabelledVectors
 
@@ -83,17 +84,16 @@ class Posts:
         return self._fetched()
 
     def _fetched(self) -> tuple[tuple[str, ...], list[_Part]]:
-        datasets = require("sklearn.datasets", extra="cli")
         names: tuple[str, ...] = ()
         parts = []
         for subset in ("train", "test"):
             try:
-                found = datasets.fetch_20newsgroups(
+                found = fetch(
+                    "fetch_20newsgroups",
                     data_home=self.data_dir / "sklearn",
                     subset=subset,
                     categories=self.groups,
                     remove=_REMOVE,
-                    n_retries=1,
                 )
             except (OSError, ValueError) as error:  # no network, a damaged answer, or an unknown group
                 what = "all newsgroups" if self.groups is None else ", ".join(self.groups)

@@ -73,7 +73,7 @@ def test_adult(tmp_path: Path, compressed: bool) -> None:
 def test_adult_that_is_damaged_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="adult: no adult-training"):
         Adult(tmp_path, download=False).read()
-    with pytest.raises(ConfigurationError, match=r"expected 15 columns, row 2 has 4; download it again"):
+    with pytest.raises(ConfigurationError, match=r"adult-training\.csv, byte 209: expected 15 columns, row 2 has 4"):
         adult(tmp_path, people=PEOPLE[: PEOPLE.index("Without-pay") + 20]).read()
     (tmp_path / "two").mkdir()
     with pytest.raises(ConfigurationError, match="column 'age' is not a number"):
@@ -136,7 +136,7 @@ def test_newsgroups_without_a_list_or_without_posts(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"1 posts of order_train.txt are not in it"):
         news(tmp_path, ["20news-bydate-train/comp.sys.mac.hardware/9"]).read()
     (tmp_path / "20news" / "20news-bydate-ibm-mac.tar.gz").write_bytes(b"nothing")
-    with pytest.raises(ConfigurationError, match="not a whole archive"):
+    with pytest.raises(ConfigurationError, match="byte 0: expected gzip data"):
         NewsHardware(tmp_path, download=False).read()
 
 
