@@ -7,8 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
-Better: TypeAlias = Literal["lower", "higher"]
-"""Which direction of a query is the good one."""
+Better: TypeAlias = Literal["lower", "higher", "order"]
+"""Which direction of a query is the good one; ``"order"``: it is no query, but values that only rank, the most harmful
+lowest."""
+
+
+def score_name(query: str, better: Better) -> str:
+    """What a score is, for the head of a column.
+
+    Args:
+        query: What it is a change of, or, of values that only rank, what they are.
+        better: The good direction.
+    """
+    return query if better == "order" else f"change of {query} if left out"
 
 
 def sign_sentence(query: str, better: Better, end: Literal["harmful", "helpful"] = "harmful") -> str:
@@ -19,6 +30,8 @@ def sign_sentence(query: str, better: Better, end: Literal["harmful", "helpful"]
         better: Its good direction.
         end: Which sign to explain.
     """
+    if better == "order":
+        return f"{'lowest' if end == 'harmful' else 'highest'} = most {end}: a ranking, not a predicted change"
     falls = (better == "lower") == (end == "harmful")
     sign, moves = ("negative", "lowers") if falls else ("positive", "raises")
     return f"{sign} = {end}: leaving it out {moves} {query}"
@@ -39,7 +52,8 @@ class Ranking:
 
     Attributes:
         example_ids: Their ids in the training set.
-        scores: The estimated change of the query had the example been left out, in units of the query.
+        scores: The estimated change of the query had the example been left out, in units of the query; of a baseline,
+            its values.
         ranks: Place among all ``total`` examples, 1 for the most harmful; equal scores share the better place.
         labels: Their labels, or ``None``.
         query: Name of the query.
@@ -67,9 +81,11 @@ class Ranking:
     @property
     def header(self) -> str:
         """What the scores mean and which sign is the harmful one."""
+        change = "" if self.better == "order" else "change of "
+        left_out = "" if self.better == "order" else " had the example been left out"
         return (
-            f"{len(self)} of {self.total} training examples; score = change of {self.query} had the example been left "
-            f"out ({sign_sentence(self.query, self.better)})"
+            f"{len(self)} of {self.total} training examples; score = {change}{self.query}{left_out} "
+            f"({sign_sentence(self.query, self.better)})"
         )
 
     def rows(self) -> tuple[tuple[str, ...], ...]:

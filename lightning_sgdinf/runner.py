@@ -349,6 +349,7 @@ class InfluenceRunner:
         return Scores(
             values=values[:, None],
             queries=(baseline.title,),
+            better=("order",),
             labels=labels,
             certificate=Certificate(level="off", notes=(note,)),
             provenance=provenance(opened, self.settings.precision, clock(), estimator=repr(baseline)),

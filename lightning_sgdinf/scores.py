@@ -46,7 +46,8 @@ class Scores:
         per_epoch: ``[E, N, Q]``: what each epoch contributed; sums over epochs to ``values``.
         certificate: What was checked of the values.
         provenance: Where they come from: digests of log, query and estimator, versions, seconds, bytes.
-        better: The good direction of each query; ``"lower"`` for all if left empty.
+        better: The good direction of each query, ``"lower"`` for all if left empty; ``"order"`` for what is no query
+            but ranks the examples, the most harmful lowest.
         verified: Whose values were measured by training again without the example, bool ``[N]``; ``None`` if nobody's
             were.
 
@@ -110,7 +111,7 @@ class Scores:
     def harm(self, query: int | str = 0) -> Tensor:
         """How much better the query would be without each example, float64 ``[N]``: positive is harmful, always."""
         column = self.query_index(query)
-        return self.values[:, column] * (-1.0 if self.better[column] == "lower" else 1.0)
+        return self.values[:, column] * (1.0 if self.better[column] == "higher" else -1.0)
 
     def order(self, query: int | str = 0) -> Tensor:
         """All example ids, int64 ``[N]``, the most harmful first; equal scores in order of id."""
@@ -194,7 +195,7 @@ class Scores:
         """A pandas table: ``example_id``, ``label`` if known, ``verified`` if any are, and per query score and rank.
 
         The columns of a query are named for what they hold: ``change_of_<query>_if_left_out`` and ``harm_rank_<query>``
-        (1 for the most harmful example).
+        (1 for the most harmful example); values that only rank by their own name.
 
         Raises:
             MissingExtraError: pandas is not installed.
@@ -206,7 +207,8 @@ class Scores:
         if self.verified is not None:
             columns["verified"] = self.verified.numpy()
         for index, name in enumerate(self.queries):
-            columns[f"change_of_{name}_if_left_out"] = self.values[:, index].numpy()
+            ranking = self.better[index] == "order"
+            columns[name if ranking else f"change_of_{name}_if_left_out"] = self.values[:, index].numpy()
             columns[f"harm_rank_{name}"] = self.ranks(index).numpy()
         return cast("pandas.DataFrame", pandas.DataFrame(columns))
 
@@ -288,8 +290,10 @@ def _names(queries: tuple[str, ...]) -> tuple[str, ...]:
 
 def _directions(better: tuple[Better, ...], queries: tuple[str, ...]) -> tuple[Better, ...]:
     directions = tuple(better) or ("lower",) * len(queries)
-    if len(directions) != len(queries) or not set(directions) <= {"lower", "higher"}:
-        raise ConfigurationError(f"better: expected 'lower' or 'higher' for each of {list(queries)}, got {better!r}")
+    if len(directions) != len(queries) or not set(directions) <= {"lower", "higher", "order"}:
+        raise ConfigurationError(
+            f"better: expected 'lower', 'higher' or 'order' for each of {list(queries)}, got {better!r}"
+        )
     return directions
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_sgdinf.ranking import Ranking, sign_sentence
+from lightning_sgdinf.ranking import Ranking, score_name, sign_sentence
 
 
 def ranking(**fields) -> Ranking:
@@ -25,6 +25,8 @@ def ranking(**fields) -> Ranking:
         ("lower", "helpful", "positive = helpful: leaving it out raises q"),
         ("higher", "harmful", "positive = harmful: leaving it out raises q"),
         ("higher", "helpful", "negative = helpful: leaving it out lowers q"),
+        ("order", "harmful", "lowest = most harmful: a ranking, not a predicted change"),
+        ("order", "helpful", "highest = most helpful: a ranking, not a predicted change"),
     ],
 )
 def test_the_sign_is_spelled_out(better, end, sentence: str) -> None:
@@ -59,3 +61,13 @@ def test_the_notebook_table_escapes_labels() -> None:
     text = ranking()._repr_html_()
     assert "&lt;b&gt;" in text
     assert "<b>" not in text
+
+
+def test_what_only_ranks_predicts_no_change() -> None:
+    found = ranking(query="margin of the label", better="order")
+    assert found.header == (
+        "2 of 90 training examples; score = margin of the label "
+        "(lowest = most harmful: a ranking, not a predicted change)"
+    )
+    assert score_name("margin", "order") == "margin"
+    assert score_name("loss", "lower") == "change of loss if left out"

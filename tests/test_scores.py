@@ -166,7 +166,7 @@ def test_a_contribution_that_is_not_finite_is_named() -> None:
         ({"values": torch.zeros(3, 2), "queries": ("a", "a")}, r"\['a'\] more than once"),
         ({"labels": ("a",)}, r"per example \(3\), got 1"),
         ({"better": ("lower", "higher")}, "for each of"),
-        ({"better": ("smaller",)}, "'lower' or 'higher'"),
+        ({"better": ("smaller",)}, "'lower', 'higher' or 'order'"),
         ({"verified": torch.ones(2, dtype=torch.bool)}, r"shape \[3\], one per example, got \[2\]"),
         ({"per_epoch": torch.zeros(3, 1)}, r"\[E, 3, 1\]"),
         ({"per_epoch": torch.ones(2, 3, 1)}, "sum of 2 for example 0"),
@@ -307,3 +307,12 @@ def test_scores_print_their_size_and_queries(full: Scores) -> None:
     assert repr(full) == "Scores(5 training examples, queries=['validation loss', 'margin'], certificate=full)"
     assert len(full) == 5
     assert repr(scores_of([1.0])).endswith("certificate=none)")
+
+
+def test_the_lowest_of_values_that_only_rank_is_the_most_harmful(tmp_path: Path) -> None:
+    found = scores_of([0.5, -2.0, 1.0], better=("order",))
+    assert found.order().tolist() == [1, 0, 2]
+    assert found.harm().tolist() == [-0.5, 2.0, -1.0]
+    assert list(found.to_frame().columns) == ["example_id", "q0", "harm_rank_q0"]
+    found.save(tmp_path / "scores.h5")
+    assert Scores.load(tmp_path / "scores.h5").better == ("order",)

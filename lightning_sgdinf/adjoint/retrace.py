@@ -31,14 +31,24 @@ Divisor: TypeAlias = Literal["kept", "reduced"]
 
 
 def replace_second(batch: Any, positions: Sequence[int], labels: Sequence[int]) -> Any:
-    """New labels in a batch ``(x, y, ...)`` whose second item is a tensor of labels ``[B]``."""
+    """New labels in a batch ``(x, y, ...)`` whose second item is a tensor of labels ``[B]`` or ``[B, 1]``.
+
+    Raises:
+        ConfigurationError: The batch or its labels are of another form.
+    """
     if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[1], Tensor):
         raise ConfigurationError(
             f"cannot find the labels in a batch of type {type(batch).__name__}; pass replace_labels, a function "
             "(batch, positions, labels) -> batch"
         )
     target = batch[1].clone()
-    target[list(positions)] = torch.as_tensor(list(labels), dtype=target.dtype, device=target.device)
+    if target.ndim != 1 and target.shape[1:] != (1,):
+        raise ConfigurationError(
+            f"expected labels [B] or [B, 1] to put others in their place, got shape {list(target.shape)} (one-hot?); "
+            "pass replace_labels, a function (batch, positions, labels) -> batch"
+        )
+    new = torch.as_tensor(list(labels), dtype=target.dtype, device=target.device)
+    target[list(positions)] = new.reshape(-1, *target.shape[1:])
     return type(batch)((batch[0], target, *batch[2:])) if isinstance(batch, list) else (batch[0], target, *batch[2:])
 
 

@@ -51,7 +51,8 @@ def class_probabilities(
         batch_size: Examples per forward pass.
 
     Raises:
-        ConfigurationError: The step's loss is not one that shows them; says what is.
+        ConfigurationError: The step's loss is not one that shows them; says what is. Or a label is not one of its
+            classes; names the example.
         NonFiniteError: A probability is NaN; names the example.
     """
     values, labels = [], []
@@ -64,9 +65,22 @@ def class_probabilities(
             if bool(found.log_values.isnan().any()):
                 wrong = int(found.log_values.isnan().any(dim=1).nonzero()[0])
                 raise NonFiniteError(f"the class probabilities of example {int(ids[wrong])} are not finite")
+            _refuse_foreign_labels(found, ids)
             values.append(found.log_values)
             labels.append(found.labels)
     return ClassProbabilities(torch.cat(values), torch.cat(labels))
+
+
+def _refuse_foreign_labels(found: ClassProbabilities, ids: Tensor) -> None:
+    classes = found.log_values.shape[1]
+    foreign = ((found.labels < 0) | (found.labels >= classes)).nonzero()
+    if len(foreign):
+        place = int(foreign[0])
+        raise ConfigurationError(
+            f"class probabilities: expected labels from 0 to {classes - 1}, got {int(found.labels[place])} for example "
+            f"{int(ids[place])}; an example whose label the loss ignores has no place in a ranking by it: leave it out "
+            "of the data set, or rank by an influence estimator, which gives it 0"
+        )
 
 
 def lead(values: Tensor, labels: Tensor, *, alone: float) -> Tensor:

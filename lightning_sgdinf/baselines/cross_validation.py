@@ -94,7 +94,7 @@ class _Recorded:
             )
         self._log, self._size = log, evidence.size
         self._start = log.state(0)
-        audit_loss(objective, self._start, log.step(0), log.step(len(log) - 1))
+        audit_loss(objective, log.state(len(log)), log.step(len(log) - 1), log.step(0))
         self._retracer = Retracer(log, objective, divisor="reduced")
         self._fed: dict[str, Tensor] | None = None
 

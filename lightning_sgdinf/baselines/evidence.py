@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
+from lightning_sgdinf import random_state
 from lightning_sgdinf.adjoint.batches import Loader
 from lightning_sgdinf.adjoint.objective import Objective
 from lightning_sgdinf.adjoint.session import set_modes
@@ -19,7 +21,7 @@ from lightning_sgdinf.log.trajectory import Trajectory
 from lightning_sgdinf.state import ModelState
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """A recorded run, opened.
 
@@ -40,14 +42,17 @@ class Evidence:
         """Number of training examples, ``N``."""
         return self.objective.source.size
 
-    @property
+    @cached_property
     def training(self) -> Examples:
-        """The training examples, with the augmentation of training.
+        """The training examples, with the augmentation of training, once they are known to be those of the record.
 
         Raises:
             UnsupportedRunError: If there is no data set, but only the batches in the log.
+            DataMismatchError: If they are others than the run was trained on.
         """
-        return self._examples(self.objective.source.loader())
+        examples = self._examples(self.objective.source.loader())
+        self._compare_with_record()
+        return examples
 
     @property
     def validation(self) -> Examples:
@@ -81,6 +86,22 @@ class Evidence:
         finally:
             set_modes(objective.module, ())
             objective.forget_modes()
+
+    def _compare_with_record(self) -> None:
+        """Make the last batches of training again, as many as hold each example once, and compare their checksums.
+
+        A ranking takes no recorded step again, so that nothing else would show that a data module split its data anew.
+        """
+        left = self.size
+        with random_state.preserved():
+            for step in self.log.steps(len(self.log), 0):
+                for micro in step.micro_batches:
+                    left -= len(micro.example_ids)
+                    of_data_set = len(micro.draws) == 1 and micro.draws[0].batch is None
+                    if of_data_set and micro.draws[0].digest is not None:
+                        self.objective.source.batch(micro, step=step.index)
+                if left <= 0:
+                    return
 
     def _examples(self, loader: Loader) -> Examples:
         return Examples(dataset=loader.dataset, collate=loader.collate_fn, bring=self.objective.bring)

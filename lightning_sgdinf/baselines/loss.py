@@ -17,6 +17,7 @@ from lightning_sgdinf import random_state
 from lightning_sgdinf.adjoint.intercept import Interceptor
 from lightning_sgdinf.adjoint.tap import LOSSES
 from lightning_sgdinf.baselines.evidence import Evidence
+from lightning_sgdinf.baselines.examples import Examples
 from lightning_sgdinf.errors import NonFiniteError
 
 
@@ -50,7 +51,7 @@ class LossBaseline:
             for ids, batch in examples.batches(self.batch_size):
                 found = _batch_losses(loss, batch, len(ids))
                 if found is None:
-                    found = torch.tensor([float(loss(examples.batch(i[None]))) for i in ids], dtype=torch.float64)
+                    found = torch.tensor([_alone(loss, examples, i) for i in ids], dtype=torch.float64)
                 values[ids] = found
         if not bool(torch.isfinite(values).all()):
             wrong = int((~torch.isfinite(values)).nonzero()[0])
@@ -88,3 +89,14 @@ def _batch_losses(loss: Callable[[Any], Tensor], batch: Any, count: int) -> Tens
     ):
         return None
     return rows.values
+
+
+def _alone(loss: Callable[[Any], Tensor], examples: Examples, example: Tensor) -> float:
+    """The loss of one example; an error that is a step's in training names the example here."""
+    try:
+        return float(loss(examples.batch(example[None])))
+    except NonFiniteError as error:
+        raise NonFiniteError(
+            f"training example {int(example)} alone has no finite loss at the final model: it is NaN or infinite, "
+            "or the loss function ignores its label; look at the example, or leave it out of the data set"
+        ) from error

@@ -117,7 +117,8 @@ class ConjugateGradient:
             bend = (p * moved).sum(1, keepdim=True)
             if not bool((bend[going] > 0).all()):
                 what = "met negative curvature" if bool(torch.isfinite(bend).all()) else "met a curvature that is NaN"
-                raise _diverged(f"conjugate gradient {what}", iteration, _worst(square, b), system, b)
+                met = float((bend / (p * p).sum(1, keepdim=True))[going[:, 0]].min()) - system.damping
+                raise _diverged(f"conjugate gradient {what}", iteration, _worst(square, b), system, b, met=met)
             length = torch.where(going, square / torch.where(going, bend, 1), 0)
             x, r = x + length * p, r - length * moved
             after = (r * r).sum(1, keepdim=True)
@@ -299,11 +300,18 @@ def _check_growth(what: str, iteration: int, rest: Tensor, b: Tensor, system: Sy
 
 
 def _diverged(
-    what: str, iteration: int, residual: float, system: System, b: Tensor, or_else: str = ""
+    what: str,
+    iteration: int,
+    residual: float,
+    system: System,
+    b: Tensor,
+    or_else: str = "",
+    met: float = math.inf,
 ) -> DivergenceError:
-    """The error, with what to try: that takes some sixty more products."""
+    """The error, with what to try: that takes some sixty more products. ``met``: a curvature along some direction."""
     found = f"{what}: iteration {iteration}, relative residual {residual:.1e}, damping {system.damping:.3g}."
     low, high = extreme_eigenvalues(system.curvature, b)
+    low = min(low, met)  # power iterations seldom find the smallest of eigenvalues near 0
     if not (math.isfinite(low) and math.isfinite(high)):
         return DivergenceError(f"{found} The curvature itself is not finite: the final model gives NaN or infinity.")
     wanted = 2 * abs(low) if low + system.damping <= 0 else max(10 * system.damping, high / 1000)

@@ -153,9 +153,16 @@ class CleansingContext:
         """A selection, once it is known to leave something of every class; of any, if there are no labels.
 
         Raises:
-            ConfigurationError: It leaves nothing of a class, and that is refused.
+            ConfigurationError: It leaves nothing of a class, and that is refused; or the labels are not classes.
         """
-        if self.labels is not None and (lost := lost_classes(self.labels, selection.drop, dict(selection.relabel))):
+        if self.labels is None:
+            return selection
+        if self.labels.ndim != 1 or self.labels.is_floating_point():
+            raise ConfigurationError(
+                f"labels: expected a class, a whole number, for each training example, got {self.labels.dtype} of "
+                f"shape {list(self.labels.shape)}"
+            )
+        if lost := lost_classes(self.labels, selection.drop, dict(selection.relabel)):
             report_excess(
                 f"without {len(selection.drop)} examples and with {len(selection.relabel)} relabelled, nothing is left "
                 f"of class {', '.join(map(str, lost))}",

@@ -194,14 +194,20 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _classified(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    count = labels.numel()
-    if logits.shape == labels.shape or logits.shape == (count, 1):
-        flat = logits.reshape(-1)
-        targets = labels.reshape(-1).to(flat.dtype)
-        return functional.binary_cross_entropy_with_logits(flat, targets, reduction="none"), (flat > 0).long()
-    if logits.dim() != 2 or labels.dim() != 1 or len(logits) != count:
+    one = ((len(labels),), (len(labels), 1))
+    if logits.shape in one and labels.shape in one:
+        flat, targets = logits.reshape(-1), labels.reshape(-1)
+        other = targets[(targets != 0) & (targets != 1)]
+        if len(other):
+            raise ConfigurationError(
+                f"expected labels 0 or 1 beside one output per example, got {other[0].item()}; if this is no "
+                "classifier, give a function of your own in place of this evaluation."
+            )
+        loss = functional.binary_cross_entropy_with_logits(flat, targets.to(flat.dtype), reduction="none")
+        return loss, (flat > 0).long()
+    if logits.dim() != 2 or labels.shape != logits.shape[:1] or labels.is_floating_point():
         raise ConfigurationError(
-            f"expected logits [B, C] (or [B] for two classes) and labels [B], got {tuple(logits.shape)} and "
-            f"{tuple(labels.shape)}; give `forward=`, see `LogitsAndLabels`."
+            f"expected logits [B, C] (or [B] for two classes) and whole labels [B], got {tuple(logits.shape)} and "
+            f"{labels.dtype} of shape {tuple(labels.shape)}; give `forward=`, see `LogitsAndLabels`."
         )
     return functional.cross_entropy(logits, labels.long(), reduction="none"), logits.argmax(dim=1)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def score_axis(query: str, better: Better) -> str:
     """Label of an axis of scores, in two lines: what it is, and which sign harms."""
-    return f"change of {query} if the example is left out\n({sign_sentence('it', better)})"
+    name = query if better == "order" else f"change of {query} if the example is left out"
+    return f"{name}\n({sign_sentence('it', better)})"
 
 
 def score_distribution(data: ReportData) -> Figure:

@@ -215,6 +215,8 @@ class ReportData:
                 f"be corrupt; chance would find {detection.corrupt**2 / detection.total:.1f}."
             )
         (worst,) = self.scores.most_harmful(1, self.query)
+        if self.better == "order":
+            return f"By {self.query_name} the most harmful training example is {worst.example_id}."
         if self.scores.harm(self.query).max() <= 0:
             return f"No training example harms {self.query_name}: leaving out any one would not improve it."
         change = "lower" if self.better == "lower" else "raise"

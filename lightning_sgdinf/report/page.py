@@ -15,7 +15,7 @@ from html import escape
 from typing import Literal
 
 from lightning_sgdinf.random_state import preserved
-from lightning_sgdinf.ranking import Ranking, sign_sentence
+from lightning_sgdinf.ranking import Ranking, score_name, sign_sentence
 from lightning_sgdinf.report import explorer, figures, fragments, tables
 from lightning_sgdinf.report.model import Explanation, ReportData
 
@@ -55,7 +55,8 @@ def _policy(script: str) -> str:
 
 
 def _head(data: ReportData) -> str:
-    about = f"{len(data.scores):,} training examples, judged by their effect on {data.query_name}"
+    judged = "ranked by" if data.better == "order" else "judged by their effect on"
+    about = f"{len(data.scores):,} training examples, {judged} {data.query_name}"
     warnings = "".join(f"<p><strong>Warning.</strong> {escape(warning)}</p>" for warning in data.all_warnings)
     warnings = f'<aside class="warning" role="note">{warnings}</aside>' if warnings else ""
     return (
@@ -70,8 +71,10 @@ def _result(data: ReportData) -> str:
 
 def _facts(data: ReportData) -> Iterator[str]:
     yield fragments.fact(f"{len(data.scores):,}", "training examples ranked")
-    harmful = int((data.scores.harm(data.query) > 0).sum())
-    yield fragments.fact(f"{100 * harmful / len(data.scores):.0f} %", f"would improve {data.query_name} if left out")
+    if data.better != "order":
+        harmful = int((data.scores.harm(data.query) > 0).sum())
+        share = f"{100 * harmful / len(data.scores):.0f} %"
+        yield fragments.fact(share, f"would improve {data.query_name} if left out")
     for change in data.before_after[:1]:
         before, after = (change.show(value) for value in change.means)
         yield fragments.fact(f"{before} → {after}", f"{change.metric}, before → after")
@@ -131,7 +134,7 @@ def _effect(data: ReportData, drawn: dict) -> tuple[str, ...]:
 def _sheet(data: ReportData, ranking: Ranking, end: Literal["harmful", "helpful"]) -> tuple[str, ...]:
     known = " Outlined: known to be corrupt." if data.known_corrupt.intersection(ranking.example_ids) else ""
     sentence = (
-        f"The number under each example is the change of {ranking.query} had it been left out; "
+        f"The number under each example is its {score_name(ranking.query, ranking.better)}; "
         f"{sign_sentence('it', ranking.better, end)}.{known}"
     )
     table = fragments.table(tables.ranking_table(data, ranking, f"most-{end}"))

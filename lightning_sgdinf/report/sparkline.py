@@ -26,7 +26,7 @@ def harm_per_epoch(contributions: ArrayLike, better: str) -> np.ndarray:
     found = np.asarray(contributions, np.float64)
     if found.ndim != 1 or not found.size:
         raise ConfigurationError(f"contributions: expected shape [E], at least one epoch, got {list(found.shape)}")
-    return -found if better == "lower" else found
+    return found if better == "higher" else -found
 
 
 def sparkline_png(harm: Sequence[float] | np.ndarray) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.ranking import Ranking, sign_sentence
+from lightning_sgdinf.ranking import Ranking, score_name, sign_sentence
 from lightning_sgdinf.report.model import ReportData
 
 Cell: TypeAlias = "str | int | float | None"
@@ -46,7 +46,7 @@ class Table:
 
 def ranking_table(data: ReportData, ranking: Ranking, name: str) -> Table:
     """A ranking with what is known of its examples."""
-    column = f"change of {ranking.query} if left out"
+    column = score_name(ranking.query, ranking.better)
     rows: list[tuple[Cell, ...]] = []
     verified = ["yes" if measured else "no" for measured in ranking.verified or ()] or [None] * len(ranking)
     for row, measured in zip(ranking, verified, strict=True):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_sgdinf.adjoint.retrace import replace_second
 from lightning_sgdinf.errors import ConfigurationError, UnknownOptimizerError
 from lightning_sgdinf.log import state_checksum
 from lightning_sgdinf.state import ModelState
@@ -99,3 +100,14 @@ def test_an_optimizer_that_cannot_be_imported() -> None:
     object.__setattr__(run.log.header, "optimizer", "gone.Descent")
     with pytest.raises(UnknownOptimizerError, match=r"gone\.Descent, which cannot be imported here"), retracer(run):
         pass
+
+
+def test_new_labels_take_the_form_of_the_old_ones() -> None:
+    x = torch.zeros(3, 2)
+    for old in (torch.tensor([0, 1, 2]), torch.tensor([0.0, 1.0, 2.0]), torch.tensor([[0.0], [1.0], [2.0]])):
+        _, new, more = replace_second((x, old, "more"), [2, 0], [1, 2])
+        assert new.flatten().tolist() == [2, 1, 1]
+        assert (new.shape, new.dtype, more) == (old.shape, old.dtype, "more")
+        assert old.flatten().tolist() == [0, 1, 2]
+    with pytest.raises(ConfigurationError, match=r"got shape \[3, 4\] \(one-hot\?\); pass replace_labels"):
+        replace_second((x, torch.zeros(3, 4)), [1], [3])

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sgdinf import baselines
+from lightning_sgdinf import InfluenceRunner, baselines
 from lightning_sgdinf.baselines import (
     AreaUnderMargin,
     Autoencoder,
@@ -25,9 +27,15 @@ from lightning_sgdinf.baselines import (
     OneClassSvm,
     RandomBaseline,
 )
-from lightning_sgdinf.errors import MissingExtraError, NonFiniteError
+from lightning_sgdinf.errors import (
+    ConfigurationError,
+    MissingExtraError,
+    NonFiniteError,
+    SgdInfluenceError,
+    UntappedLossError,
+)
 from lightning_sgdinf.state import ModelState
-from tests.baselines.blobs import N, Shaking, log, rank, state, trained, training_set
+from tests.baselines.blobs import BATCH, N, Net, Shaking, log, rank, state, trained, training_set
 
 ALL = [
     AreaUnderMargin(states=2, share=1.0),
@@ -135,3 +143,40 @@ def test_every_one_can_be_chosen(repository: Path) -> None:
     ]
     assert len(known) == 9
     assert [name for name in known if f"lightning_sgdinf.baselines.{name}" not in named] == []
+
+
+@pytest.mark.parametrize(
+    ("baseline", "error", "says"),
+    [
+        (
+            MarginBaseline(),
+            ConfigurationError,
+            r"labels from 0 to 2, got -100 for example 7; an example whose",
+        ),
+        (AreaUnderMargin(states=2, share=1.0), ConfigurationError, "got -100 for example 7"),
+        (ConfidentLearning(folds=2), ConfigurationError, "got -100 for example 7"),
+        (LossBaseline(), NonFiniteError, "training example 7 alone has no finite loss .* ignores its label"),
+    ],
+    ids=names,
+)
+def test_a_label_that_the_loss_ignores_is_named(baseline: Baseline, error: type[SgdInfluenceError], says: str) -> None:
+    x, y = training_set().tensors
+    ignored = TensorDataset(x, torch.where(torch.arange(N) == 7, -100, y))
+    with pytest.raises(error, match=says):
+        rank(baseline, dataset=ignored)
+
+
+class Penalised(Net):
+    """Its loss has a part that no weight of an example reaches."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        logits = self(batch[0])
+        return F.cross_entropy(logits, batch[1]) + 1e-3 * (logits**2).mean()
+
+
+def test_held_out_examples_have_no_part_in_training() -> None:
+    loader = DataLoader(training_set(), batch_size=BATCH)
+    with pytest.raises(UntappedLossError):
+        InfluenceRunner(accelerator="cpu", progress=False).run(
+            Penalised(), loader, log=log(), estimator=ConfidentLearning(folds=2)
+        )

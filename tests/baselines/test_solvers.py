@@ -181,3 +181,15 @@ def test_extreme_eigenvalues() -> None:
 def test_impossible_settings(wrong: object) -> None:
     with pytest.raises(ConfigurationError, match="expected a value"):
         wrong()  # type: ignore[operator]
+
+
+def test_the_curvature_that_was_met_is_in_the_message() -> None:
+    """Power iterations seldom find the smallest of many eigenvalues near 0."""
+    parts = matrices([-0.05, *np.linspace(0.0, 7, SIZE - 1)])
+    with pytest.raises(DivergenceError, match="met negative curvature") as caught:
+        ConjugateGradient().solve(system(parts, 0.01), B)
+    found = re.search(r"from about (\S+) to \S+: try damping=([\d.e-]+)", str(caught.value))
+    assert found is not None
+    low, wanted = (float(v.rstrip(",.")) for v in found.groups())
+    assert -0.05 * 1.001 <= low < -0.01  # else 0.01 of damping would have been enough
+    assert wanted == pytest.approx(2 * abs(low), rel=0.01)

@@ -112,7 +112,7 @@ def test_refuses_an_empty_loader_and_other_forms(data: TensorDataset) -> None:
         evaluate_classifier(model, [])
     with pytest.raises(ConfigurationError, match=r"give `forward=`"):
         evaluate_classifier(model, [{"x": data.tensors[0], "y": data.tensors[1]}])
-    with pytest.raises(ConfigurationError, match=r"got \(11, 3\) and \(11, 2\)"):
+    with pytest.raises(ConfigurationError, match=r"got \(11, 3\) and torch.float32 of shape \(11, 2\)"):
         evaluate_classifier(model, [(data.tensors[0], torch.zeros(11, 2))])
 
 
@@ -158,3 +158,22 @@ def test_predictions_are_the_models_classes(data: TensorDataset) -> None:
     assert found.tolist() == [row.index(max(row)) for row in rows]
     assert found.dtype == torch.int64
     assert ModelPredictions(model, data)([]).shape == (0,)
+
+
+def test_no_number_for_what_is_no_class(data: TensorDataset) -> None:
+    """Outputs and labels of one shape look like two classes, and are one-hot labels, soft ones or a regression."""
+    x, y = data.tensors
+    one_hot = torch.nn.functional.one_hot(y, 3).double()
+    with pytest.raises(ConfigurationError, match=r"whole labels \[B\], got \(11, 3\) and torch.float64"):
+        evaluate_classifier(_plain(), [(x, one_hot)])
+    single = nn.Linear(4, 1).double()
+    for labels in (torch.linspace(-1, 1, 11).double(), torch.linspace(-1, 1, 11).double()[:, None]):
+        with pytest.raises(ConfigurationError, match=r"expected labels 0 or 1 .* got -1.0; if this is no classifier"):
+            evaluate_classifier(single, [(x, labels)])
+    halves = torch.arange(11) % 2
+    for labels in (halves, halves.double(), halves[:, None], halves.double()[:, None]):
+        found = evaluate_classifier(single, [(x, labels)])
+        assert found.count == 11
+        logits = single(x)[:, 0]
+        expected = torch.nn.functional.softplus(torch.where(halves == 1, -logits, logits)).mean()
+        assert found.loss == pytest.approx(expected.item())

@@ -241,3 +241,9 @@ def test_validated_refuses_settings_that_mean_nothing(arguments: dict[str, objec
 def test_validated_needs_held_out_data() -> None:
     with pytest.raises(ConfigurationError, match="needs `evaluate`"):
         Validated().select(scores_of([0.0, 1.0]), NOTHING)
+
+
+def test_labels_that_are_no_classes_are_refused() -> None:
+    for labels in (torch.zeros(3, 1, dtype=torch.int64), torch.zeros(3)):
+        with pytest.raises(ConfigurationError, match="labels: expected a class, a whole number, for each"):
+            TopK(1).select(scores_of([0.0, 1.0, 2.0]), CleansingContext(labels=labels))

@@ -386,7 +386,7 @@ def test_csv_cells_are_quoted_where_they_must_be(visit: Visit) -> None:
 
 def test_ranks_of_the_page_are_those_of_scores(visit: Visit) -> None:
     values = [3.0, -1.0, 3.0, 0.5, -1.0, 7.0]
-    for better in ("lower", "higher"):
+    for better in ("lower", "higher", "order"):
         ranks = visit.page.evaluate("([v, b]) => [...sgdinf.ranksOf(Float32Array.from(v), b)]", [values, better])
         scores = Scores(values=torch.tensor(values)[:, None], queries=("q",), better=(better,))
         assert ranks == scores.ranks().tolist()

@@ -207,6 +207,17 @@ def test_the_sign_is_spelled_out_for_every_query(scores: Scores, query: str) -> 
     assert f"judged by their effect on {query}" in text
 
 
+def test_of_what_only_ranks_no_change_is_promised(scores: Scores) -> None:
+    ranked = Scores(values=scores.values[:, :1], queries=("margin of the label",), better=("order",))
+    text = read(render_page(ReportData(title="", scores=ranked))).text
+    worst = ranked.order()[0].item()
+    assert f"By margin of the label the most harmful training example is {worst}." in text
+    assert "lowest = most harmful: a ranking, not a predicted change" in text
+    assert "training examples, ranked by margin of the label" in text
+    for promise in ("change of margin", "would improve margin", "effect on margin", "leaving it out lowers"):
+        assert promise not in text
+
+
 def test_large_pictures_are_scaled_down() -> None:
     scores = Scores(values=torch.zeros(1, 1), queries=("q",))
     noise = np.random.default_rng(0).random((1000, 1000, 3))

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sgdinf import InfluenceRunner, Scores
-from lightning_sgdinf.baselines import LossBaseline, RandomBaseline
-from lightning_sgdinf.errors import NonFiniteError
+from lightning_sgdinf.baselines import IsolationForest, LossBaseline, MarginBaseline, RandomBaseline
+from lightning_sgdinf.errors import DataMismatchError, NonFiniteError
 from tests.adjoint.cases import BY_NAME, Recorded, edited, record
 
 
@@ -31,7 +32,7 @@ def test_minus_the_loss_at_the_end_in_eval_mode(name: str, size: int) -> None:
     losses = losses + run.module.penalty * sum((p**2).sum() for p in state.params.values())
     found = rank(run, LossBaseline(batch_size=size))
     assert torch.allclose(found.values[:, 0], -losses, rtol=1e-12)
-    assert found.queries == ("minus the training loss",)
+    assert (found.queries, found.better) == (("minus the training loss",), ("order",))
     assert found.certificate is not None
     assert found.certificate.notes == ("minus the training loss: a ranking only, not a predicted change.",)
 
@@ -52,4 +53,22 @@ def test_random_order_depends_on_its_seed_alone() -> None:
     assert not torch.equal(one, other)
     assert one.shape == (12, 1)
     assert bool(((one >= -1) & (one < 0)).all())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("baseline", [LossBaseline(), MarginBaseline(), IsolationForest(features="inputs")])
+@pytest.mark.parametrize("change", ["order", "label"])
+def test_other_examples_than_those_of_the_record_are_refused(baseline: Any, change: str) -> None:
+    """As when a data module splits its data anew each time it is set up: as many, of the same form."""
+    run = record(BY_NAME["momentum"])
+    x, y = run.train.dataset.tensors
+    before = torch.get_rng_state()
+    if change == "order":
+        data = TensorDataset(x.flip(0), y.flip(0))
+    else:
+        data = TensorDataset(x, torch.where(torch.arange(len(y)) == 7, (y + 1) % 3, y))
+    runner = InfluenceRunner(accelerator="cpu", progress=False)
+    with pytest.raises(DataMismatchError, match="differs from the one trained on"):
+        runner.run(run.module, DataLoader(data, batch_size=4), log=run.log, estimator=baseline)
+    runner.run(run.module, DataLoader(data, batch_size=4), log=run.log, estimator=RandomBaseline())  # looks at none
     assert torch.equal(before, torch.get_rng_state())

@@ -45,7 +45,7 @@ function barPaths(values, better, width, height) {
   const paths = { harm: "", help: "" };
   values.forEach((value, k) => {
     const bar = `M${(k * step).toFixed(2)} ${y(0).toFixed(2)}h${(step - gap).toFixed(2)}V${y(value).toFixed(2)}h${(gap - step).toFixed(2)}z`;
-    paths[(better === "lower") === value < 0 ? "harm" : "help"] += bar;
+    paths[(better !== "higher") === value < 0 ? "harm" : "help"] += bar;
   });
   return { ...paths, zero: y(0) };
 }

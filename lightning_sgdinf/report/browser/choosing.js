@@ -93,5 +93,5 @@ function csvRows(examples, column, ids) {
 
 function scoreHead(column) {
   const method = column.group === "method" ? ` (${column.name})` : "";
-  return `change of ${column.query} if left out${method}`;
+  return `${column.head}${method}`;
 }

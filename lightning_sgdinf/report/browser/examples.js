@@ -67,7 +67,7 @@ class Column {
   }
 
   harms(i) {
-    return this.better === "lower" ? this.values[i] < 0 : this.values[i] > 0;
+    return this.better === "higher" ? this.values[i] > 0 : this.values[i] < 0;
   }
 
   get ranks() {
@@ -80,9 +80,15 @@ class Column {
     return this.most;
   }
 
+  /** What a score is. */
+  get head() {
+    return this.better === "order" ? this.query : `change of ${this.query} if left out`;
+  }
+
   /** What leaving out example i would do, in words. */
   verdict(i) {
     const score = this.score(i);
+    if (this.better === "order") return `Rank ${countText(this.ranks[i])} of ${countText(this.values.length)} by ${this.query}.`;
     if (score === 0) return `No effect on ${this.query}.`;
     const moves = score < 0 ? "lower" : "raise";
     const size = numberText(Math.abs(score));

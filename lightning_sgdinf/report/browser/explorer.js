@@ -139,7 +139,7 @@ class Explorer {
       const own = head.querySelector(`[data-sort="${key}"]`);
       head.setAttribute("aria-sort", own ? (reversed ? "descending" : "ascending") : "none");
     }
-    at("x-score-head").textContent = `change of ${this.column.query} if left out`;
+    at("x-score-head").textContent = this.column.head;
     this.sayMarked();
   }
 

@@ -33,7 +33,7 @@ function cellText(value) {
 
 /** 1 plus the number of examples that are more harmful. */
 function ranksOf(values, better) {
-  const sign = better === "lower" ? 1 : -1;
+  const sign = better === "higher" ? -1 : 1;
   const order = Float32Array.from(values, (value) => sign * value).sort();
   return Uint32Array.from(values, (value) => 1 + firstAtLeast(order, Math.fround(sign * value)));
 }

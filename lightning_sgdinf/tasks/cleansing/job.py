@@ -140,7 +140,7 @@ class CleansingJob:
         total = len(data.train_set)
         if self.grid[-1] >= total:
             raise ConfigurationError(
-                f"job.grid: expected counts below the {total} training examples, got {self.grid[-1]}; give a shorter one"
+                f"job.grid: expected counts below the {total} training examples, got {self.grid[-1]}; shorten it"
             )
         cell = self.cell or "_".join(parts.choices.get(group, group) for group in ("dataset", "model"))
         settings = {"scored_on": self.scored_on, **_settings(parts)}
