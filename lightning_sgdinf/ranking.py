@@ -81,12 +81,10 @@ class Ranking:
     @property
     def header(self) -> str:
         """What the scores mean and which sign is the harmful one."""
-        change = "" if self.better == "order" else "change of "
-        left_out = "" if self.better == "order" else " had the example been left out"
-        return (
-            f"{len(self)} of {self.total} training examples; score = {change}{self.query}{left_out} "
-            f"({sign_sentence(self.query, self.better)})"
-        )
+        change = f"change of {self.query} had the example been left out"
+        score = self.query if self.better == "order" else change
+        sign = sign_sentence(self.query, self.better)
+        return f"{len(self)} of {self.total} training examples; score = {score} ({sign})"
 
     def rows(self) -> tuple[tuple[str, ...], ...]:
         """The table as text: the names of the columns, then one row per example."""
