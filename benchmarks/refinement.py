@@ -30,13 +30,14 @@ from torch import Tensor
 
 from lightning_sgdinf.estimators import AccumulatedInfluence, SgdInfluence
 from lightning_sgdinf.evaluation import jaccard_of_extremes
+from lightning_sgdinf.refinement import Halving, Screening
+from lightning_sgdinf.refinement.forecast import forecast
+from lightning_sgdinf.refinement.refine import Refinement
 from lightning_sgdinf.report.style import dress, new_figure, series, to_png
 from lightning_sgdinf.runner import InfluenceRunner
 from lightning_sgdinf.tasks.lie.cell import Cell, Protocol, quiet, train
-from lightning_sgdinf.truth import Counterfactuals, Halving, Screening
-from lightning_sgdinf.truth.forecast import forecast
+from lightning_sgdinf.truth import Counterfactuals
 from lightning_sgdinf.truth.plan import Plan, make_plan
-from lightning_sgdinf.truth.refine import Race
 from lightning_sgdinf.zoo import BinaryData, DigitPair, mlp
 
 BUDGETS = (0.1, 0.15, 0.25, 0.35, 0.5, 0.75)
@@ -120,7 +121,7 @@ class Known:
             return [truth.at[runs.position][runs.numbers] for runs in contest]
 
         nothing = torch.zeros(len(estimate), dtype=torch.bool)
-        race = Race(self, self.plan, estimate.clone(), nothing, 0, forecast=remembered)  # type: ignore[arg-type]
+        race = Refinement(self, self.plan, estimate.clone(), nothing, 0, forecast=remembered)  # type: ignore[arg-type]
         strategy.spend(race, budget)
         true = self.at[self.plan.stop]
         jaccard = jaccard_of_extremes(race.values[:, 0].numpy(), true[:, 0].numpy(), k=10)

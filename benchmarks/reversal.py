@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sgdinf import InfluenceRunner, RunLog, TrajectoryRecorder
-from lightning_sgdinf.binomial import held_in, states_in, steps_again
+from lightning_sgdinf.checkpointing import held_in, states_in, steps_again
 from lightning_sgdinf.zoo.mnist import Mnist
 
 RATE, NUMERATOR, DENOMINATOR = 0.05, 9, 10  # momentum 0.9

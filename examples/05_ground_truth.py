@@ -15,7 +15,7 @@ import torch
 
 from lightning_sgdinf import InfluenceRunner, TrajectoryRecorder
 from lightning_sgdinf.evaluation import measure_agreement
-from lightning_sgdinf.truth import refine
+from lightning_sgdinf.refinement import refine
 from lightning_sgdinf.zoo import Classifier, Digits, ImageData, mlp
 
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Subset
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.adjoint.session import tensors_made_in
+from lightning_sgdinf.dtypes import tensors_made_in
 from lightning_sgdinf.errors import ConfigurationError
 
 Better = Literal["lower", "higher"]

@@ -12,21 +12,19 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-import lightning_sgdinf.adjoint.optimizers  # noqa: F401 - registers the update rules
-from lightning_sgdinf.adjoint.audit import audit_loss
-from lightning_sgdinf.adjoint.batches import BatchSource, cast_floats
-from lightning_sgdinf.adjoint.objective import Host, open_objective
-from lightning_sgdinf.adjoint.retrace import Divisor, ReplaceLabels, Retracer, replace_second
-from lightning_sgdinf.adjoint.share import RowShare
 from lightning_sgdinf.baselines import Baseline, Evidence
-from lightning_sgdinf.binomial import ROOM_BYTES
 from lightning_sgdinf.certificate import Certificate, Level
-from lightning_sgdinf.checks import stopwatch
-from lightning_sgdinf.direct import DirectJob
+from lightning_sgdinf.checkpointing import ROOM_BYTES
+from lightning_sgdinf.checks.rerun import stopwatch
+from lightning_sgdinf.dtypes import cast_floats
 from lightning_sgdinf.errors import ConfigurationError, UnsupportedRunError
 from lightning_sgdinf.estimators import DirectEstimator, Estimator, SgdInfluence
-from lightning_sgdinf.host import recorded_host
-from lightning_sgdinf.loaders import (
+from lightning_sgdinf.log import RunLog
+from lightning_sgdinf.log.reindexed import key_labels, numbered
+from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.query import MeanLoss, Query, ValidationData
+from lightning_sgdinf.replay.batches import BatchSource
+from lightning_sgdinf.replay.dataloaders import (
     display_labels,
     given_data,
     one_validation_loader,
@@ -34,12 +32,15 @@ from lightning_sgdinf.loaders import (
     training_loaders,
     validation_loader,
 )
-from lightning_sgdinf.log import RunLog
-from lightning_sgdinf.log.numbering import key_labels, numbered
-from lightning_sgdinf.log.trajectory import Trajectory
-from lightning_sgdinf.query import MeanLoss, Query, ValidationData
+from lightning_sgdinf.replay.host import Host
+from lightning_sgdinf.replay.lightning_host import recorded_host
+from lightning_sgdinf.replay.objective import open_objective
+from lightning_sgdinf.replay.replayer import Divisor, ReplaceLabels, Replayer, replace_second
+from lightning_sgdinf.replay.row_shards import RowShards
+from lightning_sgdinf.replay.weight_audit import audit_loss
 from lightning_sgdinf.scores import Scores
-from lightning_sgdinf.scoring import Job, Opened, Settings, averaged_model, provenance
+from lightning_sgdinf.scoring.direct_job import DirectJob
+from lightning_sgdinf.scoring.walk_job import Job, Opened, Settings, averaged_model, provenance
 from lightning_sgdinf.truth import Counterfactuals, Truth
 
 
@@ -199,7 +200,7 @@ class InfluenceRunner:
             team = (
                 None
                 if fabric is None
-                else RowShare(fabric.global_rank, fabric.world_size, lambda t: _all_sum(fabric, t))
+                else RowShards(fabric.global_rank, fabric.world_size, lambda t: _all_sum(fabric, t))
             )
             return Job(self.settings, opened, query, estimator, data, team).scores(clock, labels)
 
@@ -259,8 +260,8 @@ class InfluenceRunner:
         *,
         log: str | Path | Trajectory,
         replace_labels: ReplaceLabels = replace_second,
-    ) -> Iterator[Retracer]:
-        """A `Retracer` of a record: its steps taken again, as they were or with other example weights.
+    ) -> Iterator[Replayer]:
+        """A `Replayer` of a record: its steps taken again, as they were or with other example weights.
 
         Arguments are those of `open`; ``replace_labels`` changes labels in a batch.
 
@@ -270,7 +271,7 @@ class InfluenceRunner:
         with self.open(model, train_dataloaders, datamodule, log=log) as opened:
             last = opened.log.step(len(opened.log) - 1)
             audit_loss(opened.objective, opened.log.state(len(opened.log)), last, opened.log.step(0))
-            yield Retracer(opened.log, opened.objective, replace_labels=replace_labels)
+            yield Replayer(opened.log, opened.objective, replace_labels=replace_labels)
 
     @contextmanager
     def truth(

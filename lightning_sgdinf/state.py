@@ -16,6 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_sgdinf.dtypes import dtype_name
+
 Part = Literal["param", "buffer", "optimizer"]
 
 
@@ -148,8 +150,3 @@ class Layout:
             else:
                 optimizer.setdefault(spec.name, {})[spec.key] = value
         return ModelState(params=params, buffers=buffers, optimizer=optimizer)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """``torch.float32`` -> ``"float32"``."""
-    return str(dtype).removeprefix("torch.")

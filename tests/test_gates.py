@@ -119,7 +119,8 @@ def test_wandb_is_known_to_one_file_of_the_report_only() -> None:
 
 
 def test_lightning_stays_where_it_belongs() -> None:
-    allowed = ("record/", "runner", "host", "loaders", "fit_end", "zoo/", "tasks/", "testing/")
+    replay = ("replay/lightning_host", "replay/dataloaders")
+    allowed = ("record/", *replay, "runner", "fit_end", "zoo/", "tasks/", "testing/")
     found = importers("lightning") | importers("pytorch_lightning")
     assert all(path.removeprefix("lightning_sgdinf/").startswith(allowed) for path in found), found
 

@@ -1,1 +1,1 @@
-"""Recorded steps done again, forwards, and differentiated, backwards."""
+"""Backwards: a taken step pulled back."""

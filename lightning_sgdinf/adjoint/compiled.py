@@ -23,10 +23,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.adjoint.objective import Objective
-from lightning_sgdinf.adjoint.products import FirstOrder, Products, differentiate
+from lightning_sgdinf.adjoint.second_order import FirstOrder, Products, differentiate
 from lightning_sgdinf.errors import NonFiniteError, UnsupportedRunError
 from lightning_sgdinf.log.records import MicroBatch, Step
+from lightning_sgdinf.replay.objective import Objective
 
 GRAPHS = 4
 """Largest number of batch shapes that are compiled; each takes seconds to minutes."""

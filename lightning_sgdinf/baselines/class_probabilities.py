@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.intercept import Interceptor
 from lightning_sgdinf.baselines.evidence import Evidence
 from lightning_sgdinf.baselines.examples import Examples
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+from lightning_sgdinf.kernels.intercept import Interceptor
 from lightning_sgdinf.state import ModelState
 
 

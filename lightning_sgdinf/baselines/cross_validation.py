@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from lightning_sgdinf.adjoint.audit import audit_loss
-from lightning_sgdinf.adjoint.averaging import run_and_average, with_average
-from lightning_sgdinf.adjoint.retrace import Retracer
 from lightning_sgdinf.baselines.class_probabilities import ClassProbabilities, class_probabilities
 from lightning_sgdinf.baselines.evidence import Evidence
 from lightning_sgdinf.errors import ConfigurationError, ModelMismatchError, StateNotStoredError
 from lightning_sgdinf.extras import require
+from lightning_sgdinf.replay.averaging import run_and_average, with_average
+from lightning_sgdinf.replay.replayer import Replayer
+from lightning_sgdinf.replay.weight_audit import audit_loss
 from lightning_sgdinf.state import ModelState
 
 Fit = Callable[[Any], nn.Module]
@@ -95,7 +95,7 @@ class _Recorded:
         self._log, self._size = log, evidence.size
         self._start = log.state(0)
         audit_loss(objective, log.state(len(log)), log.step(len(log) - 1), log.step(0))
-        self._retracer = Retracer(log, objective, divisor="reduced")
+        self._retracer = Replayer(log, objective, divisor="reduced")
         self._fed: dict[str, Tensor] | None = None
 
     def __call__(self, held_out: Tensor) -> ModelState:

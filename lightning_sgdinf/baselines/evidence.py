@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.adjoint.batches import Loader
-from lightning_sgdinf.adjoint.objective import Objective
-from lightning_sgdinf.adjoint.session import set_modes
 from lightning_sgdinf.baselines.examples import Examples
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log.records import MicroBatch
 from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.replay.batches import Loader
+from lightning_sgdinf.replay.borrowed_module import set_modes
+from lightning_sgdinf.replay.objective import Objective
 from lightning_sgdinf.state import ModelState
 
 

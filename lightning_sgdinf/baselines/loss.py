@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.adjoint.intercept import Interceptor
-from lightning_sgdinf.adjoint.tap import LOSSES
 from lightning_sgdinf.baselines.evidence import Evidence
 from lightning_sgdinf.baselines.examples import Examples
 from lightning_sgdinf.errors import NonFiniteError
+from lightning_sgdinf.kernels.intercept import Interceptor
+from lightning_sgdinf.replay.example_weights import LOSSES
 
 
 @dataclass(frozen=True, slots=True)

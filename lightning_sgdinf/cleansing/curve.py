@@ -7,11 +7,12 @@ from itertools import pairwise
 
 import torch
 
-from lightning_sgdinf.cleansing.base import CleansingContext, Selection
+from lightning_sgdinf.cleansing.base import CleansingContext
 from lightning_sgdinf.cleansing.evaluate import Evaluation
-from lightning_sgdinf.cleansing.retrain import Retraining
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.state import ModelState
+from lightning_sgdinf.updates.counterfactual import Retraining
 
 
 def cleansing_curve(

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from lightning_sgdinf.cleansing.base import Selection
-from lightning_sgdinf.cleansing.datasets import SizedDataset
-from lightning_sgdinf.cleansing.loading import with_state
-from lightning_sgdinf.cleansing.retrain import Retraining
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.random_state import preserved
+from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.state import ModelState
+from lightning_sgdinf.updates.counterfactual import Retraining
+from lightning_sgdinf.updates.datasets import SizedDataset
+from lightning_sgdinf.updates.loading import with_state
 
 LogitsAndLabels = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
 """What a model says of a batch: logits ``[B, C]`` (``[B]`` or ``[B, 1]`` if there are two classes) and labels

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from lightning_sgdinf.cleansing.base import CleansingContext, CleansingStrategy, Selection
-from lightning_sgdinf.cleansing.excess import report_excess
+from lightning_sgdinf.cleansing.base import CleansingContext, CleansingStrategy
+from lightning_sgdinf.cleansing.infeasible import report_excess
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.scores import Scores
+from lightning_sgdinf.selection import Selection
 
 
 def checked_grid(grid: Sequence[int] | None) -> tuple[int, ...] | None:

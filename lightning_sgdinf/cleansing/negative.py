@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from lightning_sgdinf.cleansing.base import CleansingContext, Selection, most_harmful_ids
+from lightning_sgdinf.cleansing.base import CleansingContext, most_harmful_ids
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.scores import Scores
+from lightning_sgdinf.selection import Selection
 
 
 @final

@@ -8,10 +8,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.cleansing.base import CleansingContext, Selection, most_harmful_ids
+from lightning_sgdinf.cleansing.base import CleansingContext, most_harmful_ids
 from lightning_sgdinf.cleansing.top_fraction import count_of
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.scores import Scores
+from lightning_sgdinf.selection import Selection
 
 
 @final

@@ -8,9 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
-from lightning_sgdinf.cleansing.base import CleansingContext, CleansingStrategy, Selection
+from lightning_sgdinf.cleansing.base import CleansingContext, CleansingStrategy
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.scores import Scores
+from lightning_sgdinf.selection import Selection
 
 
 class Outcome(Protocol):

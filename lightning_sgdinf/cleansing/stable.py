@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.cleansing.base import CleansingContext, CleansingStrategy, Selection, Trial
+from lightning_sgdinf.cleansing.base import CleansingContext, CleansingStrategy
 from lightning_sgdinf.cleansing.grid import checked_grid, selections
 from lightning_sgdinf.cleansing.top_k import TopK
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.extras import require
 from lightning_sgdinf.scores import Scores
+from lightning_sgdinf.selection import Selection, Trial
 
 
 @final

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
-from lightning_sgdinf.cleansing.base import CleansingContext, CleansingStrategy, Selection, Trial
+from lightning_sgdinf.cleansing.base import CleansingContext, CleansingStrategy
 from lightning_sgdinf.cleansing.grid import checked_grid, selections
 from lightning_sgdinf.cleansing.top_k import TopK
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.scores import Scores
+from lightning_sgdinf.selection import Selection, Trial
 
 
 @final

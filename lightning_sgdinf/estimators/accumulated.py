@@ -30,18 +30,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.objective import Objective
-from lightning_sgdinf.adjoint.products import FirstOrder
-from lightning_sgdinf.adjoint.removal import hessian_rows, own_gradients, own_hessian_rows
-from lightning_sgdinf.adjoint.retrace import Retracer, refuse_changes
-from lightning_sgdinf.adjoint.rules import UpdateRule, rule_for
-from lightning_sgdinf.adjoint.tangent import LinearStep, Tangent, difference
-from lightning_sgdinf.adjoint.update import take_step
+from lightning_sgdinf.adjoint.optim.base import UpdateRule, rule_for
+from lightning_sgdinf.adjoint.optim.jvp import LinearStep, Tangent, difference
+from lightning_sgdinf.adjoint.optim.step import take_step
+from lightning_sgdinf.adjoint.per_example import hessian_rows, own_gradients, own_hessian_rows
+from lightning_sgdinf.adjoint.second_order import FirstOrder
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError, StepMismatchError, UnsupportedRunError
 from lightning_sgdinf.estimators.direct import Answer, Question
 from lightning_sgdinf.log import state_checksum
 from lightning_sgdinf.log.records import MicroBatch, Step
 from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.replay.replayer import Replayer, refuse_changes
 from lightning_sgdinf.state import ModelState
 
 _say = logging.getLogger(__name__)
@@ -260,7 +260,7 @@ def _forwards(log: Trajectory, objective: Objective, start: int) -> Iterator[tup
     if begin is None:
         log.state(start)  # raises: says what is stored
         return
-    retracer, state, previous = Retracer(log, objective), log.state(begin), None
+    retracer, state, previous = Replayer(log, objective), log.state(begin), None
     for step in log.steps(begin, len(log)):
         if previous is not None:
             state = log.state(step.index) if step.index in stored else _rebuilt(retracer, state, previous)
@@ -269,7 +269,7 @@ def _forwards(log: Trajectory, objective: Objective, start: int) -> Iterator[tup
             yield step, state
 
 
-def _rebuilt(retracer: Retracer, state: ModelState, step: Step) -> ModelState:
+def _rebuilt(retracer: Replayer, state: ModelState, step: Step) -> ModelState:
     rebuilt = retracer.advance(state, step)
     recorded = retracer.log.state_checksum(step.index + 1)
     if recorded is not None and state_checksum(rebuilt) != recorded:

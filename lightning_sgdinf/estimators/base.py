@@ -12,8 +12,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.replay import ReplayedStep
-from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.adjoint.adjoint import Adjoint
+from lightning_sgdinf.adjoint.step import AdjointStep
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log.trajectory import Trajectory
 
@@ -40,7 +40,7 @@ class Estimator(Protocol):
         frozen."""
         ...
 
-    def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
         """Account for one step.
 
         Called once per step, in strictly decreasing order.

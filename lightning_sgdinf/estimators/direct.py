@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.objective import Objective
 from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.replay.objective import Objective
 from lightning_sgdinf.state import ModelState
 
 

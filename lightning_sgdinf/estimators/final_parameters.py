@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.replay import ReplayedStep
-from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.adjoint.adjoint import Adjoint
+from lightning_sgdinf.adjoint.step import AdjointStep
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.estimators.base import check_curvature_scale, epoch_start
 from lightning_sgdinf.log.trajectory import Trajectory
@@ -56,6 +56,6 @@ class FinalParameters:
         del step
         return len(log)
 
-    def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
         """Pull the adjoint through the step as if it had been taken at the end of the run."""
         return at.pull(adjoint, curvature=self.curvature_scale)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.replay import ReplayedStep
-from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.adjoint.adjoint import Adjoint
+from lightning_sgdinf.adjoint.step import AdjointStep
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.estimators.base import Estimator, epoch_start
 from lightning_sgdinf.estimators.sgd_influence import SgdInfluence
@@ -55,6 +55,6 @@ class LastEpochs:
         """As the inner estimator."""
         return self.inner.state_for(step, log)
 
-    def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
         """As the inner estimator."""
         return self.inner.visit(at, adjoint)

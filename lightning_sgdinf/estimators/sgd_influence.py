@@ -33,12 +33,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.replay import ReplayedStep
-from lightning_sgdinf.adjoint.retrace import Divisor
-from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.adjoint.adjoint import Adjoint
+from lightning_sgdinf.adjoint.step import AdjointStep
 from lightning_sgdinf.estimators.base import check_curvature_scale
 from lightning_sgdinf.log.records import Step
 from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.replay.replayer import Divisor
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class SgdInfluence:
         del log
         return step
 
-    def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
         """Pull the adjoint through the whole step."""
         before, slopes = at.pull(adjoint, curvature=self.curvature_scale)
         return before, slopes if self.divisor == "kept" else centred(slopes, at.step)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.replay import ReplayedStep
-from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.adjoint.adjoint import Adjoint
+from lightning_sgdinf.adjoint.step import AdjointStep
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log.trajectory import Trajectory
 
@@ -53,7 +53,7 @@ class TracIn:
         del log
         return step
 
-    def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
         """Score with the last refreshed gradient; the optimizer's memory of it is dropped."""
         if at.is_epoch_end if self.every is None else at.step.index % self.every == 0:
             fresh = at.query_gradient()

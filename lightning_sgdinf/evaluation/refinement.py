@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_sgdinf.evaluation.agreement import Agreement, measure_agreement
+from lightning_sgdinf.refinement import Strategy, refine
 from lightning_sgdinf.scores import Scores
-from lightning_sgdinf.truth import Counterfactuals, Strategy, refine
+from lightning_sgdinf.truth import Counterfactuals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

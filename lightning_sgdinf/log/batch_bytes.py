@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from lightning_sgdinf.dtypes import dtype_name
 from lightning_sgdinf.errors import LogCorruptError
 from lightning_sgdinf.log.documents import from_json, to_json
-from lightning_sgdinf.state import dtype_name
 
 _ALIGNED = 8
 _PLAIN = (type(None), bool, int, float, str)

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_sgdinf.errors import LogCorruptError
+from lightning_sgdinf.log.bit_patterns import to_words, word_type
 from lightning_sgdinf.log.checksum import StateChecksum
 from lightning_sgdinf.log.directory import END_FORMAT, LogDirectory, publish
 from lightning_sgdinf.log.documents import (
@@ -33,7 +34,6 @@ from lightning_sgdinf.log.hdf5 import (
     write_document,
 )
 from lightning_sgdinf.log.records import Header
-from lightning_sgdinf.log.words import to_words, word_type
 from lightning_sgdinf.state import Layout, ModelState
 
 

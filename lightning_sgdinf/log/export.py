@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_sgdinf.dtypes import dtype_name
 from lightning_sgdinf.errors import LogError, LogExistsError, LogWriteError
+from lightning_sgdinf.log.bit_patterns import word_type
 from lightning_sgdinf.log.directory import publish
 from lightning_sgdinf.log.documents import header_to_json, to_json
 from lightning_sgdinf.log.hdf5 import new_file
 from lightning_sgdinf.log.reader import RunLog
 from lightning_sgdinf.log.records import Json, Step
-from lightning_sgdinf.log.words import word_type
-from lightning_sgdinf.state import dtype_name
 
 EXPORT_FORMAT = "sgdinf-export/1"
 

@@ -7,10 +7,10 @@ from collections import deque
 import h5py
 import numpy as np
 
+from lightning_sgdinf.log.bit_patterns import row_bytes, word_type
 from lightning_sgdinf.log.codecs import Codec
 from lightning_sgdinf.log.differences import Walk, encode_difference
 from lightning_sgdinf.log.hdf5 import Growing, dataset
-from lightning_sgdinf.log.words import row_bytes, word_type
 from lightning_sgdinf.state import Layout
 
 _CHUNK_WORDS = 262_144

@@ -29,7 +29,7 @@ class Draw:
         example_ids: Indices that the dataset of that loader was asked for, int64 ``[B]``, in batch order.
         random: State of the generators in the process that produced the batch, just before its first example was
             fetched; empty if it was not taken.
-        digest: Checksum of the collated batch, see `lightning_sgdinf.digest`; ``None`` if it was not taken.
+        digest: Checksum of the collated batch, see `lightning_sgdinf.log.batch_digest`; ``None`` if it was not taken.
         single: The loader has ``batch_size=None``: the dataset's item is the batch, and is not collated.
         batch: Reads the collated batch itself, as `lightning_sgdinf.batch_bytes` writes it; ``None`` if it was not
             stored.

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from lightning_sgdinf.errors import LogCorruptError, ResumeError
+from lightning_sgdinf.log.bit_patterns import to_words
 from lightning_sgdinf.log.directory import WritableDirectory, sync_file
 from lightning_sgdinf.log.end_mark import EndMark, SegmentEntry, read_end_mark, write_end_mark
 from lightning_sgdinf.log.records import Header
 from lightning_sgdinf.log.segment_reader import SegmentReader
 from lightning_sgdinf.log.segment_writer import SegmentWriter
 from lightning_sgdinf.log.step_documents import EncodedStep
-from lightning_sgdinf.log.words import to_words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_sgdinf.errors import LogCorruptError, LogVersionError, StateNotStoredError
 from lightning_sgdinf.log.batch_store import BatchReader
+from lightning_sgdinf.log.bit_patterns import row_bytes
 from lightning_sgdinf.log.codecs import Codec, codec_named
 from lightning_sgdinf.log.directory import SEGMENT_FORMAT
 from lightning_sgdinf.log.documents import header_from_json, layout_from_json
@@ -20,7 +21,6 @@ from lightning_sgdinf.log.records import Header
 from lightning_sgdinf.log.state_table import StateTable
 from lightning_sgdinf.log.step_table import StepTable
 from lightning_sgdinf.log.superblock import repair
-from lightning_sgdinf.log.words import row_bytes
 from lightning_sgdinf.state import Layout, ModelState
 
 _OF_A_DRAFT = "step_end"  # a dataset of logs from before the first release, where steps were not in pages

@@ -15,6 +15,7 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.log.batch_store import BatchWriter
+from lightning_sgdinf.log.bit_patterns import row_bytes
 from lightning_sgdinf.log.checksum import StateChecksum, step_checksum
 from lightning_sgdinf.log.codecs import Codec
 from lightning_sgdinf.log.directory import SEGMENT_FORMAT, publish
@@ -24,7 +25,6 @@ from lightning_sgdinf.log.hdf5 import discard, open_growing, skeleton, write_doc
 from lightning_sgdinf.log.lane_rows import create_lanes, lanes_of
 from lightning_sgdinf.log.pages import PageWriter
 from lightning_sgdinf.log.step_documents import EncodedStep
-from lightning_sgdinf.log.words import row_bytes
 from lightning_sgdinf.state import Layout
 
 MAX_STEPS = 4096

@@ -13,11 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from lightning_sgdinf.errors import LogCorruptError
+from lightning_sgdinf.log.bit_patterns import to_words, word_type
 from lightning_sgdinf.log.checksum import StateChecksum
 from lightning_sgdinf.log.codecs import Codec
 from lightning_sgdinf.log.differences import Walk
 from lightning_sgdinf.log.hdf5 import checked_dataset, read_rows, reading
-from lightning_sgdinf.log.words import to_words, word_type
 from lightning_sgdinf.state import Layout, ModelState
 
 _READ_AHEAD_BYTES = 1 << 20

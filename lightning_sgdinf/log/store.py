@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from lightning_sgdinf.log.bit_patterns import row_bytes, to_words
 from lightning_sgdinf.log.codec_choice import CodecChoice
 from lightning_sgdinf.log.descriptors import identity, redirect
 from lightning_sgdinf.log.directory import WritableDirectory, sync_file
@@ -19,7 +20,6 @@ from lightning_sgdinf.log.records import Header, Step
 from lightning_sgdinf.log.segment_writer import MIN_STORED, SegmentWriter
 from lightning_sgdinf.log.status import StatusBoard
 from lightning_sgdinf.log.step_documents import encode_step
-from lightning_sgdinf.log.words import row_bytes, to_words
 from lightning_sgdinf.state import Layout
 
 

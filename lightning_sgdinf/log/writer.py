@@ -20,10 +20,10 @@ from lightning_sgdinf.log.codec_choice import CodecChoice
 from lightning_sgdinf.log.codecs import check_codec
 from lightning_sgdinf.log.directory import WritableDirectory
 from lightning_sgdinf.log.end_mark import SegmentEntry
-from lightning_sgdinf.log.handover import Handover
 from lightning_sgdinf.log.records import Header, Step
 from lightning_sgdinf.log.recovery import cut
 from lightning_sgdinf.log.store import LogSizes, LogStore
+from lightning_sgdinf.log.write_queue import Handover
 from lightning_sgdinf.state import Layout
 
 _GATHERED = 4  # steps that the writer is woken for

@@ -12,7 +12,7 @@ import math
 import re
 from dataclasses import asdict, dataclass
 
-from lightning_sgdinf.binomial import ROOM_BYTES, held_in, states_in, steps_again
+from lightning_sgdinf.checkpointing import ROOM_BYTES, held_in, states_in, steps_again
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log.codecs import CODECS
 from lightning_sgdinf.log.records import Json

@@ -16,14 +16,14 @@ from lightning_sgdinf.errors import ConfigurationError, LogWriteError, SgdInflue
 from lightning_sgdinf.log import LogWriter
 from lightning_sgdinf.log.codecs import check_codec
 from lightning_sgdinf.log.records import Clip
-from lightning_sgdinf.record import support
+from lightning_sgdinf.record import compatibility
 from lightning_sgdinf.record.averaging import AveragingWatch
 from lightning_sgdinf.record.budget import Budget, make_plan
 from lightning_sgdinf.record.budgeted_keep import BudgetedKeep, prospect_of, remaining_steps
-from lightning_sgdinf.record.concerns import Concerns
+from lightning_sgdinf.record.diagnostics import Concerns
 from lightning_sgdinf.record.header import expected_steps, make_header
 from lightning_sgdinf.record.loaders import LoaderTap
-from lightning_sgdinf.record.log_place import LogPlace
+from lightning_sgdinf.record.log_location import LogPlace
 from lightning_sgdinf.record.patches import Patches
 from lightning_sgdinf.record.random_watch import RandomWatch
 from lightning_sgdinf.record.ranks import Collector, Mailbox, Sender, agreed
@@ -150,19 +150,19 @@ class TrajectoryRecorder(Callback):
             ConfigurationError: If ``keep`` cannot work with the Trainer's settings.
         """
         self._release(trainer)
-        if stage != "fit" or support.is_tuner_search(trainer):
+        if stage != "fit" or compatibility.is_tuner_search(trainer):
             return
         self._chosen, self._loaded, self._bookmark = False, None, None
         if trainer.fast_dev_run:
             rank_zero_info("TrajectoryRecorder: nothing is recorded with fast_dev_run.")
             return
         self._concerns = Concerns(strict=self._strict)
-        if reason := support.impossible_to_record(trainer):
+        if reason := compatibility.impossible_to_record(trainer):
             self._concerns.nothing_recorded(reason)
             return
-        support.check_keep(self._keep, trainer.max_epochs)
+        compatibility.check_keep(self._keep, trainer.max_epochs)
         if self._strict and not pl_module.automatic_optimization:  # others hear of it when all is known
-            self._concerns.problem(support.MANUAL_OPTIMIZATION)
+            self._concerns.problem(compatibility.MANUAL_OPTIMIZATION)
         problem = self._concerns.problem
         self._store = BatchStore(self._example_key, problem) if self._stores_batches else None
         self._tap = LoaderTap(digest=self._digest, watch=self._watch, problem=problem, store=self._store)
@@ -172,7 +172,7 @@ class TrajectoryRecorder(Callback):
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Look where in a log the checkpoint stands that the fit starts from; searches load some of their own."""
-        if not support.is_of_search(trainer.ckpt_path):
+        if not compatibility.is_of_search(trainer.ckpt_path):
             self._loaded = bookmarks_of(checkpoint)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -196,7 +196,7 @@ class TrajectoryRecorder(Callback):
             return
         if not self._chosen:
             self._choose_log(trainer)
-        if reason := support.impossible_optimizers(trainer):
+        if reason := compatibility.impossible_optimizers(trainer):
             self._concerns.nothing_recorded(reason)
             return
         if trainer.world_size > 1:
@@ -213,8 +213,8 @@ class TrajectoryRecorder(Callback):
         )
         self._recording = recording
         for reason in (
-            *support.impossible_to_replay(pl_module, trainer.optimizers[0], recording.reader),
-            *support.impossible_to_replay_processes(trainer, pl_module),
+            *compatibility.impossible_to_replay(pl_module, trainer.optimizers[0], recording.reader),
+            *compatibility.impossible_to_replay_processes(trainer, pl_module),
         ):
             self._concerns.problem(reason)
         self._averaging = AveragingWatch(
@@ -340,7 +340,7 @@ class TrajectoryRecorder(Callback):
         place, loaded = self._place, self._loaded
         place.take(*agreed(trainer, lambda: place.find(loaded)))
         self._chosen = True
-        if advice := support.advice_on_place(place.path):
+        if advice := compatibility.advice_on_place(place.path):
             self._concerns.remark(advice)
         if place.continued is not None and self._store is not None:
             self._store.numbered = place.continued.bookmark.numbered

@@ -20,7 +20,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from lightning_sgdinf.digest import batch_digest
+from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.random_state import RandomState
 from lightning_sgdinf.record.random_watch import RandomWatch
 

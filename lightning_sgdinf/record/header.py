@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_flatten
 
-from lightning_sgdinf.digest import batch_digest
+from lightning_sgdinf.dtypes import dtype_name
+from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.log.records import Header, Json
 from lightning_sgdinf.record.budget import Budget
+from lightning_sgdinf.record.compatibility import gradient_overrides
 from lightning_sgdinf.record.snapshots import Keep, StateReader
-from lightning_sgdinf.record.support import gradient_overrides
-from lightning_sgdinf.state import dtype_name
 
 
 def make_header(

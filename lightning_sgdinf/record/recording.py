@@ -19,17 +19,17 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lightning_sgdinf.digest import batch_digest
 from lightning_sgdinf.errors import SgdInfluenceError
 from lightning_sgdinf.log import state_checksum
+from lightning_sgdinf.log.batch_digest import batch_digest
+from lightning_sgdinf.log.bit_patterns import row_bytes
 from lightning_sgdinf.log.records import Clip, Draw, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.log.store import LogSizes
-from lightning_sgdinf.log.words import row_bytes
+from lightning_sgdinf.record.compatibility import SEVERAL_EVALUATIONS
 from lightning_sgdinf.record.optimizer_steps import OptimizerSteps, has_gradients
 from lightning_sgdinf.record.random_watch import RandomWatch
 from lightning_sgdinf.record.resume import Bookmark, differing, footprint, tensor_checksums
 from lightning_sgdinf.record.snapshots import Keep, StateReader, changed_tensors
-from lightning_sgdinf.record.support import SEVERAL_EVALUATIONS
 from lightning_sgdinf.state import Layout
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from lightning_sgdinf.ranking import Better
 from lightning_sgdinf.report import payloads
+from lightning_sgdinf.report.embedded_data import Island, Reference, characters
 from lightning_sgdinf.report.example import Example
 from lightning_sgdinf.report.fragments import shortened
 from lightning_sgdinf.report.images import data_address, pixels, png
-from lightning_sgdinf.report.island import Island, Reference, characters
 from lightning_sgdinf.report.model import ReportData
 from lightning_sgdinf.scores import Scores
 

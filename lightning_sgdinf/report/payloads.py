@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from lightning_sgdinf.report.embedded_data import Island, Reference, characters, compressed_strings
 from lightning_sgdinf.report.fragments import shortened
-from lightning_sgdinf.report.island import Island, Reference, characters, compressed_strings
 from lightning_sgdinf.report.thumbnails import ACROSS, Picture, ends, thumbnails
 
 Part: TypeAlias = "dict[str, Any] | None"

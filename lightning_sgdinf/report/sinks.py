@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.report.figures import all_figures, contact_sheets
 from lightning_sgdinf.report.merged import Curves, Merged, merged_figure, render_merged
@@ -16,7 +17,6 @@ from lightning_sgdinf.report.style import to_png
 from lightning_sgdinf.report.tables import all_tables, write_csv
 from lightning_sgdinf.report.tensorboard_sink import is_tensorboard, log_merged_to_tensorboard, log_to_tensorboard
 from lightning_sgdinf.report.wandb_sink import is_wandb, log_merged_to_wandb, log_to_wandb
-from lightning_sgdinf.whole_file import replace_bytes
 
 
 class MetricsLogger(Protocol):

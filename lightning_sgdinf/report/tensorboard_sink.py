@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.report.ends import both_ends
+from lightning_sgdinf.report.extremes import both_ends
 from lightning_sgdinf.report.figures import all_figures, contact_sheets
 from lightning_sgdinf.report.merged import Curves, Merged, merged_figure
 from lightning_sgdinf.report.model import ReportData

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.report.island import characters
+from lightning_sgdinf.report.embedded_data import characters
 
 ACROSS = 8
 """Pictures in a line of a sheet, and lines in a sheet."""

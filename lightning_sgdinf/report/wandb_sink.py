@@ -17,8 +17,8 @@ import numpy as np
 from lightning_sgdinf.extras import require
 from lightning_sgdinf.log import RunLog
 from lightning_sgdinf.ranking import Ranking
-from lightning_sgdinf.report.ends import Ends, both_ends
 from lightning_sgdinf.report.example import Example
+from lightning_sgdinf.report.extremes import Ends, both_ends
 from lightning_sgdinf.report.figures import all_figures, contact_sheets
 from lightning_sgdinf.report.images import pixels, png
 from lightning_sgdinf.report.merged import Curves, Merged, Sheet, merged_figure, render_merged

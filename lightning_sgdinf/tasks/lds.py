@@ -19,13 +19,13 @@ from lightning import seed_everything
 from rich.console import Console
 from rich.table import Table
 
+from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
 from lightning_sgdinf.evaluation import datamodelling_score, random_subsets
 from lightning_sgdinf.query import ExampleLoss
 from lightning_sgdinf.record import TrajectoryRecorder
 from lightning_sgdinf.tasks.job import OF_THE_MAIN_JOB, Parts
 from lightning_sgdinf.tasks.pieces import read_json, replace_json
-from lightning_sgdinf.whole_file import replace_bytes
 from lightning_sgdinf.zoo import Classifier, ImageData
 
 PAGE = "table.md"

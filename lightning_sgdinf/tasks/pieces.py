@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.whole_file import replace_bytes
 
 Json = Any
 """What JSON can hold."""

@@ -11,8 +11,8 @@ from torch import nn
 from lightning_sgdinf.cleansing import CounterfactualRetraining, Retraining, ScratchRetraining
 
 if TYPE_CHECKING:
-    from lightning_sgdinf.adjoint.retrace import Retracer
     from lightning_sgdinf.log import RunLog
+    from lightning_sgdinf.replay.replayer import Replayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class EndedRun:
     """
 
     log: RunLog
-    retracer: Retracer
+    retracer: Replayer
     dataset: Any
     fit: Callable[[Any], nn.Module]
 

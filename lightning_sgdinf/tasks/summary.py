@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from lightning_sgdinf.whole_file import replace_bytes
+from lightning_sgdinf.atomic_write import replace_bytes
 
 ROW = "summary.json"
 TABLE = "summary.csv"

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_sgdinf.dtypes import dtype_name
 from lightning_sgdinf.log.memory import MemoryLog
 from lightning_sgdinf.log.records import Draw, Header, MicroBatch, ParamGroup, Step
-from lightning_sgdinf.state import ModelState, dtype_name
+from lightning_sgdinf.state import ModelState
 
 EXAMPLES, NEVER_DRAWN, EPOCHS, BATCH = 13, 12, 3, 4
 

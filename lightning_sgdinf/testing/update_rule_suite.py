@@ -21,8 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-import lightning_sgdinf.adjoint.optimizers  # noqa: F401 - registers the rules that come with the package
-from lightning_sgdinf.adjoint.rules import UpdateRule, rule_for
+from lightning_sgdinf.adjoint.optim.base import UpdateRule, rule_for
 
 _SIZE = 6
 _EPS = 1e-6

@@ -24,19 +24,19 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_sgdinf.adjoint.audit import audit_loss
-from lightning_sgdinf.adjoint.averaging import with_average
-from lightning_sgdinf.adjoint.retrace import Divisor, Retracer
 from lightning_sgdinf.errors import SgdInfluenceError
-from lightning_sgdinf.host import validation_context
 from lightning_sgdinf.query import Query, ValidationData
-from lightning_sgdinf.scoring import Opened, Settings, provenance
-from lightning_sgdinf.truth.ask import Asking, first_line
+from lightning_sgdinf.replay.averaging import with_average
+from lightning_sgdinf.replay.lightning_host import validation_context
+from lightning_sgdinf.replay.replayer import Divisor, Replayer
+from lightning_sgdinf.replay.weight_audit import audit_loss
+from lightning_sgdinf.scoring.walk_job import Opened, Settings, provenance
 from lightning_sgdinf.truth.ledger import Ledger
 from lightning_sgdinf.truth.memory import Footprint, measure_footprint
 from lightning_sgdinf.truth.plan import Plan, make_plan
 from lightning_sgdinf.truth.result import Truth
-from lightning_sgdinf.truth.runs import OneByOne, Runs, Together
+from lightning_sgdinf.truth.runs import Runs, SequentialRuns, StackedRuns
+from lightning_sgdinf.truth.stacked_query import StackedQuery, first_line
 from lightning_sgdinf.truth.verify import Verified, stored_before, verify
 
 LOOP_CHUNK = 16
@@ -77,7 +77,7 @@ class Counterfactuals:
         self.examples = opened.source.size
         self.divisor: Divisor = divisor
         self.labels = labels
-        self.asking = Asking(
+        self.asking = StackedQuery(
             self.objective, query, data, validation_context(opened.host, self.log.header), self.log.average
         )
         self._verified: tuple[int, Verified] | None = None
@@ -163,9 +163,9 @@ class Counterfactuals:
             chunk = order[position : position + size]
             start = stored_before(self.log, int(plan.first[chunk[0]]))
             if not verified.together:
-                yield OneByOne(self.log, self.objective, self.asking, plan, chunk, start, divisor=self.divisor)
+                yield SequentialRuns(self.log, self.objective, self.asking, plan, chunk, start, divisor=self.divisor)
                 continue
-            yield Together(
+            yield StackedRuns(
                 self.log,
                 self.objective,
                 self.asking,
@@ -234,7 +234,7 @@ class Counterfactuals:
     def _recorded(self, plan: Plan) -> Tensor:
         """The query of the recorded model."""
         at = stored_before(self.log, plan.stop)
-        state = Retracer(self.log, self.objective).run(self.log.state(at), at, plan.stop)
+        state = Replayer(self.log, self.objective).run(self.log.state(at), at, plan.stop)
         if self.log.average is not None and plan.stop == len(self.log):
             state = with_average(state, self.log.average, {}, {})
         return self.asking.of_state(state)

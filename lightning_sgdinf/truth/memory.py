@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.objective import Objective
 from lightning_sgdinf.log.records import Step
+from lightning_sgdinf.replay.objective import Objective
 from lightning_sgdinf.state import ModelState
-from lightning_sgdinf.truth.ask import Asking
+from lightning_sgdinf.truth.stacked_query import StackedQuery
 
 STATES = 4
 """State, gradient and what an optimizer and a clipping make on the way, in sizes of a state."""
@@ -38,7 +38,9 @@ class Footprint:
         return max(1, room_bytes // max(self.query, 1))
 
 
-def measure_footprint(objective: Objective, state: ModelState, step: Step, examples: int, asking: Asking) -> Footprint:
+def measure_footprint(
+    objective: Objective, state: ModelState, step: Step, examples: int, asking: StackedQuery
+) -> Footprint:
     """Measure by taking one step's pass and asking the query once, alone.
 
     Args:

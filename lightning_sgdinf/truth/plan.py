@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.retrace import refuse_changes
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.replay.replayer import refuse_changes
 
 
 @dataclass(frozen=True, slots=True, eq=False)

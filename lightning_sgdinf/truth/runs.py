@@ -11,15 +11,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.averaging import feed, with_average
-from lightning_sgdinf.adjoint.objective import Objective
-from lightning_sgdinf.adjoint.retrace import Divisor, Retracer
-from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.adjoint.adjoint import Adjoint
 from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.replay.averaging import feed, with_average
+from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.replay.replayer import Divisor, Replayer
 from lightning_sgdinf.state import ModelState
-from lightning_sgdinf.truth.ask import Asking
-from lightning_sgdinf.truth.lanes import Lanes, Stack
 from lightning_sgdinf.truth.plan import Plan
+from lightning_sgdinf.truth.replicas import Replicas, Stack
+from lightning_sgdinf.truth.stacked_query import StackedQuery
 
 Count = Callable[[int], object]
 """Is told how many training steps were taken."""
@@ -59,7 +59,7 @@ class Runs(Protocol):
         ...
 
 
-class Together:
+class StackedRuns:
     """Runs taken at once; see `Runs`.
 
     Args:
@@ -77,7 +77,7 @@ class Together:
         self,
         log: Trajectory,
         objective: Objective,
-        asking: Asking,
+        asking: StackedQuery,
         plan: Plan,
         numbers: Sequence[int],
         start: int,
@@ -90,7 +90,7 @@ class Together:
         self.numbers = plan.ordered(numbers)
         self.position, self.steps_taken = start, 0
         nothing = torch.ones(1, plan.examples, dtype=torch.bool)
-        self._lanes = Lanes(log, objective, log.state(start), nothing, divisor=divisor)
+        self._lanes = Replicas(log, objective, log.state(start), nothing, divisor=divisor)
         self._joined = 0
 
     def advance(self, stop: int, count: Count) -> None:
@@ -136,14 +136,14 @@ class Together:
         self.numbers = [i for i in self.numbers if i in wanted]
 
 
-class OneByOne:
-    """Runs taken one after another by the kernels of training; see `Runs`. Arguments are those of `Together`."""
+class SequentialRuns:
+    """Runs taken one after another by the kernels of training; see `Runs`. Arguments are those of `StackedRuns`."""
 
     def __init__(
         self,
         log: Trajectory,
         objective: Objective,
-        asking: Asking,
+        asking: StackedQuery,
         plan: Plan,
         numbers: Sequence[int],
         start: int,
@@ -151,7 +151,7 @@ class OneByOne:
         divisor: Divisor,
     ) -> None:
         self._log, self._asking, self._plan = log, asking, plan
-        self._retracer = Retracer(log, objective, divisor=divisor)
+        self._retracer = Replayer(log, objective, divisor=divisor)
         self.numbers = plan.ordered(numbers)
         self.position, self.steps_taken = start, 0
         state = log.state(start)

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.objective import Objective
-from lightning_sgdinf.adjoint.retrace import Retracer
-from lightning_sgdinf.adjoint.rules import known_optimizers
+from lightning_sgdinf.adjoint.optim.base import known_optimizers
 from lightning_sgdinf.certificate import StepReplay
 from lightning_sgdinf.errors import SgdInfluenceError, StateNotStoredError, StepMismatchError
 from lightning_sgdinf.log.records import Step
 from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.replay.replayer import Replayer
 from lightning_sgdinf.state import ModelState
-from lightning_sgdinf.truth.ask import first_line
-from lightning_sgdinf.truth.lanes import Lanes
+from lightning_sgdinf.truth.replicas import Replicas
+from lightning_sgdinf.truth.stacked_query import first_line
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
 """Largest deviation of a state that is let pass, as a part of what its steps moved, by the precision computed in."""
@@ -101,7 +101,7 @@ def verify(log: Trajectory, objective: Objective, examples: int, *, first_step: 
     note, together = "", log.header.optimizer in known_optimizers()
     if not together:
         note = f"{log.header.optimizer} is not known to work element by element."
-    retracer = Retracer(log, objective)
+    retracer = Replayer(log, objective)
     stretches = list(_stretches(log, first_step))
     tried = {0, len(stretches) // 2, len(stretches) - 1}
     for number, (start, stop) in enumerate(stretches):
@@ -163,7 +163,7 @@ def _stretches(log: Trajectory, first_step: int) -> Iterator[tuple[int, int]]:
 def _by_lanes(
     log: Trajectory, objective: Objective, state: ModelState, start: int, stop: int, examples: int
 ) -> ModelState:
-    lanes = Lanes(log, objective, state, torch.ones(2, examples, dtype=torch.bool))
+    lanes = Replicas(log, objective, state, torch.ones(2, examples, dtype=torch.bool))
     for step in log.steps(start, stop):
         lanes.advance(step)
     return lanes.state(1)
@@ -192,7 +192,7 @@ def _deviation(found: ModelState, before: ModelState, after: ModelState, *, join
 
 def _gradient_gap(log: Trajectory, objective: Objective, state: ModelState, step: Step, examples: int) -> float:
     """How much the gradient of a lane differs from that of a model alone, as a part of its norm."""
-    lanes = Lanes(log, objective, state, torch.ones(2, examples, dtype=torch.bool))
+    lanes = Replicas(log, objective, state, torch.ones(2, examples, dtype=torch.bool))
     found = lanes.gradients(step)
     objective.load(state)
     alone: dict[str, Tensor] = {}

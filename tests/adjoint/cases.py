@@ -19,14 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sgdinf.adjoint.batches import BatchSource
-from lightning_sgdinf.adjoint.objective import Host, open_objective
-from lightning_sgdinf.adjoint.retrace import Retracer
-from lightning_sgdinf.digest import batch_digest
+from lightning_sgdinf.dtypes import dtype_name
+from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.log.memory import MemoryLog
 from lightning_sgdinf.log.records import Clip, Draw, Header, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.random_state import torch_state
-from lightning_sgdinf.state import ModelState, dtype_name
+from lightning_sgdinf.replay.batches import BatchSource
+from lightning_sgdinf.replay.host import Host
+from lightning_sgdinf.replay.objective import open_objective
+from lightning_sgdinf.replay.replayer import Replayer
+from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.testing.oracles import Losses, UnrolledRun, UnrolledStep, unrolled_scores
 from tests.adjoint.models import CLASSES, MODELS, Classifier, Model
 
@@ -380,11 +382,11 @@ def record(case: Case) -> Recorded:
 
 
 @contextmanager
-def retracer(run: Recorded) -> Iterator[Retracer]:
+def retracer(run: Recorded) -> Iterator[Replayer]:
     """Takes the run's steps again."""
     source = BatchSource([run.train], run.log.header)
     with open_objective(run.module, run.log.header, source, Host()) as objective:
-        yield Retracer(run.log, objective)
+        yield Replayer(run.log, objective)
 
 
 def unrolled(case: Case, *, first_step: int = 0, divisor: str = "kept", curvature_scale: float = 1.0) -> Tensor:

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_sgdinf import InfluenceRunner, scoring
-from lightning_sgdinf.adjoint import replay
+from lightning_sgdinf import InfluenceRunner
+from lightning_sgdinf.adjoint import step as adjoint_step
 from lightning_sgdinf.adjoint.compiled import CompiledSteps
-from lightning_sgdinf.adjoint.session import TrainerStandIn
 from lightning_sgdinf.errors import UnsupportedRunError
+from lightning_sgdinf.replay.stand_in import TrainerStandIn
 from lightning_sgdinf.scores import Scores
+from lightning_sgdinf.scoring import walk_job
 from lightning_sgdinf.testing import relative_error
 from tests.adjoint.cases import BY_NAME, Case, Recorded, record, unrolled
 from tests.adjoint.models import CLASSES, MODELS, Classifier, Model
@@ -42,7 +43,7 @@ def as_traced(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable
 def _without_compiler(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     runs.clear()
     if "slow" not in request.keywords:
-        monkeypatch.setattr(scoring, "CompiledSteps", partial(CompiledSteps, compiler=as_traced))
+        monkeypatch.setattr(walk_job, "CompiledSteps", partial(CompiledSteps, compiler=as_traced))
 
 
 def scores(run: Recorded, *, compile: bool = True, certificate: Any = "off") -> Scores:
@@ -64,7 +65,7 @@ SUITABLE = (
 
 @pytest.mark.parametrize("name", SUITABLE)
 def test_same_scores(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "CHECKS", 0)  # so that a wrong graph would not be noticed on the way
+    monkeypatch.setattr(adjoint_step, "CHECKS", 0)  # so that a wrong graph would not be noticed on the way
     case = BY_NAME[name]
     found = scores(record(case))
     assert found.certificate is not None
@@ -145,7 +146,7 @@ def test_the_epoch_is_hidden_while_a_graph_is_traced() -> None:
 
 
 def compiled_by(compiler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "CompiledSteps", partial(CompiledSteps, compiler=compiler))
+    monkeypatch.setattr(walk_job, "CompiledSteps", partial(CompiledSteps, compiler=compiler))
 
 
 def test_a_compiler_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +191,7 @@ def test_a_graph_that_is_wrong_is_found_at_once(part: int, monkeypatch: pytest.M
 
 
 def test_a_graph_whose_steps_lead_elsewhere_is_found_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled_by(wrong_from(replay.CHECKS + 1, WEIGHT), monkeypatch)
+    compiled_by(wrong_from(adjoint_step.CHECKS + 1, WEIGHT), monkeypatch)
     run = awkward(Awkward, monkeypatch)
     eager = scores(run, compile=False, certificate="fast")
     found = scores(run, certificate="fast")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-import lightning_sgdinf.adjoint.optimizers  # noqa: F401 - registers the rules
 from lightning_sgdinf import register_rule
-from lightning_sgdinf.adjoint import rules
-from lightning_sgdinf.adjoint.rules import Pulled, Update, known_optimizers, rule_for
-from lightning_sgdinf.adjoint.sgd import SgdRule
-from lightning_sgdinf.adjoint.torch_optim import TorchOptimRule
+from lightning_sgdinf.adjoint.optim import base as rules
+from lightning_sgdinf.adjoint.optim.base import Pulled, Update, known_optimizers, rule_for
+from lightning_sgdinf.adjoint.optim.sgd import SgdRule
+from lightning_sgdinf.adjoint.optim.torch_optim import TorchOptimRule
 from lightning_sgdinf.errors import UnknownOptimizerError
 from lightning_sgdinf.testing import UpdateRuleSuite
 from lightning_sgdinf.testing.updates import FORMULAS

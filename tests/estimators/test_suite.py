@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.replay import ReplayedStep
-from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.adjoint.adjoint import Adjoint
+from lightning_sgdinf.adjoint.step import AdjointStep
 from lightning_sgdinf.estimators import FinalParameters, LastEpochs, NoHessian, SgdInfluence, TracIn
 from lightning_sgdinf.testing import EstimatorSuite, small_run
 
@@ -41,12 +41,12 @@ class TestFinalParameters(EstimatorSuite):
 
 
 class WithoutCurvature(SgdInfluence):
-    def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
         return at.pull(adjoint, curvature=0)
 
 
 class Normed(SgdInfluence):
-    def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
         before, slopes = at.pull(adjoint)
         return before, slopes / slopes.norm()
 

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_sgdinf.digest import batch_digest
 from lightning_sgdinf.errors import LogCorruptError
 from lightning_sgdinf.log.batch_bytes import decode_batch, encode_batch, first_row_only, row_count
+from lightning_sgdinf.log.batch_digest import batch_digest
 
 Pair = namedtuple("Pair", ["x", "y"])
 

@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_sgdinf.adjoint.ask import gradient_of, value_of
-from lightning_sgdinf.adjoint.batches import BatchSource
-from lightning_sgdinf.adjoint.objective import Host, open_objective
+from lightning_sgdinf.adjoint.query_gradient import gradient_of, value_of
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.query import (
     ExampleLoss,
@@ -24,6 +22,9 @@ from lightning_sgdinf.query import (
     ValidationData,
     batch_size,
 )
+from lightning_sgdinf.replay.batches import BatchSource
+from lightning_sgdinf.replay.host import Host
+from lightning_sgdinf.replay.objective import open_objective
 from tests.adjoint.cases import BY_NAME, Recorded, record
 
 

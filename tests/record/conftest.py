@@ -19,8 +19,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.digest import batch_digest
 from lightning_sgdinf.log import RunLog
+from lightning_sgdinf.log.batch_digest import batch_digest
 
 N, FEATURES, CLASSES = 22, 5, 3
 ADVICE = (  # of Lightning's, and right to be ignored here

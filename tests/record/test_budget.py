@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sgdinf import InfluenceRunner, RunLog, TrajectoryRecorder
-from lightning_sgdinf.binomial import steps_again
+from lightning_sgdinf.checkpointing import steps_again
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log import Draw, MicroBatch
 from lightning_sgdinf.log.store import LogSizes

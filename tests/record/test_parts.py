@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.digest import batch_digest
+from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.record.example_ids import Carried, carrying, integer_ids
 from lightning_sgdinf.record.optimizer_steps import OptimizerSteps, as_json
 from lightning_sgdinf.record.patches import Patches

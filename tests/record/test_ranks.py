@@ -22,7 +22,7 @@ from lightning_sgdinf.errors import LogExistsError, LogWriteError
 from lightning_sgdinf.log import Draw, MicroBatch
 from lightning_sgdinf.log.step_documents import encode_step
 from lightning_sgdinf.query import MeanLoss, PerClassLoss
-from lightning_sgdinf.record import support
+from lightning_sgdinf.record import compatibility
 from lightning_sgdinf.record.ranks import Collector, Mailbox, Sender, agreed, pack, unpack
 from lightning_sgdinf.state import Layout
 from lightning_sgdinf.testing import Losses, UnrolledRun, UnrolledStep, relative_error, unrolled_scores
@@ -324,7 +324,7 @@ def trainer_of(strategy: Any, world_size: int = 2, accumulate: int = 1) -> Any:
     ],
 )
 def test_which_strategies_are_recorded(strategy: Any, world_size: int, reason: str) -> None:
-    found = support.impossible_to_record(trainer_of(strategy, world_size))
+    found = compatibility.impossible_to_record(trainer_of(strategy, world_size))
     assert reason in found
     assert bool(found) == bool(reason)
 
@@ -362,7 +362,7 @@ def with_periods() -> DDPStrategy:
     ],
 )
 def test_which_runs_of_several_processes_are_replayed(module: Any, strategy: Any, accumulate: int, reason: str) -> None:
-    found = support.impossible_to_replay_processes(trainer_of(strategy, 2, accumulate), module)
+    found = compatibility.impossible_to_replay_processes(trainer_of(strategy, 2, accumulate), module)
     assert len(found) == bool(reason)
     assert all(reason in text for text in found)
-    assert not support.impossible_to_replay_processes(trainer_of(strategy, 1, accumulate), module)
+    assert not compatibility.impossible_to_replay_processes(trainer_of(strategy, 1, accumulate), module)

@@ -16,7 +16,7 @@ import torch
 
 from lightning_sgdinf.certificate import Certificate
 from lightning_sgdinf.report import Example, ReportData, SafeHtml
-from lightning_sgdinf.report.ends import both_ends
+from lightning_sgdinf.report.extremes import both_ends
 from lightning_sgdinf.report.fragments import number, signed
 from lightning_sgdinf.report.page import render_page
 from lightning_sgdinf.scores import Scores

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lightning_sgdinf.report import payloads
-from lightning_sgdinf.report.island import Island
+from lightning_sgdinf.report.embedded_data import Island
 
 
 @pytest.fixture

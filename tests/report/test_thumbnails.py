@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_sgdinf.report.island import characters
+from lightning_sgdinf.report.embedded_data import characters
 from lightning_sgdinf.report.thumbnails import ACROSS, Sheets, ends, thumbnails
 
 

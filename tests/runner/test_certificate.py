@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sgdinf import Certificate, InfluenceRunner
-from lightning_sgdinf.adjoint.replay import ReplayedStep
-from lightning_sgdinf.adjoint.running_statistics import RunningStatistics
-from lightning_sgdinf.adjoint.vector import Adjoint
+from lightning_sgdinf.adjoint.adjoint import Adjoint
+from lightning_sgdinf.adjoint.step import AdjointStep
 from lightning_sgdinf.errors import CertificateError, DataMismatchError, StepMismatchError
 from lightning_sgdinf.estimators import Estimator, NoHessian, SgdInfluence
+from lightning_sgdinf.kernels.running_statistics import RunningStatistics
 from lightning_sgdinf.log.memory import MemoryLog
 from lightning_sgdinf.state import ModelState
 from tests.adjoint.cases import BY_NAME, Case, Recorded, altered, edited, record, retracer, thinned
@@ -234,7 +234,7 @@ def test_breaks_without_running_statistics(name: str, level: str, monkeypatch: p
 class DividedTwice(SgdInfluence):
     """The Hessian term divided by the batch size once more, as in the reference's code."""
 
-    def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
         without, _ = at.pull(adjoint, curvature=0)
         whole, slopes = at.pull(adjoint)
         size = len(at.step.example_ids)
@@ -249,7 +249,7 @@ def test_breaks_when_curvature_is_divided_twice(level: str) -> None:
 
 
 class WrongSign(SgdInfluence):
-    def visit(self, at: ReplayedStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
         before, slopes = at.pull(adjoint)
         return before, -slopes
 

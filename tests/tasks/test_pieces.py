@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.tasks.pieces import claim, found_or_made, locked, read_json
-from lightning_sgdinf.whole_file import replace_bytes
 
 
 def test_a_piece_is_made_once_and_again_if_it_no_longer_holds(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from lightning_sgdinf.runner import InfluenceRunner
 from lightning_sgdinf.testing.runs import EXAMPLES, NEVER_DRAWN, SmallNet, SmallRun, small_run
 from lightning_sgdinf.truth import Counterfactuals, Truth
 from lightning_sgdinf.truth.ledger import Ledger
-from lightning_sgdinf.truth.runs import Together
+from lightning_sgdinf.truth.runs import StackedRuns
 from tests.adjoint.cases import BY_NAME, edited, record, thinned
 
 LANES = 40_000  # bytes, in which a few runs of the small net fit at once, and not all
@@ -206,14 +206,14 @@ class LookingLate(SmallNet):
 
 def test_what_turns_out_late_not_to_be_vectorised(small: SmallRun, monkeypatch: pytest.MonkeyPatch) -> None:
     sets = [[j] for j in range(EXAMPLES)]
-    model, advance, calls = LookingLate(), Together.advance, []
+    model, advance, calls = LookingLate(), StackedRuns.advance, []
 
-    def later(self: Together, stop: int, count: Any) -> None:
+    def later(self: StackedRuns, stop: int, count: Any) -> None:
         model.late = len(calls) == 1
         calls.append(self.numbers)
         advance(self, stop, count)
 
-    monkeypatch.setattr(Together, "advance", later)
+    monkeypatch.setattr(StackedRuns, "advance", later)
     truth = measured(small, model=model, leave_out=sets, room_bytes=LANES)
     assert len(calls) == 2
     assert any("one after another" in note for note in truth.notes)

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.cleansing import CleansingContext, CleansingStrategy, ExcessWarning, Selection
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.scores import Scores
@@ -30,7 +31,6 @@ from lightning_sgdinf.tasks.pieces import Json, claim, digest, locked
 from lightning_sgdinf.tasks.results import FILE, Choice, MethodCost, Point, RunResults
 from lightning_sgdinf.tasks.retraining import RetrainingPlan
 from lightning_sgdinf.tasks.validation import suggestion
-from lightning_sgdinf.whole_file import replace_bytes
 from lightning_sgdinf.zoo import ImageData
 
 _say = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from lightning_sgdinf.cleansing import (
     StateEvaluation,
     load_state,
 )
-from lightning_sgdinf.cleansing.excess import lost_classes
+from lightning_sgdinf.cleansing.infeasible import lost_classes
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.tasks.cleansing.repeat import SEEDS_APART, RecordedRun, Repeat
 from lightning_sgdinf.tasks.pieces import Json, digest, found_or_made

@@ -17,11 +17,11 @@ from lightning import seed_everything
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.adjoint.retrace import Retracer
 from lightning_sgdinf.cleansing import halve
 from lightning_sgdinf.errors import LogError
 from lightning_sgdinf.log import RunLog, state_checksum
 from lightning_sgdinf.record import TrajectoryRecorder
+from lightning_sgdinf.replay.replayer import Replayer
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.tasks.job import Parts
 from lightning_sgdinf.tasks.pieces import found_or_made, read_json
@@ -160,7 +160,7 @@ class RecordedRun:
             yield log
 
     @contextmanager
-    def retracer(self) -> Iterator[tuple[RunLog, Retracer]]:
+    def retracer(self) -> Iterator[tuple[RunLog, Replayer]]:
         """Its record, and what takes recorded steps again."""
         repeat = self.repeat
         runner = repeat.parts.runner(certificate="off", progress=False)

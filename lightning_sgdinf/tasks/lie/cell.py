@@ -24,11 +24,11 @@ from lightning_sgdinf.estimators import Answer, FinalParameters, LastEpochs, NoH
 from lightning_sgdinf.estimators.accumulated import displacements, first_steps, linear_changes
 from lightning_sgdinf.log import RunLog
 from lightning_sgdinf.record import TrajectoryRecorder
+from lightning_sgdinf.refinement.refine import Halving, Screening, refine
 from lightning_sgdinf.runner import InfluenceRunner
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.truth import Counterfactuals
-from lightning_sgdinf.truth.lanes import Stack
-from lightning_sgdinf.truth.refine import Halving, Screening, refine
+from lightning_sgdinf.truth.replicas import Stack
 from lightning_sgdinf.zoo import (
     BinaryData,
     BinaryExamples,

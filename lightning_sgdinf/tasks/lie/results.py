@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.evaluation import jaccard_of_extremes, kendall_tau
 from lightning_sgdinf.tasks.lie.cell import Repeat
 from lightning_sgdinf.tasks.lie.published import PUBLISHED
-from lightning_sgdinf.whole_file import replace_bytes
 
 SETTINGS, TABLE, PAGE = "cell.json", "table.csv", "table.md"
 EXTREMES = 10

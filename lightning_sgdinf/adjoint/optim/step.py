@@ -1,0 +1,155 @@
+"""A whole optimizer step: clipping, then every param group's rule, on the parameter vector.
+
+Parameters that lie side by side, belong to one group and have the same scalars in their state go through the rule in
+one stretch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_sgdinf.adjoint.adjoint import Adjoint
+from lightning_sgdinf.adjoint.optim.base import Update, UpdateRule
+from lightning_sgdinf.adjoint.optim.clipping import Pull, clip_gradient
+from lightning_sgdinf.errors import ModelMismatchError
+from lightning_sgdinf.log.records import Step
+from lightning_sgdinf.parameters import ParameterVector
+from lightning_sgdinf.state import ModelState
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Neighbouring parameters that one rule updates at once."""
+
+    names: tuple[str, ...]
+    where: slice
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TakenStep:
+    """An optimizer step that was taken, ready to be pulled back through.
+
+    Attributes:
+        params: Parameters after the step, ``[P]``.
+        stretches: The updates it was made of.
+    """
+
+    params: Tensor
+    stretches: tuple[tuple[_Stretch, Update], ...]
+    unclip: Pull
+
+    def pull(self, adjoint: Adjoint) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Carry of the parameters ``[Q, P]``, carry of the optimizer state by key, push ``[Q, P]``."""
+        if len(self.stretches) == 1 and self.stretches[0][0].where == slice(0, adjoint.params.shape[1]):
+            pulled = self.stretches[0][1].pull(adjoint.params, adjoint.optimizer)
+            return pulled.params, dict(pulled.state), self.unclip(pulled.push)
+        carry, push = adjoint.params.clone(), torch.zeros_like(adjoint.params)
+        state = {k: v.clone() for k, v in adjoint.optimizer.items()}
+        for stretch, update in self.stretches:
+            here = stretch.where
+            pulled = update.pull(adjoint.params[:, here], {k: v[:, here] for k, v in adjoint.optimizer.items()})
+            carry[:, here], push[:, here] = pulled.params, pulled.push
+            for value in state.values():
+                value[:, here] = 0
+            for key, value in pulled.state.items():
+                state.setdefault(key, torch.zeros_like(push))[:, here] = value
+        return carry, state, self.unclip(push)
+
+    def state_after(self, vector: ParameterVector) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """Parameters and optimizer state after the step, by name."""
+        params = dict(zip(vector.names, vector.split(self.params), strict=True))
+        optimizer: dict[str, dict[str, Tensor]] = {}
+        for stretch, update in self.stretches:
+            sizes = [params[n].numel() for n in stretch.names]
+            for key, value in update.state.items():
+                parts = value.split(sizes) if value.ndim else [value] * len(sizes)
+                for name, part in zip(stretch.names, parts, strict=True):
+                    optimizer.setdefault(name, {})[key] = part.view(params[name].shape) if value.ndim else part
+        return params, optimizer
+
+
+def take_step(
+    rule: UpdateRule, vector: ParameterVector, state: ModelState, grads: Sequence[Tensor | None], step: Step
+) -> TakenStep:
+    """Take the optimizer's step.
+
+    Args:
+        rule: The optimizer's map.
+        vector: The order of parameters.
+        state: State before the step.
+        grads: Raw gradient per parameter; ``None`` where there is none (the optimizer then leaves the parameter alone).
+        step: Hyper-parameters and clipping.
+
+    Raises:
+        ModelMismatchError: If the step's groups hold a parameter that is not among the trained ones.
+    """
+    theta = vector.join([state.params[n] for n in vector.names])
+    like = next((g for g in grads if g is not None), theta)  # where and in what precision the step is done again
+    theta = theta.to(like)
+    filled = [g if g is not None else like.new_zeros(shape) for shape, g in zip(vector.shapes, grads, strict=True)]
+    grad, unclip = clip_gradient(
+        vector.join(filled),
+        [g for g in grads if g is not None],
+        step.clip if any(g is not None for g in grads) else None,
+    )
+    present = {n for n, g in zip(vector.names, grads, strict=True) if g is not None}
+    after = theta
+    done: list[tuple[_Stretch, Update]] = []
+    for stretch in _stretches(vector, state, step, present):
+        own = _gather(state, stretch, theta)
+        update = rule.take(theta[stretch.where], grad[stretch.where], own, stretch.options)
+        if stretch.where == slice(0, vector.size):
+            after = update.params
+        else:
+            after = after.clone() if after is theta else after
+            after[stretch.where] = update.params
+        done.append((stretch, update))
+    return TakenStep(after, tuple(done), unclip)
+
+
+def _gather(state: ModelState, stretch: _Stretch, like: Tensor) -> dict[str, Tensor]:
+    first = state.optimizer.get(stretch.names[0], {})
+    gathered: dict[str, Tensor] = {}
+    for key, value in first.items():
+        if value.shape == state.params[stretch.names[0]].shape and value.is_floating_point() and key != "step":
+            gathered[key] = torch.cat([state.optimizer[n][key].reshape(-1) for n in stretch.names]).to(like)
+        else:
+            gathered[key] = value
+    return gathered
+
+
+def _stretches(vector: ParameterVector, state: ModelState, step: Step, present: set[str]) -> list[_Stretch]:
+    where = vector.slices
+    group_of: dict[str, int] = {}
+    for number, group in enumerate(step.groups):
+        for name in group.params:
+            if name not in where:
+                raise ModelMismatchError(
+                    f"step {step.index} updates {name!r}, which is not among the trained parameters of the log"
+                )
+            group_of[name] = number
+    found: list[_Stretch] = []
+    last: tuple[Any, ...] | None = None
+    for name in vector.names:
+        if name not in present or name not in group_of:
+            last = None
+            continue
+        entries = state.optimizer.get(name, {})
+        shape = state.params[name].shape
+        scalars = tuple((k, v.item() if v.ndim == 0 and len(shape) else None) for k, v in sorted(entries.items()))
+        kind = (group_of[name], scalars, len(shape) == 0)
+        if kind == last and not kind[2]:
+            previous = found.pop()
+            found.append(
+                _Stretch((*previous.names, name), slice(previous.where.start, where[name].stop), previous.options)
+            )
+        else:
+            found.append(_Stretch((name,), where[name], step.groups[group_of[name]].options))
+        last = kind
+    return found

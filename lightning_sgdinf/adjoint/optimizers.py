@@ -1,4 +1,0 @@
-"""The update rules that come with the package; importing this makes them known."""
-
-from lightning_sgdinf.adjoint.sgd import SgdRule as SgdRule
-from lightning_sgdinf.adjoint.torch_optim import TorchOptimRule as TorchOptimRule

@@ -1,0 +1,88 @@
+"""Second derivatives of one traced pass: slopes, Hessian-vector products and what flows into running statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_sgdinf.adjoint.vjp import pull_rows, pull_rows_together
+from lightning_sgdinf.kernels.running_statistics import RunningStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class FirstOrder:
+    """One pass with its gradient, which still has its graph.
+
+    Attributes:
+        loss: What was differentiated.
+        weights: Example weights that entered, ``[B]``.
+        statistics: Running statistics that the pass moved or read.
+        grads: Gradient per parameter; ``None`` where there is none.
+    """
+
+    loss: Tensor
+    weights: Tensor
+    statistics: RunningStatistics | None
+    grads: Sequence[Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    r"""What comes of differentiating :math:`\langle g(w, \theta), push\rangle` and the batch statistics.
+
+    Attributes:
+        slopes: In the weights, ``[Q, B]``.
+        hessian: In the parameters, ``[Q, *shape]`` each; empty without curvature.
+        statistics: In running statistics that the pass read, by buffer name, ``[Q, *shape]``.
+        buffers: The buffers' adjoints as they were given, decayed where the pass moved the buffer.
+    """
+
+    slopes: Tensor
+    hessian: list[Tensor]
+    statistics: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+
+def differentiate(
+    first: FirstOrder,
+    parameters: Sequence[Tensor],
+    pushes: Sequence[Tensor],
+    buffers: Mapping[str, Tensor],
+    *,
+    curvature: bool = True,
+    together: bool = False,
+) -> Products:
+    """Differentiate a pass once more.
+
+    Args:
+        first: The pass; its graph is freed, unless ``together``.
+        parameters: What it was traced with.
+        pushes: Adjoint of the gradient, ``[Q, *shape]`` per parameter.
+        buffers: Adjoint of the buffers after the pass, ``[Q, *shape]`` by name.
+        curvature: Differentiate in parameters and buffers, not in weights alone.
+        together: All queries in one vectorised pass, not one after another.
+    """
+    outputs: list[Tensor] = []
+    cotangents: list[Tensor] = []
+    for grad, push in zip(first.grads, pushes, strict=True):
+        if grad is not None and grad.requires_grad:
+            outputs.append(grad)
+            cotangents.append(push.to(grad.dtype))
+    decayed = dict(buffers)
+    leaves: dict[str, Tensor] = {}
+    if first.statistics is not None and curvature:
+        leaves = first.statistics.leaves
+        # Later layers' updates come first when walking back; a buffer moved twice decays twice.
+        for update in reversed(first.statistics.updates):
+            if update.name in decayed:
+                if update.batch_statistic.requires_grad:
+                    outputs.append(update.batch_statistic)
+                    cotangents.append(decayed[update.name] * update.momentum)
+                decayed[update.name] = decayed[update.name] * (1 - update.momentum)
+    wanted = [first.weights, *parameters, *leaves.values()] if curvature else [first.weights]
+    pull = pull_rows_together if together and outputs else pull_rows
+    slopes, *rest = pull(outputs, wanted, cotangents, len(pushes[0]))
+    count = len(parameters)
+    return Products(slopes, rest[:count], dict(zip(leaves, rest[count:], strict=True)), decayed)

@@ -1,0 +1,302 @@
+r"""One recorded step, done again so that it can be differentiated.
+
+With ``s`` the state, :math:`g = \sum_i w_i \nabla l_i(\theta)` the gradient and :math:`s' = \Phi(s, g)` the step, an
+adjoint ``u`` of ``s'`` is pulled back to one of ``s``, and the slopes of the batch's examples fall out:
+
+.. math:: (carry, push) = (\partial\Phi)^T u, \qquad slope_j = \langle \nabla l_j, push\rangle, \qquad
+    u_\theta = carry_\theta + H\,push.
+
+Slopes and Hessian-vector product come from one differentiation of :math:`\langle g(w, \theta), push\rangle`. Cost per
+step: one forward pass, one backward pass with graph, and per query one pass through both. With gradient accumulation
+the push needs the sum of all gradients first, where the rule depends on it; then there is one more forward and backward
+pass.
+
+What reaches the parameters through the model's pass (:math:`H\,push`, and BatchNorm's batch statistics) can be scaled
+by a number ``s``: :math:`u_\theta = carry_\theta + s\,H\,push`. That is the derivative of a run whose passes see
+:math:`\bar\theta_t + s\,(\theta - \bar\theta_t)`, with :math:`\bar\theta_t` the recorded parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_sgdinf.adjoint.adjoint import Adjoint
+from lightning_sgdinf.adjoint.compiled import CompiledSteps, Kernel
+from lightning_sgdinf.adjoint.optim.base import UpdateRule
+from lightning_sgdinf.adjoint.optim.step import TakenStep, take_step
+from lightning_sgdinf.adjoint.second_order import FirstOrder, Products, differentiate
+from lightning_sgdinf.errors import NonFiniteError
+from lightning_sgdinf.log.records import MicroBatch, Step
+from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.replay.row_shards import RowShards
+from lightning_sgdinf.state import ModelState
+
+CHECKS = 2
+"""How often each compiled kernel is held against the eager one before it is trusted (until the epoch's end)."""
+
+TOGETHER = 4
+"""From how many queries on vectorising pays."""
+
+
+class AdjointStep:
+    """A step at the state it is to be differentiated at.
+
+    Attributes:
+        step: The record.
+        before: The state.
+        is_epoch_end: Whether it is the last step of its epoch.
+        taken: The optimizer step that was taken with the gradient at that state; set by `pull`.
+        buffers_after: The module's buffers after the step; set by `pull`.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        before: ModelState,
+        objective: Objective,
+        rule: UpdateRule,
+        query_at: Callable[[ModelState], Adjoint],
+        *,
+        is_epoch_end: bool = False,
+        share: RowShards | None = None,
+        compiled: CompiledSteps | None = None,
+    ) -> None:
+        self.step = step
+        self.before = before
+        self.is_epoch_end = is_epoch_end
+        self.taken: TakenStep | None = None
+        self.buffers_after: dict[str, Tensor] = {}
+        self._objective = objective
+        self._rule = rule
+        self._query_at = query_at
+        self._share = share
+        self._compiled = compiled if share is None else None
+
+    def query_gradient(self) -> Adjoint:
+        """The gradient of the queries at this very state, for methods that take it anew along the way."""
+        return self._query_at(self.before)
+
+    def pull(self, adjoint: Adjoint, *, curvature: float = 1.0) -> tuple[Adjoint, Tensor]:
+        """Pull an adjoint of the state after the step back to the state before it.
+
+        Args:
+            adjoint: Of the state after the step.
+            curvature: What the Hessian-vector product is multiplied by; at 0 it is not computed, and only the
+                optimizer's own part moves the adjoint.
+
+        Returns:
+            The adjoint of the state before, and the slopes of the step's examples ``[Q, B]``, in the order of
+            ``step.example_ids``: the derivative of each query in each example's weight.
+
+        Raises:
+            NonFiniteError: If the result is not finite; names the step.
+        """
+        adjoint = after_average(adjoint, self.step)
+        self._objective.load(self.before)
+        found = self._pull_compiled(adjoint, curvature) if curvature and self._compiled is not None else None
+        after, slopes = found if found is not None else self._pull(adjoint, curvature)
+        if not bool(torch.isfinite(after.params.sum() + slopes.sum())):
+            raise NonFiniteError(
+                f"the adjoint is no longer finite at step {self.step.index}: the run amplifies small changes without "
+                "bound there (a learning rate at the edge of divergence), so no influence is defined. Use fewer steps "
+                "(last_epochs) or a smaller step size."
+            )
+        return after, slopes
+
+    def _pull(self, adjoint: Adjoint, curvature: float) -> tuple[Adjoint, Tensor]:
+        micros, objective = self.step.micro_batches, self._objective
+        single: FirstOrder | None = None
+        passes: list[tuple[MicroBatch, Any, dict[str, Tensor]]] = []
+        if len(micros) == 1:
+            single = self._trace(micros[0], objective.batch(self.step, micros[0]))
+            grads: Sequence[Tensor | None] = single.grads
+        else:
+            grads, passes = self._sum_gradients(micros)
+        self.buffers_after = objective.read_buffers()
+        taken = self._take(self._over_processes([_detached(g) for g in grads]))
+        carry, state, push = taken.pull(adjoint)
+        buffers = dict(adjoint.buffers)
+        slopes: list[Tensor] = []
+        if single is not None:
+            carry, buffers, part = self._differentiate(
+                single, len(micros[0].example_ids), push, carry, buffers, curvature
+            )
+            slopes.append(part)
+        for micro, batch, before in reversed(passes):
+            objective.load_buffers(before)
+            traced = self._trace(micro, batch)
+            carry, buffers, part = self._differentiate(traced, len(micro.example_ids), push, carry, buffers, curvature)
+            slopes.insert(0, part)
+        return (
+            replace(adjoint, params=carry, optimizer=state, buffers=buffers),
+            torch.cat(slopes, dim=1) if len(slopes) > 1 else slopes[0],
+        )
+
+    def _pull_compiled(self, adjoint: Adjoint, curvature: float) -> tuple[Adjoint, Tensor] | None:
+        """As `_pull` with curvature, by a compiled kernel; ``None`` if there is none."""
+        compiled, objective = self._compiled, self._objective
+        if compiled is None or len(self.step.micro_batches) != 1:
+            return None
+        micro = self.step.micro_batches[0]
+        batch = objective.batch(self.step, micro)
+        kernel = compiled.kernel(self.step, micro, batch, adjoint.buffers, adjoint.queries)
+        if kernel is None:
+            return None
+        if kernel.checks >= CHECKS and not self.is_epoch_end:
+            return self._run_compiled(compiled, kernel, micro, batch, adjoint, curvature)
+        kernel.checks += 1
+        expected = self._pull(adjoint, curvature)
+        taken, buffers = self.taken, self.buffers_after
+        objective.load_buffers(self.before.buffers)
+        found = self._run_compiled(compiled, kernel, micro, batch, adjoint, curvature)
+        if worst := _disagreement(found, expected, objective.parameters[0].dtype):
+            compiled.give_up(f"at step {self.step.index} the compiled kernel's {worst}")
+            self.taken, self.buffers_after = taken, buffers
+            return expected
+        return found
+
+    def _run_compiled(
+        self, compiled: CompiledSteps, kernel: Kernel, micro: MicroBatch, batch: Any, adjoint: Adjoint, curvature: float
+    ) -> tuple[Adjoint, Tensor]:
+        objective = self._objective
+        zeros = [
+            torch.zeros_like(p) if there else None
+            for p, there in zip(objective.parameters, kernel.present, strict=True)
+        ]
+        grads: list[Tensor | None] = zeros
+        needed = self._rule.needs_gradient or self.step.clip is not None
+        if needed:
+            trace = objective.trace(self.step, micro, batch)
+            grads = objective.gradient(trace.loss)
+            objective.load_buffers(self.before.buffers)
+        carry, state, push = self._take(grads).pull(adjoint)
+        outcome = compiled.run(kernel, self.step, micro, batch, push, adjoint.buffers)
+        self.buffers_after = objective.read_buffers()
+        if not needed:
+            self._take(outcome.grads)
+        carry, buffers = self._add(outcome.products, carry, curvature)
+        return replace(adjoint, params=carry, optimizer=state, buffers=buffers), outcome.products.slopes
+
+    def _take(self, grads: Sequence[Tensor | None]) -> TakenStep:
+        self.taken = take_step(self._rule, self._objective.vector, self.before, grads, self.step)
+        return self.taken
+
+    def _trace(self, micro: MicroBatch, batch: Any) -> FirstOrder:
+        objective = self._objective
+        count = len(micro.example_ids)
+        own, fraction = self._own_rows(batch, count)
+        weights = torch.ones(
+            _length(self._share, count),
+            dtype=objective.parameters[0].dtype,
+            device=objective.host.device,
+            requires_grad=True,
+        )
+        trace = objective.trace(self.step, micro, own, weights, statistics=True)
+        loss = trace.loss if fraction == 1 else trace.loss * fraction
+        return FirstOrder(loss, weights, trace.statistics, objective.gradient(loss, create_graph=True))
+
+    def _own_rows(self, batch: Any, count: int) -> tuple[Any, float]:
+        if self._share is None:
+            return batch, 1.0
+        return self._share.part(batch, count), self._share.fraction(count)
+
+    def _over_processes(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return list(tensors) if self._share is None else self._share.sum(tensors)
+
+    def _sum_gradients(
+        self, micros: Sequence[MicroBatch]
+    ) -> tuple[list[Tensor | None], list[tuple[MicroBatch, Any, dict[str, Tensor]]]]:
+        objective = self._objective
+        total: list[Tensor | None] = [None] * len(objective.parameters)
+        passes: list[tuple[MicroBatch, Any, dict[str, Tensor]]] = []
+        for micro in micros:
+            batch = objective.batch(self.step, micro)
+            passes.append((micro, batch, objective.read_buffers()))
+            own, fraction = self._own_rows(batch, len(micro.example_ids))
+            grads = objective.gradient(objective.trace(self.step, micro, own).loss * fraction)
+            total = [b if a is None else a if b is None else a + b for a, b in zip(total, grads, strict=True)]
+        return total, passes
+
+    def _differentiate(
+        self,
+        first: FirstOrder,
+        count: int,
+        push: Tensor,
+        carry: Tensor,
+        buffers: Mapping[str, Tensor],
+        curvature: float,
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Carry with the scaled ``H push`` added, adjoints of the buffers before the pass, and slopes ``[Q, B]``."""
+        objective = self._objective
+        products = self._products(first, objective.vector.split(push), buffers, curvature != 0)
+        if self._share is not None:
+            names = list(products.statistics)
+            slopes = self._share.spread(products.slopes, count)
+            summed = self._over_processes([*products.hessian, *products.statistics.values()])
+            hessian, rest = summed[: len(products.hessian)], summed[len(products.hessian) :]
+            products = Products(slopes, hessian, dict(zip(names, rest, strict=True)), products.buffers)  # type: ignore[arg-type]
+        return *self._add(products, carry, curvature), products.slopes
+
+    def _products(
+        self, first: FirstOrder, pushes: Sequence[Tensor], buffers: Mapping[str, Tensor], curvature: bool
+    ) -> Products:
+        objective = self._objective
+        if objective.queries_together and len(pushes[0]) >= TOGETHER:
+            try:
+                return differentiate(first, objective.parameters, pushes, buffers, curvature=curvature, together=True)
+            except (RuntimeError, NotImplementedError, ValueError):
+                # An operation that cannot be vectorised, such as an autograd.Function of the user's.
+                objective.queries_together = False
+        return differentiate(first, objective.parameters, pushes, buffers, curvature=curvature)
+
+    def _add(self, products: Products, carry: Tensor, curvature: float) -> tuple[Tensor, dict[str, Tensor]]:
+        if products.hessian:
+            moved = self._objective.vector.join_rows(products.hessian).to(carry.dtype)
+            carry = carry + (moved if curvature == 1 else moved * curvature)
+        buffers = products.buffers
+        for name, value in products.statistics.items():
+            buffers[name] = buffers[name] + value if name in buffers else value
+        return carry, buffers
+
+
+def _disagreement(found: tuple[Adjoint, Tensor], expected: tuple[Adjoint, Tensor], dtype: torch.dtype) -> str:
+    """What differs between a compiled and an eager result by more than rounding; empty if nothing does."""
+    allowed = 1e-9 if dtype == torch.float64 else 1e-3
+    for name, a, b in (("adjoint", found[0].params, expected[0].params), ("slopes", found[1], expected[1])):
+        gap = float((a - b).norm() / b.norm().clamp_min(torch.finfo(b.dtype).tiny))
+        if not gap <= allowed:
+            return f"{name} differs by {gap:.1e} of its norm (allowed {allowed:.0e})"
+    return ""
+
+
+def _length(share: RowShards | None, count: int) -> int:
+    if share is None:
+        return count
+    rows = share.rows(count)
+    return rows.stop - rows.start
+
+
+def _detached(grad: Tensor | None) -> Tensor | None:
+    return None if grad is None else grad.detach()
+
+
+def after_average(adjoint: Adjoint, step: Step) -> Adjoint:
+    r"""Let the running average's adjoint act where the step fed it: ``average <- a average + b params``."""
+    if step.average is None or adjoint.average is None:
+        return adjoint
+    a, b = step.average
+    buffers = dict(adjoint.buffers)
+    for name, value in adjoint.average_buffers.items():
+        buffers[name] = buffers[name] + b * value if name in buffers else b * value
+    return Adjoint(
+        params=adjoint.params + b * adjoint.average,
+        optimizer=adjoint.optimizer,
+        buffers=buffers,
+        average=a * adjoint.average,
+        average_buffers={n: a * v for n, v in adjoint.average_buffers.items()},
+    )

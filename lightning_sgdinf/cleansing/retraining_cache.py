@@ -1,0 +1,74 @@
+"""What comes of selections, each trained once however often it is asked for.
+
+Strategies that choose on held-out data train again with one selection after another, and several of them on the same
+ranking with the same ones. Here each is trained once and measured on every data set that is of interest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, final
+
+from torch import Tensor
+
+from lightning_sgdinf.cleansing.evaluate import Evaluation
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.selection import Selection
+from lightning_sgdinf.state import ModelState
+from lightning_sgdinf.updates.counterfactual import Retraining
+
+Metric = Literal["loss", "error"]
+
+
+@final
+class Outcomes:
+    """Evaluations after training again, by selection.
+
+    Args:
+        retraining: How to train again.
+        measures: How to evaluate a state, by name of the data, e.g. a `StateEvaluation` of the choosing half of the
+            validation set and one of the test set.
+
+    Attributes:
+        trained: How many times it trained.
+    """
+
+    def __init__(self, retraining: Retraining, measures: Mapping[str, Callable[[ModelState], Evaluation]]) -> None:
+        self._retraining = retraining
+        self._measures = dict(measures)
+        self._known: dict[object, Mapping[str, Evaluation]] = {}
+        self.trained = 0
+
+    def __call__(self, selection: Selection) -> Mapping[str, Evaluation]:
+        """The evaluations by name, after training again with a selection."""
+        key = frozenset(selection.drop), frozenset(selection.relabel.items())
+        if key not in self._known:
+            state = self._retraining(selection).state
+            self.trained += 1
+            self._known[key] = {name: measure(state) for name, measure in self._measures.items()}
+        return self._known[key]
+
+    def mean(self, name: str, metric: Metric = "loss") -> Callable[[Selection], float]:
+        """What `CleansingContext.evaluate` asks for.
+
+        Args:
+            name: Of the data.
+            metric: Loss or error. The error is what matters in the end, the loss is less noisy on few examples.
+
+        Raises:
+            ConfigurationError: There is no such data or metric.
+        """
+        self._check(name, metric)
+        return lambda selection: getattr(self(selection)[name], metric)
+
+    def each(self, name: str, metric: Metric = "loss") -> Callable[[Selection], Tensor]:
+        """What `CleansingContext.evaluate_each` asks for; arguments as for `mean`."""
+        self._check(name, metric)
+        field = {"loss": "losses", "error": "wrong"}[metric]
+        return lambda selection: getattr(self(selection)[name], field)
+
+    def _check(self, name: str, metric: str) -> None:
+        if name not in self._measures:
+            raise ConfigurationError(f"outcomes: expected one of {', '.join(self._measures)}, got {name!r}")
+        if metric not in ("loss", "error"):
+            raise ConfigurationError(f"metric: expected 'loss' or 'error', got {metric!r}.")

@@ -1,0 +1,221 @@
+r"""The curvature of the mean training loss at a model, by its products.
+
+The mean is over all ``N`` training examples, :math:`F = \frac1N \sum_j l_j`, each :math:`l_j` what ``training_step``
+says of the example, in eval mode. Its curvature is the Hessian, or the generalised Gauss-Newton matrix: with ``z`` the
+inputs of the loss functions, :math:`J = \partial z / \partial\theta`,
+
+.. math:: G = J^T \frac{\partial^2 F}{\partial z^2} J + \frac{\partial^2 F}{\partial\theta^2}\Big|_z,
+
+which leaves out the curvature of the network itself and is positive semi-definite for the usual losses (the second term
+is that of penalties). Cost of a product: one pass forward, one backward and, per row, one (Hessian) or two more over
+the training set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from lightning_sgdinf import random_state
+from lightning_sgdinf.adjoint.second_order import FirstOrder, differentiate
+from lightning_sgdinf.adjoint.step import TOGETHER
+from lightning_sgdinf.adjoint.vjp import pull_rows
+from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+from lightning_sgdinf.kernels.intercept import Interceptor
+from lightning_sgdinf.log.records import Draw, MicroBatch, Step
+from lightning_sgdinf.replay.example_weights import LOSSES
+from lightning_sgdinf.replay.objective import Objective
+
+Kind = Literal["hessian", "gauss_newton"]
+
+
+class TrainingCurvature:
+    """Products with the curvature, and the examples' slopes, at the loaded model.
+
+    Args:
+        objective: The opened model, with the parameters to look at loaded.
+        like: A recorded step, for what ``training_step`` may ask the Trainer.
+        examples: ``N``.
+        kind: Which curvature.
+        batch_size: Examples per pass.
+        room_bytes: Batches are kept in memory as far as this goes; the others are made anew for each product.
+
+    Raises:
+        ConfigurationError: The loss of a batch is not the mean of its examples' losses.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        like: Step,
+        examples: int,
+        *,
+        kind: Kind = "hessian",
+        batch_size: int = 500,
+        room_bytes: int = 1 << 30,
+    ) -> None:
+        self._objective = objective
+        quiet = tuple(n for n, _ in objective.module.named_modules())
+        self._step = replace(like, micro_batches=(), accumulation=1, eval_modules=quiet)
+        self._examples, self._kind = examples, kind
+        self._random = random_state.capture()  # every pass over the data sees the same augmentation
+        self._ids = torch.arange(examples).split(batch_size)
+        self._room = room_bytes
+        self._kept: dict[int, Any] = {}
+        self._check_means()
+
+    @property
+    def batches(self) -> int:
+        """How many batches the training set is cut into."""
+        return len(self._ids)
+
+    def product(self, rows: Tensor) -> Tensor:
+        """The whole curvature times each row, ``[Q, P]``."""
+        total = torch.zeros_like(rows)
+        for number, ids in enumerate(self._ids):
+            total.add_(self.of_batch(rows, number), alpha=len(ids) / self._examples)
+        return total
+
+    def of_batch(self, rows: Tensor, number: int) -> Tensor:
+        """The curvature of one batch's mean loss times each row, ``[Q, P]``."""
+        if self._kind == "gauss_newton":
+            return self._gauss_newton(rows, number)
+        return self._objective.vector.join_rows(self._second_order(rows, number, curvature=True)[1])
+
+    def slopes(self, rows: Tensor) -> Tensor:
+        r""":math:`\langle\nabla l_j, row\rangle` for every example, ``[N, Q]`` in float64."""
+        found = torch.zeros(self._examples, len(rows), dtype=torch.float64)
+        for number, ids in enumerate(self._ids):
+            shares = self._second_order(rows, number, curvature=False)[0]
+            found[ids] = shares.T.to("cpu", torch.float64) * len(ids)
+        return found
+
+    def _second_order(self, rows: Tensor, number: int, *, curvature: bool) -> tuple[Tensor, list[Tensor]]:
+        """Slopes ``[Q, B]`` of a batch, each example's share of the mean, and Hessian-vector products."""
+        objective = self._objective
+        loss, weights = self._traced(number)
+        first = FirstOrder(loss, weights, None, objective.gradient(loss, create_graph=True))
+        pushes = objective.vector.split(rows)
+        together = len(rows) >= TOGETHER and objective.queries_together
+        products = differentiate(first, objective.parameters, pushes, {}, curvature=curvature, together=together)
+        return products.slopes, products.hessian
+
+    def _gauss_newton(self, rows: Tensor, number: int) -> Tensor:
+        objective = self._objective
+        parameters = objective.parameters
+        cut = _Cut()
+        loss, _ = self._traced(number, cut)
+        if not cut.leaves:
+            raise ConfigurationError(
+                "the Gauss-Newton matrix needs a loss function of torch.nn.functional, or InfluenceRunner(tap=...) "
+                "naming the sub-module whose output the loss is computed from; use curvature='hessian'"
+            )
+        pushes = objective.vector.split(rows)
+        # J v by pulling back twice: a pull-back is linear in its cotangent, and the transpose of that is J.
+        dummies = [torch.zeros_like(z, requires_grad=True) for z in cut.values]
+        pulled = torch.autograd.grad(cut.values, parameters, dummies, create_graph=True, allow_unused=True)
+        forward = _bent(pulled, dummies, pushes)
+        count = len(cut.leaves)
+        slopes = torch.autograd.grad(loss, [*cut.leaves, *parameters], create_graph=True, allow_unused=True)
+        curved = _bent(slopes[:count], cut.leaves, forward)
+        back = pull_rows(cut.values, parameters, curved, len(rows))
+        rest = _bent(slopes[count:], parameters, pushes)
+        return objective.vector.join_rows([a + b for a, b in zip(back, rest, strict=True)])
+
+    def _traced(self, number: int, cut: _Cut | None = None) -> tuple[Tensor, Tensor]:
+        """The mean loss of a batch, and the weights that entered."""
+        objective, ids = self._objective, self._ids[number]
+        like = objective.parameters[0]
+        weights = torch.ones(len(ids), dtype=like.dtype, device=like.device, requires_grad=True)
+        micro = MicroBatch(batch_idx=number, draws=(Draw(example_ids=ids.numpy(), random=self._random),))
+        with ExitStack() as stack:
+            if cut is not None and objective.tap is None:
+                stack.enter_context(Interceptor(dict.fromkeys(LOSSES, cut.handle)))
+            elif cut is not None and objective.tap is not None:
+                stack.enter_context(_cut_output(objective.module.get_submodule(objective.tap), cut))
+            return objective.trace(self._step, micro, self._batch(number, micro), weights).loss, weights
+
+    def _batch(self, number: int, micro: MicroBatch) -> Any:
+        if number not in self._kept:
+            batch = self._objective.batch(self._step, micro)
+            size = sum(t.numel() * t.element_size() for t in tree_leaves(batch) if isinstance(t, Tensor))
+            if size > self._room:
+                return batch
+            self._room -= size
+            self._kept[number] = batch
+        return self._kept[number]
+
+    def _check_means(self) -> None:
+        """Hold the first example's gradient as a member of its batch against that by itself."""
+        first = self._ids[0]
+        if len(first) == 1:
+            return
+        whole, self._ids = self._ids, first[:1].split(1)
+        loss, _ = self._traced(0)
+        alone = self._objective.vector.join(_filled(self._objective.gradient(loss), self._objective.parameters))[None]
+        own = float(self._second_order(alone, 0, curvature=False)[0])
+        self._kept.clear()
+        self._ids = whole
+        found = float(self._second_order(alone, 0, curvature=False)[0][0, 0]) * len(first)
+        if not math.isfinite(own):
+            raise NonFiniteError(
+                f"the final model's loss on training example {int(first[0])} has no finite gradient; influence needs a "
+                "finite model"
+            )
+        if not abs(found - own) <= 1e-3 * max(abs(own), abs(found)):
+            raise ConfigurationError(
+                f"the loss of a batch is not the mean of its examples' losses (slope of example {int(first[0])}: "
+                f"{own:.3g} by itself, {found:.3g} in a batch of {len(first)}): class weights, a sum, or rows that see "
+                "each other. Use batch_size=1."
+            )
+
+
+class _Cut:
+    """Cuts the graph at the inputs of loss functions: the loss is computed from leaves with the same values.
+
+    Attributes:
+        values: The inputs, with the network's graph.
+        leaves: What the loss was computed from.
+    """
+
+    def __init__(self) -> None:
+        self.values: list[Tensor] = []
+        self.leaves: list[Tensor] = []
+
+    def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """In place of a call of a loss function."""
+        return func(*(self.apply(a) for a in args), **{k: self.apply(v) for k, v in kwargs.items()})
+
+    def apply(self, value: Any) -> Any:
+        """A leaf in the place of a tensor that carries a gradient; anything else as it is."""
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            return value
+        self.values.append(value)
+        self.leaves.append(value.detach().requires_grad_())
+        return self.leaves[-1]
+
+
+@contextmanager
+def _cut_output(part: nn.Module, cut: _Cut) -> Iterator[None]:
+    handle = part.register_forward_hook(lambda module, inputs, output: tree_map_only(Tensor, cut.apply, output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _bent(slopes: Sequence[Tensor | None], at: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
+    """Slopes, linear or not, differentiated once more: ``[Q, *shape]`` per tensor of ``at``."""
+    pairs = [(s, r.to(s.dtype)) for s, r in zip(slopes, rows, strict=True) if s is not None and s.requires_grad]
+    return pull_rows([s for s, _ in pairs], at, [r for _, r in pairs], len(rows[0]), keep=True)
+
+
+def _filled(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(grads, like, strict=True)]

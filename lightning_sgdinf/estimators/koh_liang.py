@@ -1,0 +1,106 @@
+r"""Influence functions at the end of the run (Koh and Liang).
+
+Were the final model the minimiser of the mean training loss :math:`F = \frac1N\sum_j l_j`, leaving example ``j`` out
+would move it by :math:`\frac1N H^{-1}\nabla l_j`. The estimate of a query's change is
+
+.. math:: \frac1N \langle \nabla q, (C + \lambda I)^{-1}\,\nabla l_j\rangle,
+
+with ``C`` the Hessian of ``F`` or its Gauss-Newton matrix, one solve per query. Sign as everywhere: a loss query with a
+negative value goes down without the example. Cost: the solver's number of products, each about three passes over the
+training set, and one pass for all the slopes.
+
+What enters :math:`l_j` is what the example's weight enters: penalties that are part of ``training_step``'s loss are in
+``C``, and in :math:`\nabla l_j` where ``per_example_loss`` counts them to the examples. Weight decay of the optimizer
+is not in the loss: add its coefficient to ``damping``. The comparison in the SGD-influence paper takes ``C`` and
+:math:`\nabla l_j` without the penalty and puts its strength in the damping: pass a model without penalty to the runner
+and ``KohLiang(MomentumDescent(), damping=strength)``.
+
+Buffers are constants (BatchNorm in eval mode). Not exact for any run that did not converge, and for a model that is not
+convex the answer is that of a damped, local approximation: see `lightning_sgdinf.estimators.SgdInfluence` for this run.
+
+References:
+    Koh and Liang, "Understanding Black-box Predictions via Influence Functions", ICML 2017 (arXiv:1703.04730).
+    Hara, Nitanda and Maehara, "Data Cleansing for Models Trained with SGD", NeurIPS 2019 (arXiv:1906.08473).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lightning_sgdinf.curvature.products import Kind, TrainingCurvature
+from lightning_sgdinf.curvature.solvers import ConjugateGradient, Solver, System
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.estimators.direct import Answer, Question
+
+
+@dataclass(frozen=True, slots=True)
+class KohLiang:
+    """Influence functions at the final model; see the module's text.
+
+    In Hydra::
+
+        estimator:
+          _target_: lightning_sgdinf.baselines.KohLiang
+          damping: 0.01
+          solver:
+            _target_: lightning_sgdinf.baselines.Lissa
+            depth: 5000
+
+    Attributes:
+        solver: How the system is solved.
+        damping: Added to the curvature's diagonal, at least 0. A network's Hessian needs some; a strictly convex loss
+            needs none.
+        curvature: ``"hessian"``, or ``"gauss_newton"``, which is never negative.
+        batch_size: Examples per pass; 1 for losses that are not the mean over a batch. Also the batches of stochastic
+            solvers.
+    """
+
+    solver: Solver = field(default_factory=ConjugateGradient)
+    damping: float = 0.01
+    curvature: Kind = "hessian"
+    batch_size: int = 500
+
+    def __post_init__(self) -> None:
+        if not self.damping >= 0:
+            raise ConfigurationError(f"KohLiang(damping): expected a value >= 0, got {self.damping}")
+        if self.curvature not in ("hessian", "gauss_newton"):
+            raise ConfigurationError(
+                f"KohLiang(curvature): expected 'hessian' or 'gauss_newton', got {self.curvature!r}"
+            )
+        if self.batch_size < 1:
+            raise ConfigurationError(f"KohLiang(batch_size): expected a number of at least 1, got {self.batch_size}")
+
+    def answer(self, question: Question) -> Answer:
+        """Solve once per query, then one slope per example.
+
+        Raises:
+            DivergenceError: The solver got nowhere; says with which damping it might.
+            ConfigurationError: The loss is not one whose curvature can be had this way.
+            NonFiniteError: The final model's loss has no finite gradient.
+        """
+        objective = question.objective
+        objective.load(question.model)
+        try:
+            training = TrainingCurvature(
+                objective,
+                question.log.step(len(question.log) - 1),
+                question.examples,
+                kind=self.curvature,
+                batch_size=self.batch_size,
+            )
+            system = System(
+                curvature=training.product,
+                of_batch=training.of_batch,
+                batches=training.batches,
+                damping=self.damping,
+            )
+            gradient = question.gradient.to(objective.parameters[0].dtype)
+            solution = self.solver.solve(system, gradient)
+            values = training.slopes(solution.values) / question.examples
+        finally:
+            objective.forget_modes()
+        note = (
+            f"Influence functions at the final model, not a derivative of the run: {type(self.solver).__name__}, "
+            f"{solution.iterations} iterations, relative residual {solution.residual:.1e}, damping {self.damping:.3g}."
+        )
+        return Answer(values, (note,))

@@ -1,0 +1,92 @@
+r"""BatchNorm's running statistics as part of what is differentiated.
+
+A training-mode layer does :math:`r \leftarrow (1 - m) r + m\,b(\theta)` with the batch statistic ``b``; a query in eval
+mode reads ``r``. So the walk carries an adjoint :math:`\lambda` for ``r``: a step adds :math:`m \langle\lambda,
+b(\theta)\rangle` to what is differentiated and then :math:`\lambda \leftarrow (1 - m) \lambda`. ``torch`` does not
+differentiate an eval-mode layer in its statistics; here that is computed by its formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_sgdinf.kernels import batch_norm
+from lightning_sgdinf.kernels.channels_last import Twins
+from lightning_sgdinf.kernels.intercept import Handler
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticUpdate:
+    """One running statistic moved by one training-mode layer.
+
+    Attributes:
+        name: The buffer.
+        momentum: ``m``, the weight of the batch statistic.
+        batch_statistic: ``b(theta)``, with its graph.
+    """
+
+    name: str
+    momentum: float
+    batch_statistic: Tensor
+
+
+class RunningStatistics:
+    """Watches ``F.batch_norm`` during one differentiated pass.
+
+    Attributes:
+        updates: Updates seen, in order.
+        leaves: Statistics that an eval-mode layer read, as leaves that require gradients, by buffer name.
+    """
+
+    def __init__(self, module: nn.Module, twins: Twins) -> None:
+        self._twins = twins
+        self._names = {id(b): n for n, b in module.named_buffers()}
+        self.updates: list[StatisticUpdate] = []
+        self.leaves: dict[str, Tensor] = {}
+
+    def handlers(self) -> Mapping[Callable[..., Any], Handler]:
+        """What an `Interceptor` needs."""
+        return {F.batch_norm: self._handle}
+
+    def _handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._batch_norm(func, *args, **kwargs)
+
+    def _batch_norm(
+        self,
+        func: Callable[..., Any],
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        mean, var = self._names.get(id(running_mean)), self._names.get(id(running_var))
+        if mean is None or var is None or running_mean is None or running_var is None:
+            return func(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        if training and batch_norm.fits(input, running_mean):
+            running = (running_mean, running_var)
+            found = batch_norm.normalise(input, weight, bias, running, momentum, eps, self._twins.of(input))
+            self.updates.append(StatisticUpdate(mean, momentum, found.mean))
+            self.updates.append(StatisticUpdate(var, momentum, found.var))
+            return found.out
+        if training:
+            axes = [0, *range(2, input.ndim)]
+            x = input if input.dtype == running_mean.dtype else input.to(running_mean.dtype)
+            self.updates.append(StatisticUpdate(mean, momentum, x.mean(axes)))
+            self.updates.append(StatisticUpdate(var, momentum, x.var(axes, unbiased=True)))
+            return func(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        centre = self.leaves.setdefault(mean, running_mean.detach().clone().requires_grad_())
+        spread = self.leaves.setdefault(var, running_var.detach().clone().requires_grad_())
+        shape = (1, -1) + (1,) * (input.ndim - 2)
+        out = (input - centre.view(shape)) * (spread + eps).rsqrt().view(shape)
+        if weight is not None:
+            out = out * weight.view(shape)
+        return out if bias is None else out + bias.view(shape)

@@ -1,0 +1,52 @@
+"""Trained parameters as one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterVector:
+    """The order in which trained parameters lie in a flat vector of ``P`` numbers.
+
+    Attributes:
+        names: Parameter names.
+        shapes: Their shapes.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Where each parameter lies."""
+        found: dict[str, slice] = {}
+        start = 0
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            found[name] = slice(start, start + prod(shape))
+            start += prod(shape)
+        return found
+
+    @property
+    def size(self) -> int:
+        """``P``."""
+        return sum(prod(s) for s in self.shapes)
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors, one per parameter, as one vector ``[P]``."""
+        return torch.cat([t.reshape(-1) for t in tensors])
+
+    def join_rows(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors ``[Q, *shape]``, one per parameter, as ``[Q, P]``."""
+        return torch.cat([t.reshape(t.shape[0], -1) for t in tensors], dim=1)
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """Views of a vector ``[P]``, or of rows ``[Q, P]``, in the parameters' shapes."""
+        lead = vector.shape[:-1]
+        parts = vector.split([prod(s) for s in self.shapes], dim=-1)
+        return [p.view(*lead, *s) for p, s in zip(parts, self.shapes, strict=True)]

@@ -1,0 +1,1 @@
+"""Forwards: a recorded step taken again, as it was or with other example weights."""

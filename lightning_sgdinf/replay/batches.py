@@ -1,0 +1,109 @@
+"""Recorded batches made again: the same examples, collated the same way, under the same random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from lightning_sgdinf import random_state
+from lightning_sgdinf.errors import DataMismatchError, UnsupportedRunError
+from lightning_sgdinf.log.batch_bytes import decode_batch
+from lightning_sgdinf.log.batch_digest import batch_digest
+from lightning_sgdinf.log.records import Draw, Header, MicroBatch
+
+
+class Loader(Protocol):
+    """What replay needs of a data loader: its data set and how examples become a batch. A ``DataLoader`` has both."""
+
+    dataset: Any
+    collate_fn: Any
+
+
+class BatchSource:
+    """Gives the batches of a recorded run.
+
+    Args:
+        loaders: The run's training loaders; only their data sets and ``collate_fn`` are used, order and batching come
+            from the log. Not needed for batches that are stored in the log.
+        header: The log's header, to compare the data sets' lengths with.
+        check: Compare each batch with the recorded checksum.
+        size: Number of training examples, where that is not the length of the first loader's data set.
+
+    Raises:
+        DataMismatchError: If the number of loaders or the length of a data set differs from the record.
+    """
+
+    def __init__(
+        self, loaders: Sequence[Loader], header: Header, *, check: bool = True, size: int | None = None
+    ) -> None:
+        self._loaders = list(loaders)
+        self._check = check
+        self._size = size
+        if size is None and header.datasets and len(header.datasets) != len(self._loaders):
+            raise DataMismatchError(
+                f"the run was trained with {len(header.datasets)} data loaders, got {len(self._loaders)}; pass the "
+                "loaders of training"
+            )
+        for position, (loader, (kind, length)) in enumerate(zip(self._loaders, header.datasets, strict=False)):
+            if length >= 0 and (found := len(loader.dataset)) != length:
+                raise DataMismatchError(
+                    f"loader {position}: the run was trained on {kind} with {length} examples, this data set "
+                    f"({type(loader.dataset).__qualname__}) has {found}. Pass the data set of training, unshortened "
+                    "and in the same order."
+                )
+
+    @property
+    def size(self) -> int:
+        """Number of training examples, ``N``."""
+        return self._size if self._size is not None else len(self._loaders[0].dataset)
+
+    def loader(self, position: int = 0) -> Loader:
+        """A training loader, for examples of one's own choice.
+
+        Raises:
+            UnsupportedRunError: If none was given because the log holds the batches.
+        """
+        if not self._loaders:
+            raise UnsupportedRunError(
+                "the log holds the batches of training and nothing else was given, but this method makes batches of "
+                "its own choice; pass the training loader, if its data set has __len__ and __getitem__"
+            )
+        return self._loaders[position]
+
+    def batch(self, micro: MicroBatch, *, step: int) -> Any:
+        """The collated batch, on the CPU, before the batch-transfer hooks.
+
+        Raises:
+            UnsupportedRunError: If the batch had no example ids or came from several loaders.
+            DataMismatchError: If its checksum differs from the recorded one.
+        """
+        if len(micro.draws) != 1:
+            what = f"examples from {len(micro.draws)} loaders at once"
+            if not micro.draws:
+                what = "no example ids (an iterable data set, recorded without store_batches=True)"
+            raise UnsupportedRunError(
+                f"step {step} used {what}; influence needs one map-style data loader. Combine the data sets "
+                "(ConcatDataset) and train with one loader."
+            )
+        draw = micro.draws[0]
+        batch = self._produce(draw)
+        if self._check and draw.digest is not None and (found := batch_digest(batch)) != draw.digest:
+            raise DataMismatchError(
+                f"step {step}: the batch of examples {draw.example_ids[:4].tolist()}... differs from the one trained "
+                f"on (checksum {draw.digest:08x} recorded, {found:08x} now). Usual causes: another data set or order, "
+                "another transform, or a data set with random numbers of its own (a generator kept as attribute) "
+                "instead of torch's, numpy's or python's global one; record such a run with "
+                "TrajectoryRecorder(store_batches=True)."
+            )
+        return batch
+
+    def _produce(self, draw: Draw) -> Any:
+        if draw.batch is not None:
+            return decode_batch(draw.batch())
+        loader = self.loader(draw.loader)
+        random_state.restore(draw.random)
+        ids = draw.example_ids.tolist()
+        if draw.single:
+            return loader.collate_fn(loader.dataset[ids[0]])
+        fetch = getattr(loader.dataset, "__getitems__", None)
+        return loader.collate_fn(fetch(ids) if fetch is not None else [loader.dataset[i] for i in ids])

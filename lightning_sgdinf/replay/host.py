@@ -1,0 +1,35 @@
+"""What the Trainer did around ``training_step``, as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lightning_sgdinf.replay.stand_in import TrainerStandIn
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What the Trainer did around ``training_step``, to be done again.
+
+    Attributes:
+        device: Where to compute.
+        convert_input: The precision plugin's conversion of a batch.
+        transfer: Batch-transfer hooks and the move to the device.
+        step_context: Makes the precision plugin's context of a step (autocast).
+        stand_in: Takes the Trainer's place.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    convert_input: Callable[[Any], Any] = _as_it_is
+    transfer: Callable[[Any], Any] = _as_it_is
+    step_context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    stand_in: TrainerStandIn = field(default_factory=TrainerStandIn)

@@ -1,0 +1,95 @@
+"""What stands around ``training_step`` in a fit, rebuilt from the record: precision, batch transfer, device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
+
+from lightning_sgdinf.errors import UnsupportedRunError
+from lightning_sgdinf.log.records import Header
+from lightning_sgdinf.replay.host import Host
+from lightning_sgdinf.replay.stand_in import TrainerStandIn
+
+
+def recorded_host(header: Header, module: Any, datamodule: Any, device: torch.device) -> Host:
+    """The host of a recorded run on a given device.
+
+    Args:
+        header: Names the precision.
+        module: The LightningModule, for its batch-transfer hooks.
+        datamodule: Its batch-transfer hooks come first, as in a Trainer; may be ``None``.
+        device: Where to compute.
+
+    Raises:
+        UnsupportedRunError: If the precision is not one that can be done again.
+    """
+    plugin = precision_plugin(header.precision, device)
+    known = {
+        k: header.extra[k]
+        for k in ("max_epochs", "max_steps", "accumulate_grad_batches", "num_training_batches", "world_size")
+        if k in header.extra
+    }
+    return Host(
+        device=device,
+        convert_input=plugin.convert_input,
+        transfer=_transfer(module, datamodule, device),
+        step_context=cast("Callable[[], AbstractContextManager[Any]]", plugin.train_step_context),
+        stand_in=TrainerStandIn(datamodule=datamodule, **known),
+    )
+
+
+def validation_context(host: Host, header: Header) -> Callable[[], AbstractContextManager[Any]]:
+    """The precision context of a validation step."""
+    return nullcontext if header.precision in ("32-true", "32") else host.step_context
+
+
+def precision_plugin(precision: str, device: torch.device) -> Precision:
+    """Lightning's plugin for a recorded precision."""
+    if precision in ("32-true", "32"):
+        return Precision()
+    if precision in ("64-true", "64"):
+        return DoublePrecision()
+    if precision in ("bf16-mixed", "16-mixed"):
+        # Loss scaling cancels in the gradient, so a 16-bit run is replayed without its scaler.
+        plugin = MixedPrecision("bf16-mixed", device.type)
+        plugin.precision = cast("Any", precision)
+        return plugin
+    if precision in ("bf16-true", "16-true"):
+        return HalfPrecision(cast("Any", precision))
+    raise UnsupportedRunError(
+        f"the run was trained with precision {precision!r}; replay knows 32-true, 64-true, bf16-mixed, 16-mixed, "
+        "bf16-true and 16-true"
+    )
+
+
+def _transfer(module: Any, datamodule: Any, device: torch.device) -> Callable[[Any], Any]:
+    before, move, after = (
+        _hook(module, datamodule, name)
+        for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+    )
+
+    def transfer(batch: Any) -> Any:
+        if before is not None:
+            batch = before(batch, 0)
+        if move is not None and (device.type != "cpu" or _overridden(move)):
+            batch = move(batch, device, 0)
+        return batch if after is None else after(batch, 0)
+
+    return transfer
+
+
+def _hook(module: Any, datamodule: Any, name: str) -> Callable[..., Any] | None:
+    """The data module's hook if it overrides it, else the module's; ``None`` where the default does nothing."""
+    for owner in (datamodule, module):
+        hook = getattr(owner, name, None)
+        if hook is not None and (_overridden(hook) or (owner is module and name == "transfer_batch_to_device")):
+            return hook
+    return None
+
+
+def _overridden(hook: Callable[..., Any]) -> bool:
+    return not getattr(hook, "__module__", "").startswith(("lightning.", "pytorch_lightning."))

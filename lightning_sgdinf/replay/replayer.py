@@ -1,0 +1,266 @@
+"""Recorded steps taken again, forwards: as they were, or with other example weights or labels.
+
+This is training without the Trainer: the user's ``training_step`` on the recorded batches under the recorded random
+numbers, gradient clipping by torch's own functions, the step by the recorded optimizer class itself. With nothing
+changed it reproduces the run bit for bit on the same machine. With weights it is counterfactual SGD: the same batches,
+initial state, learning rates and divisor.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_sgdinf.errors import ConfigurationError, UnknownOptimizerError, UnsupportedRunError
+from lightning_sgdinf.log.records import Clip, MicroBatch, ParamGroup, Step
+from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.state import ModelState
+
+ReplaceLabels = Callable[[Any, Sequence[int], Sequence[int]], Any]
+"""Is given a collated batch, positions in it and their new labels; returns the batch with these labels."""
+
+Divisor: TypeAlias = Literal["kept", "reduced"]
+"""What the losses of a batch are divided by when examples are left out: ``"kept"``, by the number of all, ``|S_t|``;
+``"reduced"``, by the sum of the weights that are left."""
+
+
+def replace_second(batch: Any, positions: Sequence[int], labels: Sequence[int]) -> Any:
+    """New labels in a batch ``(x, y, ...)`` whose second item is a tensor of labels ``[B]`` or ``[B, 1]``.
+
+    Raises:
+        ConfigurationError: The batch or its labels are of another form.
+    """
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[1], Tensor):
+        raise ConfigurationError(
+            f"cannot find the labels in a batch of type {type(batch).__name__}; pass replace_labels, a function "
+            "(batch, positions, labels) -> batch"
+        )
+    target = batch[1].clone()
+    if target.ndim != 1 and target.shape[1:] != (1,):
+        raise ConfigurationError(
+            f"expected labels [B] or [B, 1] to put others in their place, got shape {list(target.shape)} (one-hot?); "
+            "pass replace_labels, a function (batch, positions, labels) -> batch"
+        )
+    new = torch.as_tensor(list(labels), dtype=target.dtype, device=target.device)
+    target[list(positions)] = new.reshape(-1, *target.shape[1:])
+    return type(batch)((batch[0], target, *batch[2:])) if isinstance(batch, list) else (batch[0], target, *batch[2:])
+
+
+class Replayer:
+    """Takes recorded steps again.
+
+    Args:
+        log: The record.
+        objective: The model's training step, opened.
+        replace_labels: How labels are changed in a batch, for runs with ``relabel``.
+        divisor: What the losses of a batch are divided by in runs with ``weights``.
+    """
+
+    def __init__(
+        self,
+        log: Trajectory,
+        objective: Objective,
+        *,
+        replace_labels: ReplaceLabels = replace_second,
+        divisor: Divisor = "kept",
+    ) -> None:
+        self.log = log
+        self.objective = objective
+        self._replace = replace_labels
+        self._divisor: Divisor = divisor
+        self._optimizer_class = optimizer_class(log.header.optimizer)
+
+    def advance(
+        self, state: ModelState, step: Step, *, weights: Tensor | None = None, relabel: Mapping[int, int] | None = None
+    ) -> ModelState:
+        """Take one step; see `run`."""
+        return self._take(state, [step], weights, relabel)
+
+    def run(
+        self,
+        state: ModelState,
+        start: int,
+        stop: int,
+        *,
+        weights: Tensor | None = None,
+        relabel: Mapping[int, int] | None = None,
+    ) -> ModelState:
+        """Take steps ``start .. stop - 1`` from a given state.
+
+        Args:
+            state: State ``start``, as recorded or not.
+            start: First step.
+            stop: One past the last step, at most ``T``.
+            weights: Weight of each training example's loss term, ``[N]``; 0 leaves it out. ``None`` is the run as
+                recorded.
+            relabel: New labels by example id.
+
+        Returns:
+            State ``stop``, in memory of its own.
+
+        Raises:
+            ConfigurationError: If the steps are not in the log.
+        """
+        if not 0 <= start <= stop <= len(self.log):
+            raise ConfigurationError(
+                f"steps {start} to {stop}: expected 0 <= start <= stop <= {len(self.log)}, the length of the log"
+            )
+        return self._take(state, self.log.steps(start, stop), weights, relabel)
+
+    def _take(
+        self, state: ModelState, steps: Any, weights: Tensor | None, relabel: Mapping[int, int] | None
+    ) -> ModelState:
+        objective = self.objective
+        objective.load(state)
+        optimizer: torch.optim.Optimizer | None = None
+        layout: tuple[tuple[str, ...], ...] = ()
+        optimizer_state = state.optimizer
+        for number, step in enumerate(steps):
+            if number:
+                refuse_changes(step)
+            self._backward(step, weights, relabel)
+            clip_parameters(objective.parameters, step, objective.vector.names)
+            names = tuple(g.params for g in step.groups)
+            if optimizer is None or names != layout:
+                if optimizer is not None:
+                    optimizer_state = self._read(optimizer, layout)
+                optimizer, layout = self._optimizer(step.groups, optimizer_state), names
+            for group, recorded in zip(optimizer.param_groups, step.groups, strict=True):
+                group.update(group_options(recorded))
+            optimizer.step()
+            for parameter in objective.parameters:
+                parameter.grad = None
+        return ModelState(
+            params={n: p.detach().clone() for n, p in zip(objective.vector.names, objective.parameters, strict=True)},
+            buffers=objective.read_buffers(),
+            optimizer=self._read(optimizer, layout) if optimizer is not None else state.optimizer,
+        )
+
+    def _backward(self, step: Step, weights: Tensor | None, relabel: Mapping[int, int] | None) -> None:
+        parameters = self.objective.parameters
+        total: list[Tensor | None] = [None] * len(parameters)
+        # As in training: every process adds up its own gradients, and then those of all are added.
+        for _, micros in groupby(step.micro_batches, key=lambda micro: micro.rank):
+            for micro in micros:
+                self._loss(step, micro, weights, relabel).backward()
+            for place, parameter in enumerate(parameters):
+                before, own = total[place], parameter.grad
+                total[place] = own if before is None else before if own is None else before + own
+                parameter.grad = None
+        for parameter, grad in zip(parameters, total, strict=True):
+            parameter.grad = grad
+
+    def _loss(self, step: Step, micro: MicroBatch, weights: Tensor | None, relabel: Mapping[int, int] | None) -> Tensor:
+        objective = self.objective
+        batch = objective.batch(step, micro)
+        ids = micro.example_ids
+        if relabel:
+            changed = [i for i, j in enumerate(ids.tolist()) if j in relabel]
+            if changed:
+                batch = self._replace(batch, changed, [relabel[int(ids[i])] for i in changed])
+        own = None
+        if weights is not None:
+            own = weights[torch.tensor(ids)].to(objective.host.device, objective.parameters[0].dtype)
+            own = divided(own, self._divisor)
+        return objective.trace(step, micro, batch, own).loss
+
+    def _optimizer(
+        self, groups: Sequence[ParamGroup], state: Mapping[str, Mapping[str, Tensor]]
+    ) -> torch.optim.Optimizer:
+        by_name = dict(zip(self.objective.vector.names, self.objective.parameters, strict=True))
+        optimizer = self._optimizer_class(
+            [{"params": [by_name[n] for n in g.params], **group_options(g)} for g in groups], **required_options(groups)
+        )
+        for name, entries in state.items():
+            parameter = by_name[name]
+            optimizer.state[parameter] = {
+                k: v.detach()
+                .clone()
+                .to(parameter.device if v.ndim else v.device, parameter.dtype if _like(v, parameter) else v.dtype)
+                for k, v in entries.items()
+            }
+        return optimizer
+
+    def _read(self, optimizer: torch.optim.Optimizer, layout: Sequence[Sequence[str]]) -> dict[str, dict[str, Tensor]]:
+        found: dict[str, dict[str, Tensor]] = {}
+        entries = {id(p): s for p, s in optimizer.state.items()}
+        held = {n for group in layout for n in group}
+        for name, parameter in zip(self.objective.vector.names, self.objective.parameters, strict=True):
+            own = entries.get(id(parameter), {})
+            values = {k: v.detach().clone() for k, v in own.items() if isinstance(v, Tensor)}
+            if name in held and values:
+                found[name] = values
+        return found
+
+
+def refuse_changes(step: Step) -> None:
+    """Stop where the run was changed by something that is not in the record.
+
+    Raises:
+        UnsupportedRunError: If something other than the optimizer changed the state just before the step.
+    """
+    if step.changed:
+        raise UnsupportedRunError(
+            f"before step {step.index} something other than the optimizer changed {', '.join(step.changed[:3])} (a "
+            "callback or hook that edits weights or buffers); what that does to other weights is not known, so nothing "
+            "can be carried across it. Use an estimator that stays behind that step (last_epochs), or train without it."
+        )
+
+
+def clip_parameters(parameters: Sequence[torch.nn.Parameter], step: Step, names: Sequence[str]) -> None:
+    """Clip ``.grad`` in place as the Trainer did before the recorded step."""
+    clip: Clip | None = step.clip
+    if clip is None:
+        return
+    held = {n for g in step.groups for n in g.params}
+    own = [p for n, p in zip(names, parameters, strict=True) if n in held]
+    if clip.algorithm == "norm":
+        torch.nn.utils.clip_grad_norm_(own, clip.value)
+    else:
+        torch.nn.utils.clip_grad_value_(own, clip.value)
+
+
+def divided(weights: Tensor, divisor: Divisor) -> Tensor:
+    """Example weights ``[..., B]`` of a batch, so that its losses are divided by what ``divisor`` says."""
+    if divisor == "kept":
+        return weights
+    left = weights.sum(-1, keepdim=True)
+    return torch.where(left > 0, weights * (weights.shape[-1] / left.clamp_min(1e-30)), weights)
+
+
+def group_options(group: ParamGroup) -> dict[str, Any]:
+    """Hyper-parameters of a param group, as the optimizer's constructor takes them."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in group.options.items()}
+
+
+def required_options(groups: Sequence[ParamGroup]) -> dict[str, Any]:
+    """``lr`` is a required argument of some constructors even if every group has its own."""
+    return {"lr": groups[0].options["lr"]} if "lr" in groups[0].options else {}
+
+
+def _like(value: Tensor, parameter: Tensor) -> bool:
+    return value.is_floating_point() and value.shape == parameter.shape and value.ndim > 0
+
+
+def optimizer_class(path: str) -> Callable[..., torch.optim.Optimizer]:
+    """The optimizer that a log's header names.
+
+    Raises:
+        UnknownOptimizerError: It cannot be imported.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UnknownOptimizerError(
+            f"the run used the optimizer {path}, which cannot be imported here: {error}"
+        ) from error
+    return found

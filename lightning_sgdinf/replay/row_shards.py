@@ -1,0 +1,96 @@
+"""A batch's rows shared out over several processes.
+
+Each process differentiates its own rows; gradients and Hessian-vector products are summed, so all hold the same
+adjoint. That is right where the loss is a mean over rows that do not see each other. BatchNorm in training mode,
+dropout, in-batch losses and class weights are not like that, so the first step of a walk compares the summed gradient
+of the shares with that of the whole batch, and rows are only shared out if they agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from lightning_sgdinf.log.records import Step
+from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.state import ModelState
+
+
+@dataclass(frozen=True, slots=True)
+class RowShards:
+    """One process's share.
+
+    Attributes:
+        rank: Which process this is.
+        world: How many there are.
+        all_sum: Sums a tensor over all processes.
+    """
+
+    rank: int
+    world: int
+    all_sum: Callable[[Tensor], Tensor]
+
+    def rows(self, count: int) -> slice:
+        """The rows of a batch of ``count`` that are this process's; contiguous, sizes differ by one at most."""
+        share, more = divmod(count, self.world)
+        start = self.rank * share + min(self.rank, more)
+        return slice(start, start + share + (self.rank < more))
+
+    def part(self, batch: Any, count: int) -> Any:
+        """The batch's rows of this process: every tensor with ``count`` rows is cut."""
+        rows = self.rows(count)
+        return tree_map_only(Tensor, lambda t: t[rows] if t.ndim and t.shape[0] == count else t, batch)
+
+    def fraction(self, count: int) -> float:
+        """What this process's mean loss contributes to the mean of the whole batch."""
+        rows = self.rows(count)
+        return (rows.stop - rows.start) / count
+
+    def spread(self, slopes: Tensor, count: int) -> Tensor:
+        """This process's slopes ``[Q, rows]`` in their places of the whole batch ``[Q, count]``, zero elsewhere."""
+        whole = torch.zeros(slopes.shape[0], count, dtype=slopes.dtype, device=slopes.device)
+        whole[:, self.rows(count)] = slopes
+        return whole
+
+    def sum(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Each tensor summed over all processes, in one exchange; ``None`` must be ``None`` everywhere."""
+        present = [t for t in tensors if t is not None]
+        if not present:
+            return list(tensors)
+        total = self.all_sum(torch.cat([t.reshape(-1) for t in present]))
+        parts = iter(total.split([t.numel() for t in present]))
+        return [None if t is None else next(parts).view(t.shape) for t in tensors]
+
+
+def rows_are_separate(
+    objective: Objective, share: RowShards, state: ModelState, step: Step, *, tolerance: float = 1e-5
+) -> bool:
+    """Whether the gradient of a step is the sum of its shares' gradients.
+
+    Args:
+        objective: The opened model.
+        share: This process's share.
+        state: Where to evaluate.
+        step: A recorded step.
+        tolerance: Largest difference, as a part of the gradient's norm (float32; a millionth of it in float64).
+    """
+    micro = step.micro_batches[0]
+    count = len(micro.example_ids)
+    if count < share.world:
+        return False
+    found: list[Tensor] = []
+    for own in (False, True):
+        objective.load(state)
+        batch = objective.batch(step, micro)
+        loss = objective.trace(step, micro, share.part(batch, count) if own else batch).loss
+        grads = objective.gradient(loss * share.fraction(count) if own else loss)
+        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(objective.parameters, grads, strict=True)]
+        joined = objective.vector.join(filled).double()
+        found.append(share.all_sum(joined) if own else joined)
+    scale = tolerance if objective.parameters[0].dtype != torch.float64 else tolerance * 1e-6
+    return bool((found[0] - found[1]).norm() <= scale * found[0].norm())

@@ -1,0 +1,1 @@
+"""The loop over the recorded steps, and the jobs that give scores."""

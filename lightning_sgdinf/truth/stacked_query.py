@@ -1,0 +1,175 @@
+"""The values of a query for many models at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sgdinf import random_state
+from lightning_sgdinf.adjoint.query_gradient import Context, value_of
+from lightning_sgdinf.dtypes import tensors_made_in
+from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
+from lightning_sgdinf.kernels.attention import ATTENTION
+from lightning_sgdinf.kernels.intercept import Interceptor
+from lightning_sgdinf.query import Query, ValidationData
+from lightning_sgdinf.replay.borrowed_module import set_modes
+from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.state import ModelState
+from lightning_sgdinf.truth.replicas import Stack
+
+
+class StackedQuery:
+    """Asks a query of the models of a stack.
+
+    Args:
+        objective: The opened model.
+        query: What is asked.
+        data: Validation data.
+        context: Precision.
+        average: The recorded average of the weights at the end, if the query is asked of one.
+
+    Attributes:
+        note: Why models are asked one after another; empty while they are asked at once.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        query: Query,
+        data: ValidationData,
+        context: Context,
+        average: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.objective, self.query, self.data, self.context = objective, query, data, context
+        self.average = average
+        self.names = query.names(data)
+        self.note = ""
+
+    def of_state(self, state: ModelState) -> Tensor:
+        """Values of one model, float64 ``[Q]``."""
+        return value_of(self.objective, state, self.query, self.data, self.context)
+
+    def of_stack(self, stack: Stack, *, at_once: int, averaged: bool) -> Tensor:
+        """Values of every lane, float64 ``[L, Q]``, in groups of ``at_once`` lanes.
+
+        Args:
+            stack: The lanes' states; lane 0 is the run as recorded.
+            at_once: How many lanes to ask at once.
+            averaged: Ask the running average of the weights instead of the last ones.
+        """
+        params, buffers = dict(stack.params), dict(stack.buffers)
+        if averaged and self.average is not None:
+            params, buffers = (self._averaged(part, stack.fed) for part in (params, buffers))
+        count = len(next(iter(params.values())))
+        found = [
+            self._ask(
+                {n: v[i : i + at_once] for n, v in params.items()},
+                {n: v[i : i + at_once] for n, v in buffers.items()},
+                stack.shared,
+            )
+            for i in range(0, count, at_once)
+        ]
+        return torch.cat(found)
+
+    def _averaged(self, values: Mapping[str, Tensor], fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The recorded average, shifted by what the steps fed each lane differently from lane 0."""
+        assert self.average is not None
+        found = dict(values)
+        for name, value in values.items():
+            if name in self.average:
+                base = self.average[name].to(value.device, torch.float64)
+                shift = fed[name] - fed[name][:1] if name in fed else torch.zeros_like(value, dtype=torch.float64)
+                found[name] = (base + shift).to(value.dtype)
+        return found
+
+    def _ask(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> Tensor:
+        if not self.note:
+            try:
+                return self._together(params, buffers, shared)
+            except SgdInfluenceError:
+                raise
+            except Exception as error:  # whatever an operation of the user's can fail with in a vectorised pass
+                self.note = f"the query was asked of one model after another: {first_line(error)}"
+        count = len(next(iter(params.values())))
+        return torch.stack(
+            [
+                self.of_state(
+                    ModelState(
+                        params={n: v[i] for n, v in params.items()},
+                        buffers={**{n: v[i] for n, v in buffers.items()}, **shared},
+                    )
+                )
+                for i in range(count)
+            ]
+        )
+
+    def _together(
+        self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], shared: Mapping[str, Tensor]
+    ) -> Tensor:
+        objective = self.objective
+        data = replace(self.data, seed=None)  # inside a vectorised pass generators cannot be read
+        weights: list[float] = [0.0] * len(self.names)
+
+        def terms() -> Tensor:
+            totals: list[Any] = [0.0] * len(self.names)
+            weights[:] = [0.0] * len(self.names)
+            for number, weight, term in self.query.terms(objective.module, data):
+                totals[number] = totals[number] + weight * term.detach().double()
+                weights[number] += weight
+            return torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in totals])
+
+        shell = _Shell(objective, terms)
+
+        def ask(params: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+            def of(params: dict[str, Tensor]) -> Tensor:
+                tensors = {f"module.{n}": v for n, v in (*params.items(), *buffers.items())}
+                return torch.func.functional_call(shell, tensors, ())
+
+            # Queries look whether a loss carries a gradient; inside this it does, and nobody asks for it.
+            return torch.func.vjp(of, params)[0]
+
+        objective.load_buffers(shared)
+        with self._in_eval_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that an operation is not vectorised only costs time
+            values = torch.func.vmap(ask, randomness="same")(dict(params), dict(buffers)).detach().cpu()
+        if 0.0 in weights:
+            raise ConfigurationError(
+                "a query got no validation examples; check the validation loader and the ids asked for"
+            )
+        return values / torch.tensor(weights, dtype=torch.float64)
+
+    @contextmanager
+    def _in_eval_mode(self) -> Iterator[None]:
+        objective = self.objective
+        set_modes(objective.module, [n for n, _ in objective.module.named_modules()])
+        with ExitStack() as stack:
+            stack.callback(objective.forget_modes)
+            same = random_state.preserved() if self.data.seed is None else random_state.seeded(self.data.seed)
+            for part in (same, self.context(), tensors_made_in(objective.dtype)):
+                stack.enter_context(part)
+            stack.enter_context(Interceptor(ATTENTION))
+            yield
+
+
+class _Shell(nn.Module):
+    """A query as a module's forward pass, which is what ``functional_call`` can call."""
+
+    def __init__(self, objective: Objective, terms: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.module = objective.module
+        self._terms = terms
+
+    def forward(self) -> Tensor:
+        return self._terms()
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

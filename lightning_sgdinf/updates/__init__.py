@@ -1,0 +1,1 @@
+"""A trained run and a selection in, another model out."""
