@@ -154,7 +154,7 @@ def recomputed(case: Case, *, quick: bool) -> Iterator[list[object]]:
             keep = "every_step" if k == 1 else f"every({k})"
             path = Path(folder) / keep
             path = path if path.exists() else recorded(case, data, Path(folder), keep)
-            runner = InfluenceRunner(accelerator="cpu", certificate="off", progress=False, room_bytes=room)
+            runner = InfluenceRunner(accelerator="cpu", certificate="off", progress=False, memory_bytes=room)
             began = Seconds.now()
             values = runner.run(case.module(), datamodule=data, log=path).values
             seconds = (Seconds.now() - began).cpu

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -12,36 +13,29 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from lightning_sgdinf.baselines import Baseline, Evidence
-from lightning_sgdinf.certificate import Certificate, Level
+from lightning_sgdinf.adjoint.query_gradient import BoundQuery
+from lightning_sgdinf.certificate import Level
 from lightning_sgdinf.checkpointing import ROOM_BYTES
-from lightning_sgdinf.checks.rerun import stopwatch
 from lightning_sgdinf.dtypes import cast_floats
-from lightning_sgdinf.errors import ConfigurationError, UnsupportedRunError
-from lightning_sgdinf.estimators import DirectEstimator, Estimator, SgdInfluence
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.estimators import SgdInfluence
 from lightning_sgdinf.log import RunLog
-from lightning_sgdinf.log.reindexed import key_labels, numbered
+from lightning_sgdinf.log.reindexed import key_labels
 from lightning_sgdinf.log.trajectory import Trajectory
 from lightning_sgdinf.query import MeanLoss, Query, ValidationData
-from lightning_sgdinf.replay.batches import BatchSource
-from lightning_sgdinf.replay.dataloaders import (
-    display_labels,
-    given_data,
-    one_validation_loader,
-    stored_run_loaders,
-    training_loaders,
-    validation_loader,
-)
-from lightning_sgdinf.replay.host import Host
-from lightning_sgdinf.replay.lightning_host import recorded_host
-from lightning_sgdinf.replay.objective import open_objective
-from lightning_sgdinf.replay.replayer import Divisor, ReplaceLabels, Replayer, replace_second
+from lightning_sgdinf.renamed import warn_renamed
+from lightning_sgdinf.replay import Divisor, OpenedRun, ReplaceLabels, Replayer, replace_second
+from lightning_sgdinf.replay.dataloaders import display_labels
+from lightning_sgdinf.replay.lightning_host import validation_context
+from lightning_sgdinf.replay.opening import open_run
+from lightning_sgdinf.replay.retracer import Retracer
 from lightning_sgdinf.replay.row_shards import RowShards
-from lightning_sgdinf.replay.weight_audit import audit_loss
 from lightning_sgdinf.scores import Scores
-from lightning_sgdinf.scoring.direct_job import DirectJob
-from lightning_sgdinf.scoring.walk_job import Job, Opened, Settings, averaged_model, provenance
+from lightning_sgdinf.scoring.jobs import Method, job_for
+from lightning_sgdinf.scoring.settings import Settings
+from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.truth import Counterfactuals, Truth
+from lightning_sgdinf.updates import ModelUpdate, Updated
 
 
 class InfluenceRunner:
@@ -61,9 +55,10 @@ class InfluenceRunner:
             checks nothing and says so.
         tap: Name of a sub-module at whose output example weights enter, for losses written by hand.
         per_epoch: Keep each epoch's contributions (``Scores.per_epoch``).
-        room_bytes: Memory for states that are rebuilt rather than read, in bytes. With room for all states between two
-            stored ones each is rebuilt once; with less, some steps are taken twice or more, never more than needed.
+        memory_bytes: Memory for states that are rebuilt rather than read. With room for all states between two stored
+            ones each is rebuilt once; with less, some steps are taken twice or more, never more than needed.
         progress: Show a progress bar on standard error.
+        room_bytes: The earlier name of ``memory_bytes``.
 
     Raises:
         ConfigurationError: For a value that is not one of these.
@@ -85,13 +80,17 @@ class InfluenceRunner:
         certificate: Level = "fast",
         tap: str | None = None,
         per_epoch: bool = False,
-        room_bytes: int = ROOM_BYTES,
+        memory_bytes: int = ROOM_BYTES,
         progress: bool = True,
+        room_bytes: int | None = None,
     ) -> None:
         if certificate not in ("fast", "full", "off"):
             raise ConfigurationError(f"certificate: expected 'fast', 'full' or 'off', got {certificate!r}")
         if precision not in (None, "64-true"):
             raise ConfigurationError(f"precision: expected None (as recorded) or '64-true', got {precision!r}")
+        if room_bytes is not None:
+            warn_renamed("room_bytes=", "memory_bytes=")
+            memory_bytes = room_bytes
         if devices < 1:
             raise ConfigurationError(f"devices: expected a number of at least 1, got {devices}")
         self.accelerator, self.devices = accelerator, devices
@@ -101,7 +100,7 @@ class InfluenceRunner:
             certificate=certificate,
             tap=tap,
             per_epoch=per_epoch,
-            room_bytes=room_bytes,
+            memory_bytes=memory_bytes,
             progress=progress,
             compile=compile,
         )
@@ -115,7 +114,7 @@ class InfluenceRunner:
         *,
         log: str | Path | Trajectory,
         query: Query | None = None,
-        estimator: Estimator | DirectEstimator | Baseline | None = None,
+        estimator: Method | None = None,
     ) -> Scores:
         """Score every training example.
 
@@ -184,72 +183,103 @@ class InfluenceRunner:
         datamodule: Any,
         log: str | Path | Trajectory,
         query: Query,
-        estimator: Estimator | DirectEstimator | Baseline,
+        estimator: Method,
     ) -> Scores:
-        clock = stopwatch()
-        train_dataloaders, datamodule = given_data(train_dataloaders, datamodule)
-        with self.open(model, train_dataloaders, datamodule, log=log, fabric=fabric) as opened:
-            labels = display_labels(opened.dataset) or key_labels(opened.log)
-            if isinstance(estimator, Baseline):
-                loader = one_validation_loader(model, val_dataloaders, datamodule)
-                return self._rank(opened, estimator, loader, labels, clock)
-            loader = validation_loader(model, val_dataloaders, datamodule)
-            data = ValidationData(loader=loader, transfer=_transfer(opened.host, self.settings.dtype))
-            if isinstance(estimator, DirectEstimator):
-                return DirectJob(self.settings, opened, query, estimator, data).scores(clock, labels)
-            team = (
-                None
-                if fabric is None
-                else RowShards(fabric.global_rank, fabric.world_size, lambda t: _all_sum(fabric, t))
+        began = time.perf_counter()
+        with self.open(model, train_dataloaders, val_dataloaders, datamodule, log=log, fabric=fabric) as run:
+            team = None if fabric is None else _team(fabric)
+            result = job_for(estimator, self.settings, run, lambda: self.bind(run, query), team).result()
+            return Scores(
+                values=result.values,
+                queries=result.queries,
+                labels=_labels(run),
+                per_epoch=result.per_epoch,
+                certificate=result.certificate,
+                better=result.better,
+                provenance=run.provenance(self.settings.precision, time.perf_counter() - began, **result.provenance),
             )
-            return Job(self.settings, opened, query, estimator, data, team).scores(clock, labels)
 
     @contextmanager
     def open(
         self,
         model: nn.Module,
         train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
         datamodule: Any = None,
         *,
         log: str | Path | Trajectory,
         fabric: Fabric | None = None,
-    ) -> Iterator[Opened]:
+    ) -> Iterator[OpenedRun]:
         """Bring record, model and data together; inside, the model is borrowed.
 
         Args:
             model: The LightningModule that was trained.
             train_dataloaders: As given to ``Trainer.fit``.
+            val_dataloaders: As given to ``Trainer.fit``.
             datamodule: In place of loaders.
             log: Path of the record, or an open one.
             fabric: The Fabric of this process, if there are several.
         """
-        if isinstance(log, (str, Path)):
-            with (
-                RunLog.open(log) as opened,
-                self.open(model, train_dataloaders, datamodule, log=opened, fabric=fabric) as result,
-            ):
-                yield result
-            return
-        header = log.header
-        if header.replayable:
-            raise UnsupportedRunError(f"this run was recorded but cannot be replayed: {header.replayable}")
-        if len(log) == 0:
-            raise UnsupportedRunError("the log holds no complete step, so there is nothing to replay")
-        train_dataloaders, datamodule = given_data(train_dataloaders, datamodule)
-        if datamodule is not None:
-            # As a Trainer does before it asks for loaders; data modules are written to stand being set up twice.
-            datamodule.prepare_data()
-            datamodule.setup("fit")
-        if header.extra.get("stores_batches"):
-            loaders = stored_run_loaders(train_dataloaders, header)
-            log, size = numbered(log)
-        else:
-            loaders, size = training_loaders(model, train_dataloaders, datamodule), None
-        source = BatchSource(loaders, header, size=size)
-        host = recorded_host(header, model, datamodule, (fabric or self._fabric()).device)
-        with open_objective(model, header, source, host, tap=self.settings.tap, dtype=self.settings.dtype) as objective:
-            dataset = loaders[0].dataset if loaders else None
-            yield Opened(log=log, objective=objective, host=host, source=source, dataset=dataset)
+        settings = self.settings
+        with open_run(
+            model,
+            train_dataloaders,
+            val_dataloaders,
+            datamodule,
+            log=log,
+            device=(fabric or self._fabric()).device,
+            tap=settings.tap,
+            dtype=settings.dtype,
+            memory_bytes=settings.memory_bytes,
+        ) as run:
+            yield run
+
+    def update(
+        self,
+        model: nn.Module,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        *,
+        log: str | Path | Trajectory,
+        update: ModelUpdate,
+        selection: Selection,
+    ) -> Updated:
+        """Change the trained model as a selection of training examples asks for.
+
+        Args:
+            model: The LightningModule that was trained; its weights are not read, and it is given back untouched. Put
+                the result into a module with `lightning_sgdinf.updates.load_state`.
+            train_dataloaders: As given to ``Trainer.fit``.
+            val_dataloaders: As given to ``Trainer.fit``; for updates that look at validation data.
+            datamodule: In place of loaders.
+            log: Path of the record, or an open one.
+            update: How, e.g. `lightning_sgdinf.updates.CounterfactualReplay`.
+            selection: Which examples to leave out or to relabel.
+
+        Returns:
+            `Updated`: the state of the changed model, and what it cost.
+
+        Raises:
+            SgdInfluenceError: What `run` raises, but for queries; and what the update says of itself.
+        """
+        with self.open(model, train_dataloaders, val_dataloaders, datamodule, log=log) as run:
+            return update.update(run, selection)
+
+    @contextmanager
+    def replayer(
+        self, model: nn.Module, train_dataloaders: Any = None, datamodule: Any = None, *, log: str | Path | Trajectory
+    ) -> Iterator[Replayer]:
+        """Open a `Replayer` of a record: its steps taken again, as they were or with other example weights.
+
+        Arguments are those of `open`.
+
+        Raises:
+            UntappedLossError: If example weights do not reach the whole loss, so that no example could be left out.
+        """
+        with self.open(model, train_dataloaders, datamodule=datamodule, log=log) as run:
+            run.audit()
+            yield Replayer(run.log, run.objective)
 
     @contextmanager
     def retracer(
@@ -260,18 +290,11 @@ class InfluenceRunner:
         *,
         log: str | Path | Trajectory,
         replace_labels: ReplaceLabels = replace_second,
-    ) -> Iterator[Replayer]:
-        """A `Replayer` of a record: its steps taken again, as they were or with other example weights.
-
-        Arguments are those of `open`; ``replace_labels`` changes labels in a batch.
-
-        Raises:
-            UntappedLossError: If example weights do not reach the whole loss, so that no example could be left out.
-        """
-        with self.open(model, train_dataloaders, datamodule, log=log) as opened:
-            last = opened.log.step(len(opened.log) - 1)
-            audit_loss(opened.objective, opened.log.state(len(opened.log)), last, opened.log.step(0))
-            yield Replayer(opened.log, opened.objective, replace_labels=replace_labels)
+    ) -> Iterator[Retracer]:
+        """Open a record under its earlier name; see `replayer`, and `update` for other labels."""
+        warn_renamed("InfluenceRunner.retracer", "InfluenceRunner.replayer", stacklevel=4)
+        with self.replayer(model, train_dataloaders, datamodule, log=log) as replayer:
+            yield Retracer(replayer.log, replayer.objective, replace_labels=replace_labels)
 
     @contextmanager
     def truth(
@@ -285,16 +308,34 @@ class InfluenceRunner:
         query: Query | None = None,
         divisor: Divisor = "kept",
     ) -> Iterator[Counterfactuals]:
-        """Counterfactual training of a recorded run, to measure several times what leaving examples out really does.
+        """Open counterfactual training of a recorded run, to measure several times what leaving examples out does.
 
         Arguments are those of `run`; for ``divisor`` see `Counterfactuals`.
         """
-        train_dataloaders, datamodule = given_data(train_dataloaders, datamodule)
-        with self.open(model, train_dataloaders, datamodule, log=log) as opened:
-            loader = validation_loader(model, val_dataloaders, datamodule)
-            data = ValidationData(loader=loader, transfer=_transfer(opened.host, self.settings.dtype))
-            labels = display_labels(opened.dataset) or key_labels(opened.log)
-            yield Counterfactuals(opened, self.settings, query or MeanLoss(), data, labels=labels, divisor=divisor)
+        with self.open(model, train_dataloaders, val_dataloaders, datamodule, log=log) as run:
+            bound = self.bind(run, query or MeanLoss())
+            progress = self.settings.progress
+            yield Counterfactuals(run, bound, labels=_labels(run), divisor=divisor, progress=progress)
+
+    def bind(self, run: OpenedRun, query: Query) -> BoundQuery:
+        """Return a query bound to an opened run and its validation data.
+
+        Raises:
+            ConfigurationError: If there is not exactly one validation loader, or its data set has no length.
+        """
+        host, dtype = run.host, self.settings.dtype
+
+        def transfer(batch: Any) -> Any:
+            batch = host.transfer(host.convert_input(batch))
+            return batch if dtype is None else cast_floats(batch, dtype)
+
+        return BoundQuery(
+            query=query,
+            data=ValidationData(loader=run.validation_loader, transfer=transfer),
+            objective=run.objective,
+            context=validation_context(host, run.log.header),
+            averaged=run.log.average or (),
+        )
 
     def counterfactuals(
         self,
@@ -335,27 +376,6 @@ class InfluenceRunner:
         ) as truth:
             return truth.measure(leave_out, resume=resume)
 
-    def _rank(
-        self,
-        opened: Opened,
-        baseline: Baseline,
-        loader: Any,
-        labels: tuple[str, ...] | None,
-        clock: Callable[[], float],
-    ) -> Scores:
-        log = opened.log
-        model = averaged_model(log.state(len(log)), log)
-        values = baseline.rank(Evidence(log=log, objective=opened.objective, model=model, validation_loader=loader))
-        note = f"{baseline.title}: a ranking only, not a predicted change."
-        return Scores(
-            values=values[:, None],
-            queries=(baseline.title,),
-            better=("order",),
-            labels=labels,
-            certificate=Certificate(level="off", notes=(note,)),
-            provenance=provenance(opened, self.settings.precision, clock(), estimator=repr(baseline)),
-        )
-
     def _fabric(self) -> Fabric:
         return Fabric(accelerator=self.accelerator, devices=self.devices, strategy=self.strategy)
 
@@ -366,9 +386,9 @@ def _all_sum(fabric: Fabric, tensor: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _transfer(host: Host, dtype: torch.dtype | None) -> Callable[[Any], Any]:
-    def transfer(batch: Any) -> Any:
-        batch = host.transfer(host.convert_input(batch))
-        return batch if dtype is None else cast_floats(batch, dtype)
+def _team(fabric: Fabric) -> RowShards:
+    return RowShards(fabric.global_rank, fabric.world_size, lambda tensor: _all_sum(fabric, tensor))
 
-    return transfer
+
+def _labels(run: OpenedRun) -> tuple[str, ...] | None:
+    return display_labels(run.dataset) or key_labels(run.log)

@@ -19,7 +19,7 @@ by a number ``s``: :math:`u_\theta = carry_\theta + s\,H\,push`. That is the der
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,10 +37,28 @@ from lightning_sgdinf.replay.row_shards import RowShards
 from lightning_sgdinf.state import ModelState
 
 CHECKS = 2
-"""How often each compiled kernel is held against the eager one before it is trusted (until the epoch's end)."""
+"""Comparisons of each compiled kernel with the eager one before it is trusted (until the epoch's end)."""
 
 TOGETHER = 4
 """From how many queries on vectorising pays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PulledStep:
+    """A step pulled back through, with everything that was computed on the way.
+
+    Attributes:
+        adjoint: Of the state before the step.
+        slopes: The derivative of each query in the weight of each example of the step, ``[Q, B]``, in the order of
+            ``step.example_ids``.
+        taken: The optimizer step that was taken with the gradient at that state; ``None`` if none was.
+        buffers: The module's buffers after the step, by name.
+    """
+
+    adjoint: Adjoint
+    slopes: Tensor
+    taken: TakenStep | None = None
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class AdjointStep:
@@ -50,8 +68,6 @@ class AdjointStep:
         step: The record.
         before: The state.
         is_epoch_end: Whether it is the last step of its epoch.
-        taken: The optimizer step that was taken with the gradient at that state; set by `pull`.
-        buffers_after: The module's buffers after the step; set by `pull`.
     """
 
     def __init__(
@@ -63,25 +79,23 @@ class AdjointStep:
         query_at: Callable[[ModelState], Adjoint],
         *,
         is_epoch_end: bool = False,
-        share: RowShards | None = None,
+        shards: RowShards | None = None,
         compiled: CompiledSteps | None = None,
     ) -> None:
         self.step = step
         self.before = before
         self.is_epoch_end = is_epoch_end
-        self.taken: TakenStep | None = None
-        self.buffers_after: dict[str, Tensor] = {}
         self._objective = objective
         self._rule = rule
         self._query_at = query_at
-        self._share = share
-        self._compiled = compiled if share is None else None
+        self._shards = shards
+        self._compiled = compiled if shards is None else None
 
     def query_gradient(self) -> Adjoint:
         """The gradient of the queries at this very state, for methods that take it anew along the way."""
         return self._query_at(self.before)
 
-    def pull(self, adjoint: Adjoint, *, curvature: float = 1.0) -> tuple[Adjoint, Tensor]:
+    def pull(self, adjoint: Adjoint, *, curvature: float = 1.0) -> PulledStep:
         """Pull an adjoint of the state after the step back to the state before it.
 
         Args:
@@ -89,26 +103,22 @@ class AdjointStep:
             curvature: What the Hessian-vector product is multiplied by; at 0 it is not computed, and only the
                 optimizer's own part moves the adjoint.
 
-        Returns:
-            The adjoint of the state before, and the slopes of the step's examples ``[Q, B]``, in the order of
-            ``step.example_ids``: the derivative of each query in each example's weight.
-
         Raises:
             NonFiniteError: If the result is not finite; names the step.
         """
         adjoint = after_average(adjoint, self.step)
         self._objective.load(self.before)
-        found = self._pull_compiled(adjoint, curvature) if curvature and self._compiled is not None else None
-        after, slopes = found if found is not None else self._pull(adjoint, curvature)
-        if not bool(torch.isfinite(after.params.sum() + slopes.sum())):
+        pulled = self._pull_compiled(adjoint, curvature) if curvature and self._compiled is not None else None
+        pulled = pulled or self._pull(adjoint, curvature)
+        if not bool(torch.isfinite(pulled.adjoint.params.sum() + pulled.slopes.sum())):
             raise NonFiniteError(
                 f"the adjoint is no longer finite at step {self.step.index}: the run amplifies small changes without "
                 "bound there (a learning rate at the edge of divergence), so no influence is defined. Use fewer steps "
                 "(last_epochs) or a smaller step size."
             )
-        return after, slopes
+        return pulled
 
-    def _pull(self, adjoint: Adjoint, curvature: float) -> tuple[Adjoint, Tensor]:
+    def _pull(self, adjoint: Adjoint, curvature: float) -> PulledStep:
         micros, objective = self.step.micro_batches, self._objective
         single: FirstOrder | None = None
         passes: list[tuple[MicroBatch, Any, dict[str, Tensor]]] = []
@@ -117,7 +127,7 @@ class AdjointStep:
             grads: Sequence[Tensor | None] = single.grads
         else:
             grads, passes = self._sum_gradients(micros)
-        self.buffers_after = objective.read_buffers()
+        buffers_after = objective.read_buffers()
         taken = self._take(self._over_processes([_detached(g) for g in grads]))
         carry, state, push = taken.pull(adjoint)
         buffers = dict(adjoint.buffers)
@@ -132,12 +142,14 @@ class AdjointStep:
             traced = self._trace(micro, batch)
             carry, buffers, part = self._differentiate(traced, len(micro.example_ids), push, carry, buffers, curvature)
             slopes.insert(0, part)
-        return (
-            replace(adjoint, params=carry, optimizer=state, buffers=buffers),
-            torch.cat(slopes, dim=1) if len(slopes) > 1 else slopes[0],
+        return PulledStep(
+            adjoint=replace(adjoint, params=carry, optimizer=state, buffers=buffers),
+            slopes=torch.cat(slopes, dim=1) if len(slopes) > 1 else slopes[0],
+            taken=taken,
+            buffers=buffers_after,
         )
 
-    def _pull_compiled(self, adjoint: Adjoint, curvature: float) -> tuple[Adjoint, Tensor] | None:
+    def _pull_compiled(self, adjoint: Adjoint, curvature: float) -> PulledStep | None:
         """As `_pull` with curvature, by a compiled kernel; ``None`` if there is none."""
         compiled, objective = self._compiled, self._objective
         if compiled is None or len(self.step.micro_batches) != 1:
@@ -151,18 +163,16 @@ class AdjointStep:
             return self._run_compiled(compiled, kernel, micro, batch, adjoint, curvature)
         kernel.checks += 1
         expected = self._pull(adjoint, curvature)
-        taken, buffers = self.taken, self.buffers_after
         objective.load_buffers(self.before.buffers)
-        found = self._run_compiled(compiled, kernel, micro, batch, adjoint, curvature)
-        if worst := _disagreement(found, expected, objective.parameters[0].dtype):
+        pulled = self._run_compiled(compiled, kernel, micro, batch, adjoint, curvature)
+        if worst := _disagreement(pulled, expected, objective.parameters[0].dtype):
             compiled.give_up(f"at step {self.step.index} the compiled kernel's {worst}")
-            self.taken, self.buffers_after = taken, buffers
             return expected
-        return found
+        return pulled
 
     def _run_compiled(
         self, compiled: CompiledSteps, kernel: Kernel, micro: MicroBatch, batch: Any, adjoint: Adjoint, curvature: float
-    ) -> tuple[Adjoint, Tensor]:
+    ) -> PulledStep:
         objective = self._objective
         zeros = [
             torch.zeros_like(p) if there else None
@@ -174,24 +184,27 @@ class AdjointStep:
             trace = objective.trace(self.step, micro, batch)
             grads = objective.gradient(trace.loss)
             objective.load_buffers(self.before.buffers)
-        carry, state, push = self._take(grads).pull(adjoint)
+        taken = self._take(grads)
+        carry, state, push = taken.pull(adjoint)
         outcome = compiled.run(kernel, self.step, micro, batch, push, adjoint.buffers)
-        self.buffers_after = objective.read_buffers()
-        if not needed:
-            self._take(outcome.grads)
+        buffers_after = objective.read_buffers()
         carry, buffers = self._add(outcome.products, carry, curvature)
-        return replace(adjoint, params=carry, optimizer=state, buffers=buffers), outcome.products.slopes
+        return PulledStep(
+            adjoint=replace(adjoint, params=carry, optimizer=state, buffers=buffers),
+            slopes=outcome.products.slopes,
+            taken=taken if needed else self._take(outcome.grads),
+            buffers=buffers_after,
+        )
 
     def _take(self, grads: Sequence[Tensor | None]) -> TakenStep:
-        self.taken = take_step(self._rule, self._objective.vector, self.before, grads, self.step)
-        return self.taken
+        return take_step(self._rule, self._objective.vector, self.before, grads, self.step)
 
     def _trace(self, micro: MicroBatch, batch: Any) -> FirstOrder:
         objective = self._objective
         count = len(micro.example_ids)
         own, fraction = self._own_rows(batch, count)
         weights = torch.ones(
-            _length(self._share, count),
+            _length(self._shards, count),
             dtype=objective.parameters[0].dtype,
             device=objective.host.device,
             requires_grad=True,
@@ -201,12 +214,12 @@ class AdjointStep:
         return FirstOrder(loss, weights, trace.statistics, objective.gradient(loss, create_graph=True))
 
     def _own_rows(self, batch: Any, count: int) -> tuple[Any, float]:
-        if self._share is None:
+        if self._shards is None:
             return batch, 1.0
-        return self._share.part(batch, count), self._share.fraction(count)
+        return self._shards.part(batch, count), self._shards.fraction(count)
 
     def _over_processes(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-        return list(tensors) if self._share is None else self._share.sum(tensors)
+        return list(tensors) if self._shards is None else self._shards.sum(tensors)
 
     def _sum_gradients(
         self, micros: Sequence[MicroBatch]
@@ -234,9 +247,9 @@ class AdjointStep:
         """Carry with the scaled ``H push`` added, adjoints of the buffers before the pass, and slopes ``[Q, B]``."""
         objective = self._objective
         products = self._products(first, objective.vector.split(push), buffers, curvature != 0)
-        if self._share is not None:
+        if self._shards is not None:
             names = list(products.statistics)
-            slopes = self._share.spread(products.slopes, count)
+            slopes = self._shards.scatter(products.slopes, count)
             summed = self._over_processes([*products.hessian, *products.statistics.values()])
             hessian, rest = summed[: len(products.hessian)], summed[len(products.hessian) :]
             products = Products(slopes, hessian, dict(zip(names, rest, strict=True)), products.buffers)  # type: ignore[arg-type]
@@ -264,20 +277,21 @@ class AdjointStep:
         return carry, buffers
 
 
-def _disagreement(found: tuple[Adjoint, Tensor], expected: tuple[Adjoint, Tensor], dtype: torch.dtype) -> str:
-    """What differs between a compiled and an eager result by more than rounding; empty if nothing does."""
+def _disagreement(compiled: PulledStep, eager: PulledStep, dtype: torch.dtype) -> str:
+    """Say what differs by more than rounding; empty if nothing does."""
     allowed = 1e-9 if dtype == torch.float64 else 1e-3
-    for name, a, b in (("adjoint", found[0].params, expected[0].params), ("slopes", found[1], expected[1])):
+    pairs = (("adjoint", compiled.adjoint.params, eager.adjoint.params), ("slopes", compiled.slopes, eager.slopes))
+    for name, a, b in pairs:
         gap = float((a - b).norm() / b.norm().clamp_min(torch.finfo(b.dtype).tiny))
         if not gap <= allowed:
             return f"{name} differs by {gap:.1e} of its norm (allowed {allowed:.0e})"
     return ""
 
 
-def _length(share: RowShards | None, count: int) -> int:
-    if share is None:
+def _length(shards: RowShards | None, count: int) -> int:
+    if shards is None:
         return count
-    rows = share.rows(count)
+    rows = shards.rows(count)
     return rows.stop - rows.start
 
 

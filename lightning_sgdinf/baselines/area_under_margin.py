@@ -18,10 +18,10 @@ from torch import Tensor
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.baselines.class_probabilities import class_probabilities, lead
-from lightning_sgdinf.baselines.evidence import Evidence
-from lightning_sgdinf.baselines.examples import Examples
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError, StateNotStoredError
 from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.replay.examples import Examples
+from lightning_sgdinf.replay.opened import OpenedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class AreaUnderMargin:
             )
         return tuple(sorted(found))
 
-    def rank(self, evidence: Evidence) -> Tensor:
+    def rank(self, run: OpenedRun) -> Tensor:
         """Values ``[N]``, differences of logits.
 
         Raises:
@@ -89,18 +89,18 @@ class AreaUnderMargin:
             NonFiniteError: A margin is NaN or infinite; names the state.
             StateNotStoredError: Fewer than two states are stored in that part of the run.
         """
-        indices = self.state_indices(evidence.log)
-        examples = evidence.training.plain()
-        values = torch.zeros(evidence.size, dtype=torch.float64)
+        indices = self.state_indices(run.log)
+        examples = run.training.plain()
+        values = torch.zeros(run.examples, dtype=torch.float64)
         for index in indices:
-            values += self._margins(evidence, examples, index) / len(indices)
+            values += self._margins(run, examples, index) / len(indices)
         return values
 
-    def _margins(self, evidence: Evidence, examples: Examples, index: int) -> Tensor:
-        state = evidence.log.state(index)
+    def _margins(self, run: OpenedRun, examples: Examples, index: int) -> Tensor:
+        state = run.log.state(index)
         try:
             with random_state.seeded(self.seed):
-                found = class_probabilities(evidence, examples, state, batch_size=self.batch_size)
+                found = class_probabilities(run, examples, state, batch_size=self.batch_size)
         except NonFiniteError as error:
             raise NonFiniteError(f"{self.title}: at state {index} not all of them are finite ({error})") from error
         margins = lead(found.log_values, found.labels, alone=-torch.inf)

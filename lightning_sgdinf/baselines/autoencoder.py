@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.baselines.autoencoder_networks import autoencoder, scaling
-from lightning_sgdinf.baselines.evidence import Evidence
 from lightning_sgdinf.baselines.features import INPUTS, features
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+from lightning_sgdinf.replay.opened import OpenedRun
 
 Network = Callable[[Tensor], nn.Module]
 """Makes an untrained autoencoder from scaled examples ``[N, *shape]``, to take shape and bounds from."""
@@ -69,7 +69,7 @@ class Autoencoder:
         """What the values are."""
         return "minus the reconstruction error"
 
-    def rank(self, evidence: Evidence) -> Tensor:
+    def rank(self, run: OpenedRun) -> Tensor:
         """Values ``[N]``, at most 0: minus the mean squared error over an example's features, scaled as by
         `lightning_sgdinf.baselines.autoencoder_networks.scaling`.
 
@@ -78,10 +78,10 @@ class Autoencoder:
                 validation loader.
             NonFiniteError: A feature is NaN or infinite, or the autoencoder's training diverged.
         """
-        device = evidence.objective.host.device
+        device = run.objective.host.device
         with random_state.seeded(self.seed), torch.enable_grad():
-            scored = features(evidence, evidence.training.plain(), self.features)
-            passes = self._augmented(evidence) if self.compat else iter([scored] * self.epochs)
+            scored = features(run, run.training.plain(), self.features)
+            passes = self._augmented(run) if self.compat else iter([scored] * self.epochs)
             first = next(passes)
             shift, scale = scaling(first)
 
@@ -98,10 +98,10 @@ class Autoencoder:
             raise NonFiniteError(f"the reconstruction error of training example {wrong} is {-values[wrong].item()}")
         return values
 
-    def _augmented(self, evidence: Evidence) -> Iterator[Tensor]:
-        examples = evidence.validation.augmented_as(evidence.training)
+    def _augmented(self, run: OpenedRun) -> Iterator[Tensor]:
+        examples = run.validation.augmented_as(run.training)
         for _ in range(self.epochs):
-            yield features(evidence, examples, self.features)
+            yield features(run, examples, self.features)
 
     def _fit(self, network: nn.Module, passes: Iterable[Tensor], scaled: Callable[[Tensor], Tensor]) -> None:
         optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)

@@ -6,8 +6,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from lightning_sgdinf.baselines.evidence import Evidence
 from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.replay.opened import OpenedRun
 
 
 @runtime_checkable
@@ -19,11 +19,11 @@ class Baseline(Protocol):
         """What the values are, for tables and axes."""
         ...
 
-    def rank(self, evidence: Evidence) -> Tensor:
+    def rank(self, run: OpenedRun) -> Tensor:
         """Values ``[N]``, float64: the most negative come first in a ranking by harm.
 
         Args:
-            evidence: The run, its model and its data.
+            run: The run, its model and its data.
         """
         ...
 

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_sgdinf.baselines.evidence import Evidence
-from lightning_sgdinf.baselines.examples import Examples
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.kernels.intercept import Interceptor
+from lightning_sgdinf.replay.examples import Examples
+from lightning_sgdinf.replay.opened import OpenedRun
 from lightning_sgdinf.state import ModelState
 
 
@@ -40,12 +40,12 @@ class ClassProbabilities:
 
 
 def class_probabilities(
-    evidence: Evidence, examples: Examples, model: ModelState | None = None, *, batch_size: int = 500
+    run: OpenedRun, examples: Examples, model: ModelState | None = None, *, batch_size: int = 500
 ) -> ClassProbabilities:
     """Class probabilities and labels of examples, in eval mode.
 
     Args:
-        evidence: The run.
+        run: The run.
         examples: Of which to say them.
         model: Parameters and buffers; those of the final model if ``None``.
         batch_size: Examples per forward pass.
@@ -56,7 +56,7 @@ def class_probabilities(
         NonFiniteError: A probability is NaN; names the example.
     """
     values, labels = [], []
-    with evidence.at(evidence.model if model is None else model) as loss:
+    with run.at(run.model if model is None else model) as loss:
         for ids, batch in examples.batches(batch_size):
             sight = _Sight()
             with Interceptor(dict.fromkeys(_SHOWN, sight.handle)):

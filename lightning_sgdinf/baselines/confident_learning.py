@@ -20,9 +20,9 @@ from torch import Tensor
 from lightning_sgdinf import random_state
 from lightning_sgdinf.baselines.class_probabilities import class_probabilities
 from lightning_sgdinf.baselines.cross_validation import Fit, out_of_sample
-from lightning_sgdinf.baselines.evidence import Evidence
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.extras import require
+from lightning_sgdinf.replay.opened import OpenedRun
 
 Quality = Literal["self_confidence", "normalized_margin", "confidence_weighted_entropy"]
 Issues = Literal[
@@ -76,7 +76,7 @@ class ConfidentLearning:
         """What the values are."""
         return "label quality (cleanlab)"
 
-    def rank(self, evidence: Evidence) -> Tensor:
+    def rank(self, run: OpenedRun) -> Tensor:
         """Values ``[N]`` in ``[-1, 1]``: the quality of the label, less 1 where it counts as wrong.
 
         Raises:
@@ -88,22 +88,22 @@ class ConfidentLearning:
         scoring = require("cleanlab.rank", extra="cleanlab")
         filtering = require("cleanlab.filter", extra="cleanlab")
         with random_state.seeded(self.seed):
-            labels, values = (found.numpy() for found in self._labels_and_probabilities(evidence))
+            labels, values = (found.numpy() for found in self._labels_and_probabilities(run))
             quality = scoring.get_label_quality_scores(labels, values, method=self.quality)
             if self.issues is not None:
                 wrong = filtering.find_label_issues(labels, values, filter_by=self.issues, n_jobs=1)
                 quality = quality - wrong
         return torch.from_numpy(np.asarray(quality, np.float64))
 
-    def _labels_and_probabilities(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
+    def _labels_and_probabilities(self, run: OpenedRun) -> tuple[Tensor, Tensor]:
         if self.probabilities is None:
-            found = out_of_sample(evidence, folds=self.folds, seed=self.seed, fit=self.fit, batch_size=self.batch_size)
+            found = out_of_sample(run, folds=self.folds, seed=self.seed, fit=self.fit, batch_size=self.batch_size)
             return found.labels, found.values
         if self.labels is None:
-            labels = class_probabilities(evidence, evidence.training.plain(), batch_size=self.batch_size).labels
+            labels = class_probabilities(run, run.training.plain(), batch_size=self.batch_size).labels
         else:
             labels = torch.as_tensor(self.labels).detach().cpu()
-        return _checked(torch.as_tensor(self.probabilities).detach().to("cpu", torch.float64), labels, evidence.size)
+        return _checked(torch.as_tensor(self.probabilities).detach().to("cpu", torch.float64), labels, run.examples)
 
 
 def _checked(values: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:

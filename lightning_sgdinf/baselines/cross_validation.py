@@ -23,12 +23,10 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from lightning_sgdinf.baselines.class_probabilities import ClassProbabilities, class_probabilities
-from lightning_sgdinf.baselines.evidence import Evidence
 from lightning_sgdinf.errors import ConfigurationError, ModelMismatchError, StateNotStoredError
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.replay.averaging import run_and_average, with_average
-from lightning_sgdinf.replay.replayer import Replayer
-from lightning_sgdinf.replay.weight_audit import audit_loss
+from lightning_sgdinf.replay.counterfactual import CounterfactualRun
+from lightning_sgdinf.replay.opened import OpenedRun
 from lightning_sgdinf.state import ModelState
 
 Fit = Callable[[Any], nn.Module]
@@ -36,12 +34,12 @@ Fit = Callable[[Any], nn.Module]
 
 
 def out_of_sample(
-    evidence: Evidence, *, folds: int, seed: int, fit: Fit | None = None, batch_size: int = 500
+    run: OpenedRun, *, folds: int, seed: int, fit: Fit | None = None, batch_size: int = 500
 ) -> ClassProbabilities:
     """Class probabilities of every training example by a model that was trained without it.
 
     Args:
-        evidence: The run.
+        run: The run.
         folds: Number ``k`` of models, at least 2 and at most the number of examples of the largest class.
         seed: Of the folds.
         fit: Trains a model; the recorded run is taken again if ``None``.
@@ -57,12 +55,12 @@ def out_of_sample(
         UntappedLossError: The loss has a term that example weights do not reach, and there is no ``fit``.
         UnsupportedRunError: The recorded run cannot be taken again, and there is no ``fit``.
     """
-    plain = evidence.training.plain()
-    found = class_probabilities(evidence, plain, batch_size=batch_size)
-    train = _Recorded(evidence) if fit is None else _Fitted(evidence, fit)
+    plain = run.training.plain()
+    found = class_probabilities(run, plain, batch_size=batch_size)
+    train = _Recorded(run) if fit is None else _Fitted(run, fit)
     for held_out in deal_out(found.labels, folds, seed):
         model = train(held_out)
-        part = class_probabilities(evidence, plain.subset(held_out), model, batch_size=batch_size)
+        part = class_probabilities(run, plain.subset(held_out), model, batch_size=batch_size)
         found.log_values[held_out] = part.log_values
     return found
 
@@ -84,43 +82,35 @@ def deal_out(labels: Tensor, folds: int, seed: int) -> list[Tensor]:
 class _Recorded:
     """The recorded run taken again without some examples."""
 
-    def __init__(self, evidence: Evidence) -> None:
-        log, objective = evidence.log, evidence.objective
-        if 0 not in log.state_indices:
+    def __init__(self, run: OpenedRun) -> None:
+        if 0 not in run.log.state_indices:
             raise StateNotStoredError(
                 f"cross-validation takes the recorded run again from state 0, which was not kept "
-                f"(keep={log.header.keep!r}). Record with keep='every_step', or give fit=, a function that trains a "
-                "new model on a data set."
+                f"(keep={run.log.header.keep!r}). Record with keep='every_step', or give fit=, a function that trains "
+                "a new model on a data set."
             )
-        self._log, self._size = log, evidence.size
-        self._start = log.state(0)
-        audit_loss(objective, log.state(len(log)), log.step(len(log) - 1), log.step(0))
-        self._retracer = Replayer(log, objective, divisor="reduced")
-        self._fed: dict[str, Tensor] | None = None
+        run.audit()
+        self._size = run.examples
+        self._counterfactual = CounterfactualRun(run, divisor="reduced")
 
     def __call__(self, held_out: Tensor) -> ModelState:
         weights = torch.ones(self._size, dtype=torch.float64)
         weights[held_out] = 0.0
-        if self._log.average is None:
-            return self._retracer.run(self._start, 0, len(self._log), weights=weights)
-        if self._fed is None:
-            self._fed = run_and_average(self._retracer, self._log, self._start, 0)[1]
-        end, fed = run_and_average(self._retracer, self._log, self._start, 0, weights=weights)
-        return with_average(end, self._log.average, fed, self._fed)
+        return self._counterfactual.run(weights=weights)
 
 
 class _Fitted:
     """A new model trained on the data set without some examples."""
 
-    def __init__(self, evidence: Evidence, fit: Fit) -> None:
-        self._evidence, self._fit = evidence, fit
+    def __init__(self, run: OpenedRun, fit: Fit) -> None:
+        self._run, self._fit = run, fit
 
     def __call__(self, held_out: Tensor) -> ModelState:
-        keep = torch.ones(self._evidence.size, dtype=torch.bool)
+        keep = torch.ones(self._run.examples, dtype=torch.bool)
         keep[held_out] = False
-        model = self._fit(Subset(self._evidence.training.dataset, keep.nonzero().flatten().tolist()))
+        model = self._fit(Subset(self._run.training.dataset, keep.nonzero().flatten().tolist()))
         params, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-        objective = self._evidence.objective
+        objective = self._run.objective
         for name, known in objective.module.named_parameters():
             own = params.get(name)
             if own is None or own.shape != known.shape:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.baselines.evidence import Evidence
-from lightning_sgdinf.baselines.examples import Examples
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+from lightning_sgdinf.replay.examples import Examples
+from lightning_sgdinf.replay.opened import OpenedRun
 
 INPUTS = "inputs"
 """The first floating-point tensor of a batch."""
@@ -22,11 +22,11 @@ PENULTIMATE = "penultimate"
 """What the last linear layer of a forward pass gets."""
 
 
-def features(evidence: Evidence, examples: Examples, layer: str = PENULTIMATE, *, batch_size: int = 500) -> Tensor:
+def features(run: OpenedRun, examples: Examples, layer: str = PENULTIMATE, *, batch_size: int = 500) -> Tensor:
     """Features of examples at the final model, in eval mode.
 
     Args:
-        evidence: The run.
+        run: The run.
         examples: Of which to take them.
         layer: ``"inputs"`` for the first floating-point tensor of a batch, ``"penultimate"`` for what the last linear
             layer that a forward pass calls is given, or the name of a sub-module, whose output it is.
@@ -44,8 +44,8 @@ def features(evidence: Evidence, examples: Examples, layer: str = PENULTIMATE, *
         if layer == INPUTS:
             look = first_floats
         else:
-            step = stack.enter_context(evidence.at(evidence.model))
-            look = stack.enter_context(_watching(evidence.objective.module, layer, step))
+            step = stack.enter_context(run.at(run.model))
+            look = stack.enter_context(_watching(run.objective.module, layer, step))
         for ids, batch in examples.batches(batch_size):
             found = look(batch).detach()
             if found.ndim == 0 or len(found) != len(ids):
@@ -62,15 +62,15 @@ def features(evidence: Evidence, examples: Examples, layer: str = PENULTIMATE, *
 
 
 def feature_matrix(
-    evidence: Evidence, examples: Examples, layer: str = PENULTIMATE, *, batch_size: int = 500
+    run: OpenedRun, examples: Examples, layer: str = PENULTIMATE, *, batch_size: int = 500
 ) -> np.ndarray:
     """`features` as scikit-learn takes them: ``[M, D]``, one row per example."""
-    found = features(evidence, examples, layer, batch_size=batch_size)
+    found = features(run, examples, layer, batch_size=batch_size)
     return found.reshape(len(found), -1).numpy()
 
 
 def scored_and_fitted(
-    evidence: Evidence, layer: str, *, compat: bool, batch_size: int, seed: int
+    run: OpenedRun, layer: str, *, compat: bool, batch_size: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Matrices of the training examples and of what a detector of odd inputs is fitted on, in float64.
 
@@ -84,11 +84,11 @@ def scored_and_fitted(
 
     def matrix(examples: Examples) -> np.ndarray:
         # In float64: differences of near distances decide.
-        return feature_matrix(evidence, examples, layer, batch_size=batch_size).astype(np.float64)
+        return feature_matrix(run, examples, layer, batch_size=batch_size).astype(np.float64)
 
     with random_state.seeded(seed):
-        scored = matrix(evidence.training.plain())
-        return scored, matrix(evidence.validation) if compat else scored
+        scored = matrix(run.training.plain())
+        return scored, matrix(run.validation) if compat else scored
 
 
 def first_floats(batch: Any) -> Tensor:

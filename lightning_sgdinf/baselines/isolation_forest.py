@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.baselines.evidence import Evidence
-from lightning_sgdinf.baselines.examples import Examples
 from lightning_sgdinf.baselines.features import PENULTIMATE, feature_matrix
 from lightning_sgdinf.extras import require
+from lightning_sgdinf.replay.examples import Examples
+from lightning_sgdinf.replay.opened import OpenedRun
 
 PUBLISHED_PASSES = 20
 """Augmented passes over the validation set that the comparison in the SGD-influence paper fits its forest on."""
@@ -60,7 +60,7 @@ class IsolationForest:
         """What the values are."""
         return "isolation forest"
 
-    def rank(self, evidence: Evidence) -> Tensor:
+    def rank(self, run: OpenedRun) -> Tensor:
         """Values ``[N]`` in ``[-1, 0]``: scikit-learn's ``score_samples``.
 
         Raises:
@@ -71,13 +71,13 @@ class IsolationForest:
         ensemble = require("sklearn.ensemble", extra="cli")
         forest = ensemble.IsolationForest(n_estimators=self.trees, max_samples=self.max_samples, random_state=self.seed)
         with random_state.seeded(self.seed):
-            scored = self._features(evidence, evidence.training.plain())
+            scored = self._features(run, run.training.plain())
             if self.compat:
-                examples = evidence.validation.augmented_as(evidence.training)
-                fitted = np.concatenate([self._features(evidence, examples) for _ in range(PUBLISHED_PASSES)])
+                examples = run.validation.augmented_as(run.training)
+                fitted = np.concatenate([self._features(run, examples) for _ in range(PUBLISHED_PASSES)])
             else:
                 fitted = scored
             return torch.from_numpy(forest.fit(fitted).score_samples(scored))
 
-    def _features(self, evidence: Evidence, examples: Examples) -> np.ndarray:
-        return feature_matrix(evidence, examples, self.features, batch_size=self.batch_size)
+    def _features(self, run: OpenedRun, examples: Examples) -> np.ndarray:
+        return feature_matrix(run, examples, self.features, batch_size=self.batch_size)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.baselines.evidence import Evidence
 from lightning_sgdinf.baselines.features import PENULTIMATE, scored_and_fitted
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.extras import require
+from lightning_sgdinf.replay.opened import OpenedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class LocalOutlierFactor:
         """What the values are."""
         return "local outlier factor"
 
-    def rank(self, evidence: Evidence) -> Tensor:
+    def rank(self, run: OpenedRun) -> Tensor:
         """Values ``[N]``: minus the factor, about -1 inside and lower outside.
 
         Raises:
@@ -63,7 +63,7 @@ class LocalOutlierFactor:
         """
         neighbors = require("sklearn.neighbors", extra="cli")
         scored, fitted = scored_and_fitted(
-            evidence, self.features, compat=self.compat, batch_size=self.batch_size, seed=self.seed
+            run, self.features, compat=self.compat, batch_size=self.batch_size, seed=self.seed
         )
         count = min(self.neighbours, len(fitted) - 1)
         if count < 1:

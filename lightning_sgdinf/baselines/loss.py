@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.baselines.evidence import Evidence
-from lightning_sgdinf.baselines.examples import Examples
 from lightning_sgdinf.errors import NonFiniteError
 from lightning_sgdinf.kernels.intercept import Interceptor
 from lightning_sgdinf.replay.example_weights import LOSSES
+from lightning_sgdinf.replay.examples import Examples
+from lightning_sgdinf.replay.opened import OpenedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,15 @@ class LossBaseline:
         """What the values are."""
         return "minus the training loss"
 
-    def rank(self, evidence: Evidence) -> Tensor:
+    def rank(self, run: OpenedRun) -> Tensor:
         """Values ``[N]``: minus the loss.
 
         Raises:
             NonFiniteError: If an example's loss is NaN or infinite; names it.
         """
-        examples = evidence.training.plain()
-        values = torch.zeros(evidence.size, dtype=torch.float64)
-        with random_state.seeded(self.seed), evidence.at(evidence.model) as loss:
+        examples = run.training.plain()
+        values = torch.zeros(run.examples, dtype=torch.float64)
+        with random_state.seeded(self.seed), run.at(run.model) as loss:
             for ids, batch in examples.batches(self.batch_size):
                 found = _batch_losses(loss, batch, len(ids))
                 if found is None:

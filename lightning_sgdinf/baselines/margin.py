@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.baselines.class_probabilities import class_probabilities, lead
-from lightning_sgdinf.baselines.evidence import Evidence
+from lightning_sgdinf.replay.opened import OpenedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class MarginBaseline:
         """What the values are."""
         return "probability margin of the label"
 
-    def rank(self, evidence: Evidence) -> Tensor:
+    def rank(self, run: OpenedRun) -> Tensor:
         """Values ``[N]`` in ``[-1, 1]``.
 
         Raises:
@@ -47,5 +47,5 @@ class MarginBaseline:
             NonFiniteError: A probability is NaN; names the example.
         """
         with random_state.seeded(self.seed):
-            found = class_probabilities(evidence, evidence.training.plain(), batch_size=self.batch_size)
+            found = class_probabilities(run, run.training.plain(), batch_size=self.batch_size)
         return lead(found.values, found.labels, alone=-1.0)

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.baselines.evidence import Evidence
 from lightning_sgdinf.baselines.features import PENULTIMATE, scored_and_fitted
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.extras import require
+from lightning_sgdinf.replay.opened import OpenedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class OneClassSvm:
         """What the values are."""
         return "one-class SVM"
 
-    def rank(self, evidence: Evidence) -> Tensor:
+    def rank(self, run: OpenedRun) -> Tensor:
         """Values ``[N]``: scikit-learn's ``score_samples``, low outside.
 
         Raises:
@@ -82,7 +82,7 @@ class OneClassSvm:
         """
         svm = require("sklearn.svm", extra="cli")
         scored, fitted = scored_and_fitted(
-            evidence, self.features, compat=self.compat, batch_size=self.batch_size, seed=self.seed
+            run, self.features, compat=self.compat, batch_size=self.batch_size, seed=self.seed
         )
         gamma = self.gamma if self.gamma is not None else _gamma(fitted)
         if len(fitted) <= self.exact_up_to:

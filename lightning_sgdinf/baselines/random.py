@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.baselines.evidence import Evidence
+from lightning_sgdinf.replay.opened import OpenedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class RandomBaseline:
         """What the values are."""
         return "random order"
 
-    def rank(self, evidence: Evidence) -> Tensor:
+    def rank(self, run: OpenedRun) -> Tensor:
         """Values ``[N]`` in ``[-1, 0)``."""
         generator = torch.Generator().manual_seed(self.seed)
-        return torch.rand(evidence.size, generator=generator, dtype=torch.float64) - 1
+        return torch.rand(run.examples, generator=generator, dtype=torch.float64) - 1

@@ -1,4 +1,4 @@
-"""Scores in, a selection out; training again on a selection."""
+"""Strategies: scores in, a selection out."""
 
 from lightning_sgdinf.cleansing.base import CleansingContext as CleansingContext
 from lightning_sgdinf.cleansing.base import CleansingStrategy as CleansingStrategy
@@ -20,21 +20,27 @@ from lightning_sgdinf.cleansing.reliability import Chosen as Chosen
 from lightning_sgdinf.cleansing.reliability import Reliability as Reliability
 from lightning_sgdinf.cleansing.reliability import choose_by_each as choose_by_each
 from lightning_sgdinf.cleansing.reliability import how_reliable as how_reliable
+from lightning_sgdinf.cleansing.retraining import CounterfactualRetraining as CounterfactualRetraining
+from lightning_sgdinf.cleansing.retraining import ScratchRetraining as ScratchRetraining
 from lightning_sgdinf.cleansing.retraining_cache import Outcomes as Outcomes
 from lightning_sgdinf.cleansing.stable import Stable as Stable
 from lightning_sgdinf.cleansing.top_fraction import TopFraction as TopFraction
 from lightning_sgdinf.cleansing.top_k import TopK as TopK
 from lightning_sgdinf.cleansing.validated import Validated as Validated
+from lightning_sgdinf.renamed import renamed
 from lightning_sgdinf.selection import Selection as Selection
 from lightning_sgdinf.selection import Trial as Trial
-from lightning_sgdinf.updates.counterfactual import CounterfactualRetraining as CounterfactualRetraining
-from lightning_sgdinf.updates.counterfactual import Retrained as Retrained
-from lightning_sgdinf.updates.counterfactual import Retraining as Retraining
-from lightning_sgdinf.updates.datasets import ReducedDataset as ReducedDataset
-from lightning_sgdinf.updates.datasets import RelabelledDataset as RelabelledDataset
-from lightning_sgdinf.updates.datasets import cleansed_dataset as cleansed_dataset
-from lightning_sgdinf.updates.datasets import replace_label as replace_label
-from lightning_sgdinf.updates.loading import load_state as load_state
-from lightning_sgdinf.updates.loading import state_of as state_of
-from lightning_sgdinf.updates.loading import with_state as with_state
-from lightning_sgdinf.updates.scratch import ScratchRetraining as ScratchRetraining
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "Retrained": "lightning_sgdinf.updates.Updated",
+        **{
+            name: f"lightning_sgdinf.updates.{name}"
+            for name in (
+                *("ReducedDataset", "RelabelledDataset", "Retraining", "cleansed_dataset", "replace_label"),
+                *("load_state", "state_of", "with_state"),
+            )
+        },
+    },
+)

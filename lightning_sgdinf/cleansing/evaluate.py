@@ -20,9 +20,8 @@ from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.random_state import preserved
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.state import ModelState
-from lightning_sgdinf.updates.counterfactual import Retraining
+from lightning_sgdinf.updates import Retraining, with_state
 from lightning_sgdinf.updates.datasets import SizedDataset
-from lightning_sgdinf.updates.loading import with_state
 
 LogitsAndLabels = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
 """What a model says of a batch: logits ``[B, C]`` (``[B]`` or ``[B, 1]`` if there are two classes) and labels

@@ -15,7 +15,7 @@ from lightning_sgdinf.cleansing.evaluate import Evaluation
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.state import ModelState
-from lightning_sgdinf.updates.counterfactual import Retraining
+from lightning_sgdinf.updates import Retraining
 
 Metric = Literal["loss", "error"]
 

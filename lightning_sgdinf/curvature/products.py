@@ -45,7 +45,7 @@ class TrainingCurvature:
         examples: ``N``.
         kind: Which curvature.
         batch_size: Examples per pass.
-        room_bytes: Batches are kept in memory as far as this goes; the others are made anew for each product.
+        memory_bytes: Batches are kept in memory as far as this goes; the others are made anew for each product.
 
     Raises:
         ConfigurationError: The loss of a batch is not the mean of its examples' losses.
@@ -59,7 +59,7 @@ class TrainingCurvature:
         *,
         kind: Kind = "hessian",
         batch_size: int = 500,
-        room_bytes: int = 1 << 30,
+        memory_bytes: int = 1 << 30,
     ) -> None:
         self._objective = objective
         quiet = tuple(n for n, _ in objective.module.named_modules())
@@ -67,7 +67,7 @@ class TrainingCurvature:
         self._examples, self._kind = examples, kind
         self._random = random_state.capture()  # every pass over the data sees the same augmentation
         self._ids = torch.arange(examples).split(batch_size)
-        self._room = room_bytes
+        self._room = memory_bytes
         self._kept: dict[int, Any] = {}
         self._check_means()
 

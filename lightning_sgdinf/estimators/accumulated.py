@@ -11,7 +11,7 @@ occurrence of ``j`` its curvature still counts the example. Equal to real remova
 optimizer that is linear in the gradient (SGD with momentum, weight decay ...).
 
 Works forwards, with one state per example that has been drawn: ``[N, P]`` numbers and as many again for each tensor
-of the optimizer. What does not fit into the runner's ``room_bytes`` is done in several passes over the run. Cost of a
+of the optimizer. What does not fit into the runner's ``memory_bytes`` is done in several passes over the run. Cost of a
 step: one Hessian-vector product per example drawn so far, and two more per example of the batch. For small models.
 
 Not for models with BatchNorm in training mode (running statistics are not carried), nor for averaged weights.
@@ -34,14 +34,17 @@ from lightning_sgdinf.adjoint.optim.base import UpdateRule, rule_for
 from lightning_sgdinf.adjoint.optim.jvp import LinearStep, Tangent, difference
 from lightning_sgdinf.adjoint.optim.step import take_step
 from lightning_sgdinf.adjoint.per_example import hessian_rows, own_gradients, own_hessian_rows
+from lightning_sgdinf.adjoint.query_gradient import BoundQuery
 from lightning_sgdinf.adjoint.second_order import FirstOrder
-from lightning_sgdinf.errors import ConfigurationError, NonFiniteError, StepMismatchError, UnsupportedRunError
-from lightning_sgdinf.estimators.direct import Answer, Question
-from lightning_sgdinf.log import state_checksum
+from lightning_sgdinf.errors import ConfigurationError, NonFiniteError, UnsupportedRunError
+from lightning_sgdinf.estimators.direct import Estimate
 from lightning_sgdinf.log.records import MicroBatch, Step
 from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.replay.counterfactual import stored_at_or_before
 from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.replay.opened import OpenedRun
 from lightning_sgdinf.replay.replayer import Replayer, refuse_changes
+from lightning_sgdinf.replay.states import rebuild
 from lightning_sgdinf.state import ModelState
 
 _say = logging.getLogger(__name__)
@@ -72,7 +75,7 @@ class AccumulatedInfluence:
                 f"AccumulatedInfluence(max_passes): expected a number of at least 1, got {self.max_passes}"
             )
 
-    def answer(self, question: Question) -> Answer:
+    def estimate(self, run: OpenedRun, query: BoundQuery) -> Estimate:
         """One forward pass over the run for as many examples as fit into memory, until all are done.
 
         Raises:
@@ -81,36 +84,36 @@ class AccumulatedInfluence:
             StepMismatchError: A state that is not stored cannot be rebuilt.
             NonFiniteError: A state is no longer finite; names the step.
         """
-        log, objective = question.log, question.objective
+        log, objective = run.log, run.objective
         if log.average is not None:
             raise UnsupportedRunError(
                 "AccumulatedInfluence does not carry running averages of the weights, which this run has; use "
                 "SgdInfluence, or train without averaging"
             )
-        first = first_steps(log, question.examples)
+        first = first_steps(log, run.examples)
         order = torch.argsort(first, stable=True)[: int((first < len(log)).sum())]
-        note, size = self._plan(question, len(order))
-        values = torch.zeros(question.examples, len(question.gradient), dtype=torch.float64)
+        note, size = self._plan(run, len(order))
+        values = torch.zeros(run.examples, len(query.names), dtype=torch.float64)
         changes = evaluated_changes if self.evaluate else linear_changes
         for chunk in order.split(size):
-            values[chunk] = changes(question, displacements(log, objective, chunk, first[chunk]))
-        return Answer(values, (note,))
+            values[chunk] = changes(run, query, displacements(log, objective, chunk, first[chunk]))
+        return Estimate(values, (note,))
 
-    def _plan(self, question: Question, count: int) -> tuple[str, int]:
+    def _plan(self, run: OpenedRun, count: int) -> tuple[str, int]:
         """What will be needed, said before it is taken, and how many examples are done at once."""
-        state = question.log.state(len(question.log))
+        state, room = run.final, run.memory_bytes
         tensors = 1 + max(
             (sum(v.shape == state.params[n].shape for v in s.values()) for n, s in state.optimizer.items()), default=0
         )
-        one = question.objective.parameters[0].element_size() * question.objective.vector.size * (2 * tensors + 2)
-        size = min(count, question.room_bytes // one)
+        one = run.objective.parameters[0].element_size() * run.objective.vector.size * (2 * tensors + 2)
+        size = min(count, room // one)
         passes = -(-count // size) if size else 0
         if not 1 <= passes <= self.max_passes:
             raise ConfigurationError(
-                f"AccumulatedInfluence: {count:,} examples of {question.objective.vector.size:,} parameters need "
-                f"{count * one / 2**30:.1f} GiB at once; with room_bytes={question.room_bytes:,} they would take "
-                f"{-(-count * one // question.room_bytes):,} passes over the run, and max_passes is "
-                f"{self.max_passes}. Give InfluenceRunner more room_bytes, or use SgdInfluence."
+                f"AccumulatedInfluence: {count:,} examples of {run.objective.vector.size:,} parameters need "
+                f"{count * one / 2**30:.1f} GiB at once; with memory_bytes={room:,} they would take "
+                f"{-(-count * one // room):,} passes over the run, and max_passes is "
+                f"{self.max_passes}. Give InfluenceRunner more memory_bytes, or use SgdInfluence."
             )
         note = (
             f"One state per example, {count * one / 2**20:.1f} MiB in all: {size:,} examples at once, "
@@ -120,20 +123,20 @@ class AccumulatedInfluence:
         return note, size
 
 
-def linear_changes(question: Question, moved: Tensor) -> Tensor:
+def linear_changes(run: OpenedRun, query: BoundQuery, moved: Tensor) -> Tensor:
     """Changes of the queries to first order, float64 ``[J, Q]``, for parameters displaced by ``[J, P]``."""
-    return (moved.double() @ question.gradient.double().T).cpu()
+    return (moved.double() @ query.at_model(run)[1].params.double().T).cpu()
 
 
-def evaluated_changes(question: Question, moved: Tensor) -> Tensor:
+def evaluated_changes(run: OpenedRun, query: BoundQuery, moved: Tensor) -> Tensor:
     """Changes of the queries themselves, float64 ``[J, Q]``, for parameters displaced by ``[J, P]``."""
-    vector, model = question.objective.vector, question.model
-    base = question.value(model)
+    vector, model = run.objective.vector, run.model
+    base = query.value(model)
     end = vector.join([model.params[n] for n in vector.names]).to(moved)
     found = []
     for row in moved:
         params = dict(zip(vector.names, vector.split(end + row), strict=True))
-        found.append(question.value(ModelState(params=params, buffers=model.buffers)) - base)
+        found.append(query.value(ModelState(params=params, buffers=model.buffers)) - base)
     return torch.stack(found)
 
 
@@ -256,29 +259,14 @@ def first_steps(log: Trajectory, examples: int) -> Tensor:
 def _forwards(log: Trajectory, objective: Objective, start: int) -> Iterator[tuple[Step, ModelState]]:
     """Steps and the states they were taken from; states that are not stored are rebuilt."""
     stored = set(log.state_indices.tolist())
-    begin = max((t for t in stored if t <= start), default=None)
-    if begin is None:
-        log.state(start)  # raises: says what is stored
-        return
+    begin = stored_at_or_before(log, start)
     retracer, state, previous = Replayer(log, objective), log.state(begin), None
     for step in log.steps(begin, len(log)):
         if previous is not None:
-            state = log.state(step.index) if step.index in stored else _rebuilt(retracer, state, previous)
+            state = log.state(step.index) if step.index in stored else rebuild(retracer, state, previous)
         previous = step
         if step.index >= start:
             yield step, state
-
-
-def _rebuilt(retracer: Replayer, state: ModelState, step: Step) -> ModelState:
-    rebuilt = retracer.advance(state, step)
-    recorded = retracer.log.state_checksum(step.index + 1)
-    if recorded is not None and state_checksum(rebuilt) != recorded:
-        raise StepMismatchError(
-            f"state {step.index + 1}, rebuilt by doing step {step.index} again, differs from the recorded one "
-            "(checksum). Rebuilding needs the thread count and instruction set of training; record with "
-            "keep='every_step', or call torch.set_num_threads accordingly."
-        )
-    return rebuilt
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

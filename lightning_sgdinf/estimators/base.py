@@ -8,14 +8,13 @@ change of the query had the example been left out.
 from __future__ import annotations
 
 from math import isfinite
-from typing import Protocol, runtime_checkable
-
-from torch import Tensor
+from typing import Any, Protocol, runtime_checkable
 
 from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.adjoint.step import AdjointStep
+from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.renamed import warn_renamed
 
 
 @runtime_checkable
@@ -40,7 +39,7 @@ class Estimator(Protocol):
         frozen."""
         ...
 
-    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> PulledStep:
         """Account for one step.
 
         Called once per step, in strictly decreasing order.
@@ -50,8 +49,8 @@ class Estimator(Protocol):
             adjoint: As returned for the step after, or the gradient of the queries at the end of the run.
 
         Returns:
-            The adjoint for the step before, and the derivative of each query in the weight of each example of the step,
-            ``[Q, B]``, in the order of ``at.step.example_ids``.
+            What ``at.pull`` returns, with another adjoint for the step before or other slopes if the method has its
+            own.
         """
         ...
 
@@ -69,17 +68,15 @@ def check_curvature_scale(estimator: object, scale: float) -> None:
         )
 
 
-def epoch_start(log: Trajectory, epochs: int) -> int:
-    """First step of the last ``epochs`` epochs of a run; 0 if there were no more."""
-    if len(log) == 0:
-        return 0
-    last = log.step(len(log) - 1).epoch
-    wanted = last - epochs + 1
-    low, high = 0, len(log)
-    while low < high:  # epochs never decrease along a run
-        middle = (low + high) // 2
-        if log.step(middle).epoch < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+def visited(estimator: Estimator, at: AdjointStep, adjoint: Adjoint) -> PulledStep:
+    """Let an estimator account for a step.
+
+    One written for an earlier release returns adjoint and slopes alone; the state its step led to is then unknown.
+    """
+    pulled: Any = estimator.visit(at, adjoint)
+    if isinstance(pulled, tuple):
+        warn_renamed(
+            f"a tuple (adjoint, slopes) from {type(estimator).__name__}.visit", "PulledStep, as at.pull returns"
+        )
+        return PulledStep(adjoint=pulled[0], slopes=pulled[1])
+    return pulled

@@ -1,44 +1,19 @@
-"""What an estimator is that does not walk backwards: it is shown the whole run and its end, and answers at once."""
+"""What an estimator is that does not walk backwards: it is shown the run and the query, and answers at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from lightning_sgdinf.log.trajectory import Trajectory
-from lightning_sgdinf.replay.objective import Objective
-from lightning_sgdinf.state import ModelState
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """A recorded run, opened, and what is asked of its final model.
-
-    Attributes:
-        log: The record.
-        objective: The opened model.
-        examples: ``N``.
-        model: The final model: with averaged weights, if the run averaged them.
-        gradient: Of the queries in its parameters, ``[Q, P]``.
-        value: The queries' values at any state, float64 ``[Q]``.
-        room_bytes: How much memory the estimate may take, in bytes.
-    """
-
-    log: Trajectory
-    objective: Objective
-    examples: int
-    model: ModelState
-    gradient: Tensor
-    value: Callable[[ModelState], Tensor]
-    room_bytes: int = 1 << 30
+from lightning_sgdinf.adjoint.query_gradient import BoundQuery
+from lightning_sgdinf.replay.opened import OpenedRun
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a `DirectEstimator` found.
+class Estimate:
+    """What a `DirectEstimator` comes to.
 
     Attributes:
         values: Estimated change of each query had the example been left out, ``[N, Q]``.
@@ -53,10 +28,11 @@ class Answer:
 class DirectEstimator(Protocol):
     """Estimates the change of the queries for every example without the walk backwards."""
 
-    def answer(self, question: Question) -> Answer:
-        """The estimate.
+    def estimate(self, run: OpenedRun, query: BoundQuery) -> Estimate:
+        """Return the estimate.
 
         Args:
-            question: The run and the queries' gradient at its end.
+            run: The recorded run; ``run.memory_bytes`` bounds what may be held.
+            query: The queries: ``query.at_model(run)`` gives their values and their adjoint at the final model.
         """
         ...

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.adjoint.step import AdjointStep
+from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.estimators.base import check_curvature_scale, epoch_start
+from lightning_sgdinf.estimators.base import check_curvature_scale
 from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.replay.epochs import epoch_start
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +55,6 @@ class FinalParameters:
         del step
         return len(log)
 
-    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> PulledStep:
         """Pull the adjoint through the step as if it had been taken at the end of the run."""
         return at.pull(adjoint, curvature=self.curvature_scale)

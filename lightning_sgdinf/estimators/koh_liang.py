@@ -27,10 +27,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lightning_sgdinf.adjoint.query_gradient import BoundQuery
 from lightning_sgdinf.curvature.products import Kind, TrainingCurvature
 from lightning_sgdinf.curvature.solvers import ConjugateGradient, Solver, System
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.estimators.direct import Answer, Question
+from lightning_sgdinf.estimators.direct import Estimate
+from lightning_sgdinf.replay.opened import OpenedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +42,10 @@ class KohLiang:
     In Hydra::
 
         estimator:
-          _target_: lightning_sgdinf.baselines.KohLiang
+          _target_: lightning_sgdinf.estimators.KohLiang
           damping: 0.01
           solver:
-            _target_: lightning_sgdinf.baselines.Lissa
+            _target_: lightning_sgdinf.curvature.Lissa
             depth: 5000
 
     Attributes:
@@ -70,7 +72,7 @@ class KohLiang:
         if self.batch_size < 1:
             raise ConfigurationError(f"KohLiang(batch_size): expected a number of at least 1, got {self.batch_size}")
 
-    def answer(self, question: Question) -> Answer:
+    def estimate(self, run: OpenedRun, query: BoundQuery) -> Estimate:
         """Solve once per query, then one slope per example.
 
         Raises:
@@ -78,29 +80,26 @@ class KohLiang:
             ConfigurationError: The loss is not one whose curvature can be had this way.
             NonFiniteError: The final model's loss has no finite gradient.
         """
-        objective = question.objective
-        objective.load(question.model)
-        try:
-            training = TrainingCurvature(
-                objective,
-                question.log.step(len(question.log) - 1),
-                question.examples,
-                kind=self.curvature,
-                batch_size=self.batch_size,
-            )
-            system = System(
-                curvature=training.product,
-                of_batch=training.of_batch,
-                batches=training.batches,
-                damping=self.damping,
-            )
-            gradient = question.gradient.to(objective.parameters[0].dtype)
-            solution = self.solver.solve(system, gradient)
-            values = training.slopes(solution.values) / question.examples
-        finally:
-            objective.forget_modes()
+        objective = run.objective
+        gradient = query.at_model(run)[1].params.to(objective.parameters[0].dtype)
+        objective.load(run.model)
+        training = TrainingCurvature(
+            objective,
+            run.log.step(len(run.log) - 1),
+            run.examples,
+            kind=self.curvature,
+            batch_size=self.batch_size,
+        )
+        system = System(
+            curvature=training.product,
+            of_batch=training.of_batch,
+            batches=training.batches,
+            damping=self.damping,
+        )
+        solution = self.solver.solve(system, gradient)
+        values = training.slopes(solution.values) / run.examples
         note = (
             f"Influence functions at the final model, not a derivative of the run: {type(self.solver).__name__}, "
             f"{solution.iterations} iterations, relative residual {solution.residual:.1e}, damping {self.damping:.3g}."
         )
-        return Answer(values, (note,))
+        return Estimate(values, (note,))

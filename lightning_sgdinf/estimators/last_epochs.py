@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.adjoint.step import AdjointStep
+from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.estimators.base import Estimator, epoch_start
+from lightning_sgdinf.estimators.base import Estimator
 from lightning_sgdinf.estimators.sgd_influence import SgdInfluence
 from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.replay.epochs import epoch_start
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +54,6 @@ class LastEpochs:
         """As the inner estimator."""
         return self.inner.state_for(step, log)
 
-    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> PulledStep:
         """As the inner estimator."""
         return self.inner.visit(at, adjoint)

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.adjoint.step import AdjointStep
+from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
 from lightning_sgdinf.log.trajectory import Trajectory
 
 
@@ -40,6 +38,6 @@ class NoHessian:
         del log
         return step
 
-    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> PulledStep:
         """Pull the adjoint through the optimizer only."""
         return at.pull(adjoint, curvature=0)

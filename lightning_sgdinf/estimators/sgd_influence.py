@@ -28,13 +28,13 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.adjoint.step import AdjointStep
+from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
 from lightning_sgdinf.estimators.base import check_curvature_scale
 from lightning_sgdinf.log.records import Step
 from lightning_sgdinf.log.trajectory import Trajectory
@@ -78,10 +78,10 @@ class SgdInfluence:
         del log
         return step
 
-    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> PulledStep:
         """Pull the adjoint through the whole step."""
-        before, slopes = at.pull(adjoint, curvature=self.curvature_scale)
-        return before, slopes if self.divisor == "kept" else centred(slopes, at.step)
+        pulled = at.pull(adjoint, curvature=self.curvature_scale)
+        return pulled if self.divisor == "kept" else replace(pulled, slopes=centred(pulled.slopes, at.step))
 
 
 def centred(slopes: Tensor, step: Step) -> Tensor:

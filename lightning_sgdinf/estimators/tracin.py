@@ -14,12 +14,10 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import Tensor
+from dataclasses import dataclass, replace
 
 from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.adjoint.step import AdjointStep
+from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log.trajectory import Trajectory
 
@@ -53,10 +51,9 @@ class TracIn:
         del log
         return step
 
-    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> PulledStep:
         """Score with the last refreshed gradient; the optimizer's memory of it is dropped."""
         if at.is_epoch_end if self.every is None else at.step.index % self.every == 0:
             fresh = at.query_gradient()
             adjoint = fresh if fresh.average is None else Adjoint(params=fresh.average)
-        _, slopes = at.pull(Adjoint(params=adjoint.params), curvature=0)
-        return adjoint, slopes
+        return replace(at.pull(Adjoint(params=adjoint.params), curvature=0), adjoint=adjoint)

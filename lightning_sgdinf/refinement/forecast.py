@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.adjoint.query_gradient import gradient_of
-from lightning_sgdinf.adjoint.step import AdjointStep, after_average
+from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep, after_average
+from lightning_sgdinf.checkpointing import states_in
 from lightning_sgdinf.errors import SgdInfluenceError
 from lightning_sgdinf.estimators import SgdInfluence
 from lightning_sgdinf.log.records import MicroBatch, Step
@@ -37,7 +37,6 @@ from lightning_sgdinf.log.trajectory import Trajectory
 from lightning_sgdinf.replay.objective import Objective
 from lightning_sgdinf.replay.replayer import Divisor
 from lightning_sgdinf.scoring.walk import Walk
-from lightning_sgdinf.scoring.walk_job import averaged_model
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.truth.counterfactuals import Counterfactuals
 from lightning_sgdinf.truth.replicas import OnePass
@@ -47,12 +46,12 @@ SEPARATE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest difference between a batch's gradient and the sum of its rows', as a part of its norm."""
 
 
-def forecast(truth: Counterfactuals, contest: Sequence[Runs]) -> list[Tensor]:
+def forecast(truth: Counterfactuals, candidates: Sequence[Runs]) -> list[Tensor]:
     """The query's change at the end of runs that stand before the same step.
 
     Args:
         truth: The opened record.
-        contest: Runs of single examples.
+        candidates: Runs of single examples.
 
     Returns:
         float64 ``[K, Q]`` for each, in the order of its ``numbers``.
@@ -60,29 +59,26 @@ def forecast(truth: Counterfactuals, contest: Sequence[Runs]) -> list[Tensor]:
     Raises:
         SgdInfluenceError: What a walk raises.
     """
-    log, objective, asking = truth.log, truth.objective, truth.asking
-    asked = asking.query, asking.data, asking.context
-    final = log.state(len(log))
-    _, start = gradient_of(objective, averaged_model(final, log), *asked, averaged=log.average or ())
+    run, objective = truth.run, truth.run.objective
+    _, start = truth.query.end(run)
     row_of: dict[int, int] = {}
-    for runs in contest:
+    for runs in candidates:
         row_of |= {example: len(row_of) + i for i, example in enumerate(runs.numbers)}
-    displaced = [runs.moved() for runs in contest]
+    displaced = [runs.moved() for runs in candidates]
     moved = {n: torch.cat([part[n] for part in displaced]) for n in objective.vector.names}
-    rest = _Rest(objective, contest[0].position, truth.divisor, row_of, moved, start.queries)
-    held = sum(v.numel() * v.element_size() for _, _, _, v in final.items())
+    rest = _Rest(objective, candidates[0].position, truth.divisor, row_of, moved, start.queries)
+    held = sum(v.numel() * v.element_size() for _, _, _, v in run.final.items())
     walk = Walk(
-        log=log,
-        objective=objective,
+        run=run,
+        query=truth.query,
         estimator=rest,
-        query_at=lambda state: gradient_of(objective, state, *asked)[1],
-        room=max(3, truth.settings.room_bytes // max(held, 1)),
+        max_states=states_in(run.memory_bytes, held),
         compare=False,  # the run was verified
     )
-    walk.run(start, examples=truth.examples)
+    walk.start(start)
     assert rest.adjoint is not None
     values = []
-    for runs in contest:
+    for runs in candidates:
         rows = [row_of[i] for i in runs.numbers]
         values.append(runs.departures(rest.adjoint) + rest.values[rows])
     return values
@@ -120,7 +116,7 @@ class _Rest:
 
     @property
     def exact(self) -> bool:
-        """Its own values are not booked by the walk."""
+        """Its own values are not accumulated by the walk."""
         return False
 
     def first_step(self, log: Trajectory) -> int:
@@ -133,20 +129,20 @@ class _Rest:
         del log
         return step
 
-    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
-        """As `SgdInfluence`; books the examples that are wanted."""
-        before, slopes = self._base.visit(at, adjoint)
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> PulledStep:
+        """As `SgdInfluence`; accumulates the examples that are wanted."""
+        pulled = self._base.visit(at, adjoint)
         ids = at.step.example_ids.tolist()
         wanted = [i for i, example in enumerate(ids) if example in self.row_of]
         if wanted:
-            found = self._displaced(at, adjoint, wanted)
-            own = slopes[:, wanted] if found is None else found
+            own = self._displaced(at, pulled, adjoint, wanted)
+            own = pulled.slopes[:, wanted] if own is None else own
             rows = torch.tensor([self.row_of[ids[i]] for i in wanted])
             self.values.index_add_(0, rows, -own.T.to("cpu", torch.float64))
-        self.adjoint = before
-        return before, slopes
+        self.adjoint = pulled.adjoint
+        return pulled
 
-    def _displaced(self, at: AdjointStep, adjoint: Adjoint, wanted: Sequence[int]) -> Tensor | None:
+    def _displaced(self, at: AdjointStep, pulled: PulledStep, adjoint: Adjoint, wanted: Sequence[int]) -> Tensor | None:
         """Slopes ``[Q, len(wanted)]`` at parameters of their own; ``None`` if rows cannot be told apart."""
         if self.separate is False or self.divisor != "kept" or len(at.step.micro_batches) != 1:
             return None
@@ -158,8 +154,8 @@ class _Rest:
             return None
         which = torch.tensor([self.row_of[int(step.example_ids[i])] for i in wanted])
         gradients = rows.gradients(wanted, {n: v[which] for n, v in self.moved.items()})
-        assert at.taken is not None
-        push = at.taken.pull(after_average(adjoint, step))[2]
+        assert pulled.taken is not None
+        push = pulled.taken.pull(after_average(adjoint, step))[2]
         return push @ gradients.to(push.dtype).T
 
 

@@ -72,11 +72,11 @@ class Refinement:
 class Strategy(Protocol):
     """Which examples to spend real runs on."""
 
-    def spend(self, race: Refinement, budget: float) -> None:
+    def spend(self, refinement: Refinement, budget: float) -> None:
         """Measure examples.
 
         Args:
-            race: What is known; what is measured is booked there.
+            refinement: What is known; what is measured is booked there.
             budget: Share of the cost of the full truth, in ``(0, 1]``.
         """
         ...
@@ -86,10 +86,10 @@ class Strategy(Protocol):
 class Screening:
     """Runs to the end for the examples at both ends of the estimate, as many as the budget allows."""
 
-    def spend(self, race: Refinement, budget: float) -> None:
+    def spend(self, refinement: Refinement, budget: float) -> None:
         """See `Strategy`."""
-        for runs in race.begin(_whole(budget * len(race.values))):
-            race.finish(runs)
+        for runs in refinement.begin(_whole(budget * len(refinement.values))):
+            refinement.finish(runs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,22 +118,22 @@ class Halving:
                 f"Halving: expected extremes >= 1 and final in (0, 1], got {self.extremes} and {self.final}"
             )
 
-    def spend(self, race: Refinement, budget: float) -> None:
+    def spend(self, refinement: Refinement, budget: float) -> None:
         """See `Strategy`."""
-        total = race.plan.stop
+        total = refinement.plan.stop
         rungs = sorted({min(max(round(r * total), 1), total - 1) for r in self.rungs}) if total > 1 else []
-        first, *later = self._counts(len(race.values), budget, [0.0, *(r / total for r in rungs), 1.0])
-        contest = race.begin(first)
+        first, *later = self._counts(len(refinement.values), budget, [0.0, *(r / total for r in rungs), 1.0])
+        candidates = refinement.begin(first)
         for rung, count in zip(rungs, later, strict=True):
-            for runs in contest:
-                runs.advance(rung, race.count)
-            for runs, values in zip(contest, race.forecast(race.truth, contest), strict=True):
-                race.values[runs.numbers] = values
-            alive = race.both_ends([i for runs in contest for i in runs.numbers], count)
-            for runs in contest:
+            for runs in candidates:
+                runs.advance(rung, refinement.count)
+            for runs, values in zip(candidates, refinement.forecast(refinement.truth, candidates), strict=True):
+                refinement.values[runs.numbers] = values
+            alive = refinement.both_ends([i for runs in candidates for i in runs.numbers], count)
+            for runs in candidates:
                 runs.select(alive)
-        for runs in contest:
-            race.finish(runs)
+        for runs in candidates:
+            refinement.finish(runs)
 
     def _counts(self, examples: int, budget: float, marks: Sequence[float]) -> list[int]:
         """How many runs to take on from each mark but the last, so that together they cost the budget: the same share
@@ -179,21 +179,21 @@ def refine(
     began, column = time.perf_counter(), scores.query_index(query)
     if not 0 < budget <= 1:
         raise ConfigurationError(f"budget: expected a share in (0, 1], got {budget}")
-    if len(scores) != truth.examples or scores.queries != truth.asking.names:
+    if len(scores) != truth.examples or scores.queries != truth.query.names:
         raise ConfigurationError(
-            f"refine: expected scores of {truth.examples} examples for {list(truth.asking.names)}, got {len(scores)} "
+            f"refine: expected scores of {truth.examples} examples for {list(truth.query.names)}, got {len(scores)} "
             f"for {list(scores.queries)}; open the truth with the query of the scores"
         )
     chosen = strategy or Halving()
     plan = make_plan(truth.log, truth.examples, None)
     verified = truth.verify()
     known = torch.zeros(len(scores), dtype=torch.bool) if scores.verified is None else scores.verified.clone()
-    race = Refinement(truth, plan, scores.values.clone(), known, column)
+    refinement = Refinement(truth, plan, scores.values.clone(), known, column)
     idle = torch.from_numpy(plan.first >= plan.stop)  # never drawn, so nothing changes
-    race.values[idle], race.verified[idle] = 0.0, True
-    chosen.spend(race, budget)
-    count = int(race.verified.sum())
-    cost = race.steps / max(1, int(plan.cost.sum()))
+    refinement.values[idle], refinement.verified[idle] = 0.0, True
+    chosen.spend(refinement, budget)
+    count = int(refinement.verified.sum())
+    cost = refinement.steps / max(1, int(plan.cost.sum()))
     note = (
         f"{count} of {len(scores)} values were measured by training again without the example, at {cost:.0%} of the "
         "cost of measuring all; the others are estimates."
@@ -205,16 +205,16 @@ def refine(
     refined = {
         "budget": budget,
         "cost": cost,
-        "steps": race.steps,
+        "steps": refinement.steps,
         "measured": count,
         "strategy": repr(chosen),
         "seconds": time.perf_counter() - began,
     }
     return replace(
         scores,
-        values=race.values,
+        values=refinement.values,
         per_epoch=None,
-        verified=race.verified,
+        verified=refinement.verified,
         certificate=certificate,
         provenance={**scores.provenance, "refined": refined},
     )

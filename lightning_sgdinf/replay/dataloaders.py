@@ -52,7 +52,7 @@ def stored_run_loaders(train_dataloaders: Any, header: Header) -> list[DataLoade
 
 
 def validation_loader(model: Any, val_dataloaders: Any, datamodule: Any) -> DataLoader[Any]:
-    """The validation loader that queries are computed from.
+    """Return the validation loader.
 
     Raises:
         ConfigurationError: If there is not exactly one, or its data set has no length.
@@ -60,7 +60,8 @@ def validation_loader(model: Any, val_dataloaders: Any, datamodule: Any) -> Data
     found = _resolve(model, val_dataloaders, datamodule, "val_dataloader", "val_dataloaders")
     if len(found) != 1:
         raise ConfigurationError(
-            f"expected one validation loader for the query, got {len(found)}; pass the one to use as val_dataloaders"
+            f"expected one validation loader to ask the model about, got {len(found)}; pass the one to use as "
+            "val_dataloaders"
         )
     loader = found[0]
     if not hasattr(loader, "dataset") or not hasattr(loader.dataset, "__len__"):
@@ -68,12 +69,6 @@ def validation_loader(model: Any, val_dataloaders: Any, datamodule: Any) -> Data
             "the validation loader needs a map-style data set (a Dataset with __getitem__ and __len__)"
         )
     return loader
-
-
-def one_validation_loader(model: Any, val_dataloaders: Any, datamodule: Any) -> DataLoader[Any] | None:
-    """The validation loader, for what may do without; ``None`` if there is not exactly one."""
-    found = _resolve(model, val_dataloaders, datamodule, "val_dataloader", "val_dataloaders")
-    return found[0] if len(found) == 1 and hasattr(getattr(found[0], "dataset", None), "__len__") else None
 
 
 def display_labels(dataset: Any) -> tuple[str, ...] | None:
@@ -95,7 +90,7 @@ def _resolve(model: Any, given: Any, datamodule: Any, hook: str, argument: str) 
     if given is not None and datamodule is not None and hook == "train_dataloader":
         raise ConfigurationError(f"got both {argument} and a datamodule; pass one of them, as to Trainer.fit")
     if given is None and datamodule is not None:
-        given = getattr(datamodule, hook)()
+        given = getattr(datamodule, hook)() if _overrides(datamodule, hook) else None
     elif given is None and _overrides(model, hook):
         given = getattr(model, hook)()
     return _flat(given)

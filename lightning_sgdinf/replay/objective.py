@@ -53,6 +53,7 @@ class Objective:
         module: The borrowed module.
         vector: Names, shapes and order of the trained parameters.
         parameters: The module's own tensors of these, in that order.
+        parts: Names of all its sub-modules.
         queries_together: Whether several queries are differentiated in one vectorised pass. On a CPU a convolution of a
             single query fills the caches already.
         dtype: Floating-point precision that takes the place of the recorded one; ``None`` for that.
@@ -78,6 +79,7 @@ class Objective:
         )
         named = dict(module.named_parameters())
         self.parameters: list[nn.Parameter] = [named[n] for n in self.vector.names]
+        self.parts = tuple(name for name, _ in module.named_modules())
         self.buffers: dict[str, Tensor] = dict(module.named_buffers())
         self.queries_together = host.device.type != "cpu" or not any(map(_convolves, module.modules()))
         self._modes: tuple[str, ...] | None = None
@@ -100,9 +102,15 @@ class Objective:
         """Name of the sub-module at whose output weights enter; ``None`` if they enter at loss functions."""
         return self._tap
 
-    def forget_modes(self) -> None:
-        """Say that train and eval modes were changed from outside."""
+    @contextmanager
+    def eval_mode(self) -> Iterator[None]:
+        """Put every sub-module in eval mode inside; the next step sets its own modes, whatever was done to them."""
+        set_modes(self.module, self.parts)
         self._modes = None
+        try:
+            yield
+        finally:
+            self._modes = None
 
     def load(self, state: ModelState) -> None:
         """Give the module the parameters and buffers of a state."""

@@ -1,4 +1,4 @@
-"""Recorded steps taken again, forwards: as they were, or with other example weights or labels.
+"""Recorded steps taken again, forwards: as they were, or with other example weights, labels or inputs.
 
 This is training without the Trainer: the user's ``training_step`` on the recorded batches under the recorded random
 numbers, gradient clipping by torch's own functions, the step by the recorded optimizer class itself. With nothing
@@ -9,7 +9,7 @@ initial state, learning rates and divisor.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
@@ -19,37 +19,13 @@ from torch import Tensor
 from lightning_sgdinf.errors import ConfigurationError, UnknownOptimizerError, UnsupportedRunError
 from lightning_sgdinf.log.records import Clip, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.replay.edits import Edit
 from lightning_sgdinf.replay.objective import Objective
 from lightning_sgdinf.state import ModelState
-
-ReplaceLabels = Callable[[Any, Sequence[int], Sequence[int]], Any]
-"""Is given a collated batch, positions in it and their new labels; returns the batch with these labels."""
 
 Divisor: TypeAlias = Literal["kept", "reduced"]
 """What the losses of a batch are divided by when examples are left out: ``"kept"``, by the number of all, ``|S_t|``;
 ``"reduced"``, by the sum of the weights that are left."""
-
-
-def replace_second(batch: Any, positions: Sequence[int], labels: Sequence[int]) -> Any:
-    """New labels in a batch ``(x, y, ...)`` whose second item is a tensor of labels ``[B]`` or ``[B, 1]``.
-
-    Raises:
-        ConfigurationError: The batch or its labels are of another form.
-    """
-    if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[1], Tensor):
-        raise ConfigurationError(
-            f"cannot find the labels in a batch of type {type(batch).__name__}; pass replace_labels, a function "
-            "(batch, positions, labels) -> batch"
-        )
-    target = batch[1].clone()
-    if target.ndim != 1 and target.shape[1:] != (1,):
-        raise ConfigurationError(
-            f"expected labels [B] or [B, 1] to put others in their place, got shape {list(target.shape)} (one-hot?); "
-            "pass replace_labels, a function (batch, positions, labels) -> batch"
-        )
-    new = torch.as_tensor(list(labels), dtype=target.dtype, device=target.device)
-    target[list(positions)] = new.reshape(-1, *target.shape[1:])
-    return type(batch)((batch[0], target, *batch[2:])) if isinstance(batch, list) else (batch[0], target, *batch[2:])
 
 
 class Replayer:
@@ -58,8 +34,10 @@ class Replayer:
     Args:
         log: The record.
         objective: The model's training step, opened.
-        replace_labels: How labels are changed in a batch, for runs with ``relabel``.
         divisor: What the losses of a batch are divided by in runs with ``weights``.
+
+    Attributes:
+        gradients: Example gradients computed so far.
     """
 
     def __init__(
@@ -67,20 +45,19 @@ class Replayer:
         log: Trajectory,
         objective: Objective,
         *,
-        replace_labels: ReplaceLabels = replace_second,
         divisor: Divisor = "kept",
     ) -> None:
         self.log = log
         self.objective = objective
-        self._replace = replace_labels
+        self.gradients = 0
         self._divisor: Divisor = divisor
         self._optimizer_class = optimizer_class(log.header.optimizer)
 
     def advance(
-        self, state: ModelState, step: Step, *, weights: Tensor | None = None, relabel: Mapping[int, int] | None = None
+        self, state: ModelState, step: Step, *, weights: Tensor | None = None, edit: Edit | None = None
     ) -> ModelState:
         """Take one step; see `run`."""
-        return self._take(state, [step], weights, relabel)
+        return self._take(state, [step], weights, edit)
 
     def run(
         self,
@@ -89,7 +66,7 @@ class Replayer:
         stop: int,
         *,
         weights: Tensor | None = None,
-        relabel: Mapping[int, int] | None = None,
+        edit: Edit | None = None,
     ) -> ModelState:
         """Take steps ``start .. stop - 1`` from a given state.
 
@@ -99,7 +76,7 @@ class Replayer:
             stop: One past the last step, at most ``T``.
             weights: Weight of each training example's loss term, ``[N]``; 0 leaves it out. ``None`` is the run as
                 recorded.
-            relabel: New labels by example id.
+            edit: Changes batches before they are taken.
 
         Returns:
             State ``stop``, in memory of its own.
@@ -111,11 +88,9 @@ class Replayer:
             raise ConfigurationError(
                 f"steps {start} to {stop}: expected 0 <= start <= stop <= {len(self.log)}, the length of the log"
             )
-        return self._take(state, self.log.steps(start, stop), weights, relabel)
+        return self._take(state, self.log.steps(start, stop), weights, edit)
 
-    def _take(
-        self, state: ModelState, steps: Any, weights: Tensor | None, relabel: Mapping[int, int] | None
-    ) -> ModelState:
+    def _take(self, state: ModelState, steps: Iterable[Step], weights: Tensor | None, edit: Edit | None) -> ModelState:
         objective = self.objective
         objective.load(state)
         optimizer: torch.optim.Optimizer | None = None
@@ -124,7 +99,7 @@ class Replayer:
         for number, step in enumerate(steps):
             if number:
                 refuse_changes(step)
-            self._backward(step, weights, relabel)
+            self._backward(step, weights, edit)
             clip_parameters(objective.parameters, step, objective.vector.names)
             names = tuple(g.params for g in step.groups)
             if optimizer is None or names != layout:
@@ -142,13 +117,13 @@ class Replayer:
             optimizer=self._read(optimizer, layout) if optimizer is not None else state.optimizer,
         )
 
-    def _backward(self, step: Step, weights: Tensor | None, relabel: Mapping[int, int] | None) -> None:
+    def _backward(self, step: Step, weights: Tensor | None, edit: Edit | None) -> None:
         parameters = self.objective.parameters
         total: list[Tensor | None] = [None] * len(parameters)
         # As in training: every process adds up its own gradients, and then those of all are added.
         for _, micros in groupby(step.micro_batches, key=lambda micro: micro.rank):
             for micro in micros:
-                self._loss(step, micro, weights, relabel).backward()
+                self._loss(step, micro, weights, edit).backward()
             for place, parameter in enumerate(parameters):
                 before, own = total[place], parameter.grad
                 total[place] = own if before is None else before if own is None else before + own
@@ -156,14 +131,13 @@ class Replayer:
         for parameter, grad in zip(parameters, total, strict=True):
             parameter.grad = grad
 
-    def _loss(self, step: Step, micro: MicroBatch, weights: Tensor | None, relabel: Mapping[int, int] | None) -> Tensor:
+    def _loss(self, step: Step, micro: MicroBatch, weights: Tensor | None, edit: Edit | None) -> Tensor:
         objective = self.objective
         batch = objective.batch(step, micro)
         ids = micro.example_ids
-        if relabel:
-            changed = [i for i, j in enumerate(ids.tolist()) if j in relabel]
-            if changed:
-                batch = self._replace(batch, changed, [relabel[int(ids[i])] for i in changed])
+        self.gradients += len(ids)
+        if edit is not None:
+            batch = edit(batch, ids)
         own = None
         if weights is not None:
             own = weights[torch.tensor(ids)].to(objective.host.device, objective.parameters[0].dtype)
@@ -209,7 +183,8 @@ def refuse_changes(step: Step) -> None:
         raise UnsupportedRunError(
             f"before step {step.index} something other than the optimizer changed {', '.join(step.changed[:3])} (a "
             "callback or hook that edits weights or buffers); what that does to other weights is not known, so nothing "
-            "can be carried across it. Use an estimator that stays behind that step (last_epochs), or train without it."
+            "can be carried across it. Stay behind that step (last_epochs, fewer of the last epochs), or train without "
+            "it."
         )
 
 

@@ -23,7 +23,7 @@ from lightning_sgdinf.state import ModelState
 
 @dataclass(frozen=True, slots=True)
 class RowShards:
-    """One process's share.
+    """One process's rows of each batch.
 
     Attributes:
         rank: Which process this is.
@@ -51,7 +51,7 @@ class RowShards:
         rows = self.rows(count)
         return (rows.stop - rows.start) / count
 
-    def spread(self, slopes: Tensor, count: int) -> Tensor:
+    def scatter(self, slopes: Tensor, count: int) -> Tensor:
         """This process's slopes ``[Q, rows]`` in their places of the whole batch ``[Q, count]``, zero elsewhere."""
         whole = torch.zeros(slopes.shape[0], count, dtype=slopes.dtype, device=slopes.device)
         whole[:, self.rows(count)] = slopes
@@ -68,29 +68,29 @@ class RowShards:
 
 
 def rows_are_separate(
-    objective: Objective, share: RowShards, state: ModelState, step: Step, *, tolerance: float = 1e-5
+    objective: Objective, shards: RowShards, state: ModelState, step: Step, *, tolerance: float = 1e-5
 ) -> bool:
-    """Whether the gradient of a step is the sum of its shares' gradients.
+    """Return true if the gradient of a step is the sum of its shards' gradients.
 
     Args:
         objective: The opened model.
-        share: This process's share.
+        shards: This process's rows.
         state: Where to evaluate.
         step: A recorded step.
         tolerance: Largest difference, as a part of the gradient's norm (float32; a millionth of it in float64).
     """
     micro = step.micro_batches[0]
     count = len(micro.example_ids)
-    if count < share.world:
+    if count < shards.world:
         return False
     found: list[Tensor] = []
     for own in (False, True):
         objective.load(state)
         batch = objective.batch(step, micro)
-        loss = objective.trace(step, micro, share.part(batch, count) if own else batch).loss
-        grads = objective.gradient(loss * share.fraction(count) if own else loss)
+        loss = objective.trace(step, micro, shards.part(batch, count) if own else batch).loss
+        grads = objective.gradient(loss * shards.fraction(count) if own else loss)
         filled = [torch.zeros_like(p) if g is None else g for p, g in zip(objective.parameters, grads, strict=True)]
         joined = objective.vector.join(filled).double()
-        found.append(share.all_sum(joined) if own else joined)
+        found.append(shards.all_sum(joined) if own else joined)
     scale = tolerance if objective.parameters[0].dtype != torch.float64 else tolerance * 1e-6
     return bool((found[0] - found[1]).norm() <= scale * found[0].norm())

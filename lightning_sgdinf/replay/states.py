@@ -12,8 +12,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from lightning_sgdinf.checkpointing import held_in, next_held
-from lightning_sgdinf.errors import StateNotStoredError
+from lightning_sgdinf.dtypes import dtype_name
+from lightning_sgdinf.errors import ConfigurationError, StateNotStoredError, StepMismatchError
+from lightning_sgdinf.log import state_checksum
+from lightning_sgdinf.log.records import Step
 from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.replay.replayer import Replayer
+from lightning_sgdinf.replay.reproducibility import why_bits_differ
 from lightning_sgdinf.state import ModelState
 
 Advance = Callable[[ModelState, int], ModelState]
@@ -21,7 +26,7 @@ Advance = Callable[[ModelState, int], ModelState]
 
 
 def states_backwards(
-    log: Trajectory, start: int, stop: int, advance: Advance, *, room: int
+    log: Trajectory, start: int, stop: int, advance: Advance, *, max_states: int
 ) -> Iterator[tuple[int, ModelState]]:
     """Yield ``(t, state t)`` for ``t = start - 1, ..., stop``.
 
@@ -30,7 +35,7 @@ def states_backwards(
         start: One past the first state to yield.
         stop: The last state to yield.
         advance: Takes one recorded step.
-        room: How many states may be in memory at once, at least 3, beside the one that was yielded last.
+        max_states: How many states may be in memory at once, at least 3, beside the one that was yielded last.
 
     Raises:
         StateNotStoredError: If no state at or before ``stop`` is stored; says which ``keep=`` stores it.
@@ -46,8 +51,38 @@ def states_backwards(
                 "an estimator that needs the final state alone (final_parameters)."
             )
         lower = int(below[-1])
-        yield from _stretch(log.state(lower), lower, upper, max(stop, lower), advance, held_in(room))
+        yield from _stretch(log.state(lower), lower, upper, max(stop, lower), advance, held_in(max_states))
         upper = lower
+
+
+def rebuild(replayer: Replayer, state: ModelState, step: Step) -> ModelState:
+    """Take one recorded step and make sure that it leads to the recorded state.
+
+    Raises:
+        StepMismatchError: The next state has another checksum than the recorded one.
+        ConfigurationError: So it is, and the precision is not the recorded one.
+    """
+    after, log = replayer.advance(state, step), replayer.log
+    recorded = log.state_checksum(step.index + 1)
+    if recorded is not None and (checksum := state_checksum(after)) != recorded:
+        _refuse_other_precision(replayer)
+        raise StepMismatchError(
+            f"state {step.index + 1}, rebuilt by taking step {step.index} again, differs from the recorded one "
+            f"(checksum {recorded:08x} recorded, {checksum:08x} now). {why_bits_differ(log.header)}"
+        )
+    return after
+
+
+def _refuse_other_precision(replayer: Replayer) -> None:
+    """States that are rebuilt in another precision are other states."""
+    log, dtype = replayer.log, replayer.objective.dtype
+    recorded = {name for _, _, name in log.header.parameters}
+    if dtype is not None and {dtype_name(dtype)} != recorded:
+        raise ConfigurationError(
+            f"the run was recorded in {', '.join(sorted(recorded))} and the walk computes in {dtype_name(dtype)}, but "
+            f"not all states are stored (keep={log.header.keep!r}), and rebuilding them needs the recorded precision. "
+            "Leave out precision=, or record with keep='every_step'."
+        )
 
 
 def _stretch(

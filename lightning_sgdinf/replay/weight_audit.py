@@ -5,7 +5,7 @@ and the gradient must be linear in the weights. A loss term written by hand, whi
 tapped twice fails the second.
 
 Which rows belong to which example is another matter: where the gradient of an example's own term changes with the other
-examples of the batch (in-batch negatives, mixed inputs, rows in another order than examples), `attribution` says so.
+examples of the batch (in-batch negatives, mixed inputs, rows in another order than examples), `batch_coupling` says so.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def audit_loss(
     return tuple(sorted(set(taps)))
 
 
-def attribution(objective: Objective, state: ModelState, step: Step, *, tolerance: float = 1e-3) -> str:
-    """Whether the weight of an example reaches the loss of that example and of no other.
+def batch_coupling(objective: Objective, state: ModelState, step: Step, *, tolerance: float = 1e-3) -> str:
+    """Say in a sentence if the weight of an example reaches the loss of another one, too.
 
     The gradient of the first example's term alone, in eval mode, must point the same way whichever other examples are
     in the batch.

@@ -1,11 +1,10 @@
-"""One walk with its checks, from opened record to `Scores`."""
+"""Scores by a walk backwards, with its checks."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,262 +13,210 @@ from tqdm.auto import tqdm
 
 from lightning_sgdinf.adjoint.adjoint import Adjoint
 from lightning_sgdinf.adjoint.compiled import CompiledSteps
-from lightning_sgdinf.adjoint.query_gradient import gradient_of
-from lightning_sgdinf.certificate import Certificate, Level
-from lightning_sgdinf.checkpointing import ROOM_BYTES, states_in
-from lightning_sgdinf.checks.rerun import (
-    Plan,
-    check_gradient,
-    check_trust,
-    fast_plan,
-    open_rerun,
-    stopwatch,
-    window_examples,
-)
+from lightning_sgdinf.adjoint.query_gradient import BoundQuery
+from lightning_sgdinf.certificate import Certificate, GradientCheck, Trust
+from lightning_sgdinf.checkpointing import states_in
+from lightning_sgdinf.checks.gradient import check_gradient
+from lightning_sgdinf.checks.plan import Plan, fast_plan
+from lightning_sgdinf.checks.rerun import open_rerun
+from lightning_sgdinf.checks.trust import check_trust, window_examples
 from lightning_sgdinf.estimators import Estimator
-from lightning_sgdinf.log.trajectory import Trajectory
-from lightning_sgdinf.query import Query, ValidationData
-from lightning_sgdinf.replay.batches import BatchSource
-from lightning_sgdinf.replay.host import Host
-from lightning_sgdinf.replay.lightning_host import validation_context
-from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.replay.opened import OpenedRun
 from lightning_sgdinf.replay.row_shards import RowShards, rows_are_separate
-from lightning_sgdinf.replay.weight_audit import attribution, audit_loss
-from lightning_sgdinf.scores import Scores
+from lightning_sgdinf.scoring.result import JobResult
+from lightning_sgdinf.scoring.settings import Settings
 from lightning_sgdinf.scoring.walk import Tally, Walk
 from lightning_sgdinf.state import ModelState
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
-    """A record and the model and data it came from, together and ready.
+@dataclass(slots=True)
+class Findings:
+    """What the checks of a walk come to, on the way.
 
     Attributes:
-        log: The record.
-        objective: The model's training step.
-        host: What stands around it.
-        source: Gives recorded batches.
-        dataset: The training set.
+        notes: Sentences a reader must know.
+        gradient: See `GradientCheck`.
+        trust: See `Trust`.
+        seconds: Wall time the re-runs took.
     """
 
-    log: Trajectory
-    objective: Objective
-    host: Host
-    source: BatchSource
-    dataset: Any
+    notes: list[str]
+    gradient: GradientCheck | None = None
+    trust: Trust | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """This process's part of a walk: everything, some of the queries, or some rows of each batch.
+
+    Attributes:
+        columns: Its queries.
+        shards: Its rows, where the rows are shared out.
+        team: All processes, where they are several.
+        queries: ``Q`` of all processes.
+    """
+
+    columns: slice
+    shards: RowShards | None
+    team: RowShards | None
+    queries: int
+
+    def join(self, values: Tensor) -> Tensor:
+        """Return every process's part of ``[..., N, own]`` as ``[..., N, Q]``."""
+        if self.team is None:
+            return values
+        if self.shards is not None:
+            return self.shards.all_sum(values)
+        if self.queries < self.team.world:
+            return values
+        whole = torch.zeros(*values.shape[:-1], self.queries, dtype=values.dtype)
+        whole[..., self.columns] = values
+        return self.team.all_sum(whole)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How an `InfluenceRunner` was set; its constructor documents the fields."""
+class WalkJob:
+    """Scores of one run and query by an `Estimator`.
 
-    precision: str | None = None
-    certificate: Level = "fast"
-    tap: str | None = None
-    per_epoch: bool = False
-    room_bytes: int = ROOM_BYTES
-    progress: bool = True
-    compile: bool = False
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """The floating-point precision to compute in, if not the recorded one."""
-        return torch.float64 if self.precision == "64-true" else None
-
-
-class Job:
-    """Scores for one record, query and estimator, once everything is open.
-
-    Args:
+    Attributes:
         settings: How to go about it.
-        opened: Record, model and data.
+        run: Record, model and data.
         query: What is asked.
         estimator: How to answer.
-        data: Validation data.
         team: This process among several that work together, if there are several.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        opened: Opened,
-        query: Query,
-        estimator: Estimator,
-        data: ValidationData,
-        team: RowShards | None = None,
-    ) -> None:
-        self.settings, self.opened, self.query, self.estimator, self.data, self.team = (
-            settings,
-            opened,
-            query,
-            estimator,
-            data,
-            team,
-        )
-        self.log, self.objective = opened.log, opened.objective
-        self.context = validation_context(opened.host, opened.log.header)
-        self.examples = opened.source.size
-        self.first = estimator.first_step(opened.log)
-        self.notes: list[str] = []
-        self.result = Certificate(level=settings.certificate)
-        self.check_seconds = 0.0
+    settings: Settings
+    run: OpenedRun
+    query: BoundQuery
+    estimator: Estimator
+    team: RowShards | None = None
 
-    def scores(self, clock: Callable[[], float], labels: tuple[str, ...] | None) -> Scores:
+    def result(self) -> JobResult:
         """Walk, check, and put the result together."""
-        final = self.log.state(len(self.log))
-        values, adjoint = self.query_gradient(averaged_model(final, self.log), averaged=self.log.average or ())
-        self.audit(final)
-        own, share = self._split(adjoint, final)
-        epochs = self.log.step(len(self.log) - 1).epoch + 1 if self.settings.per_epoch else 0
-        tally = self._walk(adjoint.columns(own), final, epochs, own, share)
+        run, log = self.run, self.run.log
+        values, adjoint = self.query.end(run)
+        findings = Findings(list(run.audit(self.first_step)))
+        part = self._part(adjoint, findings)
+        epochs = log.step(len(log) - 1).epoch + 1 if self.settings.per_epoch else 0
+        tally = self._walk(adjoint.columns(part.columns), epochs, part, findings)
         if tally.rebuilt:
-            self.notes.append(
-                f"{tally.rebuilt} states were rebuilt by doing recorded steps again; each matched its checksum."
+            findings.notes.append(
+                f"{tally.rebuilt} states were rebuilt by taking recorded steps again; each matched its checksum."
             )
-        certificate = replace(
-            self.result,
-            step_replay=tally.comparison.value(),
-            amplification=tally.growth.value(self.first) if self.estimator.exact else None,
-            seconds=self.check_seconds,
-            notes=tuple(self.notes),
-        )
-        return Scores(
-            values=self._together(tally.scores, own, share),
-            queries=self.query.names(self.data),
-            labels=labels,
-            per_epoch=None if tally.per_epoch is None else self._together(tally.per_epoch, own, share),
-            certificate=certificate,
-            better=(self.query.better,) * adjoint.queries,
-            provenance=provenance(
-                self.opened,
-                self.settings.precision,
-                clock(),
-                estimator=repr(self.estimator),
-                query=repr(self.query),
-                query_values=values.tolist(),
+        return JobResult(
+            values=part.join(tally.scores),
+            queries=self.query.names,
+            better=(self.query.query.better,) * adjoint.queries,
+            per_epoch=None if tally.per_epoch is None else part.join(tally.per_epoch),
+            certificate=Certificate(
+                level=self.settings.certificate,
+                step_replay=tally.comparison.value(),
+                gradient_check=findings.gradient,
+                trust=findings.trust,
+                amplification=tally.growth.value(self.first_step) if self.estimator.exact else None,
+                seconds=findings.seconds,
+                notes=tuple(findings.notes),
             ),
+            provenance={
+                "estimator": repr(self.estimator),
+                "query": repr(self.query.query),
+                "query_values": values.tolist(),
+            },
         )
 
-    def _walk(self, adjoint: Adjoint, final: ModelState, epochs: int, own: slice, share: RowShards | None) -> Tally:
+    @property
+    def first_step(self) -> int:
+        """Where the walk ends."""
+        return self.estimator.first_step(self.run.log)
+
+    def plan(self) -> Plan | None:
+        """Return what will be re-run; ``None`` if nothing."""
+        first = self.first_step
+        if self.settings.certificate == "off" or first == len(self.run.log):
+            return None
+        if self.settings.certificate == "full":
+            return Plan(first_step=first, gradient_examples=4, trust_examples=12)
+        return fast_plan(self.run.log, first)
+
+    def _walk(self, adjoint: Adjoint, epochs: int, part: Part, findings: Findings) -> Tally:
         plan = self.plan()
-        compiled = CompiledSteps(self.objective) if self.settings.compile else None
+        compiled = CompiledSteps(self.run.objective) if self.settings.compile else None
+        shards = part.shards
         with self._progress() as bar:
 
             def on_step(t: int, before: ModelState, tally: Tally) -> None:
                 bar.update()
-                if plan is not None and t == plan.first_step and own.start == 0:
-                    self.check(plan, before, tally.scores if share is None else share.all_sum(tally.scores.clone()))
+                if plan is not None and t == plan.first_step and part.columns.start == 0:
+                    scores = tally.scores if shards is None else shards.all_sum(tally.scores.clone())
+                    self._check(plan, before, scores, findings)
 
             walk = Walk(
-                log=self.log,
-                objective=self.objective,
+                run=self.run,
+                query=self.query,
                 estimator=self.estimator,
-                query_at=lambda state: self.query_gradient(state)[1].columns(own),
-                share=share,
-                room=self._room(final),
-                compare=self._compares(),
+                columns=part.columns,
+                shards=shards,
+                max_states=self._max_states(),
+                compare=self._compares(findings),
                 compiled=compiled,
                 on_step=on_step,
             )
-            tally = walk.run(adjoint, examples=self.examples, epochs=epochs)
+            tally = walk.start(adjoint, epochs=epochs)
         if compiled is not None and compiled.note:
-            self.notes.append(compiled.note)
+            findings.notes.append(compiled.note)
         return tally
 
-    def _compares(self) -> bool:
-        """Whether rebuilt states are held against recorded ones: rounding decides what an optimizer like Adam does with
-        a gradient that is zero but for it (a bias before BatchNorm), so only in the precision of the run."""
+    def _compares(self, findings: Findings) -> bool:
+        """Whether states are compared with recorded ones: rounding decides what an optimizer like Adam does with a
+        gradient that is zero but for it (a bias before BatchNorm), so only in the precision of the run."""
         if self.settings.certificate == "off":
             return False
-        recorded = {dtype for _, _, dtype in self.log.header.parameters}
+        recorded = {dtype for _, _, dtype in self.run.log.header.parameters}
         if self.settings.precision == "64-true" and recorded != {"float64"}:
-            self.notes.append(
-                "Steps were not held against the record: the walk computes in float64, the run in "
+            findings.notes.append(
+                "Steps were not compared with the record: the walk computes in float64, the run in "
                 f"{', '.join(sorted(recorded))}."
             )
             return False
         return True
 
-    def _split(self, adjoint: Adjoint, final: ModelState) -> tuple[slice, RowShards | None]:
-        """This process's queries, and its share of each batch's rows: one of the two is everything."""
-        everything = slice(0, adjoint.queries)
-        if self.team is None:
-            return everything, None
-        if adjoint.queries >= self.team.world:
-            return self.team.rows(adjoint.queries), None
-        if rows_are_separate(self.objective, self.team, final, self.log.step(len(self.log) - 1)):
-            return everything, self.team
-        self.notes.append(
+    def _part(self, adjoint: Adjoint, findings: Findings) -> Part:
+        """This process's queries, or its rows of each batch: one of the two is everything."""
+        everything, team, count = slice(0, adjoint.queries), self.team, adjoint.queries
+        if team is None or count >= team.world:
+            return Part(everything if team is None else team.rows(count), None, team, count)
+        run = self.run
+        if rows_are_separate(run.objective, team, run.final, run.log.step(len(run.log) - 1)):
+            return Part(everything, team, team, count)
+        findings.notes.append(
             "Rows of a batch see each other in this model (BatchNorm, dropout, class weights ...), so every process "
             "did the whole walk."
         )
-        return everything, None
+        return Part(everything, None, team, count)
 
-    def _together(self, values: Tensor, own: slice, share: RowShards | None) -> Tensor:
-        """Every process's part of ``[..., N, own]`` as ``[..., N, Q]``."""
-        if self.team is None:
-            return values
-        if share is not None:
-            return share.all_sum(values)
-        if len(self.query.names(self.data)) < self.team.world:
-            return values
-        whole = torch.zeros(*values.shape[:-1], len(self.query.names(self.data)), dtype=values.dtype)
-        whole[..., own] = values
-        return self.team.all_sum(whole)
-
-    def query_gradient(self, state: ModelState, *, averaged: Collection[str] = ()) -> tuple[Tensor, Adjoint]:
-        """Values and adjoint of the queries at a state."""
-        return gradient_of(self.objective, state, self.query, self.data, self.context, averaged=averaged)
-
-    def audit(self, final: ModelState) -> None:
-        """Make sure that example weights reach the whole loss, before the first score."""
-        last = self.log.step(len(self.log) - 1)
-        audit_loss(self.objective, final, last, self.log.step(self.first))
-        if note := attribution(self.objective, final, last):
-            self.notes.append(note)
-
-    def plan(self) -> Plan | None:
-        """What will be re-run."""
-        if self.settings.certificate == "off" or self.first == len(self.log):
-            return None
-        plan = fast_plan(self.log, self.first)
-        if self.settings.certificate == "full":
-            plan = Plan(first_step=self.first, gradient_examples=4, trust_examples=12)
-        return plan
-
-    def check(self, plan: Plan, before: ModelState, scores: Tensor) -> None:
-        """Re-run the window and hold the walk's scores so far against it."""
-        clock = stopwatch()
-        if self.estimator.state_for(plan.first_step, self.log) != plan.first_step:
-            if plan.first_step not in self.log.state_indices:
-                self.notes.append(
+    def _check(self, plan: Plan, before: ModelState, scores: Tensor, findings: Findings) -> None:
+        """Re-run the window and compare the walk's scores so far with it."""
+        began, log = time.perf_counter(), self.run.log
+        if self.estimator.state_for(plan.first_step, log) != plan.first_step:
+            if plan.first_step not in log.state_indices:
+                findings.notes.append(
                     f"Trust was not checked: a re-run would start from state {plan.first_step}, which the log does not "
                     "store."
                 )
                 return
-            before = self.log.state(plan.first_step)
-        with open_rerun(
-            self.log,
-            self.objective,
-            self.opened.host,
-            self.query,
-            self.data,
-            self.context,
-            first_step=plan.first_step,
-            start=before,
-            examples=self.examples,
-            tap=self.settings.tap,
-        ) as rerun:
-            gradient = check_gradient(rerun, scores, plan) if self.estimator.exact else None
-            ids = window_examples(self.log.steps(plan.first_step, len(self.log)))
-            trust = check_trust(rerun, scores, plan, ids)
-        self.objective.forget_modes()
-        self.result = replace(self.result, gradient_check=gradient, trust=trust)
-        self.check_seconds += clock()
+            before = log.state(plan.first_step)
+        with open_rerun(self.run, self.query, first_step=plan.first_step, start=before) as rerun:
+            if self.estimator.exact:
+                findings.gradient = check_gradient(rerun, scores, plan)
+            ids = window_examples(log.steps(plan.first_step, len(log)))
+            findings.trust = check_trust(rerun, scores, plan, ids)
+        findings.seconds += time.perf_counter() - began
 
     def _progress(self) -> Any:
         return tqdm(
-            total=len(self.log) - self.first,
+            total=len(self.run.log) - self.first_step,
             desc="replaying backwards",
             unit=" steps",
             disable=not self.settings.progress or (self.team is not None and self.team.rank > 0),
@@ -278,37 +225,6 @@ class Job:
             leave=False,
         )
 
-    def _room(self, state: ModelState) -> int:
-        size = sum(v.numel() * v.element_size() for _, _, _, v in state.items())
-        return states_in(self.settings.room_bytes, size)
-
-
-def provenance(opened: Opened, precision: str | None, seconds: float, **more: Any) -> dict[str, Any]:
-    """Where scores come from: digests and reprs by which a result can be told from any other."""
-    log = opened.log
-    return {
-        "log": log.digest,
-        "run": log.header.run_id,
-        "steps": len(log),
-        "of_average": log.average is not None,
-        "precision": precision or log.header.precision,
-        "device": str(opened.host.device),
-        "torch": torch.__version__,
-        "python": sys.version.split()[0],
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seconds": seconds,
-        "log_bytes": getattr(log, "size_bytes", 0),
-        **more,
-    }
-
-
-def averaged_model(final: ModelState, log: Trajectory) -> ModelState:
-    """The final model as the fit left it: with the averaged weights, if a callback averaged them."""
-    average = log.average
-    if average is None:
-        return final
-    return replace(
-        final,
-        params={n: average.get(n, v) for n, v in final.params.items()},
-        buffers={n: average.get(n, v) for n, v in final.buffers.items()},
-    )
+    def _max_states(self) -> int:
+        size = sum(v.numel() * v.element_size() for _, _, _, v in self.run.final.items())
+        return states_in(self.settings.memory_bytes, size)

@@ -29,7 +29,6 @@ from lightning_sgdinf.cleansing import (
     halve,
 )
 from lightning_sgdinf.evaluation import CleansingCurve, Detection, detect
-from lightning_sgdinf.log import RunLog
 from lightning_sgdinf.query import Query
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.tasks.explanations import Joined, explained_query, wrongly_classified
@@ -137,12 +136,9 @@ def cleanse(study: Study, trained: Trained, ranked: Ranked) -> Cleansed:
     before = evaluate_classifier(trained.model, data.test_dataloader())
     predictions = ModelPredictions(trained.model, plain)
     settings = study.report
-    with (
-        RunLog.open(trained.log) as log,
-        study.runner.retracer(trained.model, data.train_dataloader(), log=log) as retracer,
-    ):
-        run = EndedRun(log=log, retracer=retracer, dataset=data.train_set, fit=lambda dataset: _fit(study, dataset))
-        retraining = study.retraining.prepare(run)
+    with study.runner.open(trained.model, data.train_dataloader(), log=trained.log) as run:
+        ended = EndedRun(run=run, dataset=data.train_set, fit=lambda dataset: _fit(study, dataset))
+        retraining = study.retraining.prepare(ended)
         outcomes = Outcomes(retraining, {CHOOSING: on_choosing, TEST: on_test})
         context = CleansingContext(
             labels=data.train_set.labels,

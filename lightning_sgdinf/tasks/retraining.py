@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol
 
 from torch import nn
 
-from lightning_sgdinf.cleansing import CounterfactualRetraining, Retraining, ScratchRetraining
-
-if TYPE_CHECKING:
-    from lightning_sgdinf.log import RunLog
-    from lightning_sgdinf.replay.replayer import Replayer
+from lightning_sgdinf.replay import OpenedRun
+from lightning_sgdinf.updates import CounterfactualReplay, FreshTraining, Retraining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,14 +18,12 @@ class EndedRun:
     """What there is to train again with.
 
     Attributes:
-        log: The record of the run.
-        retracer: Takes its steps again.
+        run: The recorded run.
         dataset: The training set.
         fit: Trains a new model on a data set.
     """
 
-    log: RunLog
-    retracer: Replayer
+    run: OpenedRun
     dataset: Any
     fit: Callable[[Any], nn.Module]
 
@@ -42,7 +38,7 @@ class RetrainingPlan(Protocol):
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """The recorded steps once more, with weight 0 for dropped examples; see `CounterfactualRetraining`.
+    """The recorded steps once more, with weight 0 for dropped examples; see `CounterfactualReplay`.
 
     In a configuration::
 
@@ -57,12 +53,12 @@ class Counterfactual:
 
     def prepare(self, run: EndedRun) -> Retraining:
         """Counterfactual retraining of the run."""
-        return CounterfactualRetraining(run.retracer, run.log, epochs=self.epochs)
+        return partial(CounterfactualReplay(self.epochs).update, run.run)
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """A new run on the cleansed data set, with batches of its own; see `ScratchRetraining`.
+    """A new run on the cleansed data set, with batches of its own; see `FreshTraining`.
 
     In a configuration::
 
@@ -71,4 +67,4 @@ class Scratch:
 
     def prepare(self, run: EndedRun) -> Retraining:
         """Training from scratch on the run's data set."""
-        return ScratchRetraining(run.fit, run.dataset)
+        return partial(FreshTraining(run.fit).train, run.dataset)

@@ -66,7 +66,7 @@ class EstimatorSuite:
         first = self.estimator.first_step(run.log)
 
         def query_after(weights: Tensor) -> Tensor:
-            with InfluenceRunner(accelerator="cpu", progress=False).retracer(
+            with InfluenceRunner(accelerator="cpu", progress=False).replayer(
                 run.model, run.train, log=run.log
             ) as again:
                 end = again.run(run.log.state(first), first, len(run.log), weights=weights)

@@ -6,8 +6,8 @@ with the batches, initial state, hyper-parameters and random numbers of the reco
 :math:`q(\theta_T^{-D}) - q(\theta_T)`, which is what every influence score estimates.
 
 Runs are the same until one of their examples is first drawn. So they are taken in the order of that step, a chunk of
-them at once: one lane is the run with nothing left out, and every other one leaves it when its own first example is
-drawn. What is subtracted is the query of that lane, computed by the same kernels, so that rounding cancels.
+them at once: one replica is the run with nothing left out, and every other one leaves it when its own first example is
+drawn. What is subtracted is the query of that replica, computed by the same kernels, so that rounding cancels.
 """
 
 from __future__ import annotations
@@ -24,20 +24,17 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lightning_sgdinf.adjoint.query_gradient import BoundQuery
 from lightning_sgdinf.errors import SgdInfluenceError
-from lightning_sgdinf.query import Query, ValidationData
-from lightning_sgdinf.replay.averaging import with_average
-from lightning_sgdinf.replay.lightning_host import validation_context
-from lightning_sgdinf.replay.replayer import Divisor, Replayer
-from lightning_sgdinf.replay.weight_audit import audit_loss
-from lightning_sgdinf.scoring.walk_job import Opened, Settings, provenance
+from lightning_sgdinf.replay import CounterfactualRun, Divisor, OpenedRun
+from lightning_sgdinf.replay.counterfactual import stored_at_or_before
 from lightning_sgdinf.truth.ledger import Ledger
 from lightning_sgdinf.truth.memory import Footprint, measure_footprint
 from lightning_sgdinf.truth.plan import Plan, make_plan
 from lightning_sgdinf.truth.result import Truth
 from lightning_sgdinf.truth.runs import Runs, SequentialRuns, StackedRuns
 from lightning_sgdinf.truth.stacked_query import StackedQuery, first_line
-from lightning_sgdinf.truth.verify import Verified, stored_before, verify
+from lightning_sgdinf.truth.verify import Verified, verify
 
 LOOP_CHUNK = 16
 """Runs between two looks at the recorded one, where they are taken one after another."""
@@ -50,11 +47,10 @@ class Counterfactuals:
     the whole loss and that the run with nothing left out comes out as recorded.
 
     Args:
-        opened: Record, model and data.
-        settings: How to go about it; ``room_bytes`` bounds what runs taken at once may need.
+        run: The recorded run; ``memory_bytes`` bounds what runs taken at once may need.
         query: What is asked.
-        data: Validation data.
         labels: Of the training examples, for display.
+        progress: Show a progress bar.
         divisor: ``"kept"``: the losses of a batch are divided by the number of all its examples; ``"reduced"``, of
             those that are left.
 
@@ -64,26 +60,21 @@ class Counterfactuals:
 
     def __init__(
         self,
-        opened: Opened,
-        settings: Settings,
-        query: Query,
-        data: ValidationData,
+        run: OpenedRun,
+        query: BoundQuery,
         *,
         labels: tuple[str, ...] | None = None,
         divisor: Divisor = "kept",
+        progress: bool = True,
     ) -> None:
-        self.opened, self.settings, self.query = opened, settings, query
-        self.log, self.objective = opened.log, opened.objective
-        self.examples = opened.source.size
+        self.run, self.query = run, query
+        self.log, self.examples = run.log, run.examples
         self.divisor: Divisor = divisor
-        self.labels = labels
-        self.asking = StackedQuery(
-            self.objective, query, data, validation_context(opened.host, self.log.header), self.log.average
-        )
+        self.labels, self._progress = labels, progress
+        self.stacked = StackedQuery(query, run.log.average)
         self._verified: tuple[int, Verified] | None = None
         self._footprint: Footprint | None = None
-        last = self.log.step(len(self.log) - 1)
-        audit_loss(self.objective, self.log.state(len(self.log)), last, self.log.step(0))
+        run.audit()
 
     def measure(
         self,
@@ -114,7 +105,7 @@ class Counterfactuals:
         began = time.perf_counter()
         plan = make_plan(self.log, self.examples, leave_out, first_step=first_step, last_step=last_step)
         verified = self.verify(first_step)
-        ledger = Ledger(resume, repr(self._key(plan)), len(plan.sets), len(self.asking.names))
+        ledger = Ledger(resume, repr(self._key(plan)), len(plan.sets), len(self.stacked.names))
         ledger.done |= plan.first >= plan.stop  # never drawn, so nothing changes
         order = plan.ordered((~ledger.done).nonzero()[0])
         at_once = self.at_once(len(order), verified)
@@ -131,8 +122,8 @@ class Counterfactuals:
             values=ledger.values,
             leave_out=plan.sets,
             examples=self.examples,
-            queries=self.asking.names,
-            better=(self.query.better,) * len(self.asking.names),
+            queries=self.stacked.names,
+            better=(self.query.query.better,) * len(self.stacked.names),
             base=recorded,
             labels=self.labels,
             first_step=plan.start,
@@ -143,15 +134,15 @@ class Counterfactuals:
             verified=verified.replay,
             drift=drift,
             notes=self.notes(self.verify(first_step), at_once, len(order)),
-            provenance=provenance(
-                self.opened, self.settings.precision, seconds, query=repr(self.query), divisor=self.divisor
+            provenance=self.run.provenance(
+                self._precision, seconds, query=repr(self.query.query), divisor=self.divisor
             ),
         )
 
     def verify(self, first_step: int = 0) -> Verified:
         """Make sure that the run comes out as recorded; see `lightning_sgdinf.truth.verify`. Done once."""
         if self._verified is None or self._verified[0] > first_step:
-            self._verified = first_step, verify(self.log, self.objective, self.examples, first_step=first_step)
+            self._verified = first_step, verify(self.run, first_step=first_step)
         return self._verified[1]
 
     def chunks(self, plan: Plan, numbers: Sequence[int]) -> Iterator[Runs]:
@@ -161,19 +152,18 @@ class Counterfactuals:
         size = self.at_once(len(order), verified) if verified.together else LOOP_CHUNK
         for position in range(0, len(order), size):
             chunk = order[position : position + size]
-            start = stored_before(self.log, int(plan.first[chunk[0]]))
+            start = stored_at_or_before(self.log, int(plan.first[chunk[0]]))
             if not verified.together:
-                yield SequentialRuns(self.log, self.objective, self.asking, plan, chunk, start, divisor=self.divisor)
+                yield SequentialRuns(self.run, self.stacked, plan, chunk, start, divisor=self.divisor)
                 continue
             yield StackedRuns(
-                self.log,
-                self.objective,
-                self.asking,
+                self.run,
+                self.stacked,
                 plan,
                 chunk,
                 start,
                 divisor=self.divisor,
-                asked_at_once=self._memory().asked(self.settings.room_bytes),
+                asked_at_once=self._memory().asked(self.run.memory_bytes),
             )
 
     def _taken(self, plan: Plan, numbers: Sequence[int], bar: Any) -> Iterator[Runs]:
@@ -198,7 +188,7 @@ class Counterfactuals:
         """How many of some runs are taken at once."""
         if not verified.together:
             return 1
-        return max(1, min(runs, self._memory().lanes(self.settings.room_bytes) - 1))
+        return max(1, min(runs, self._memory().replicas(self.run.memory_bytes) - 1))
 
     def notes(self, verified: Verified, at_once: int, runs: int) -> tuple[str, ...]:
         """What a reader of the result must know."""
@@ -209,7 +199,7 @@ class Counterfactuals:
             found.append(verified.note)
         if verified.together and at_once < runs:
             found.append(f"{runs} runs, {at_once} at once, which need about {self._memory().step * at_once >> 20} MiB.")
-        return (*found, self.asking.note) if self.asking.note else tuple(found)
+        return (*found, self.stacked.note) if self.stacked.note else tuple(found)
 
     def progress(self, steps: int) -> Any:
         """A progress bar over training steps, those of all runs together."""
@@ -217,39 +207,39 @@ class Counterfactuals:
             total=steps,
             desc="training without",
             unit=" steps",
-            disable=not self.settings.progress,
+            disable=not self._progress,
             dynamic_ncols=True,
             file=sys.stderr,
             leave=False,
         )
 
+    @property
+    def _precision(self) -> str | None:
+        """What is computed in, if not what was recorded; as the runner was told."""
+        return "64-true" if self.run.objective.dtype is not None else None
+
     def _memory(self) -> Footprint:
         if self._footprint is None:
-            total = len(self.log)
-            self._footprint = measure_footprint(
-                self.objective, self.log.state(total), self.log.step(total - 1), self.examples, self.asking
-            )
+            self._footprint = measure_footprint(self.run, self.query)
         return self._footprint
 
     def _recorded(self, plan: Plan) -> Tensor:
         """The query of the recorded model."""
-        at = stored_before(self.log, plan.stop)
-        state = Replayer(self.log, self.objective).run(self.log.state(at), at, plan.stop)
-        if self.log.average is not None and plan.stop == len(self.log):
-            state = with_average(state, self.log.average, {}, {})
-        return self.asking.of_state(state)
+        if plan.stop == len(self.log):
+            return self.query.value(self.run.model)
+        return self.query.value(CounterfactualRun(self.run, plan.stop, plan.stop).run())
 
     def _key(self, plan: Plan) -> tuple[Any, ...]:
         """What tells one measurement from any other."""
-        settings = self.settings
+        # In the repr of a query, a function's place in memory is nothing of its own.
         return (
             self.log.digest,
-            re.sub(r" at 0x[0-9a-f]+", "", repr(self.query)),  # a function's place in memory is nothing of its own
-            self.asking.names,
+            re.sub(r" at 0x[0-9a-f]+", "", repr(self.query.query)),
+            self.stacked.names,
             plan.sets,
             plan.start,
             plan.stop,
             self.divisor,
-            settings.precision,
-            settings.tap,
+            self._precision,
+            self.run.objective.tap,
         )

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.log.records import Step
-from lightning_sgdinf.replay.objective import Objective
-from lightning_sgdinf.state import ModelState
-from lightning_sgdinf.truth.stacked_query import StackedQuery
+from lightning_sgdinf.adjoint.query_gradient import BoundQuery
+from lightning_sgdinf.replay import OpenedRun
 
 STATES = 4
 """State, gradient and what an optimizer and a clipping make on the way, in sizes of a state."""
@@ -19,7 +17,7 @@ STATES = 4
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What one lane needs, in bytes.
+    """What one replica needs, in bytes.
 
     Attributes:
         step: While it takes a step.
@@ -29,37 +27,28 @@ class Footprint:
     step: int
     query: int
 
-    def lanes(self, room_bytes: int) -> int:
+    def replicas(self, memory_bytes: int) -> int:
         """How many take a step at once."""
-        return max(2, room_bytes // max(self.step, 1))
+        return max(2, memory_bytes // max(self.step, 1))
 
-    def asked(self, room_bytes: int) -> int:
+    def asked(self, memory_bytes: int) -> int:
         """How many are asked at once."""
-        return max(1, room_bytes // max(self.query, 1))
+        return max(1, memory_bytes // max(self.query, 1))
 
 
-def measure_footprint(
-    objective: Objective, state: ModelState, step: Step, examples: int, asking: StackedQuery
-) -> Footprint:
-    """Measure by taking one step's pass and asking the query once, alone.
-
-    Args:
-        objective: The opened model.
-        state: Where.
-        step: The step.
-        examples: ``N``: a lane remembers which examples it trains on.
-        asking: Asks the query.
-    """
+def measure_footprint(run: OpenedRun, query: BoundQuery) -> Footprint:
+    """Measure by taking the last step's pass and asking the query once, alone."""
+    objective, state, step = run.objective, run.final, run.log.step(len(run.log) - 1)
     held = sum(v.numel() * v.element_size() for _, _, _, v in state.items())
     micro = step.micro_batches[0]
     objective.load(state)
     with _SavedTensors() as step_pass:
         objective.trace(step, micro, objective.batch(step, micro))
     with _SavedTensors() as query_pass:
-        asking.of_state(state)
-    batches = max(1, len(asking.data.loader))
-    # Backward passes make as much again as forward passes save.
-    return Footprint(STATES * held + examples + 2 * step_pass.bytes, held + 2 * query_pass.bytes // batches)
+        query.value(state)
+    batches = max(1, len(query.data.loader))
+    # A replica remembers which examples it trains on. Backward passes make as much again as forward passes save.
+    return Footprint(STATES * held + run.examples + 2 * step_pass.bytes, held + 2 * query_pass.bytes // batches)
 
 
 class _SavedTensors:

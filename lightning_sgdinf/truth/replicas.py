@@ -1,13 +1,13 @@
 r"""Many models that take the same recorded steps at once, each with example weights of its own.
 
-With ``L`` lanes, every tensor of the state has the lanes in its first dimension. One ``torch.func.vmap`` of the user's
-``training_step`` gives the ``L`` losses, and because lanes do not see each other one backward pass through their sum
-gives every lane's gradient:
+With ``L`` replicas, every tensor of the state has the replicas in its first dimension. One ``torch.func.vmap`` of the
+user's ``training_step`` gives the ``L`` losses, and because replicas do not see each other one backward pass through
+their sum gives every replica's gradient:
 
 .. math:: \nabla_{\theta_l} \sum_{k} L_k(\theta_k) = \nabla L_l(\theta_l).
 
 The optimizer steps on the stacked parameters as they are: an optimizer that has an update rule works element by
-element. Clipping by norm is done lane by lane. Random numbers are those of the record, the same for all lanes.
+element. Clipping by norm is done replica by replica. Random numbers are those of the record, the same for all replicas.
 
 Cost of a step: that of ``L`` training steps in floating-point operations, that of one in python and in batches made.
 """
@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import NonFiniteError
 from lightning_sgdinf.log.records import Clip, MicroBatch, ParamGroup, Step
-from lightning_sgdinf.log.trajectory import Trajectory
-from lightning_sgdinf.replay.averaging import feed
+from lightning_sgdinf.replay.counterfactual import feed
 from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.replay.opened import OpenedRun
 from lightning_sgdinf.replay.replayer import (
     Divisor,
     divided,
@@ -41,12 +41,12 @@ from lightning_sgdinf.state import ModelState
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """The states of ``L`` lanes.
+    """The states of ``L`` replicas.
 
     Attributes:
         params: ``[L, *shape]`` by name.
         buffers: Those that are real numbers, ``[L, *shape]`` by name.
-        shared: The other buffers, the same for all lanes (counters, indices), ``[*shape]``.
+        shared: The other buffers, the same for all replicas (counters, indices), ``[*shape]``.
         memory: The optimizer's tensors that have the shape of their parameter, ``[L, *shape]`` by name and key.
         fed: What the steps so far fed a running average, float64 ``[L, *shape]`` by name.
     """
@@ -61,22 +61,21 @@ class Stack:
 class Replicas:
     """A stack of models on its way through a recorded run.
 
-    All lanes start as copies of one state. The module of the objective is used as it is; what it holds is overwritten.
+    All replicas start as copies of one state. The module of the objective is used as it is; what it holds is
+    overwritten.
 
     Args:
-        log: The record.
-        objective: The model's training step, opened.
-        state: The state all lanes start from.
-        keep: Which examples each lane trains on, bool ``[L, N]``.
+        run: The recorded run.
+        state: The state all replicas start from.
+        keep: Which examples each replica trains on, bool ``[L, N]``.
         divisor: What the losses of a batch are divided by.
     """
 
-    def __init__(
-        self, log: Trajectory, objective: Objective, state: ModelState, keep: Tensor, *, divisor: Divisor = "kept"
-    ) -> None:
-        self.log, self.objective, self.keep = log, objective, keep
+    def __init__(self, run: OpenedRun, state: ModelState, keep: Tensor, *, divisor: Divisor = "kept") -> None:
+        self.objective, self.keep = run.objective, keep
+        objective = run.objective
         self._divisor: Divisor = divisor
-        self._kind = optimizer_class(log.header.optimizer)
+        self._kind = optimizer_class(run.log.header.optimizer)
         like = objective.parameters[0]
         count = len(keep)
         spread = lambda v: _stacked(v.to(like.device, like.dtype if v.is_floating_point() else v.dtype), count)  # noqa: E731
@@ -100,30 +99,30 @@ class Replicas:
 
     @property
     def stack(self) -> Stack:
-        """The lanes' states as they are now; not copies."""
+        """The replicas' states as they are now; not copies."""
         memory = {
             n: {k: v for k, v in entries.items() if self._is_stacked(n, v)} for n, entries in self._read().items()
         }
         params = {n: p.detach() for n, p in self._params.items()}
         return Stack(params, self._buffers, self._shared, memory, self._fed)
 
-    def state(self, lane: int) -> ModelState:
-        """One lane's state, in memory of its own."""
+    def state(self, replica: int) -> ModelState:
+        """One replica's state, in memory of its own."""
         memory = self._read()
         return ModelState(
-            params={n: p.detach()[lane].clone() for n, p in self._params.items()},
+            params={n: p.detach()[replica].clone() for n, p in self._params.items()},
             buffers={
-                **{n: v[lane].clone() for n, v in self._buffers.items()},
+                **{n: v[replica].clone() for n, v in self._buffers.items()},
                 **{n: v.clone() for n, v in self._shared.items()},
             },
             optimizer={
-                n: {k: (v[lane] if self._is_stacked(n, v) else v).clone() for k, v in entries.items()}
+                n: {k: (v[replica] if self._is_stacked(n, v) else v).clone() for k, v in entries.items()}
                 for n, entries in memory.items()
             },
         )
 
     def join(self, keep: Tensor) -> None:
-        """Add lanes that were the same as lane 0 so far.
+        """Add replicas that were the same as replica 0 so far.
 
         Args:
             keep: Which examples they train on, bool ``[K, N]``.
@@ -132,27 +131,27 @@ class Replicas:
         self.select(torch.cat([torch.arange(len(self)), torch.zeros(len(keep), dtype=torch.int64)]))
         self.keep = torch.cat([before, keep])
 
-    def select(self, lanes: Tensor) -> None:
-        """Go on with these lanes only, in this order; a lane may be taken several times.
+    def select(self, replicas: Tensor) -> None:
+        """Go on with these replicas only, in this order; a replica may be taken several times.
 
         Args:
-            lanes: int64 ``[K]``.
+            replicas: int64 ``[K]``.
         """
         self._memory = {
-            n: {k: v[lanes] if self._is_stacked(n, v) else v for k, v in entries.items()}
+            n: {k: v[replicas] if self._is_stacked(n, v) else v for k, v in entries.items()}
             for n, entries in self._read().items()
         }
-        self._params = {n: nn.Parameter(p.detach()[lanes]) for n, p in self._params.items()}
-        self._buffers = {n: v[lanes] for n, v in self._buffers.items()}
-        self._fed = {n: v[lanes] for n, v in self._fed.items()}
-        self.keep = self.keep[lanes]
+        self._params = {n: nn.Parameter(p.detach()[replicas]) for n, p in self._params.items()}
+        self._buffers = {n: v[replicas] for n, v in self._buffers.items()}
+        self._fed = {n: v[replicas] for n, v in self._fed.items()}
+        self.keep = self.keep[replicas]
         self._optimizer = None
 
     def advance(self, step: Step) -> None:
         """Take one recorded step.
 
         Raises:
-            NonFiniteError: If a lane's loss is NaN or infinite; names the step.
+            NonFiniteError: If a replica's loss is NaN or infinite; names the step.
             UnsupportedRunError: If something other than the optimizer changed the run before the step.
         """
         if self._steps_taken:
@@ -170,7 +169,7 @@ class Replicas:
         self._fed = feed(self._fed, {**self._params, **self._buffers}, step)
 
     def gradients(self, step: Step) -> dict[str, Tensor]:
-        """Each lane's gradient, ``[L, *shape]`` by name; without those that no loss depends on. Moves the buffers."""
+        """Return each replica's gradient, ``[L, *shape]`` by name, where a loss depends on it; moves the buffers."""
         objective = self.objective
         total: dict[str, Tensor] = {}
         for micro in step.micro_batches:
@@ -204,10 +203,10 @@ class Replicas:
         found = losses.detach()
         bad = (~torch.isfinite(found)).nonzero()
         if len(bad):
-            lane = int(bad[0])
-            left = (~self.keep[lane]).nonzero().flatten().tolist()
+            replica = int(bad[0])
+            left = (~self.keep[replica]).nonzero().flatten().tolist()
             raise NonFiniteError(
-                f"the training loss of step {step.index} is {float(found[lane])} with examples {left[:5]} left out "
+                f"the training loss of step {step.index} is {float(found[replica])} with examples {left[:5]} left out "
                 f"({len(bad)} of {len(self)} runs): training diverges without them, so their effect is not a number. "
                 "Leave them out of the question, or ask at an earlier step."
             )
@@ -298,7 +297,7 @@ def _stacked(value: Tensor, count: int) -> Tensor:
 
 
 def _clip(grads: Mapping[str, Tensor], clip: Clip | None) -> None:
-    """Clip in place, lane by lane, as the Trainer did."""
+    """Clip in place, replica by replica, as the Trainer did."""
     if clip is None or not grads:
         return
     if clip.algorithm == "value":

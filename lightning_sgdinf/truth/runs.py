@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.log.trajectory import Trajectory
-from lightning_sgdinf.replay.averaging import feed, with_average
-from lightning_sgdinf.replay.objective import Objective
-from lightning_sgdinf.replay.replayer import Divisor, Replayer
+from lightning_sgdinf.replay.counterfactual import CounterfactualRun, Course
+from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay.replayer import Divisor
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.truth.plan import Plan
 from lightning_sgdinf.truth.replicas import Replicas, Stack
@@ -63,9 +62,8 @@ class StackedRuns:
     """Runs taken at once; see `Runs`.
 
     Args:
-        log: The record.
-        objective: The opened model.
-        asking: Asks the query.
+        run: The recorded run.
+        query: What is asked.
         plan: What is left out.
         numbers: Which of its sets.
         start: The stored state to start from.
@@ -75,9 +73,8 @@ class StackedRuns:
 
     def __init__(
         self,
-        log: Trajectory,
-        objective: Objective,
-        asking: StackedQuery,
+        run: OpenedRun,
+        query: StackedQuery,
         plan: Plan,
         numbers: Sequence[int],
         start: int,
@@ -85,12 +82,12 @@ class StackedRuns:
         divisor: Divisor,
         asked_at_once: int,
     ) -> None:
-        self._log, self._asking, self._plan = log, asking, plan
+        self._log, self._query, self._plan = run.log, query, plan
         self._asked_at_once = asked_at_once
         self.numbers = plan.ordered(numbers)
         self.position, self.steps_taken = start, 0
         nothing = torch.ones(1, plan.examples, dtype=torch.bool)
-        self._lanes = Replicas(log, objective, log.state(start), nothing, divisor=divisor)
+        self._replicas = Replicas(run, run.log.state(start), nothing, divisor=divisor)
         self._joined = 0
 
     def advance(self, stop: int, count: Count) -> None:
@@ -98,17 +95,17 @@ class StackedRuns:
         for step in self._log.steps(self.position, stop):
             joining = [i for i in self.numbers[self._joined :] if self._plan.first[i] <= step.index]
             if joining:
-                self._lanes.join(self._plan.keep(joining))
+                self._replicas.join(self._plan.keep(joining))
                 self._joined += len(joining)
-            self._lanes.advance(step)
-            self.steps_taken += len(self._lanes)
+            self._replicas.advance(step)
+            self.steps_taken += len(self._replicas)
             count(self._joined)
         self.position = stop
 
     def values(self) -> tuple[Tensor, Tensor]:
         """See `Runs`; a run that has not left the recorded one has no change."""
         at_end = self.position == len(self._log)
-        found = self._asking.of_stack(self._lanes.stack, at_once=self._asked_at_once, averaged=at_end)
+        found = self._query.of_stack(self._replicas.stack, at_once=self._asked_at_once, averaged=at_end)
         changes = torch.zeros(len(self.numbers), found.shape[1], dtype=torch.float64)
         changes[: self._joined] = found[1:] - found[0]
         return changes, found[0]
@@ -116,7 +113,7 @@ class StackedRuns:
     def departures(self, along: Adjoint) -> Tensor:
         """See `Runs`."""
         found = torch.zeros(len(self.numbers), along.queries, dtype=torch.float64)
-        found[: self._joined] = _departures(self._lanes.stack, along)
+        found[: self._joined] = _departures(self._replicas.stack, along)
         return found
 
     def moved(self) -> dict[str, Tensor]:
@@ -124,14 +121,14 @@ class StackedRuns:
         waiting = len(self.numbers) - self._joined
         return {
             n: torch.cat([p[1:] - p[:1], p.new_zeros(waiting, *p.shape[1:])])
-            for n, p in self._lanes.stack.params.items()
+            for n, p in self._replicas.stack.params.items()
         }
 
     def select(self, numbers: Sequence[int]) -> None:
         """See `Runs`."""
         wanted = set(numbers)
         rows = [row for row, i in enumerate(self.numbers[: self._joined]) if i in wanted]
-        self._lanes.select(torch.tensor([0, *(row + 1 for row in rows)]))
+        self._replicas.select(torch.tensor([0, *(row + 1 for row in rows)]))
         self._joined = len(rows)
         self.numbers = [i for i in self.numbers if i in wanted]
 
@@ -141,22 +138,20 @@ class SequentialRuns:
 
     def __init__(
         self,
-        log: Trajectory,
-        objective: Objective,
-        asking: StackedQuery,
+        run: OpenedRun,
+        query: StackedQuery,
         plan: Plan,
         numbers: Sequence[int],
         start: int,
         *,
         divisor: Divisor,
     ) -> None:
-        self._log, self._asking, self._plan = log, asking, plan
-        self._retracer = Replayer(log, objective, divisor=divisor)
+        self._query, self._plan = query, plan
+        self._run = CounterfactualRun(run, start, start=run.log.state(start), divisor=divisor)
         self.numbers = plan.ordered(numbers)
         self.position, self.steps_taken = start, 0
-        state = log.state(start)
-        self._base: tuple[ModelState, dict[str, Tensor]] = state, {}
-        self._own: dict[int, tuple[ModelState, dict[str, Tensor]]] = {}
+        self._base = self._run.start
+        self._own: dict[int, Course] = {}
 
     def advance(self, stop: int, count: Count) -> None:
         """Take them to step ``stop``."""
@@ -165,20 +160,20 @@ class SequentialRuns:
             first = max(start, int(self._plan.first[number]))
             if first >= stop:
                 continue
-            state = self._own.get(number) or self._take(self._base, start, first, None)
+            course = self._own.get(number) or self._take(self._base, start, first, None)
             weights = self._plan.keep([number])[0].double()
-            self._own[number] = self._take(state, first, stop, weights)
+            self._own[number] = self._take(course, first, stop, weights)
             count(stop - first)
         self._base = self._take(self._base, start, stop, None)
         self.position = stop
 
     def values(self) -> tuple[Tensor, Tensor]:
         """See `Runs`."""
-        base = self._asking.of_state(self._averaged(self._base))
+        base = self._query.query.value(self._end(self._base))
         changes = torch.zeros(len(self.numbers), len(base), dtype=torch.float64)
         for row, number in enumerate(self.numbers):
             if number in self._own:
-                changes[row] = self._asking.of_state(self._averaged(self._own[number])) - base
+                changes[row] = self._query.query.value(self._end(self._own[number])) - base
         return changes, base
 
     def departures(self, along: Adjoint) -> Tensor:
@@ -191,8 +186,8 @@ class SequentialRuns:
 
     def moved(self) -> dict[str, Tensor]:
         """See `Runs`."""
-        base = self._base[0].params
-        states = [self._own.get(i, self._base)[0].params for i in self.numbers]
+        base = self._base.state.params
+        states = [self._own.get(i, self._base).state.params for i in self.numbers]
         return {n: torch.stack([s[n] - p for s in states]) for n, p in base.items()}
 
     def select(self, numbers: Sequence[int]) -> None:
@@ -201,26 +196,17 @@ class SequentialRuns:
         self.numbers = [i for i in self.numbers if i in wanted]
         self._own = {i: state for i, state in self._own.items() if i in wanted}
 
-    def _take(
-        self, state: tuple[ModelState, dict[str, Tensor]], start: int, stop: int, weights: Tensor | None
-    ) -> tuple[ModelState, dict[str, Tensor]]:
-        now, fed = state
+    def _take(self, course: Course, start: int, stop: int, weights: Tensor | None) -> Course:
         self.steps_taken += stop - start
-        if self._log.average is None:
-            return (self._retracer.run(now, start, stop, weights=weights) if stop > start else now), fed
-        for step in self._log.steps(start, stop):
-            now = self._retracer.advance(now, step, weights=weights)
-            fed = feed(fed, {**now.params, **now.buffers}, step)
-        return now, fed
+        return self._run.take(course, start, stop, weights=weights)
 
-    def _averaged(self, state: tuple[ModelState, dict[str, Tensor]]) -> ModelState:
-        if self._log.average is None or self.position < len(self._log):
-            return state[0]
-        return with_average(state[0], self._log.average, state[1], self._base[1])
+    def _end(self, course: Course) -> ModelState:
+        at_end = self.position == self._run.last_step
+        return self._run.averaged(course, self._base) if at_end else course.state
 
 
 def _departures(stack: Stack, along: Adjoint) -> Tensor:
-    """Inner products of an adjoint with how far each lane's state lies from that of lane 0, ``[L - 1, Q]``."""
+    """Inner products of an adjoint with how far each replica's state lies from that of replica 0, ``[L - 1, Q]``."""
     names = list(stack.params)
 
     def product(adjoint: Tensor, values: Mapping[str, Tensor]) -> Tensor:
@@ -240,13 +226,13 @@ def _departures(stack: Stack, along: Adjoint) -> Tensor:
 
 
 def _rows(value: Tensor) -> Tensor:
-    """How far each lane's tensor lies from that of lane 0, ``[L - 1, n]``."""
+    """How far each replica's tensor lies from that of replica 0, ``[L - 1, n]``."""
     return (value[1:] - value[:1]).reshape(len(value) - 1, -1).double()
 
 
-def _pair(base: tuple[ModelState, dict[str, Tensor]], other: tuple[ModelState, dict[str, Tensor]]) -> Stack:
+def _pair(base: Course, other: Course) -> Stack:
     """Two states as a stack."""
-    (a, fed_a), (b, fed_b) = base, other
+    (a, b), (fed_a, fed_b) = (base.state, other.state), (base.fed, other.fed)
     shapes = {n: p.shape for n, p in a.params.items()}
     return Stack(
         params={n: torch.stack([p, b.params[n]]) for n, p in a.params.items()},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.adjoint.query_gradient import Context, value_of
+from lightning_sgdinf.adjoint.query_gradient import BoundQuery
 from lightning_sgdinf.dtypes import tensors_made_in
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
 from lightning_sgdinf.kernels.attention import ATTENTION
 from lightning_sgdinf.kernels.intercept import Interceptor
-from lightning_sgdinf.query import Query, ValidationData
-from lightning_sgdinf.replay.borrowed_module import set_modes
 from lightning_sgdinf.replay.objective import Objective
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.truth.replicas import Stack
@@ -28,39 +26,24 @@ class StackedQuery:
     """Asks a query of the models of a stack.
 
     Args:
-        objective: The opened model.
         query: What is asked.
-        data: Validation data.
-        context: Precision.
         average: The recorded average of the weights at the end, if the query is asked of one.
 
     Attributes:
         note: Why models are asked one after another; empty while they are asked at once.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        query: Query,
-        data: ValidationData,
-        context: Context,
-        average: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        self.objective, self.query, self.data, self.context = objective, query, data, context
-        self.average = average
-        self.names = query.names(data)
+    def __init__(self, query: BoundQuery, average: Mapping[str, Tensor] | None = None) -> None:
+        self.query, self.average = query, average
+        self.names = query.names
         self.note = ""
 
-    def of_state(self, state: ModelState) -> Tensor:
-        """Values of one model, float64 ``[Q]``."""
-        return value_of(self.objective, state, self.query, self.data, self.context)
-
     def of_stack(self, stack: Stack, *, at_once: int, averaged: bool) -> Tensor:
-        """Values of every lane, float64 ``[L, Q]``, in groups of ``at_once`` lanes.
+        """Values of every replica, float64 ``[L, Q]``, in groups of ``at_once`` replicas.
 
         Args:
-            stack: The lanes' states; lane 0 is the run as recorded.
-            at_once: How many lanes to ask at once.
+            stack: The replicas' states; replica 0 is the run as recorded.
+            at_once: How many replicas to ask at once.
             averaged: Ask the running average of the weights instead of the last ones.
         """
         params, buffers = dict(stack.params), dict(stack.buffers)
@@ -78,7 +61,7 @@ class StackedQuery:
         return torch.cat(found)
 
     def _averaged(self, values: Mapping[str, Tensor], fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The recorded average, shifted by what the steps fed each lane differently from lane 0."""
+        """The recorded average, shifted by what the steps fed each replica differently from replica 0."""
         assert self.average is not None
         found = dict(values)
         for name, value in values.items():
@@ -99,7 +82,7 @@ class StackedQuery:
         count = len(next(iter(params.values())))
         return torch.stack(
             [
-                self.of_state(
+                self.query.value(
                     ModelState(
                         params={n: v[i] for n, v in params.items()},
                         buffers={**{n: v[i] for n, v in buffers.items()}, **shared},
@@ -112,14 +95,14 @@ class StackedQuery:
     def _together(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], shared: Mapping[str, Tensor]
     ) -> Tensor:
-        objective = self.objective
-        data = replace(self.data, seed=None)  # inside a vectorised pass generators cannot be read
+        bound, objective = self.query, self.query.objective
+        data = replace(bound.data, seed=None)  # inside a vectorised pass generators cannot be read
         weights: list[float] = [0.0] * len(self.names)
 
         def terms() -> Tensor:
             totals: list[Any] = [0.0] * len(self.names)
             weights[:] = [0.0] * len(self.names)
-            for number, weight, term in self.query.terms(objective.module, data):
+            for number, weight, term in bound.query.terms(objective.module, data):
                 totals[number] = totals[number] + weight * term.detach().double()
                 weights[number] += weight
             return torch.stack([torch.as_tensor(t, dtype=torch.float64) for t in totals])
@@ -146,14 +129,10 @@ class StackedQuery:
 
     @contextmanager
     def _in_eval_mode(self) -> Iterator[None]:
-        objective = self.objective
-        set_modes(objective.module, [n for n, _ in objective.module.named_modules()])
-        with ExitStack() as stack:
-            stack.callback(objective.forget_modes)
-            same = random_state.preserved() if self.data.seed is None else random_state.seeded(self.data.seed)
-            for part in (same, self.context(), tensors_made_in(objective.dtype)):
-                stack.enter_context(part)
-            stack.enter_context(Interceptor(ATTENTION))
+        objective, seed = self.query.objective, self.query.data.seed
+        same = random_state.preserved() if seed is None else random_state.seeded(seed)
+        own = tensors_made_in(objective.dtype)
+        with objective.eval_mode(), same, self.query.context(), own, Interceptor(ATTENTION):
             yield
 
 

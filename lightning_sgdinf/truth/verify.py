@@ -1,9 +1,9 @@
 """Does the run with nothing left out come out as recorded, before anything is left out?
 
 The recorded steps are taken again, by the very kernels of training, from stored state to stored state. At the
-beginning, in the middle and at the end of the run lanes take them, too. A lane may round otherwise than training did,
-and an optimizer like Adam blows up what is rounding only (the gradient of a bias before BatchNorm); so where lanes end
-up elsewhere, the gradients decide whether they compute the same.
+beginning, in the middle and at the end of the run replicas take them, too. A replica may round otherwise than training
+did, and an optimizer like Adam blows up what is rounding only (the gradient of a bias before BatchNorm); so where
+replicas end up elsewhere, the gradients decide whether they compute the same.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from lightning_sgdinf.adjoint.optim.base import known_optimizers
 from lightning_sgdinf.certificate import StepReplay
-from lightning_sgdinf.errors import SgdInfluenceError, StateNotStoredError, StepMismatchError
+from lightning_sgdinf.errors import SgdInfluenceError, StepMismatchError
 from lightning_sgdinf.log.records import Step
 from lightning_sgdinf.log.trajectory import Trajectory
-from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.replay.counterfactual import stored_at_or_before
+from lightning_sgdinf.replay.opened import OpenedRun
 from lightning_sgdinf.replay.replayer import Replayer
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.truth.replicas import Replicas
@@ -82,19 +83,18 @@ class _Seen:
         )
 
 
-def verify(log: Trajectory, objective: Objective, examples: int, *, first_step: int = 0) -> Verified:
+def verify(run: OpenedRun, *, first_step: int = 0) -> Verified:
     """Take the recorded run again from the last stored state at or before a step.
 
     Args:
-        log: The record.
-        objective: The opened model.
-        examples: ``N``.
+        run: The recorded run.
         first_step: From where on the run must be reproduced.
 
     Raises:
         StateNotStoredError: No state at or before ``first_step`` is stored.
         StepMismatchError: A stretch leads elsewhere than recorded; names step and tensor.
     """
+    log, objective = run.log, run.objective
     dtype = objective.parameters[0].dtype
     other = {name for _, _, name in log.header.parameters} != {str(dtype).removeprefix("torch.")}
     seen = _Seen(COARSE if other else TOLERANCE.get(dtype, COARSE))
@@ -118,10 +118,10 @@ def verify(log: Trajectory, objective: Objective, examples: int, *, first_step: 
         if not together or number not in tried:
             continue
         try:
-            lanes = _by_lanes(log, objective, before, start, stop, examples)
-            deviation, tensor = _deviation(lanes, before, after, joint=other)
+            state = _by_replicas(run, before, start, stop)
+            deviation, tensor = _deviation(state, before, after, joint=other)
             if not deviation <= seen.tolerance:
-                gap = _gradient_gap(log, objective, before, log.step(start), examples)
+                gap = _gradient_gap(run, before, log.step(start))
                 together = gap <= GRADIENT_TOLERANCE.get(dtype, COARSE)
                 note = (
                     f"Rounding decides about {tensor} (steps {start} to {stop - 1}); gradients agree."
@@ -135,38 +135,20 @@ def verify(log: Trajectory, objective: Objective, examples: int, *, first_step: 
     return Verified(seen.value(), together, note)
 
 
-def stored_before(log: Trajectory, step: int) -> int:
-    """The last stored state at or before a step.
-
-    Raises:
-        StateNotStoredError: If there is none.
-    """
-    found = [int(t) for t in log.state_indices if t <= step]
-    if not found:
-        raise StateNotStoredError(
-            f"leaving examples out from step {step} on needs the state there or an earlier one, and the first that was "
-            f"kept (keep={log.header.keep!r}) is state {int(min(log.state_indices, default=len(log)))}. Record with "
-            "keep='every_step' or keep='every(k)', or leave them out of later steps only (first_step=)."
-        )
-    return found[-1]
-
-
 def _stretches(log: Trajectory, first_step: int) -> Iterator[tuple[int, int]]:
     """Pairs of stored states to go from one to the other, some steps apart."""
-    start = stored_before(log, first_step)
+    start = stored_at_or_before(log, first_step)
     for stored in (int(t) for t in log.state_indices):
         if stored >= min(start + STRETCH, len(log)) and stored > start:
             yield start, stored
             start = stored
 
 
-def _by_lanes(
-    log: Trajectory, objective: Objective, state: ModelState, start: int, stop: int, examples: int
-) -> ModelState:
-    lanes = Replicas(log, objective, state, torch.ones(2, examples, dtype=torch.bool))
-    for step in log.steps(start, stop):
-        lanes.advance(step)
-    return lanes.state(1)
+def _by_replicas(run: OpenedRun, state: ModelState, start: int, stop: int) -> ModelState:
+    replicas = Replicas(run, state, torch.ones(2, run.examples, dtype=torch.bool))
+    for step in run.log.steps(start, stop):
+        replicas.advance(step)
+    return replicas.state(1)
 
 
 def _deviation(found: ModelState, before: ModelState, after: ModelState, *, joint: bool) -> tuple[float, str]:
@@ -190,10 +172,11 @@ def _deviation(found: ModelState, before: ModelState, after: ModelState, *, join
     return worst, name
 
 
-def _gradient_gap(log: Trajectory, objective: Objective, state: ModelState, step: Step, examples: int) -> float:
-    """How much the gradient of a lane differs from that of a model alone, as a part of its norm."""
-    lanes = Replicas(log, objective, state, torch.ones(2, examples, dtype=torch.bool))
-    found = lanes.gradients(step)
+def _gradient_gap(run: OpenedRun, state: ModelState, step: Step) -> float:
+    """How much the gradient of a replica differs from that of a model alone, as a part of its norm."""
+    objective = run.objective
+    replicas = Replicas(run, state, torch.ones(2, run.examples, dtype=torch.bool))
+    found = replicas.gradients(step)
     objective.load(state)
     alone: dict[str, Tensor] = {}
     for micro in step.micro_batches:

@@ -24,10 +24,10 @@ from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.log.memory import MemoryLog
 from lightning_sgdinf.log.records import Clip, Draw, Header, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.random_state import torch_state
+from lightning_sgdinf.replay import OpenedRun, Replayer
 from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.objective import open_objective
-from lightning_sgdinf.replay.replayer import Replayer
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.testing.oracles import Losses, UnrolledRun, UnrolledStep, unrolled_scores
 from tests.adjoint.models import CLASSES, MODELS, Classifier, Model
@@ -382,11 +382,18 @@ def record(case: Case) -> Recorded:
 
 
 @contextmanager
-def retracer(run: Recorded) -> Iterator[Replayer]:
-    """Takes the run's steps again."""
+def opened(run: Recorded) -> Iterator[OpenedRun]:
+    """The run with its model and data."""
     source = BatchSource([run.train], run.log.header)
     with open_objective(run.module, run.log.header, source, Host()) as objective:
-        yield Replayer(run.log, objective)
+        yield OpenedRun(log=run.log, objective=objective)
+
+
+@contextmanager
+def replayer(run: Recorded) -> Iterator[Replayer]:
+    """Takes the run's steps again."""
+    with opened(run) as recorded:
+        yield Replayer(run.log, recorded.objective)
 
 
 def unrolled(case: Case, *, first_step: int = 0, divisor: str = "kept", curvature_scale: float = 1.0) -> Tensor:

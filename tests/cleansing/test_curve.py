@@ -3,14 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_sgdinf.cleansing import Evaluation, Retrained, Selection, cleansing_curve, random_ranking
+from lightning_sgdinf.cleansing import Evaluation, Selection, cleansing_curve, random_ranking
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.state import ModelState
+from lightning_sgdinf.updates import Updated
 
 
-def retrain(selection: Selection) -> Retrained:
+def retrain(selection: Selection) -> Updated:
     """The state is what was dropped."""
-    return Retrained(state=ModelState(params={"dropped": torch.tensor(selection.drop)}), seconds=0.0)
+    return Updated(state=ModelState(params={"dropped": torch.tensor(selection.drop)}), seconds=0.0)
 
 
 def evaluate(state: ModelState) -> Evaluation:

@@ -9,16 +9,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lightning_sgdinf.cleansing import (
-    ModelPredictions,
-    Retrained,
-    Selection,
-    StateEvaluation,
-    evaluate_classifier,
-    held_out_value,
-    state_of,
-)
+from lightning_sgdinf.cleansing import ModelPredictions, Selection, StateEvaluation, evaluate_classifier, held_out_value
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+from lightning_sgdinf.updates import Updated, state_of
 
 
 @pytest.fixture
@@ -137,9 +130,9 @@ def test_states_are_evaluated_and_the_model_put_back(data: TensorDataset) -> Non
 
     asked: list[Selection] = []
 
-    def retrain(selection: Selection) -> Retrained:
+    def retrain(selection: Selection) -> Updated:
         asked.append(selection)
-        return Retrained(state=state_of(other), seconds=0.0)
+        return Updated(state=state_of(other), seconds=0.0)
 
     selection = Selection(drop=(1,))
     expected = evaluate_classifier(other, loader)

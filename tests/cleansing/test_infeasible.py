@@ -15,7 +15,6 @@ from lightning_sgdinf.cleansing import (
     ExcessWarning,
     Negative,
     Relabel,
-    Retrained,
     Selection,
     TopFraction,
     TopK,
@@ -27,6 +26,7 @@ from lightning_sgdinf.cleansing.infeasible import lost_classes
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.state import ModelState
+from lightning_sgdinf.updates import Updated
 
 LABELS = torch.tensor([2, 2, 0, 1, 0, 1])
 SCORES = Scores(values=torch.tensor([[-6.0], [-5.0], [-4.0], [-3.0], [-2.0], [-1.0]]).double(), queries=("loss",))
@@ -106,9 +106,9 @@ def test_the_default_grid_fits_the_training_set() -> None:
 def test_curves() -> None:
     trained: list[int] = []
 
-    def retrain(selection: Selection) -> Retrained:
+    def retrain(selection: Selection) -> Updated:
         trained.append(len(selection))
-        return Retrained(state=ModelState(params={}), seconds=0.0)
+        return Updated(state=ModelState(params={}), seconds=0.0)
 
     def evaluate(state: ModelState) -> Evaluation:
         return Evaluation(loss=0.0, error=0.0, count=1)

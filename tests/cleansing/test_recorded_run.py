@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -15,7 +16,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_sgdinf import InfluenceRunner, RunLog, Scores, TrajectoryRecorder
 from lightning_sgdinf.cleansing import (
     CleansingContext,
-    CounterfactualRetraining,
     ModelPredictions,
     Relabel,
     Selection,
@@ -24,9 +24,9 @@ from lightning_sgdinf.cleansing import (
     cleansing_curve,
     halve,
     held_out_value,
-    state_of,
 )
 from lightning_sgdinf.state import ModelState
+from lightning_sgdinf.updates import CounterfactualReplay, Retraining, state_of
 
 TRAIN, BATCH, EPOCHS, RATE, MOMENTUM = 40, 8, 4, 0.2, 0.9
 FLIPPED = (3, 8, 17, 21, 30, 36)
@@ -100,11 +100,11 @@ class Recorded:
         ).fit(self.model, self.loader, DataLoader(self.validation, batch_size=16))
 
     @contextmanager
-    def retraining(self, epochs: int | str) -> Iterator[CounterfactualRetraining]:
+    def retraining(self, epochs: int | str) -> Iterator[Retraining]:
         """Counterfactual retraining, while log and model are open."""
         runner = InfluenceRunner(accelerator="cpu", progress=False)
-        with RunLog.open(self.path) as log, runner.retracer(self.model, self.loader, log=log) as retracer:
-            yield CounterfactualRetraining(retracer, log, epochs=epochs)
+        with runner.open(self.model, self.loader, log=self.path) as run:
+            yield partial(CounterfactualReplay(epochs).update, run)
 
     def scores(self, loader: DataLoader) -> Scores:
         runner = InfluenceRunner(accelerator="cpu", progress=False, certificate="off")

@@ -12,7 +12,6 @@ from lightning_sgdinf.cleansing import (
     CleansingContext,
     Evaluation,
     Outcomes,
-    Retrained,
     Selection,
     Stable,
     TopK,
@@ -23,6 +22,7 @@ from lightning_sgdinf.cleansing import (
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.state import ModelState
+from lightning_sgdinf.updates import Updated
 
 SCORES = Scores(values=torch.arange(8.0)[:, None].double(), queries=("loss",))
 
@@ -33,10 +33,10 @@ class World:
     def __init__(self) -> None:
         self.trained: list[tuple[int, ...]] = []
 
-    def retrain(self, selection: Selection) -> Retrained:
+    def retrain(self, selection: Selection) -> Updated:
         self.trained.append(selection.drop)
         count = torch.tensor(float(len(selection.drop)))
-        return Retrained(state=ModelState(params={"count": count}), seconds=0.0)
+        return Updated(state=ModelState(params={"count": count}), seconds=0.0)
 
     def evaluate(self, state: ModelState, size: int, best: int) -> Evaluation:
         count = float(state.params["count"])

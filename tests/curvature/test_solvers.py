@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.baselines import ConjugateGradient, Dense, Lissa, MomentumDescent
+from lightning_sgdinf.curvature import ConjugateGradient, Dense, Lissa, MomentumDescent
 from lightning_sgdinf.curvature.solvers import Solver, System, extreme_eigenvalues
 from lightning_sgdinf.errors import ConfigurationError, DivergenceError
 

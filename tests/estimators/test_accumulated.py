@@ -184,7 +184,7 @@ class QuadraticCase(Case):
 
 def removed(run: Recorded, direction: Tensor, **options: Any) -> Tensor:
     """What leaving each example out really does to the parameters along a direction."""
-    with InfluenceRunner(accelerator="cpu", progress=False).retracer(run.module, run.train, log=run.log) as again:
+    with InfluenceRunner(accelerator="cpu", progress=False).replayer(run.module, run.train, log=run.log) as again:
 
         def end(weights: Tensor | None) -> Tensor:
             state = again.run(run.log.state(0), 0, len(run.log), weights=weights)
@@ -270,14 +270,14 @@ def test_memory_is_said_and_cut_into_passes(caplog: pytest.LogCaptureFixture) ->
         f"One state per example, {drawn * one / 2**20:.1f} MiB in all: {drawn} examples at once, 1 pass over the run."
     )
     assert any(said in message for message in caplog.messages)
-    parts = scores(run, AccumulatedInfluence(), room_bytes=3 * one + 10)
+    parts = scores(run, AccumulatedInfluence(), memory_bytes=3 * one + 10)
     assert relative_error(parts.values, whole.values) < 1e-12
     assert parts.certificate is not None
     assert f"3 examples at once, {-(-drawn // 3)} passes" in parts.certificate.notes[-1]
     with pytest.raises(ConfigurationError, match=r"examples of \d+ parameters need 0.0 GiB at once.*max_passes is 2"):
-        scores(run, AccumulatedInfluence(max_passes=2), room_bytes=3 * one + 10)
-    with pytest.raises(ConfigurationError, match="more room_bytes"):
-        scores(run, AccumulatedInfluence(), room_bytes=one - 1)
+        scores(run, AccumulatedInfluence(max_passes=2), memory_bytes=3 * one + 10)
+    with pytest.raises(ConfigurationError, match="more memory_bytes"):
+        scores(run, AccumulatedInfluence(), memory_bytes=one - 1)
 
 
 def test_states_are_rebuilt_where_they_are_not_stored() -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 from lightning_sgdinf import InfluenceRunner
 from lightning_sgdinf.errors import ConfigurationError, StateNotStoredError
 from lightning_sgdinf.estimators import FinalParameters, LastEpochs, NoHessian, SgdInfluence, TracIn
-from lightning_sgdinf.estimators.base import Estimator, epoch_start
+from lightning_sgdinf.estimators.base import Estimator
+from lightning_sgdinf.replay import epoch_start
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.testing import relative_error
 from tests.adjoint.cases import BY_NAME, Batching, Case, Recorded, altered, record, thinned, unrolled

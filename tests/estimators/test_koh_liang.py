@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sgdinf import InfluenceRunner, Scores
-from lightning_sgdinf.baselines import ConjugateGradient, Dense, KohLiang, Lissa, MomentumDescent
+from lightning_sgdinf.curvature import ConjugateGradient, Dense, Lissa, MomentumDescent
 from lightning_sgdinf.errors import ConfigurationError, DivergenceError, NonFiniteError
+from lightning_sgdinf.estimators import KohLiang
 from lightning_sgdinf.log.memory import MemoryLog
 from lightning_sgdinf.log.records import Draw, Header, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.query import FunctionQuery
@@ -322,7 +323,7 @@ def test_batches_made_anew_are_the_same() -> None:
         source = BatchSource([DataLoader(data)], hand.run.log.header)
         with open_objective(hand.run.module, hand.run.log.header, source, Host()) as objective:
             objective.load(hand.run.log.state(9))
-            curvature = TrainingCurvature(objective, hand.run.log.step(8), 12, batch_size=5, room_bytes=room)
+            curvature = TrainingCurvature(objective, hand.run.log.step(8), 12, batch_size=5, memory_bytes=room)
             rows = torch.eye(len(hand.at), dtype=torch.float64)[:2]
             found.append((curvature.product(rows), curvature.product(rows), curvature.slopes(rows)))
     for one, again, slopes in found:

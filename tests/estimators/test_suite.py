@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from torch import Tensor
 
 from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.adjoint.step import AdjointStep
+from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
 from lightning_sgdinf.estimators import FinalParameters, LastEpochs, NoHessian, SgdInfluence, TracIn
 from lightning_sgdinf.testing import EstimatorSuite, small_run
 
@@ -41,14 +42,14 @@ class TestFinalParameters(EstimatorSuite):
 
 
 class WithoutCurvature(SgdInfluence):
-    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> PulledStep:
         return at.pull(adjoint, curvature=0)
 
 
 class Normed(SgdInfluence):
-    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
-        before, slopes = at.pull(adjoint)
-        return before, slopes / slopes.norm()
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> PulledStep:
+        pulled = at.pull(adjoint)
+        return replace(pulled, slopes=pulled.slopes / pulled.slopes.norm())
 
 
 def suite(of: SgdInfluence) -> EstimatorSuite:

@@ -162,7 +162,7 @@ def _left_out(run: Recorded, truth: Counterfactuals, example: int, rung: int) ->
     """Recorded and counterfactual states ``1 .. rung``."""
     weights = torch.ones(truth.examples, dtype=torch.float64)
     weights[example] = 0
-    again, state, found = Replayer(run.log, truth.objective), run.log.state(0), []
+    again, state, found = Replayer(run.log, truth.run.objective), run.log.state(0), []
     for step in run.log.steps(0, rung):
         state = again.advance(state, step, weights=weights)
         found.append((run.log.state(step.index + 1), state))
@@ -191,9 +191,9 @@ def _asked_from(
         )
 
     now = mixed(*taken[-1])
-    again = Replayer(truth.log, truth.objective)
+    again = Replayer(truth.log, truth.run.objective)
     if truth.log.average is None:
-        return float(truth.asking.of_state(again.run(now, rung, total)))
+        return float(truth.query.value(again.run(now, rung, total)))
     average: dict[str, Tensor] = {}
     for step in truth.log.steps(0, total):
         now = mixed(*taken[step.index]) if step.index < rung else again.advance(now, step)
@@ -201,7 +201,7 @@ def _asked_from(
         a, b = step.average
         values = {**now.params, **now.buffers}
         average = {n: b * v + (a * average[n] if n in average else 0) for n, v in values.items()}
-    return float(truth.asking.of_state(replace(now, params={n: average[n] for n in now.params})))
+    return float(truth.query.value(replace(now, params={n: average[n] for n in now.params})))
 
 
 def test_rows_are_told_apart_only_where_they_are_separate() -> None:
@@ -209,5 +209,5 @@ def test_rows_are_told_apart_only_where_they_are_separate() -> None:
         run = record(BY_NAME[name])
         with opened(run) as truth:
             step = run.log.step(1)
-            rows = Rows(truth.objective, step, step.micro_batches[0], run.log.state(1))
+            rows = Rows(truth.run.objective, step, step.micro_batches[0], run.log.state(1))
             assert rows.are_separate() is separate, name

@@ -99,7 +99,7 @@ def test_what_is_measured_is_not_measured_again(scores: Scores, truth: Counterfa
 
 
 def test_chunks_and_a_query_of_many(small: SmallRun, full: Truth) -> None:
-    tight = InfluenceRunner(accelerator="cpu", progress=False, room_bytes=40_000)
+    tight = InfluenceRunner(accelerator="cpu", progress=False, memory_bytes=40_000)
     arguments = small.model, small.train, small.validation
     query = PerClassLoss()
     estimate = tight.run(*arguments, log=small.log, query=query)

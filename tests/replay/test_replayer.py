@@ -8,9 +8,9 @@ from torch import Tensor
 
 from lightning_sgdinf.errors import ConfigurationError, UnknownOptimizerError
 from lightning_sgdinf.log import state_checksum
-from lightning_sgdinf.replay.replayer import replace_second
+from lightning_sgdinf.replay import relabelled, replace_second
 from lightning_sgdinf.state import ModelState
-from tests.adjoint.cases import BY_NAME, altered, record, retracer, train
+from tests.adjoint.cases import BY_NAME, altered, record, replayer, train
 
 SOME = (
     "sgd-repeats-clip",
@@ -47,7 +47,7 @@ def gap(state: ModelState, module: torch.nn.Module) -> float:
 def test_the_run_comes_out_bit_for_bit(name: str) -> None:
     run = record(BY_NAME[name])
     total = len(run.log)
-    with retracer(run) as again:
+    with replayer(run) as again:
         assert same(again.run(run.log.state(0), 0, total), run.log.state(total))
         state = run.log.state(0)
         for step in run.log.steps(0, total):
@@ -62,7 +62,7 @@ def test_with_weights_it_is_the_plain_loop(name: str) -> None:
     weights = torch.rand(case.batching.examples, dtype=torch.float64) * 2
     weights[3] = 0
     expected, _ = train(case, weights)
-    with retracer(run) as again:
+    with replayer(run) as again:
         end = again.run(run.log.state(0), 0, len(run.log), weights=weights)
     assert gap(run.log.state(len(run.log)), expected) > 1e-5, "the test is degenerate"
     assert gap(end, expected) < 1e-12
@@ -75,15 +75,15 @@ def test_new_labels_are_trained_on() -> None:
     drawn = int(run.log.step(0).example_ids[0])
     labels[drawn] = (labels[drawn] + 1) % 3
     expected, _ = train(case, None, labels=labels)
-    with retracer(run) as again:
-        end = again.run(run.log.state(0), 0, len(run.log), relabel={drawn: int(labels[drawn])})
+    with replayer(run) as again:
+        end = again.run(run.log.state(0), 0, len(run.log), edit=relabelled({drawn: int(labels[drawn])}))
     assert gap(run.log.state(len(run.log)), expected) > 1e-3, "the test is degenerate"
     assert gap(end, expected) < 1e-13
 
 
 def test_part_of_a_run() -> None:
     run = record(BY_NAME["adamw"])
-    with retracer(run) as again:
+    with replayer(run) as again:
         assert same(again.run(run.log.state(1), 1, 3), run.log.state(3))
         assert same(again.run(run.log.state(2), 2, 2), run.log.state(2))
 
@@ -91,14 +91,14 @@ def test_part_of_a_run() -> None:
 @pytest.mark.parametrize(("start", "stop"), [(-1, 2), (2, 1), (0, 99)])
 def test_steps_that_are_not_there(start: int, stop: int) -> None:
     run = record(BY_NAME["sgd"])
-    with retracer(run) as again, pytest.raises(ConfigurationError, match="expected 0 <= start <= stop <= 9"):
+    with replayer(run) as again, pytest.raises(ConfigurationError, match="expected 0 <= start <= stop <= 9"):
         again.run(run.log.state(0), start, stop)
 
 
 def test_an_optimizer_that_cannot_be_imported() -> None:
     run = record(altered(BY_NAME["sgd"]))
     object.__setattr__(run.log.header, "optimizer", "gone.Descent")
-    with pytest.raises(UnknownOptimizerError, match=r"gone\.Descent, which cannot be imported here"), retracer(run):
+    with pytest.raises(UnknownOptimizerError, match=r"gone\.Descent, which cannot be imported here"), replayer(run):
         pass
 
 

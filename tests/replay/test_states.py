@@ -47,15 +47,15 @@ class Log:
         self.most = max(self.most, len(State.alive))
         return after
 
-    def walk(self, start: int, stop: int, room: int) -> Iterator[int]:
-        for t, state in states_backwards(self, start, stop, self.advance, room=room):
+    def walk(self, start: int, stop: int, max_states: int) -> Iterator[int]:
+        for t, state in states_backwards(self, start, stop, self.advance, max_states=max_states):
             assert state.time == t
             self.most = max(self.most, len(State.alive))
             self.journal.append(f"({t})")
             yield t
 
-    def order(self, start: int, stop: int, room: int = 100) -> str:
-        list(self.walk(start, stop, room))
+    def order(self, start: int, stop: int, max_states: int = 100) -> str:
+        list(self.walk(start, stop, max_states))
         return " ".join(self.journal)
 
 
@@ -73,11 +73,11 @@ def test_nothing_before_the_last_visited_state_is_read() -> None:
 
 
 def test_little_room_goes_over_pieces_again() -> None:
-    assert Log(0, 6).order(6, 0, room=4) == "read 0 +0 +1 +2 +3 +4 (5) +3 (4) (3) +0 +1 (2) (1) (0)"
+    assert Log(0, 6).order(6, 0, max_states=4) == "read 0 +0 +1 +2 +3 +4 (5) +3 (4) (3) +0 +1 (2) (1) (0)"
 
 
 def test_hardly_any_room() -> None:
-    assert Log(0, 3).order(3, 0, room=1) == "read 0 +0 +1 (2) +0 (1) (0)"  # never fewer than three
+    assert Log(0, 3).order(3, 0, max_states=1) == "read 0 +0 +1 (2) +0 (1) (0)"  # never fewer than three
 
 
 @cache
@@ -89,17 +89,17 @@ def fewest(count: int, held: int) -> int:
     return min(options, default=0)
 
 
-@pytest.mark.parametrize("room", [3, 4, 6, 9])
-def test_no_schedule_takes_fewer_steps(room: int) -> None:
+@pytest.mark.parametrize("max_states", [3, 4, 6, 9])
+def test_no_schedule_takes_fewer_steps(max_states: int) -> None:
     for count in (1, 2, 3, 7, 20, 41, 60):
         log = Log(0, count)
-        list(log.walk(count, 0, room))
+        list(log.walk(count, 0, max_states))
         taken = sum(entry.startswith("+") for entry in log.journal)
-        assert taken == fewest(count, room - 2) == steps_again(count, room - 2)
+        assert taken == fewest(count, max_states - 2) == steps_again(count, max_states - 2)
 
 
 def test_room_for_few_states_takes_long_stretches() -> None:
-    assert steps_again(100, 100) == 99  # room for all of them: each missing state once
+    assert steps_again(100, 100) == 99  # max_states for all of them: each missing state once
     assert [repetitions(n, 100) for n in (1, 101, 5_151, 176_851)] == [0, 1, 2, 3]
     assert steps_again(5_151, 100) < 2 * 5_151
 
@@ -109,18 +109,18 @@ def test_room_for_few_states_takes_long_stretches() -> None:
 def test_every_state_once_in_falling_order_within_the_room(data: st.DataObject) -> None:
     total = data.draw(st.integers(1, 40))
     stored = data.draw(st.sets(st.integers(1, total - 1)) if total > 1 else st.just(set())) | {0, total}
-    room = data.draw(st.integers(1, 12))
+    max_states = data.draw(st.integers(1, 12))
     stop = data.draw(st.integers(0, total - 1))
     log = Log(*sorted(stored))
     State.alive.clear()
-    assert list(log.walk(total, stop, room)) == list(range(total - 1, stop - 1, -1))
-    assert log.most <= max(room, 3) + 1  # the one visited last is the visitor's
+    assert list(log.walk(total, stop, max_states)) == list(range(total - 1, stop - 1, -1))
+    assert log.most <= max(max_states, 3) + 1  # the one visited last is the visitor's
 
 
 @pytest.mark.parametrize("gap", [2, 5, 9])
 def test_with_room_each_missing_state_is_rebuilt_once(gap: int) -> None:
     log = Log(*range(0, 37, gap), 37)
-    list(log.walk(37, 0, room=gap + 1))
+    list(log.walk(37, 0, max_states=gap + 1))
     rebuilt = [entry for entry in log.journal if entry.startswith("+")]
     assert len(rebuilt) == len(set(rebuilt)) == 37 - len(range(0, 37, gap))
 

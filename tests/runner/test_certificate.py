@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sgdinf import Certificate, InfluenceRunner
 from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.adjoint.step import AdjointStep
+from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
 from lightning_sgdinf.errors import CertificateError, DataMismatchError, StepMismatchError
 from lightning_sgdinf.estimators import Estimator, NoHessian, SgdInfluence
 from lightning_sgdinf.kernels.running_statistics import RunningStatistics
 from lightning_sgdinf.log.memory import MemoryLog
 from lightning_sgdinf.state import ModelState
-from tests.adjoint.cases import BY_NAME, Case, Recorded, altered, edited, record, retracer, thinned
+from tests.adjoint.cases import BY_NAME, Case, Recorded, altered, edited, record, replayer, thinned
 from tests.adjoint.models import CLASSES, MODELS, Classifier, Model, Named
 
 RIGHT = (
@@ -234,11 +234,10 @@ def test_breaks_without_running_statistics(name: str, level: str, monkeypatch: p
 class DividedTwice(SgdInfluence):
     """The Hessian term divided by the batch size once more, as in the reference's code."""
 
-    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
-        without, _ = at.pull(adjoint, curvature=0)
-        whole, slopes = at.pull(adjoint)
-        size = len(at.step.example_ids)
-        return replace(whole, params=without.params + (whole.params - without.params) / size), slopes
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> PulledStep:
+        without, pulled = at.pull(adjoint, curvature=0).adjoint.params, at.pull(adjoint)
+        whole, size = pulled.adjoint, len(at.step.example_ids)
+        return replace(pulled, adjoint=replace(whole, params=without + (whole.params - without) / size))
 
 
 @pytest.mark.parametrize("level", ["fast", "full"])
@@ -249,9 +248,9 @@ def test_breaks_when_curvature_is_divided_twice(level: str) -> None:
 
 
 class WrongSign(SgdInfluence):
-    def visit(self, at: AdjointStep, adjoint: Adjoint) -> tuple[Adjoint, Tensor]:
-        before, slopes = at.pull(adjoint)
-        return before, -slopes
+    def visit(self, at: AdjointStep, adjoint: Adjoint) -> PulledStep:
+        pulled = at.pull(adjoint)
+        return replace(pulled, slopes=-pulled.slopes)
 
 
 @pytest.mark.parametrize("level", ["fast", "full"])
@@ -304,10 +303,10 @@ def moved(state: ModelState, part: str, name: str, key: str = "") -> ModelState:
 def test_a_state_that_something_else_changed_is_found(name: str, where: tuple[str, str, str], called: str) -> None:
     run = record(BY_NAME[name])
     changed = moved(run.log.state(3), *where)
-    with retracer(run) as again:  # a callback that changed it once, and the run that went on from there
+    with replayer(run) as again:  # a callback that changed it once, and the run that went on from there
         later = {t: again.run(changed, 3, t) for t in range(3, len(run.log) + 1)}
     log = edited(run.log, states=later)
-    with pytest.raises(StepMismatchError, match=f"step 2, done again, .*{called}.*a callback"):
+    with pytest.raises(StepMismatchError, match=f"step 2, taken again, .*{called}.*a callback"):
         certificate(run, log, level="fast")
 
 
@@ -316,11 +315,11 @@ def test_a_step_with_another_learning_rate_is_found(name: str) -> None:
     run = record(BY_NAME[name])
     step = run.log.step(2)
     groups = tuple(replace(g, options={**g.options, "lr": 1.1 * g.options["lr"]}) for g in step.groups)
-    with pytest.raises(StepMismatchError, match="step 2, done again"):
+    with pytest.raises(StepMismatchError, match="step 2, taken again"):
         certificate(run, edited(run.log, steps={2: replace(step, groups=groups)}), level="fast")
 
 
 def test_a_step_without_its_clipping_is_found() -> None:
     run = record(BY_NAME["sgd-repeats-clip"])
-    with pytest.raises(StepMismatchError, match="step 4, done again"):
+    with pytest.raises(StepMismatchError, match="step 4, taken again"):
         certificate(run, edited(run.log, steps={4: replace(run.log.step(4), clip=None)}), level="fast")

@@ -162,7 +162,7 @@ class Fitted:
     def retraced(self, weights: Tensor) -> Tensor:
         """The same through the record."""
         runner = InfluenceRunner(accelerator="cpu", progress=False)
-        with runner.retracer(self.model, self.train, log=self.path) as again:
+        with runner.replayer(self.model, self.train, log=self.path) as again:
             end = again.run(again.log.state(0), 0, len(again.log), weights=weights)
         net = copy.deepcopy(self.before).net
         net.load_state_dict({n.removeprefix("net."): v for n, v in {**end.params, **end.buffers}.items()})
@@ -201,7 +201,7 @@ def test_scores_are_what_training_again_gives(fitted: Fitted) -> None:
 def test_the_record_is_retraced_bit_for_bit(fitted: Fitted) -> None:
     with (
         RunLog.open(fitted.path) as log,
-        InfluenceRunner(accelerator="cpu", progress=False).retracer(fitted.model, fitted.train, log=log) as again,
+        InfluenceRunner(accelerator="cpu", progress=False).replayer(fitted.model, fitted.train, log=log) as again,
     ):
         state = log.state(0)
         for step in log.steps(0, len(log)):

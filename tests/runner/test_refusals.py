@@ -140,7 +140,7 @@ def test_loaders_that_do_not_fit(run: Recorded) -> None:
         score(run, train=None)
     with pytest.raises(DataMismatchError, match="trained with 1 data loaders, got 2"):
         score(run, train=[run.train, run.train])
-    with pytest.raises(ConfigurationError, match="expected one validation loader for the query, got 2"):
+    with pytest.raises(ConfigurationError, match=r"expected one validation loader .* got 2"):
         score(run, validation=[run.validation, run.validation])
 
 

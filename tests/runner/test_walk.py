@@ -47,7 +47,7 @@ def test_sparse_states_give_the_same_bits_as_dense_ones(name: str, k: int) -> No
     assert torch.equal(sparse.values, dense)
     rebuilt = total - len(range(0, total, k))
     assert any(f"{rebuilt} states were rebuilt" in note for note in sparse.certificate.notes)
-    assert torch.equal(score(run, thinned(run.log, [0]), room_bytes=1).values, dense)
+    assert torch.equal(score(run, thinned(run.log, [0]), memory_bytes=1).values, dense)
 
 
 def test_a_rebuilt_state_that_differs_from_the_recorded_one_is_an_error() -> None:
@@ -55,7 +55,7 @@ def test_a_rebuilt_state_that_differs_from_the_recorded_one_is_an_error() -> Non
     sparse = thinned(run.log, [0, 4])
     sparse._checksums[3] ^= 1
     sparse.header = replace(sparse.header, environment={"threads": 97})
-    with pytest.raises(StepMismatchError, match=r"state 3, rebuilt by doing step 2 again.*set_num_threads\(97\)"):
+    with pytest.raises(StepMismatchError, match=r"state 3, rebuilt by taking step 2 again.*set_num_threads\(97\)"):
         score(run, sparse)
 
 

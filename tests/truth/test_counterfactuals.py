@@ -26,7 +26,7 @@ from lightning_sgdinf.truth.ledger import Ledger
 from lightning_sgdinf.truth.runs import StackedRuns
 from tests.adjoint.cases import BY_NAME, edited, record, thinned
 
-LANES = 40_000  # bytes, in which a few runs of the small net fit at once, and not all
+REPLICAS = 40_000  # bytes, in which a few runs of the small net fit at once, and not all
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def runner(**more: Any) -> InfluenceRunner:
     return InfluenceRunner(accelerator="cpu", progress=False, **more)
 
 
-def measured(small: SmallRun, *, room_bytes: int = 1 << 30, model: Any = None, **more: Any) -> Truth:
-    how = runner(room_bytes=room_bytes)
+def measured(small: SmallRun, *, memory_bytes: int = 1 << 30, model: Any = None, **more: Any) -> Truth:
+    how = runner(memory_bytes=memory_bytes)
     more = {"log": small.log, **more}
     return how.counterfactuals(model or small.model, small.train, small.validation, **more)
 
@@ -86,7 +86,7 @@ def test_runs_start_where_they_leave_the_recorded_one(small: SmallRun) -> None:
 
 
 def test_chunks_change_nothing(small: SmallRun) -> None:
-    whole, parts = measured(small), measured(small, room_bytes=LANES)
+    whole, parts = measured(small), measured(small, memory_bytes=REPLICAS)
     assert 1 < parts.at_once < EXAMPLES - 1 == whole.at_once
     assert (whole.values - parts.values).abs().max() < 1e-12
     assert f"{parts.at_once} at once" in " ".join(parts.notes)
@@ -103,7 +103,7 @@ def test_it_goes_on_where_it_stopped(small: SmallRun, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(Ledger, "add", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        measured(small, resume=path, room_bytes=LANES)
+        measured(small, resume=path, memory_bytes=REPLICAS)
     saved: list[int] = []
     monkeypatch.setattr(Ledger, "add", lambda self, numbers, *rest: (saved.extend(numbers), add(self, numbers, *rest)))
     truth = measured(small, resume=path)
@@ -143,8 +143,8 @@ QUERIES = (MeanLoss(), PerClassLoss(), ExampleLoss((0, 4)), Margin(), Margin((1,
 def test_every_query_is_asked_of_all_models_at_once(small: SmallRun, query: Any) -> None:
     with runner().truth(small.model, small.train, small.validation, log=small.log, query=query) as truth:
         together = truth.measure([[0], [1, 7]])
-        assert truth.asking.note == ""
-        truth.asking.note = "one after another"
+        assert truth.stacked.note == ""
+        truth.stacked.note = "one after another"
         alone = truth.measure([[0], [1, 7]])
     assert together.values.shape == (2, len(together.queries))
     assert together.values.count_nonzero() == together.values.numel()
@@ -214,7 +214,7 @@ def test_what_turns_out_late_not_to_be_vectorised(small: SmallRun, monkeypatch: 
         advance(self, stop, count)
 
     monkeypatch.setattr(StackedRuns, "advance", later)
-    truth = measured(small, model=model, leave_out=sets, room_bytes=LANES)
+    truth = measured(small, model=model, leave_out=sets, memory_bytes=REPLICAS)
     assert len(calls) == 2
     assert any("one after another" in note for note in truth.notes)
     assert (truth.values - measured(small, leave_out=sets).values).abs().max() < 1e-12

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.errors import NonFiniteError
+from lightning_sgdinf.replay import Replayer
 from lightning_sgdinf.runner import InfluenceRunner
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.truth import Truth
 from lightning_sgdinf.truth.replicas import Replicas
-from tests.adjoint.cases import BY_NAME, Case, Recorded, query_after, record, retracer
+from tests.adjoint.cases import BY_NAME, Case, Recorded, opened, query_after, record
 
 SOME = (
     "sgd-repeats-clip",
@@ -74,36 +75,38 @@ def test_values_are_those_of_a_plain_training_loop(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dampened", "adamw-batchnorm", "adam-sometimes", "asgd-scalar", "nadam-scalar"])
-def test_states_are_those_of_the_retracer(name: str) -> None:
+def test_states_are_those_of_the_replayer(name: str) -> None:
     run = record(BY_NAME[name])
     keep = torch.rand(4, run.case.batching.examples, generator=torch.Generator().manual_seed(0)) > 0.4
-    with retracer(run) as again:
-        lanes = Replicas(run.log, again.objective, run.log.state(0), keep)
+    with opened(run) as recorded:
+        again = Replayer(run.log, recorded.objective)
+        replicas = Replicas(recorded, run.log.state(0), keep)
         for step in run.log.steps(0, len(run.log)):
-            lanes.advance(step)
-        states = [lanes.state(i) for i in range(len(lanes))]
+            replicas.advance(step)
+        states = [replicas.state(i) for i in range(len(replicas))]
         for own, state in zip(keep, states, strict=True):
             expected = again.run(run.log.state(0), 0, len(run.log), weights=own.double())
             assert apart(state, expected) < 1e-12
     assert apart(states[0], states[1]) > 1e-6, "the test is degenerate"
 
 
-def test_lanes_can_be_thinned_out_doubled_and_joined_on_the_way() -> None:
+def test_replicas_can_be_thinned_out_doubled_and_joined_on_the_way() -> None:
     run = record(BY_NAME["batchnorm"])
     total, count = len(run.log), run.case.batching.examples
     keep = torch.ones(3, count, dtype=torch.bool)
     keep[1, 4] = keep[2, 9] = False
     late = torch.ones(1, count, dtype=torch.bool)
     late[0, 2] = False
-    with retracer(run) as again:
-        lanes = Replicas(run.log, again.objective, run.log.state(0), keep)
+    with opened(run) as recorded:
+        again = Replayer(run.log, recorded.objective)
+        replicas = Replicas(recorded, run.log.state(0), keep)
         for step in run.log.steps(0, total):
             if step.index == 4:
-                lanes.select(torch.tensor([0, 2, 2]))
-                lanes.join(late)
-            lanes.advance(step)
-        states = [lanes.state(i) for i in range(len(lanes))]
-        assert lanes.keep.tolist() == [keep[0].tolist(), keep[2].tolist(), keep[2].tolist(), late[0].tolist()]
+                replicas.select(torch.tensor([0, 2, 2]))
+                replicas.join(late)
+            replicas.advance(step)
+        states = [replicas.state(i) for i in range(len(replicas))]
+        assert replicas.keep.tolist() == [keep[0].tolist(), keep[2].tolist(), keep[2].tolist(), late[0].tolist()]
         assert apart(states[1], states[2]) == 0
         assert apart(states[2], again.run(run.log.state(0), 0, total, weights=keep[2].double())) < 1e-12
         assert apart(states[3], again.run(run.log.state(4), 4, total, weights=late[0].double())) < 1e-12
@@ -113,12 +116,12 @@ def test_a_run_that_diverges_is_named() -> None:
     run = record(BY_NAME["sgd"])
     keep = torch.ones(2, run.case.batching.examples, dtype=torch.bool)
     keep[1, 5] = False
-    with retracer(run) as again:
-        lanes = Replicas(run.log, again.objective, run.log.state(0), keep)
+    with opened(run) as recorded:
+        replicas = Replicas(recorded, run.log.state(0), keep)
         with torch.no_grad():
-            next(iter(lanes.stack.params.values()))[1] = float("nan")
+            next(iter(replicas.stack.params.values()))[1] = float("nan")
         with pytest.raises(NonFiniteError, match=r"step 0 is nan with examples \[5\] left out"):
-            lanes.advance(run.log.step(0))
+            replicas.advance(run.log.step(0))
 
 
 def apart(a: ModelState, b: ModelState) -> float:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sgdinf.cleansing import CounterfactualRetraining, Retrained, ScratchRetraining, Selection, state_of
 from lightning_sgdinf.errors import ConfigurationError, StateNotStoredError, UnsupportedRunError, UntappedLossError
 from lightning_sgdinf.log.memory import MemoryLog
 from lightning_sgdinf.log.records import Draw, Header, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.objective import open_objective
-from lightning_sgdinf.replay.replayer import Replayer
+from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.state import ModelState
+from lightning_sgdinf.updates import CounterfactualReplay, FreshTraining, Updated, state_of
 
 EXAMPLES, BATCH, EPOCHS = 19, 5, 3
 PER_EPOCH = 4
@@ -103,7 +107,7 @@ def all_by_hand(
 
 
 class Run:
-    """A run recorded by hand, and a retracer of it."""
+    """A run recorded by hand."""
 
     def __init__(self, kept: range = range(EPOCHS * PER_EPOCH + 1), *, averaging: bool = False) -> None:
         torch.manual_seed(3)
@@ -149,10 +153,16 @@ class Run:
         velocity = {n: e["momentum_buffer"] for n, e in state.optimizer.items()}
         return dict(state.params), velocity or None
 
-    def retrain(self, selection: Selection, epochs: int | str = 1) -> Retrained:
-        source = BatchSource([DataLoader(self.data, batch_size=BATCH)], self.log.header)
-        with open_objective(self.model, self.log.header, source, Host()) as objective:
-            return CounterfactualRetraining(Replayer(self.log, objective), self.log, epochs=epochs)(selection)
+    @contextmanager
+    def opened(self, model: nn.Module | None = None, log: MemoryLog | None = None) -> Iterator[OpenedRun]:
+        log = self.log if log is None else log
+        source = BatchSource([DataLoader(self.data, batch_size=BATCH)] * len(log.header.datasets), self.log.header)
+        with open_objective(model or self.model, log.header, source, Host()) as objective:
+            yield OpenedRun(log=log, objective=objective, dataset=self.data)
+
+    def retrain(self, selection: Selection, epochs: int | str = 1) -> Updated:
+        with self.opened() as opened:
+            return CounterfactualReplay(epochs).update(opened, selection)
 
 
 @pytest.fixture(scope="module")
@@ -168,17 +178,18 @@ def gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize(("epochs", "first"), [(1, 8), (2, 4), (3, 0), ("all", 0)])
 def test_nothing_dropped_is_the_recorded_run_bit_for_bit(run: Run, epochs: int | str, first: int) -> None:
     found = run.retrain(Selection(), epochs)
-    assert (found.first_step, found.steps) == (first, 12 - first)
+    assert found.epochs == (12 - first) / PER_EPOCH
+    assert found.notes == (f"Recorded steps {first} to 11 were taken again.",)
     for (_, name, _, a), (_, same, _, b) in zip(found.state.items(), run.states[-1].items(), strict=True):
         assert name == same
         assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("epochs", [1, 2, "all"])
+@pytest.mark.parametrize(("epochs", "first"), [(1, 8), (2, 4), ("all", 0)])
 @pytest.mark.parametrize("dropped", [{4}, {0, 7, 11, 18}], ids=str)
-def test_dropping_keeps_batches_and_divisor(run: Run, epochs: int | str, dropped: set[int]) -> None:
+def test_dropping_keeps_batches_and_divisor(run: Run, epochs: int | str, first: int, dropped: set[int]) -> None:
     found = run.retrain(Selection(drop=tuple(dropped)), epochs)
-    expected = by_hand(*run.start(found.first_step), run.data, found.first_step, dropped)
+    expected = by_hand(*run.start(first), run.data, first, dropped)
     assert gap(dict(run.states[-1].params), expected) > 1e-4, "the test is degenerate"
     assert gap(dict(found.state.params), expected) < 1e-13
 
@@ -218,20 +229,17 @@ def test_averaged_weights_are_averaged_again(epochs: int | str, first: int) -> N
 
 
 def test_a_loss_that_weights_do_not_reach_is_trained_again_but_nothing_dropped(run: Run) -> None:
-    source = BatchSource([DataLoader(run.data, batch_size=BATCH)], run.log.header)
     untapped = Net()
     untapped.training_step = lambda batch, _: (untapped(batch[0]).sum(1) - batch[1]).square().sum().sqrt()
-    with open_objective(untapped, run.log.header, source, Host()) as objective:
-        retraining = CounterfactualRetraining(Replayer(run.log, objective), run.log)
-        assert retraining(Selection()).steps == PER_EPOCH
+    with run.opened(untapped) as opened:
+        assert CounterfactualReplay(1).update(opened, Selection()).epochs == 1
         with pytest.raises(UntappedLossError, match="example weights cannot enter"):
-            retraining(Selection(drop=(0,)))
+            CounterfactualReplay(1).update(opened, Selection(drop=(0,)))
 
 
 def test_selections_do_not_disturb_each_other(run: Run) -> None:
-    source = BatchSource([DataLoader(run.data, batch_size=BATCH)], run.log.header)
-    with open_objective(run.model, run.log.header, source, Host()) as objective:
-        retraining = CounterfactualRetraining(Replayer(run.log, objective), run.log, epochs=2)
+    with run.opened() as opened:
+        retraining = partial(CounterfactualReplay(2).update, opened)
         first = retraining(Selection(drop=(1,))).state.clone()
         retraining(Selection(drop=(2, 3)))
         again = retraining(Selection(drop=(1,))).state
@@ -242,15 +250,15 @@ def test_starts_from_an_earlier_state_where_only_that_was_kept() -> None:
     sparse = Run(kept=range(0, 13, 6))
     found, expected = sparse.retrain(Selection(drop=(4,))), Run().retrain(Selection(drop=(4,)))
     assert 8 not in sparse.log.state_indices, "the test is degenerate"
-    assert found.first_step == 8
+    assert (found.epochs, expected.epochs) == (1 + 9 / EXAMPLES, 1), "the steps that lead to the start count, too"
     assert gap(dict(found.state.params), dict(expected.state.params)) == 0.0
 
 
-@pytest.mark.parametrize(("epochs", "keep"), [(2, r"last_epochs\(2\)"), ("all", "every_step")])
-def test_says_what_to_record_where_no_state_is_early_enough(epochs: int | str, keep: str) -> None:
+@pytest.mark.parametrize("epochs", [2, "all"])
+def test_says_what_to_record_where_no_state_is_early_enough(epochs: int | str) -> None:
     late = Run(kept=range(8, 13))
     late.retrain(Selection(), 1)
-    with pytest.raises(StateNotStoredError, match=f"is state 8. Record with keep='{keep}', or train fewer epochs"):
+    with pytest.raises(StateNotStoredError, match=r"is state 8. Record with keep='every_step' .*fewer epochs"):
         late.retrain(Selection(), epochs)
 
 
@@ -269,21 +277,23 @@ def test_refuses_runs_on_several_data_sets_and_empty_ones() -> None:
     run = Run()
     header = replace(run.log.header, datasets=(("A", 3), ("B", 4)))
     log = MemoryLog(header=header, steps=list(run.log.steps(0, 12)), states=dict(enumerate(run.states)))
-    with pytest.raises(UnsupportedRunError, match="one data set"):
-        CounterfactualRetraining(None, log, epochs=1)(Selection())
-    with pytest.raises(ConfigurationError, match="one recorded step or more"):
-        CounterfactualRetraining(None, MemoryLog(header=run.log.header, steps=[], states={0: run.states[0]}))
+    with run.opened() as opened, pytest.raises(UnsupportedRunError, match="one data set"):
+        CounterfactualReplay(1).update(replace(opened, log=log), Selection())
+    empty = MemoryLog(header=run.log.header, steps=[], states={0: run.states[0]})
+    with run.opened(log=empty) as opened, pytest.raises(ConfigurationError, match="one recorded step or more"):
+        CounterfactualReplay(1).update(opened, Selection())
 
 
 def test_refuses_a_state_that_was_changed_from_outside(run: Run) -> None:
     steps = [replace(s, changed=("param 0.bias",) if s.index == 8 else ()) for s in run.log.steps(0, 12)]
     log = MemoryLog(header=run.log.header, steps=steps, states=dict(enumerate(run.states)))
-    assert CounterfactualRetraining(None, log, epochs=1).first_step == 8
-    with pytest.raises(UnsupportedRunError, match=r"before step 8 .* changed param 0.bias"):
-        CounterfactualRetraining(None, log, epochs=2)
+    with run.opened(log=log) as opened:
+        assert CounterfactualReplay(1).update(opened, Selection()).epochs == 1
+        with pytest.raises(UnsupportedRunError, match=r"before step 8 .* changed param 0.bias"):
+            CounterfactualReplay(2).update(opened, Selection())
 
 
-def test_from_scratch_fits_the_cleansed_data_set() -> None:
+def test_fresh_training_fits_the_cleansed_data_set(run: Run) -> None:
     data = TensorDataset(torch.arange(5.0), torch.tensor([0, 1, 0, 1, 0]))
     model, seen = Net(), []
 
@@ -291,7 +301,8 @@ def test_from_scratch_fits_the_cleansed_data_set() -> None:
         seen.extend((float(x), int(y)) for x, y in (dataset[i] for i in range(len(dataset))))
         return model
 
-    found = ScratchRetraining(fit, data)(Selection(drop=(1,), relabel={3: 7}))
+    with run.opened() as opened:
+        found = FreshTraining(fit).update(replace(opened, dataset=data), Selection(drop=(1,), relabel={3: 7}))
     assert seen == [(0.0, 0), (2.0, 0), (3.0, 7), (4.0, 0)]
     assert gap(dict(found.state.params), dict(state_of(model).params)) == 0.0
-    assert (found.first_step, found.steps) == (None, None)
+    assert found.epochs is None

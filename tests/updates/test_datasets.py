@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_sgdinf.cleansing import ReducedDataset, RelabelledDataset, Selection, cleansed_dataset, replace_label
+from lightning_sgdinf.cleansing import Selection
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.updates import ReducedDataset, RelabelledDataset, cleansed_dataset, replace_label
 
 
 @pytest.fixture

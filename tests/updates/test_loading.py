@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_sgdinf.cleansing import load_state, state_of, with_state
 from lightning_sgdinf.errors import ModelMismatchError
 from lightning_sgdinf.state import ModelState
+from lightning_sgdinf.updates import load_state, state_of, with_state
 
 
 def net() -> nn.Sequential:

@@ -17,20 +17,14 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.cleansing import (
-    CounterfactualRetraining,
-    ModelPredictions,
-    Retraining,
-    Selection,
-    StateEvaluation,
-    load_state,
-)
+from lightning_sgdinf.cleansing import CounterfactualRetraining, ModelPredictions, Selection, StateEvaluation
 from lightning_sgdinf.cleansing.infeasible import lost_classes
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.tasks.cleansing.repeat import SEEDS_APART, RecordedRun, Repeat
 from lightning_sgdinf.tasks.pieces import Json, digest, found_or_made
 from lightning_sgdinf.tasks.results import Measured
 from lightning_sgdinf.tasks.retraining import EndedRun, RetrainingPlan
+from lightning_sgdinf.updates import Retraining, load_state
 
 _say = logging.getLogger(__name__)
 NEW_SEED = 500 * SEEDS_APART
@@ -161,11 +155,10 @@ class Removals:
 
     def _retraining(self, mode: Mode) -> Retraining:
         if self._ended is None:
-            log, retracer = self._open.enter_context(self._run.retracer())
+            run = self._open.enter_context(self._run.opened())
             repeat, seed = self._repeat, self._repeat.seed + NEW_SEED
             self._ended = EndedRun(
-                log=log,
-                retracer=retracer,
+                run=run,
                 dataset=repeat.data.train_set,
                 fit=lambda dataset: repeat.fit(dataset, seed),
             )

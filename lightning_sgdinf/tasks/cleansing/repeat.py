@@ -21,7 +21,7 @@ from lightning_sgdinf.cleansing import halve
 from lightning_sgdinf.errors import LogError
 from lightning_sgdinf.log import RunLog, state_checksum
 from lightning_sgdinf.record import TrajectoryRecorder
-from lightning_sgdinf.replay.replayer import Replayer
+from lightning_sgdinf.replay import OpenedRun
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.tasks.job import Parts
 from lightning_sgdinf.tasks.pieces import found_or_made, read_json
@@ -160,12 +160,12 @@ class RecordedRun:
             yield log
 
     @contextmanager
-    def retracer(self) -> Iterator[tuple[RunLog, Replayer]]:
-        """Its record, and what takes recorded steps again."""
+    def opened(self) -> Iterator[OpenedRun]:
+        """Open its record with model and data."""
         repeat = self.repeat
         runner = repeat.parts.runner(certificate="off", progress=False)
-        with self.log() as log, runner.retracer(repeat.new_model(), self.train_loader(), log=log) as retracer:
-            yield log, retracer
+        with self.log() as log, runner.open(repeat.new_model(), self.train_loader(), log=log) as run:
+            yield run
 
     def train_loader(self) -> DataLoader[Any]:
         """Loads the examples; which come when is in the record."""

@@ -18,13 +18,16 @@ from lightning import Trainer
 from torch import Tensor, nn
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.baselines import ConjugateGradient, KohLiang, MomentumDescent, RandomBaseline
+from lightning_sgdinf.adjoint.query_gradient import BoundQuery
+from lightning_sgdinf.baselines import RandomBaseline
+from lightning_sgdinf.curvature import ConjugateGradient, MomentumDescent
 from lightning_sgdinf.errors import ConfigurationError, DivergenceError, NonFiniteError
-from lightning_sgdinf.estimators import Answer, FinalParameters, LastEpochs, NoHessian, Question, SgdInfluence
+from lightning_sgdinf.estimators import Estimate, FinalParameters, KohLiang, LastEpochs, NoHessian, SgdInfluence
 from lightning_sgdinf.estimators.accumulated import displacements, first_steps, linear_changes
 from lightning_sgdinf.log import RunLog
 from lightning_sgdinf.record import TrajectoryRecorder
 from lightning_sgdinf.refinement.refine import Halving, Screening, refine
+from lightning_sgdinf.replay import OpenedRun
 from lightning_sgdinf.runner import InfluenceRunner
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.truth import Counterfactuals
@@ -273,25 +276,25 @@ class Accumulated:
     """`lightning_sgdinf.estimators.AccumulatedInfluence`, which remembers how far the final parameters moved.
 
     Attributes:
-        moved: ``[N, P]``; set by `answer`.
+        moved: ``[N, P]``; set by `estimate`.
     """
 
     moved: Tensor
 
-    def answer(self, question: Question) -> Answer:
+    def estimate(self, run: OpenedRun, query: BoundQuery) -> Estimate:
         """One pass over the run for all examples, which are few."""
-        first = first_steps(question.log, question.examples)
+        first = first_steps(run.log, run.examples)
         order = torch.argsort(first, stable=True)
-        self.moved = displacements(question.log, question.objective, order, first[order])[torch.argsort(order)]
-        return Answer(linear_changes(question, self.moved))
+        self.moved = displacements(run.log, run.objective, order, first[order])[torch.argsort(order)]
+        return Estimate(linear_changes(run, query, self.moved))
 
 
 def asked_at(truth: Counterfactuals, moved: Tensor) -> Tensor:
     """Changes of the query, float64 ``[N, Q]``, at final parameters displaced by ``[N, P]``: all asked at once."""
-    vector = truth.objective.vector
+    vector = truth.run.objective.vector
     rows = torch.cat([moved.new_zeros(1, vector.size), moved])
     end = truth.log.state(len(truth.log)).params
     params = {n: end[n] + part for n, part in zip(vector.names, vector.split(rows), strict=True)}
     stack = Stack(params=params, buffers={}, shared={}, memory={}, fed={})
-    found = truth.asking.of_stack(stack, at_once=len(rows), averaged=False)
+    found = truth.stacked.of_stack(stack, at_once=len(rows), averaged=False)
     return found[1:] - found[:1]

@@ -1,0 +1,115 @@
+"""Step replay: the states that recorded steps lead to when they are taken again, compared with the recorded ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_sgdinf.adjoint.step import PulledStep
+from lightning_sgdinf.certificate import StepReplay
+from lightning_sgdinf.errors import StepMismatchError
+from lightning_sgdinf.log.records import Step
+from lightning_sgdinf.parameters import ParameterVector
+from lightning_sgdinf.state import ModelState
+
+STEP_TOLERANCE = 1e-2
+"""Largest deviation of a rebuilt state that is let pass, as a part of the recorded step's own size."""
+
+
+@dataclass(slots=True)
+class StepComparison:
+    """Collects how states that steps lead to compare with recorded ones."""
+
+    steps: int = 0
+    bitwise: int = 0
+    largest: float = 0.0
+    step: int = -1
+    tensor: str = ""
+
+    def value(self) -> StepReplay | None:
+        """Return the result; ``None`` if nothing was compared."""
+        if self.steps == 0:
+            return None
+        return StepReplay(
+            steps=self.steps,
+            bitwise=self.bitwise,
+            largest_deviation=self.largest,
+            step=self.step,
+            tensor=self.tensor,
+            tolerance=STEP_TOLERANCE,
+        )
+
+    def add(
+        self, pulled: PulledStep, step: Step, before: ModelState, after: ModelState, vector: ParameterVector
+    ) -> None:
+        """Compare the state that a step led to with the recorded one.
+
+        Args:
+            pulled: The step, taken again.
+            step: Its record.
+            before: The state it was taken from.
+            after: The recorded state it must lead to.
+            vector: The order of parameters.
+
+        Raises:
+            StepMismatchError: They differ by more than `STEP_TOLERANCE`; names step and tensor.
+        """
+        differing = _differences(pulled, before, after, vector)
+        worst, tensor = 0.0, ""
+        for name, *values in differing:
+            deviation = _deviation(*values)
+            if not deviation <= worst:  # a NaN counts as the largest
+                worst, tensor = deviation, name
+        if not worst <= STEP_TOLERANCE:
+            raise StepMismatchError(
+                f"step {step.index}, taken again, leads to another state than the recorded one: {tensor} differs by "
+                f"{worst:.1e} of the step's own size (allowed {STEP_TOLERANCE:.0e}). Usual causes: weights or "
+                "gradients changed outside the optimizer (a callback, an overridden optimizer_step or "
+                "configure_gradient_clipping), randomness that is not torch's, numpy's or python's global generator, a "
+                "model that was changed after training, kernels that are not deterministic (TF32, other hardware)."
+            )
+        self.steps += 1
+        self.bitwise += not differing
+        if worst > self.largest:
+            self.largest, self.step, self.tensor = worst, step.index, tensor
+
+
+def _differences(
+    pulled: PulledStep, before: ModelState, after: ModelState, vector: ParameterVector
+) -> list[tuple[str, Tensor, Tensor, Tensor]]:
+    """Name, value, recorded value and value before the step of each tensor that differs."""
+    assert pulled.taken is not None
+    differing: list[tuple[str, Tensor, Tensor, Tensor]] = []
+    recorded = vector.join([after.params[n] for n in vector.names])
+    rebuilt = pulled.taken.params.to(recorded.device)
+    if not torch.equal(rebuilt, recorded.to(rebuilt.dtype)):
+        old = vector.join([before.params[n] for n in vector.names]).to(recorded.device)
+        parts = zip(vector.names, *(vector.split(v) for v in (rebuilt, recorded, old)), strict=True)
+        differing += [(f"parameter {name}", *values) for name, *values in parts]
+    _, optimizer = pulled.taken.state_after(vector)
+    for name, entries in optimizer.items():
+        for key, value in entries.items():
+            kept = after.optimizer.get(name, {}).get(key)
+            if (
+                kept is not None
+                and value.shape == kept.shape
+                and not torch.equal(value.to(kept.device, kept.dtype), kept)
+            ):
+                old = before.optimizer.get(name, {}).get(key, torch.zeros_like(kept))
+                differing.append((f"optimizer state {key} of {name}", value, kept, old))
+    for name, value in pulled.buffers.items():
+        kept = after.buffers.get(name)
+        if kept is not None and not torch.equal(value.to(kept.device), kept):
+            differing.append((f"buffer {name}", value, kept, before.buffers.get(name, torch.zeros_like(kept))))
+    return differing
+
+
+def _deviation(value: Tensor, recorded: Tensor, before: Tensor) -> float:
+    """Largest difference as a part of the largest recorded movement (of the values themselves, where nothing moved)."""
+    recorded, value, before = (t.detach().to("cpu", torch.float64) for t in (recorded, value, before))
+    moved = (recorded - before).abs().max()
+    size = moved if moved > 0 else recorded.abs().max()
+    gap = (value - recorded).abs().max()
+    return float(gap / size) if size > 0 else float(gap)

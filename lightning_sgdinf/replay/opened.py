@@ -1,0 +1,209 @@
+"""A recorded run, opened: the record together with the model and the data it came from."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from lightning_sgdinf import random_state
+from lightning_sgdinf.checkpointing import ROOM_BYTES
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.log.records import MicroBatch
+from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.renamed import warn_renamed
+from lightning_sgdinf.replay.batches import Loader
+from lightning_sgdinf.replay.examples import Examples
+from lightning_sgdinf.replay.host import Host
+from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.replay.weight_audit import audit_loss, batch_coupling
+from lightning_sgdinf.state import ModelState
+
+Result = TypeVar("Result")
+
+
+def _no_validation_loader() -> Loader:
+    raise ConfigurationError("no validation loader was given; pass the one to use as val_dataloaders")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedRun:
+    """A recorded run with its model, its training data and, where there are some, its validation data.
+
+    Attributes:
+        log: The record.
+        objective: The borrowed model's training step.
+        dataset: The training set; ``None`` where the log holds the batches and no loader was given.
+        find_validation_loader: Looks for the loader that validation examples come from, or says why there is none.
+        memory_bytes: How much memory methods may take for states, in bytes.
+    """
+
+    log: Trajectory
+    objective: Objective
+    dataset: Any = None
+    find_validation_loader: Callable[[], Loader] = _no_validation_loader
+    memory_bytes: int = ROOM_BYTES
+    _known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def host(self) -> Host:
+        """What stands around the training step."""
+        return self.objective.host
+
+    @property
+    def examples(self) -> int:
+        """Number of training examples, ``N``."""
+        return self.objective.source.size
+
+    @property
+    def size(self) -> int:
+        """The earlier name of ``examples``."""
+        warn_renamed("size of a run", "examples", stacklevel=2)
+        return self.examples
+
+    @property
+    def final(self) -> ModelState:
+        """The state after the last step."""
+        return self.log.state(len(self.log))
+
+    @property
+    def model(self) -> ModelState:
+        """The final model as the fit left it: with the averaged weights, if a callback averaged them."""
+        final, average = self.final, self.log.average
+        if average is None:
+            return final
+        return replace(
+            final,
+            params={n: average.get(n, v) for n, v in final.params.items()},
+            buffers={n: average.get(n, v) for n, v in final.buffers.items()},
+        )
+
+    def once(self, key: Any, compute: Callable[[], Result]) -> Result:
+        """Return what was computed under a key, computing it if this is the first time while the run is open.
+
+        Args:
+            key: Names what is computed, with all that it depends on beside the run.
+            compute: Computes it.
+        """
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
+
+    def audit(self, other: int = 0) -> tuple[str, ...]:
+        """Make sure, once, that example weights reach the whole loss.
+
+        Args:
+            other: A step whose batch the last step's is compared with.
+
+        Returns:
+            Sentences that a reader of any result must know; empty if each example owns its loss.
+
+        Raises:
+            UntappedLossError: A part of the loss depends on the data and not on example weights.
+        """
+
+        def compute() -> tuple[str, ...]:
+            last = self.log.step(len(self.log) - 1)
+            audit_loss(self.objective, self.final, last, self.log.step(other))
+            note = batch_coupling(self.objective, self.final, last)
+            return (note,) if note else ()
+
+        return self.once(("audit", other), compute)
+
+    @property
+    def training(self) -> Examples:
+        """The training examples, with the augmentation of training, once they are known to be those of the record.
+
+        Raises:
+            UnsupportedRunError: If there is no data set, but only the batches in the log.
+            DataMismatchError: If they are others than the run was trained on.
+        """
+
+        def compute() -> Examples:
+            examples = self._examples(self.objective.source.loader())
+            self._compare_with_record()
+            return examples
+
+        return self.once("training", compute)
+
+    @property
+    def validation_loader(self) -> Any:
+        """The validation loader, asked for once: a data module may split at random when it is asked again.
+
+        Raises:
+            ConfigurationError: If there is not exactly one, or its data set has no length.
+        """
+        return self.once("validation loader", self.find_validation_loader)
+
+    @property
+    def validation(self) -> Examples:
+        """The validation examples.
+
+        Raises:
+            ConfigurationError: If there is not exactly one validation loader.
+        """
+        return self._examples(self.validation_loader)
+
+    @contextmanager
+    def at(self, model: ModelState) -> Iterator[Callable[[Any], Tensor]]:
+        """Load a model, in eval mode inside the ``with`` block, and give the training loss of a batch of `Examples`.
+
+        Args:
+            model: Its parameters and buffers.
+        """
+        objective = self.objective
+        objective.load(model)
+        last = self.log.step(len(self.log) - 1)
+        step = replace(last, micro_batches=(), accumulation=1, eval_modules=objective.parts)
+        micro = MicroBatch(batch_idx=0, draws=())
+        with objective.eval_mode():
+            yield lambda batch: objective.trace(step, micro, batch).loss.detach()
+
+    def provenance(self, precision: str | None, seconds: float, **more: Any) -> dict[str, Any]:
+        """Return digests and reprs by which a result of this run can be told from any other.
+
+        Args:
+            precision: What was computed in, if not what was recorded.
+            seconds: Wall time of the computation.
+            more: What is particular to the result.
+        """
+        log = self.log
+        return {
+            "log": log.digest,
+            "run": log.header.run_id,
+            "steps": len(log),
+            "of_average": log.average is not None,
+            "precision": precision or log.header.precision,
+            "device": str(self.host.device),
+            "torch": torch.__version__,
+            "python": sys.version.split()[0],
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": seconds,
+            "log_bytes": getattr(log, "size_bytes", 0),
+            **more,
+        }
+
+    def _compare_with_record(self) -> None:
+        """Make the last batches of training again, as many as hold each example once, and compare their checksums.
+
+        A ranking re-runs no recorded step, so that nothing else would show that a data module split its data anew.
+        """
+        left = self.examples
+        with random_state.preserved():
+            for step in self.log.steps(len(self.log), 0):
+                for micro in step.micro_batches:
+                    left -= len(micro.example_ids)
+                    of_data_set = len(micro.draws) == 1 and micro.draws[0].batch is None
+                    if of_data_set and micro.draws[0].digest is not None:
+                        self.objective.source.batch(micro, step=step.index)
+                if left <= 0:
+                    return
+
+    def _examples(self, loader: Loader) -> Examples:
+        return Examples(dataset=loader.dataset, collate=loader.collate_fn, bring=self.objective.bring)

@@ -1,0 +1,89 @@
+"""Record, model and data brought together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_sgdinf.checkpointing import ROOM_BYTES
+from lightning_sgdinf.errors import UnsupportedRunError
+from lightning_sgdinf.log import RunLog
+from lightning_sgdinf.log.reindexed import numbered
+from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.replay.batches import BatchSource
+from lightning_sgdinf.replay.dataloaders import given_data, stored_run_loaders, training_loaders, validation_loader
+from lightning_sgdinf.replay.lightning_host import recorded_host
+from lightning_sgdinf.replay.objective import open_objective
+from lightning_sgdinf.replay.opened import OpenedRun
+
+
+@contextmanager
+def open_run(
+    model: nn.Module,
+    train_dataloaders: Any = None,
+    val_dataloaders: Any = None,
+    datamodule: Any = None,
+    *,
+    log: str | Path | Trajectory,
+    device: torch.device,
+    tap: str | None = None,
+    dtype: torch.dtype | None = None,
+    memory_bytes: int = ROOM_BYTES,
+) -> Iterator[OpenedRun]:
+    """Open a recorded run; inside, the model is borrowed, and afterwards it is as it was.
+
+    Args:
+        model: The LightningModule that was trained.
+        train_dataloaders: As given to ``Trainer.fit``.
+        val_dataloaders: As given to ``Trainer.fit``; looked for when something asks for validation data.
+        datamodule: In place of loaders.
+        log: Path of the record, or an open one.
+        device: Where to compute.
+        tap: Name of a sub-module at whose output example weights enter, in place of loss functions.
+        dtype: Floating-point precision to compute in, if not the recorded one.
+        memory_bytes: How much memory methods may take for states.
+
+    Raises:
+        UnsupportedRunError: The run cannot be replayed, or holds no complete step.
+        LogError: No, unreadable, or damaged log.
+        ModelMismatchError: Another model.
+        DataMismatchError: Another data set.
+    """
+    if isinstance(log, (str, Path)):
+        arguments = {"device": device, "tap": tap, "dtype": dtype, "memory_bytes": memory_bytes}
+        with (
+            RunLog.open(log) as read,
+            open_run(model, train_dataloaders, val_dataloaders, datamodule, log=read, **arguments) as run,
+        ):
+            yield run
+        return
+    header = log.header
+    if header.replayable:
+        raise UnsupportedRunError(f"this run was recorded but cannot be replayed: {header.replayable}")
+    if len(log) == 0:
+        raise UnsupportedRunError("the log holds no complete step, so there is nothing to replay")
+    train_dataloaders, datamodule = given_data(train_dataloaders, datamodule)
+    if datamodule is not None:
+        # As a Trainer does before it asks for loaders; data modules are written to stand being set up twice.
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+    if header.extra.get("stores_batches"):
+        loaders = stored_run_loaders(train_dataloaders, header)
+        log, size = numbered(log)
+    else:
+        loaders, size = training_loaders(model, train_dataloaders, datamodule), None
+    source = BatchSource(loaders, header, size=size)
+    host = recorded_host(header, model, datamodule, device)
+    with open_objective(model, header, source, host, tap=tap, dtype=dtype) as objective:
+        yield OpenedRun(
+            log=log,
+            objective=objective,
+            dataset=loaders[0].dataset if loaders else None,
+            find_validation_loader=lambda: validation_loader(model, val_dataloaders, datamodule),
+            memory_bytes=memory_bytes,
+        )

@@ -1,0 +1,28 @@
+"""How an `InfluenceRunner` was set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lightning_sgdinf.certificate import Level
+from lightning_sgdinf.checkpointing import ROOM_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How scores are computed; the constructor of `InfluenceRunner` documents the fields."""
+
+    precision: str | None = None
+    certificate: Level = "fast"
+    tap: str | None = None
+    per_epoch: bool = False
+    memory_bytes: int = ROOM_BYTES
+    progress: bool = True
+    compile: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The floating-point precision to compute in, if not the recorded one."""
+        return torch.float64 if self.precision == "64-true" else None
