@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader
 from lightning_sgdinf import InfluenceRunner, RunLog, TrajectoryRecorder
 from lightning_sgdinf.cleansing import (
     CleansingContext,
-    CounterfactualRetraining,
     StateEvaluation,
     Validated,
     halve,
     held_out_value,
 )
+from lightning_sgdinf.updates import CounterfactualReplay
 from lightning_sgdinf.zoo import Classifier, Digits, ImageData, mlp
 
 
@@ -43,8 +43,8 @@ def main() -> None:
         trainer.fit(model, train, DataLoader(scoring, batch_size=500))
         runner = InfluenceRunner(accelerator="cpu", progress=False)
         scores = runner.run(model, train, DataLoader(scoring, batch_size=500), log=log)
-        with runner.retracer(model, train, log=log) as retracer:
-            retraining = CounterfactualRetraining(retracer, retracer.log, epochs="all")
+        with runner.open(model, train, log=log) as run:
+            retraining = partial(CounterfactualReplay(epochs="all").update, run)
             held_out = StateEvaluation(model, DataLoader(choosing, batch_size=500))
             context = CleansingContext(evaluate=held_out_value(retraining, held_out))
             selection = Validated(grid=(30, 60, 100, 150)).select(scores, context)

@@ -260,10 +260,10 @@ def _forwards(log: Trajectory, objective: Objective, start: int) -> Iterator[tup
     """Steps and the states they were taken from; states that are not stored are rebuilt."""
     stored = set(log.state_indices.tolist())
     begin = stored_at_or_before(log, start)
-    retracer, state, previous = Replayer(log, objective), log.state(begin), None
+    replayer, state, previous = Replayer(log, objective), log.state(begin), None
     for step in log.steps(begin, len(log)):
         if previous is not None:
-            state = log.state(step.index) if step.index in stored else rebuild(retracer, state, previous)
+            state = log.state(step.index) if step.index in stored else rebuild(replayer, state, previous)
         previous = step
         if step.index >= start:
             yield step, state

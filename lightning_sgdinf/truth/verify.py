@@ -101,12 +101,12 @@ def verify(run: OpenedRun, *, first_step: int = 0) -> Verified:
     note, together = "", log.header.optimizer in known_optimizers()
     if not together:
         note = f"{log.header.optimizer} is not known to work element by element."
-    retracer = Replayer(log, objective)
+    replayer = Replayer(log, objective)
     stretches = list(_stretches(log, first_step))
     tried = {0, len(stretches) // 2, len(stretches) - 1}
     for number, (start, stop) in enumerate(stretches):
         before, after = log.state(start), log.state(stop)
-        deviation, tensor = _deviation(retracer.run(before, start, stop), before, after, joint=other)
+        deviation, tensor = _deviation(replayer.run(before, start, stop), before, after, joint=other)
         if not seen.add(deviation, tensor, start, stop):
             raise StepMismatchError(
                 f"the recorded run cannot be reproduced, so nothing was left out of it: steps {start} to {stop - 1}, "

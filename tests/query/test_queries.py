@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_sgdinf.adjoint.query_gradient import BoundQuery, value_of
+from lightning_sgdinf.adjoint.query_gradient import BoundQuery
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.query import (
     ExampleLoss,
@@ -43,8 +43,9 @@ def asked(run: Recorded, query: Query, data: ValidationData | None = None, modul
     source = BatchSource([run.train], run.log.header)
     state = run.log.state(len(run.log))
     with open_objective(module or run.module, run.log.header, source, Host()) as objective:
-        values, adjoint = BoundQuery(objective, state, query, data or data_of(run))
-        assert torch.equal(values, value_of(objective, state, query, data or data_of(run)))
+        bound = BoundQuery(query=query, data=data or data_of(run), objective=objective)
+        values, adjoint = bound.gradient(state)
+        assert torch.equal(values, bound.value(state))
         parts = [adjoint.params, *(adjoint.buffers[n].flatten(1) for n in sorted(adjoint.buffers))]
     return values, torch.cat(parts, 1)
 

@@ -159,9 +159,9 @@ def test_steps_with_batchnorm_dropout_clipping_and_accumulation_are_done_again_b
     folder, _ = runs
     runner = InfluenceRunner(accelerator="cpu", progress=False)
     loader = ddp_runs.train_loader(ddp_runs.Augmented())
-    with RunLog.open(folder / "rich") as log, runner.replayer(Rich(), loader, log=log) as retracer:
+    with RunLog.open(folder / "rich") as log, runner.replayer(Rich(), loader, log=log) as replayer:
         assert log.state_indices.tolist() == [0, 4, 6]
-        end = retracer.run(log.state(0), 0, len(log))
+        end = replayer.run(log.state(0), 0, len(log))
         for kind in ("params", "buffers"):
             recorded = getattr(log.state(len(log)), kind)
             assert all(torch.equal(value, recorded[name]) for name, value in getattr(end, kind).items())
@@ -186,8 +186,8 @@ def test_many_runs_at_once_leave_examples_out_of_all_processes(runs: Any) -> Non
         if example is not None:
             weights[example] = 0
         net = Rich()
-        with RunLog.open(folder / "rich") as log, runner.replayer(net, loader, log=log) as retracer:
-            end = retracer.run(log.state(0), 0, len(log), weights=weights)
+        with RunLog.open(folder / "rich") as log, runner.replayer(net, loader, log=log) as replayer:
+            end = replayer.run(log.state(0), 0, len(log), weights=weights)
         net.load_state_dict({**end.params, **end.buffers})
         net.eval()
         with torch.no_grad():

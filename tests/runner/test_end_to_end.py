@@ -1,4 +1,4 @@
-"""Trainer, recorder, log and runner together, against training again: through the retracer, and in a plain loop.
+"""Trainer, recorder, log and runner together, against training again: through the replayer, and in a plain loop.
 
 The plain loop knows nothing of the record: it trains on what the module itself saw, noted by its own ``training_step``.
 """

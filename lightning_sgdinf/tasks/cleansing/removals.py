@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.cleansing import CounterfactualRetraining, ModelPredictions, Selection, StateEvaluation
+from lightning_sgdinf.cleansing import ModelPredictions, Selection, StateEvaluation
 from lightning_sgdinf.cleansing.infeasible import lost_classes
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.tasks.cleansing.repeat import SEEDS_APART, RecordedRun, Repeat
 from lightning_sgdinf.tasks.pieces import Json, digest, found_or_made
 from lightning_sgdinf.tasks.results import Measured
-from lightning_sgdinf.tasks.retraining import EndedRun, RetrainingPlan
+from lightning_sgdinf.tasks.retraining import Counterfactual, EndedRun, RetrainingPlan
 from lightning_sgdinf.updates import Retraining, load_state
 
 _say = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class Removals:
             names = ", ".join(repeat.data.class_names[label] for label in lost)
             _say.warning("%s: with these %d examples changed nothing is left of %s", repeat.folder, count, names)
         retraining = self._retraining(mode)
-        if not count and isinstance(retraining, CounterfactualRetraining):
+        if not count and isinstance(mode.plan, Counterfactual):
             return self._measured(self._run.final_state(), 0, None)  # nothing left out: the recorded run itself
         _say.info("%s: training again (%s) with %d examples left out", repeat.folder, mode.name, count)
         with random_state.preserved():
