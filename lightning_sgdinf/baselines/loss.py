@@ -16,8 +16,8 @@ from torch import Tensor
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import NonFiniteError
 from lightning_sgdinf.kernels.intercept import Interceptor
-from lightning_sgdinf.replay.example_weights import LOSSES
 from lightning_sgdinf.replay.examples import Examples
+from lightning_sgdinf.replay.losses import LOSSES
 from lightning_sgdinf.replay.opened import OpenedRun
 
 

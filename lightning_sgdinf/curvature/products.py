@@ -30,7 +30,7 @@ from lightning_sgdinf.adjoint.vjp import pull_rows
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.kernels.intercept import Interceptor
 from lightning_sgdinf.log.records import Draw, MicroBatch, Step
-from lightning_sgdinf.replay.example_weights import LOSSES
+from lightning_sgdinf.replay.losses import LOSSES
 from lightning_sgdinf.replay.objective import Objective
 
 Kind = Literal["hessian", "gauss_newton"]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import DataMismatchError, UnsupportedRunError
@@ -97,13 +102,56 @@ class BatchSource:
             )
         return batch
 
+    def singles(self, micro: MicroBatch, *, step: int) -> list[Any]:
+        """Return each example of a batch collated alone; ``None`` where nothing comes of it.
+
+        Arguments are those of `batch`.
+        """
+        choose = self._chooser(micro, step)
+        return [choose([place]) for place in range(len(micro.example_ids))]
+
+    def repeated(self, micro: MicroBatch, place: int, *, step: int) -> Any:
+        """Return a batch of the example at a place, as often as there were examples; ``None`` if it cannot be made."""
+        return self._chooser(micro, step)([place] * len(micro.example_ids))
+
+    def _chooser(self, micro: MicroBatch, step: int) -> Callable[[list[int]], Any]:
+        """Makes batches of the examples at some places of a recorded one, drawn as they were then."""
+        draw = micro.draws[0]
+        if draw.batch is not None or draw.single:
+            whole = self.batch(replace(micro, draws=(replace(draw, digest=None),)), step=step)
+            return lambda places: _rows_of(whole, places, len(micro.example_ids))
+        items, collate = self._items(draw), self.loader(draw.loader).collate_fn
+
+        def choose(places: list[int]) -> Any:
+            try:
+                return collate([items[place] for place in places])
+            except Exception:  # whatever a collate function does with what it cannot read
+                return None
+
+        return choose
+
+    def _items(self, draw: Draw) -> list[Any]:
+        loader = self.loader(draw.loader)
+        random_state.restore(draw.random)
+        ids = draw.example_ids.tolist()
+        fetch = getattr(loader.dataset, "__getitems__", None)
+        return fetch(ids) if fetch is not None else [loader.dataset[i] for i in ids]
+
     def _produce(self, draw: Draw) -> Any:
         if draw.batch is not None:
             return decode_batch(draw.batch())
         loader = self.loader(draw.loader)
+        if not draw.single:
+            return loader.collate_fn(self._items(draw))
         random_state.restore(draw.random)
-        ids = draw.example_ids.tolist()
-        if draw.single:
-            return loader.collate_fn(loader.dataset[ids[0]])
-        fetch = getattr(loader.dataset, "__getitems__", None)
-        return loader.collate_fn(fetch(ids) if fetch is not None else [loader.dataset[i] for i in ids])
+        return loader.collate_fn(loader.dataset[int(draw.example_ids[0])])
+
+
+def _rows_of(batch: Any, places: list[int], count: int) -> Any:
+    """Some rows of a collated batch; ``None`` if none of its tensors has a row for each of ``count`` examples."""
+    if count == 1:
+        return batch
+    leaves = [v for v in tree_leaves(batch) if isinstance(v, (Tensor, np.ndarray)) and v.ndim and len(v) == count]
+    if not leaves:
+        return None
+    return tree_map_only((Tensor, np.ndarray), lambda v: v[places] if v.ndim and len(v) == count else v, batch)

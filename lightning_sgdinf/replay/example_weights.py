@@ -3,8 +3,9 @@ r"""Example weights that enter the gradient of an unmodified loss.
 With weights ``w`` the batch gradient is to be :math:`g(w) = \sum_i w_i \nabla l_i + \nabla r`, where :math:`l_i` is
 what example ``i`` adds to the loss (its share of the mean included) and ``r`` is the rest (penalties). The weights are
 put in where the loss is taken: the input of a loss function of ``torch.nn.functional`` passes through an identity whose
-backward multiplies row ``i`` by ``w_i``. So the value of the loss keeps every bit, and reductions, class weights, label
-smoothing, focal-style code after an unreduced loss and sums of several losses are all handled by the chain rule.
+backward multiplies the rows of example ``i`` by ``w_i``. So the value of the loss keeps every bit, and reductions,
+class weights, label smoothing, focal-style code after an unreduced loss and sums of several losses are all handled by
+the chain rule. Which rows are an example's is `lightning_sgdinf.replay.row_owners`' matter.
 
 Differentiating :math:`\langle g(w), v\rangle` once gives both :math:`Hv` (in the parameters) and every slope
 :math:`\langle \nabla l_i, v\rangle` (in the weights).
@@ -12,46 +13,25 @@ Differentiating :math:`\langle g(w), v\rangle` once gives both :math:`Hv` (in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from lightning_sgdinf.kernels.intercept import Handler
+from lightning_sgdinf.replay.losses import INPUTS, LOSSES, OF_CLASSES, OF_VECTORS, rows_shape
+from lightning_sgdinf.replay.row_owners import EVERYBODY, RowOrders
 
-LOSSES: tuple[Callable[..., Any], ...] = (
-    F.cross_entropy,
-    F.nll_loss,
-    F.mse_loss,
-    F.l1_loss,
-    F.smooth_l1_loss,
-    F.huber_loss,
-    F.binary_cross_entropy,
-    F.binary_cross_entropy_with_logits,
-    F.kl_div,
-    F.poisson_nll_loss,
-    F.gaussian_nll_loss,
-    F.soft_margin_loss,
-    F.multilabel_soft_margin_loss,
-    F.multilabel_margin_loss,
-    F.multi_margin_loss,
-    F.hinge_embedding_loss,
-    F.margin_ranking_loss,
-    F.cosine_embedding_loss,
-    F.triplet_margin_loss,
-    F.triplet_margin_with_distance_loss,
-)
-"""Functions whose inputs are tapped; the ``nn.*Loss`` modules call these."""
 
-_INPUTS = frozenset({"input", "target", "var", "input1", "input2", "x1", "x2", "anchor", "positive", "negative"})
+class UnknownRows(Exception):
+    """A loss has rows whose owners are not known yet; never leaves `lightning_sgdinf.replay`."""
 
 
 class _WeightRows(torch.autograd.Function):
-    """Identity forward; backward multiplies the rows of the gradient by their example's weight."""
+    """Identity forward; backward multiplies the gradient by weights that are shaped to fit it."""
 
     @staticmethod
     def forward(x: Tensor, weights: Tensor) -> Tensor:
@@ -64,7 +44,7 @@ class _WeightRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (weights,) = ctx.saved_tensors
-        return _weighted(grad, weights.to(grad.dtype), 0), None
+        return grad * weights.to(grad.dtype), None
 
     @staticmethod
     def vmap(
@@ -73,35 +53,8 @@ class _WeightRows(torch.autograd.Function):
         """Many models at once, each with weights of its own."""
         if in_dims[0] is None:  # the same for all models, such as a target, so nothing that is trained lies behind it
             return x.view_as(x), None
-        own = weights.expand(info.batch_size, -1) if in_dims[1] is None else weights.movedim(in_dims[1], 0)
-        return _WeightStackedRows.apply(x.movedim(in_dims[0], 0), own), 0
-
-
-class _WeightStackedRows(torch.autograd.Function):
-    """As `_WeightRows`, with the models in the first dimension: rows ``[L, B, ...]``, weights ``[L, B]``."""
-
-    @staticmethod
-    def forward(x: Tensor, weights: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (weights,) = ctx.saved_tensors
-        return _weighted(grad, weights.to(grad.dtype), 1), None
-
-
-def _weighted(grad: Tensor, weights: Tensor, axis: int) -> Tensor:
-    """A gradient whose rows lie along ``axis``, times the weights of the examples they belong to."""
-    lead, count = grad.shape[:axis], weights.shape[axis]
-    if grad.ndim > axis and grad.shape[axis] == count:
-        return grad * weights.view(*weights.shape, *[1] * (grad.ndim - weights.ndim))
-    # A flattened sequence: rows of one example lie together.
-    rows = grad.reshape(*lead, count, -1, *grad.shape[axis + 1 :])
-    return (rows * weights.view(*weights.shape, *[1] * (rows.ndim - weights.ndim))).reshape(grad.shape)
+        own = weights[None] if in_dims[1] is None else weights.movedim(in_dims[1], 0)
+        return _WeightRows.apply(x.movedim(in_dims[0], 0), own), 0
 
 
 class LossTap:
@@ -109,51 +62,102 @@ class LossTap:
 
     Args:
         weights: Example weights, ``[B]``.
+        orders: Regular orders of rows that are known.
+        owners: Of each call's rows, where they were matched for this very batch.
         stacked: Inside ``torch.func.vmap``, where tensors do not say whether they carry a gradient.
 
     Attributes:
         calls: Names of the loss functions that were tapped so far.
     """
 
-    def __init__(self, weights: Tensor, *, stacked: bool = False) -> None:
+    def __init__(
+        self, weights: Tensor, orders: RowOrders, owners: Sequence[Tensor] | None = None, *, stacked: bool = False
+    ) -> None:
         self.weights = weights
         self.stacked = stacked
         self.calls: list[str] = []
+        self._orders, self._owners = orders, owners
 
     def handlers(self) -> Mapping[Callable[..., Any], Handler]:
-        """What an `Interceptor` needs."""
+        """Return what an `Interceptor` needs."""
         return dict.fromkeys(LOSSES, self._handle)
 
     def apply(self, value: Any) -> Any:
-        """The same value, tapped if it is a tensor with one or more rows per example that carries a gradient."""
-        if not isinstance(value, Tensor) or value.ndim == 0:
+        """Tap an output of a sub-module whose rows are examples', if it is a tensor that carries a gradient.
+
+        Raises:
+            UnknownRows: It is not known whose rows they are.
+        """
+        if not self._carries(value) or not value.ndim:
             return value
-        if not (value.is_floating_point() if self.stacked else value.requires_grad):
-            return value
-        if value.shape[0] == 0 or value.shape[0] % len(self.weights):
-            return value
-        return _WeightRows.apply(value, self.weights)
+        owned = self._row_weights("output", value.shape[:1])
+        return _WeightRows.apply(value, owned.view(*owned.shape, *[1] * (value.ndim - 1)))
+
+    def _carries(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and (value.is_floating_point() if self.stacked else value.requires_grad)
+
+    def _row_weights(self, name: str, shape: Sequence[int]) -> Tensor:
+        """The weight of each row's owner, in the shape of the rows."""
+        number, rows = len(self.calls), torch.Size(shape).numel()
+        self.calls.append(name)
+        if self._owners is None:
+            owner = self._orders.known(number, name, rows, len(self.weights))
+        else:
+            owner = self._owners[number] if number < len(self._owners) else None
+        if owner is None or owner.numel() != rows:
+            raise UnknownRows
+        owner = owner.reshape(shape).to(self.weights.device)
+        weights = self.weights[owner.clamp(min=0)]
+        return torch.where(owner == EVERYBODY, torch.ones_like(weights), weights)
 
     def _handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tapped = [self.apply(a) if i < 3 else a for i, a in enumerate(args)]
-        named = {k: self.apply(v) if k in _INPUTS else v for k, v in kwargs.items()}
-        if any(a is not b for a, b in zip(args, tapped, strict=True)) or any(
-            named[k] is not v for k, v in kwargs.items()
-        ):
-            self.calls.append(func.__name__)
-        return func(*tapped, **named)
+        inputs = [*args[:3], *(v for k, v in kwargs.items() if k in INPUTS)]
+        if not any(map(self._carries, inputs)):
+            return func(*args, **kwargs)
+        shape = rows_shape(func, inputs)
+        weights = self._row_weights(func.__name__, shape)
+
+        def tapped(value: Any) -> Any:
+            return _tapped(func, value, weights) if self._carries(value) else value
+
+        return func(
+            *(tapped(a) if i < 3 else a for i, a in enumerate(args)),
+            **{k: tapped(v) if k in INPUTS else v for k, v in kwargs.items()},
+        )
+
+
+def _tapped(func: Callable[..., Any], value: Tensor, weights: Tensor) -> Tensor:
+    """One input of a loss, tapped.
+
+    Args:
+        func: The loss function.
+        value: The input.
+        weights: Of each row.
+    """
+    if func in OF_CLASSES:
+        shaped = weights.unsqueeze(1) if value.ndim > 1 else weights
+        if value.ndim > 1 and value.shape[:1] + value.shape[2:] != weights.shape:
+            return value
+    elif func in OF_VECTORS:
+        shaped = weights.unsqueeze(-1) if value.ndim > weights.ndim else weights
+    else:
+        value, shaped = value.expand(weights.shape), weights  # a broadcast input is one of several rows
+    return _WeightRows.apply(value, shaped)
 
 
 @contextmanager
-def tapped_output(part: nn.Module, tap: LossTap) -> Iterator[None]:
+def tapped_output(part: nn.Module, tap: Any) -> Iterator[None]:
     """Tap the output of a sub-module instead, for losses that are written by hand.
 
     Right whenever each output row feeds only its own example's loss.
+
+    Args:
+        part: The sub-module.
+        tap: A `LossTap` or a `RowRecorder`.
     """
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
         del module, inputs
-        tap.calls.append("output")
         return tree_map_only(Tensor, tap.apply, output)
 
     handle = part.register_forward_hook(hook)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,13 @@ from lightning_sgdinf.log.records import Header, MicroBatch, Step
 from lightning_sgdinf.parameters import ParameterVector
 from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.borrowed_module import borrowed, containers_of, empty_out, set_modes
-from lightning_sgdinf.replay.example_weights import LossTap, tapped_output
+from lightning_sgdinf.replay.example_weights import LossTap, UnknownRows, tapped_output
 from lightning_sgdinf.replay.host import Host
+from lightning_sgdinf.replay.row_matching import match_batch
+from lightning_sgdinf.replay.row_owners import RowOrders, RowRecorder
 from lightning_sgdinf.state import ModelState
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class Objective:
         vector: Names, shapes and order of the trained parameters.
         parameters: The module's own tensors of these, in that order.
         parts: Names of all its sub-modules.
+        orders: Which example owns which rows of the loss, as far as it is known.
         queries_together: Whether several queries are differentiated in one vectorised pass. On a CPU a convolution of a
             single query fills the caches already.
         dtype: Floating-point precision that takes the place of the recorded one; ``None`` for that.
@@ -73,6 +78,7 @@ class Objective:
         self.source = source
         self.host = host
         self._tap = tap
+        self.orders = RowOrders()
         self.dtype = dtype
         self.vector = ParameterVector(
             tuple(n for n, _, _ in header.parameters), tuple(tuple(s) for _, s, _ in header.parameters)
@@ -178,8 +184,12 @@ class Objective:
         self._put_back()
         if micro.rank:
             self._kept = self.read_buffers()
-        random_state.restore(micro.stepped_with)
-        trace = self.forward(step, micro.batch_idx, batch, weights, statistics=statistics)
+        before = self.read_buffers() if weights is not None else {}
+
+        def take(owners: Sequence[Tensor] | None) -> Trace:
+            return self.forward(step, micro.batch_idx, batch, weights, statistics=statistics, owners=owners)
+
+        trace = self.owned(step, micro, take, again=lambda: self.load_buffers(before))
         if micro.rank and trace.statistics is not None:
             trace.statistics.updates.clear()
         if not torch.isfinite(trace.loss.detach()).all():
@@ -188,6 +198,32 @@ class Objective:
                 "finite run."
             )
         return trace
+
+    def owned(
+        self,
+        step: Step,
+        micro: MicroBatch,
+        take: Callable[[Sequence[Tensor] | None], Result],
+        *,
+        again: Callable[[], None],
+    ) -> Result:
+        """Take a pass with example weights; once more with matched owners, if its rows were not known.
+
+        Args:
+            step: The step it belongs to.
+            micro: The pass of it.
+            take: Takes the pass, given the owners of its rows.
+            again: Undoes what a pass that was broken off did.
+        """
+        random_state.restore(micro.stepped_with)
+        try:
+            return take(None)
+        except UnknownRows:
+            again()
+            owners = match_batch(self, step, micro)
+            self.prepare(step)
+            random_state.restore(micro.stepped_with)
+            return take(owners)
 
     def prepare(self, step: Step) -> None:
         """Set train and eval modes, epoch and global step as they were in a step."""
@@ -205,34 +241,47 @@ class Objective:
         *,
         statistics: bool = False,
         stacked: bool = False,
+        owners: Sequence[Tensor] | None = None,
+        record: RowRecorder | None = None,
     ) -> Trace:
         """What `trace` does once modes and random numbers are set, without looking at the loss.
 
         With ``stacked`` it is called by ``torch.func.vmap`` for many models at once, which are differentiated once.
+        ``owners`` are those of each loss's rows, where they were matched for this batch; ``record`` keeps the rows.
         """
         twins = Twins()
         watch = RunningStatistics(self.module, twins) if statistics and self.buffers else None
-        taps: list[str] = []
         with torch.enable_grad(), self.host.step_context(), tensors_made_in(self.dtype):
-            with self._handling(weights, watch, twins, taps, stacked):
+            tap = record or self._tap_for(weights, owners, stacked)
+            with self._handling(weights is not None, watch, twins, tap, stacked):
                 if weights is not None and self.weighs_by_method:
                     losses = self.module.per_example_loss(batch, batch_idx)  # type: ignore[operator]
                     loss = (losses * weights).sum() / len(weights)
-                    taps.append("per_example_loss")
+                    taps = ("per_example_loss",)
                 else:
                     loss = _loss_of(self.module.training_step(batch, batch_idx), step, stacked)  # type: ignore[operator]
+                    taps = tuple(tap.calls) if isinstance(tap, LossTap) else ()
             empty_out(self._containers)
             loss = loss / step.accumulation if step.accumulation != 1 else loss
-        return Trace(loss, watch, tuple(taps))
+        return Trace(loss, watch, taps)
+
+    def _tap_for(self, weights: Tensor | None, owners: Sequence[Tensor] | None, stacked: bool) -> LossTap | None:
+        if weights is None or self.weighs_by_method:
+            return None
+        return LossTap(weights, self.orders, owners, stacked=stacked)
 
     @contextmanager
     def _handling(
-        self, weights: Tensor | None, watch: RunningStatistics | None, twins: Twins, taps: list[str], stacked: bool
+        self,
+        weighted: bool,
+        watch: RunningStatistics | None,
+        twins: Twins,
+        tap: LossTap | RowRecorder | None,
+        stacked: bool,
     ) -> Iterator[None]:
         handlers: dict[Callable[..., Any], Any] = {}
-        if weights is not None:
+        if weighted:
             handlers = {**ATTENTION, **(STACKED if stacked else kernel_handlers.handlers(twins))}
-        tap = LossTap(weights, stacked=stacked) if weights is not None and not self.weighs_by_method else None
         with ExitStack() as stack:
             if tap is not None and self._tap is None:
                 handlers.update(tap.handlers())
@@ -243,8 +292,6 @@ class Objective:
             if handlers:
                 stack.enter_context(Interceptor(handlers))
             yield
-        if tap is not None:
-            taps.extend(tap.calls)
 
     def gradient(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor | None]:
         """Gradient of a loss in the trained parameters; ``None`` where it does not depend on one."""

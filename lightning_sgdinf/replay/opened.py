@@ -111,7 +111,7 @@ class OpenedRun:
         def compute() -> tuple[str, ...]:
             last = self.log.step(len(self.log) - 1)
             audit_loss(self.objective, self.final, last, self.log.step(other))
-            note = batch_coupling(self.objective, self.final, last)
+            note = batch_coupling(self.objective, last)
             return (note,) if note else ()
 
         return self.once(("audit", other), compute)

@@ -4,8 +4,8 @@ With all weights at zero, what is left of the gradient must not depend on the ba
 and the gradient must be linear in the weights. A loss term written by hand, which no tap reaches, fails the first; one
 tapped twice fails the second.
 
-Which rows belong to which example is another matter: where the gradient of an example's own term changes with the other
-examples of the batch (in-batch negatives, mixed inputs, rows in another order than examples), `batch_coupling` says so.
+Which rows belong to which example is `lightning_sgdinf.replay.row_matching`'s matter: where rows see several examples
+of the batch (in-batch negatives, mixed inputs), `batch_coupling` says so.
 """
 
 from __future__ import annotations
@@ -82,38 +82,20 @@ def audit_loss(
     return tuple(sorted(set(taps)))
 
 
-def batch_coupling(objective: Objective, state: ModelState, step: Step, *, tolerance: float = 1e-3) -> str:
-    """Say in a sentence if the weight of an example reaches the loss of another one, too.
-
-    The gradient of the first example's term alone, in eval mode, must point the same way whichever other examples are
-    in the batch.
+def batch_coupling(objective: Objective, step: Step) -> str:
+    """Say in a sentence if rows of the loss see several examples; empty if each example owns its rows.
 
     Args:
-        objective: The opened model.
-        state: Where to evaluate.
-        step: A recorded step.
-        tolerance: Sine of the angle that is let pass.
-
-    Returns:
-        Empty if so, otherwise a sentence for the reader of the scores.
+        objective: The opened model, after an audit.
+        step: The audited step.
     """
-    micro = step.micro_batches[0]
-    if len(micro.example_ids) < 2 or len(micro.draws) != 1 or objective.weighs_by_method:
-        return ""
-    quiet = replace(step, eval_modules=tuple(n for n, _ in objective.module.named_modules()))
-    alone = []
-    for one in (micro, _repeated(micro)):
-        first, _ = _gradient(objective, state, quiet, one, 1.0, only_first=True)
-        none, _ = _gradient(objective, state, quiet, one, 0.0)
-        alone.append(first - none)
-    sizes = alone[0].norm() * alone[1].norm()
-    if not sizes > 0 or (alone[0] @ alone[1]) / sizes >= 1 - tolerance**2 / 2:
+    coupled = sorted(objective.orders.coupled)
+    if not coupled:
         return ""
     return (
-        f"The loss of example {int(micro.example_ids[0])} depends on the other examples of its batch even in eval mode "
-        "(in-batch negatives, mixed inputs), or rows reach the loss function in another order than examples do (time "
-        "before batch). Scores are of rows: right for the first, wrong for the last; a method per_example_loss(batch, "
-        "batch_idx) settles it."
+        "The loss of an example depends on the other examples of its batch even in eval mode (in-batch negatives, "
+        f"mixed inputs; seen in {', '.join(coupled)} at step {step.index}). Scores are of rows by their "
+        "place: a method per_example_loss(batch, batch_idx) settles it."
     )
 
 
@@ -133,13 +115,11 @@ def _different(micro: MicroBatch, other: MicroBatch) -> MicroBatch:
 
 
 def _gradient(
-    objective: Objective, state: ModelState, step: Step, micro: MicroBatch, weight: float, *, only_first: bool = False
+    objective: Objective, state: ModelState, step: Step, micro: MicroBatch, weight: float
 ) -> tuple[Tensor, tuple[str, ...]]:
     weights = torch.full(
         (len(micro.example_ids),), weight, dtype=objective.parameters[0].dtype, device=objective.host.device
     )
-    if only_first:
-        weights[1:] = 0
     taps: list[str] = []
     loss = _loss(objective, state, step, micro, weights, taps)
     return _joined(objective, objective.gradient(loss)), tuple(taps)

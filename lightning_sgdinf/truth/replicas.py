@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import NonFiniteError
 from lightning_sgdinf.log.records import Clip, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.replay.counterfactual import feed
@@ -190,15 +189,24 @@ class Replicas:
         own = self.keep[:, torch.as_tensor(micro.example_ids)]
         like = objective.parameters[0]
         weights = divided(own.to(like.device, like.dtype), self._divisor)
-        one = OnePass(objective, step, micro)
 
-        def loss(params: dict[str, Tensor], buffers: dict[str, Tensor], weights: Tensor) -> Tensor:
-            return one.loss({**params, **buffers}, batch, weights)
+        def take(owners: Sequence[Tensor] | None) -> Tensor:
+            one = OnePass(objective, step, micro, owners)
 
-        random_state.restore(micro.stepped_with)
-        with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")  # that an operation is not vectorised only costs time
-            losses = torch.func.vmap(loss, randomness="same")(dict(self._params), self._buffers, weights)
+            def loss(params: dict[str, Tensor], buffers: dict[str, Tensor], weights: Tensor) -> Tensor:
+                return one.loss({**params, **buffers}, batch, weights)
+
+            with warnings.catch_warnings(), torch.enable_grad():
+                warnings.simplefilter("ignore")  # that an operation is not vectorised only costs time
+                return torch.func.vmap(loss, randomness="same")(dict(self._params), self._buffers, weights)
+
+        buffers = {n: v.clone() for n, v in self._buffers.items()}
+
+        def again() -> None:
+            self._buffers = buffers
+            objective.load_buffers(self._shared)
+
+        losses = objective.owned(step, micro, take, again=again)
         self._shared = {n: objective.buffers[n].detach().clone() for n in self._shared}
         found = losses.detach()
         bad = (~torch.isfinite(found)).nonzero()
@@ -273,13 +281,16 @@ class OnePass(nn.Module):
         objective: The opened model.
         step: The step.
         micro: The pass.
+        owners: Of the rows of each loss, where they were matched for this pass.
     """
 
-    def __init__(self, objective: Objective, step: Step, micro: MicroBatch) -> None:
+    def __init__(
+        self, objective: Objective, step: Step, micro: MicroBatch, owners: Sequence[Tensor] | None = None
+    ) -> None:
         super().__init__()
         self.module = objective.module  # what ``functional_call`` puts tensors in
         self._forward = lambda batch, weights: (
-            objective.forward(step, micro.batch_idx, batch, weights, stacked=True).loss
+            objective.forward(step, micro.batch_idx, batch, weights, stacked=True, owners=owners).loss
         )
 
     def loss(self, tensors: Mapping[str, Tensor], batch: Any, weights: Tensor) -> Tensor:

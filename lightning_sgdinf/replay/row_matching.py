@@ -1,0 +1,142 @@
+"""The rows of a recorded batch, matched with its examples by running the step on each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_sgdinf import random_state
+from lightning_sgdinf.errors import UntappedLossError
+from lightning_sgdinf.log.records import MicroBatch, Step
+from lightning_sgdinf.replay.row_owners import NOBODY, LossCall, RowRecorder, match_rows, owners_in
+
+if TYPE_CHECKING:
+    from lightning_sgdinf.replay.objective import Objective
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Relative difference of losses that are taken for equal; ``COARSE`` in lower precisions."""
+COARSE = 2e-2
+REPEATED = 8
+"""Examples that are run in a batch of their own kind, where they cannot be told apart alone."""
+
+
+def match_batch(objective: Objective, step: Step, micro: MicroBatch) -> list[Tensor]:
+    """Return the owner of every row of every loss of a recorded batch, and let ``objective.orders`` learn of them.
+
+    Costs ``B`` forward passes of one example. The module is afterwards as it was.
+
+    Args:
+        objective: The opened model.
+        step: A recorded step.
+        micro: A pass of it.
+
+    Raises:
+        UntappedLossError: Rows see several examples and are not as many for each of them; says how many of which loss.
+    """
+    count = len(micro.example_ids)
+    rtol = TOLERANCE.get(objective.parameters[0].dtype, COARSE)
+    singles = objective.source.singles(micro, step=step.index)
+    with _moved_a_little(objective):
+        recorder = RowRecorder()
+        _record(objective, step, micro, objective.batch(step, micro), recorder)
+        calls = recorder.calls
+        owners = match_rows(calls, [_record_single(objective, step, micro, single) for single in singles], rtol=rtol)
+        if any(bool((owner == NOBODY).any()) for owner in owners):
+            _match_repeated(objective, step, micro, calls, owners, rtol)
+    coupled = {call.name for call, owner in zip(calls, owners, strict=True) if bool((owner == NOBODY).any())}
+    for number, (call, owner) in enumerate(zip(calls, owners, strict=True)):
+        if bool((owner == NOBODY).any()):
+            owners[number] = _by_position(call, owner, step, micro)
+    objective.orders.learn(calls, owners, count)
+    objective.orders.coupled |= coupled
+    return owners
+
+
+def _by_position(call: LossCall, owner: Tensor, step: Step, micro: MicroBatch) -> Tensor:
+    """Owners by their place, for rows that see several examples: such scores are of rows."""
+    rows, count = owner.numel(), len(micro.example_ids)
+    if not rows or rows % count:
+        raise UntappedLossError(
+            f"step {step.index}: {call.name} sees {rows} rows for the {count} examples "
+            f"{micro.example_ids[:4].tolist()} ..., and {int((owner == NOBODY).sum())} of them depend on several "
+            "examples even in eval mode, so no example owns them. Give the runner a function of the module, the batch and its index that returns the "
+            "loss of each example, shape [B]: InfluenceRunner(per_example_loss=...), or give the LightningModule a "
+            "method per_example_loss(batch, batch_idx)."
+        )
+    return torch.where(owner == NOBODY, owners_in("blocks", rows, count).view(owner.shape), owner)
+
+
+def _match_repeated(
+    objective: Objective,
+    step: Step,
+    micro: MicroBatch,
+    calls: Sequence[LossCall],
+    owners: Sequence[Tensor],
+    rtol: float,
+) -> None:
+    """Fill in owners of rows that differ when their example is alone, but not among others of its kind.
+
+    A step that draws random numbers for each row draws them by the row's place, which an example alone does not have;
+    in a batch of one example as often as there were examples its own rows are where they were.
+    """
+    for i in range(min(len(micro.example_ids), REPEATED)):
+        repeated = objective.source.repeated(micro, i, step=step.index)
+        again = _record_single(objective, step, micro, repeated)
+        for call, other, owner in zip(calls, again, owners, strict=False):
+            if call.name == other.name and call.losses.shape == other.losses.shape:
+                same = torch.isclose(call.losses, other.losses, rtol=rtol, atol=rtol)
+                owner[same & (owner == NOBODY)] = i
+    if len(micro.example_ids) <= REPEATED:
+        return
+    for owner in owners:  # of large batches a sample is run; a regular order of theirs is that of all
+        rows, count = owner.numel(), len(micro.example_ids)
+        flat = owner.view(-1)
+        for order in ("blocks", "strided"):
+            if not rows or rows % count:
+                continue
+            regular = owners_in(order, rows, count)
+            if torch.equal(flat[regular < REPEATED], regular[regular < REPEATED]):
+                flat.copy_(torch.where(flat == NOBODY, regular, flat))
+                break
+
+
+def _record(objective: Objective, step: Step, micro: MicroBatch, batch: Any, recorder: RowRecorder) -> None:
+    quiet = replace(step, eval_modules=objective.parts)
+    objective.prepare(quiet)
+    random_state.restore(micro.stepped_with)
+    objective.forward(quiet, micro.batch_idx, batch, record=recorder)
+
+
+def _record_single(objective: Objective, step: Step, micro: MicroBatch, batch: Any) -> list[LossCall]:
+    """Calls of one example, as far as it gets; none if a collate function drops what it cannot read."""
+    recorder = RowRecorder()
+    if batch is not None:
+        with suppress(Exception):  # whatever code of the user's does with a batch of one
+            random_state.restore(micro.transferred_with)
+            _record(objective, step, micro, objective.bring(batch), recorder)
+    return recorder.calls
+
+
+@contextmanager
+def _moved_a_little(objective: Objective) -> Iterator[None]:
+    """Inside, parameters are moved at random, so that rows differ that are equal by initialisation."""
+    params = [p.detach().clone() for p in objective.parameters]
+    buffers = objective.read_buffers()
+    with random_state.preserved():
+        try:
+            generator = torch.Generator().manual_seed(0)
+            with torch.no_grad():
+                for parameter in objective.parameters:
+                    noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
+                    parameter.add_(noise * (0.02 + 0.05 * parameter.abs()))
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(objective.parameters, params, strict=True):
+                    parameter.copy_(value)
+                objective.load_buffers(buffers)

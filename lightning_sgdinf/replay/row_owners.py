@@ -1,0 +1,183 @@
+r"""The example that owns each row of a loss.
+
+A loss function sees rows: of a classifier one per example, but also labelled tokens, nodes of graphs, boxes, two views
+of each image, sequences with time before batch. The weight of example ``i`` is to multiply the gradient at its rows and
+at no others, so it must be known which those are.
+
+They are found by running each example alone. In eval mode a loss without coupling gives an example the same row losses
+alone as in any batch; so every row of the batch is matched with the row of equal loss among those of the examples
+alone, and belongs to that example. Parameters are moved a little at random for that, so that rows of different examples
+are not equal by chance (a head that starts at zero gives all of them the same loss). Rows without a match see other
+examples (in-batch negatives, mixed inputs, statistics of the batch): they have no single owner.
+
+Where every example of several batches has the same number of rows in the same regular order, that order is taken for
+all batches with as many rows. Otherwise each batch is matched anew: ``B`` forward passes of one example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_sgdinf.kernels.intercept import Handler
+from lightning_sgdinf.replay.losses import LOSSES, unreduced
+
+Order = Literal["blocks", "strided", "shared"]
+"""Regular orders of ``k`` rows per example: ``r // k`` (the rows of an example lie together), ``r % B``; or rows that
+are the same for all examples, as of a penalty."""
+
+NOBODY, EVERYBODY = -1, -2
+"""Owners of a row that sees several examples, and of one that depends on none."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossCall:
+    """One call of a loss function that carries a gradient.
+
+    Attributes:
+        name: Of the function.
+        losses: Unreduced, float64, of any shape: one element per row.
+    """
+
+    name: str
+    losses: Tensor
+
+
+class RowRecorder:
+    """Keeps the unreduced values of every loss that is computed while its handlers are in force.
+
+    Attributes:
+        calls: So far.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[LossCall] = []
+
+    def handlers(self) -> Mapping[Callable[..., Any], Handler]:
+        """Return what an `Interceptor` needs."""
+        return dict.fromkeys(LOSSES, self._handle)
+
+    def apply(self, value: Any) -> Any:
+        """Record an output whose rows are examples', in place of a loss: a projection of each row."""
+        if isinstance(value, Tensor) and value.requires_grad and value.ndim:
+            rows = value.detach().double().reshape(len(value), -1)
+            self.calls.append(LossCall("output", rows @ torch.linspace(1, 2, rows.shape[1], dtype=torch.float64)))
+        return value
+
+    def _handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if any(isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values())):
+            with torch.no_grad():
+                self.calls.append(LossCall(func.__name__, unreduced(func, args, kwargs).detach().double()))
+        return func(*args, **kwargs)
+
+
+def match_rows(batch: Sequence[LossCall], alone: Sequence[Sequence[LossCall]], *, rtol: float) -> list[Tensor]:
+    """Return the owner of every row of every call, int64 in the shape of its losses; `NOBODY` where there is none.
+
+    Args:
+        batch: Calls of the whole batch.
+        alone: Calls of each of its examples alone.
+        rtol: Relative difference of losses that are taken for equal.
+    """
+    owners = [torch.full(call.losses.shape, NOBODY) for call in batch]
+    for name in {call.name for call in batch}:
+        places = [k for k, call in enumerate(batch) if call.name == name]
+        rows = torch.cat([batch[k].losses.reshape(-1) for k in places])
+        parts = [(c.losses.reshape(-1), i) for i, calls in enumerate(alone) for c in calls if c.name == name]
+        if not parts:
+            continue
+        values = torch.cat([v for v, _ in parts])
+        who = torch.cat([torch.full((len(v),), i) for v, i in parts])
+        if len(alone) > 1 and all(_equal(rows, values[who == i], rtol) for i in range(len(alone))):
+            owner = torch.full((len(rows),), EVERYBODY)
+        else:
+            owner = _match(rows, values, who, rtol)
+        for k, part in zip(places, owner.split([batch[k].losses.numel() for k in places]), strict=True):
+            owners[k] = part.view(batch[k].losses.shape)
+    return owners
+
+
+def _match(rows: Tensor, values: Tensor, who: Tensor, rtol: float) -> Tensor:
+    owner = torch.full((len(rows),), NOBODY)
+    if _equal(rows, values, rtol):
+        owner[rows.argsort(stable=True)] = who[values.argsort(stable=True)]
+        return owner
+    free = torch.ones(len(values), dtype=torch.bool)
+    for row in range(len(rows)):  # some rows see other examples: match those that do not
+        gaps = (values - rows[row]).abs().masked_fill(~free, torch.inf).nan_to_num(torch.inf)
+        if len(gaps) and gaps.min() <= rtol * (1 + rows[row].abs()):
+            nearest = int(gaps.argmin())
+            owner[row], free[nearest] = who[nearest], False
+    return owner
+
+
+def _equal(rows: Tensor, values: Tensor, rtol: float) -> bool:
+    """Return true if two sets of losses are the same."""
+    if len(rows) != len(values):
+        return False
+    return torch.allclose(rows.sort().values, values.sort().values, rtol=rtol, atol=rtol, equal_nan=True)
+
+
+def regular_order(owner: Tensor, count: int) -> Order | None:
+    """Return the regular order that owners are in; ``None`` if they are in none.
+
+    Args:
+        owner: Of each row, int64.
+        count: ``B``.
+    """
+    flat = owner.reshape(-1)
+    if not count or not len(flat) or len(flat) % count:
+        return None
+    for order in ("blocks", "strided"):
+        if torch.equal(flat, owners_in(order, len(flat), count)):
+            return order
+    return None
+
+
+def owners_in(order: Order, rows: int, count: int) -> Tensor:
+    """Return the owner of each of ``rows`` rows in a regular order, int64."""
+    if order == "shared":
+        return torch.full((rows,), EVERYBODY)
+    place = torch.arange(rows)
+    return place // (rows // count) if order == "blocks" else place % count
+
+
+@dataclass(slots=True)
+class RowOrders:
+    """The regular orders that a run's losses have been seen in.
+
+    Attributes:
+        orders: Rows per example and their order, by number and name of the call; ``None`` where there is no such order.
+        coupled: Names of losses that had rows without a single owner, which were given one by their place.
+    """
+
+    orders: dict[tuple[int, str], tuple[int, Order] | None] = field(default_factory=dict)
+    coupled: set[str] = field(default_factory=set)
+
+    def known(self, call: int, name: str, rows: int, count: int) -> Tensor | None:
+        """Return the owners of a call's rows, if they are known; ``None`` if they must be matched.
+
+        Args:
+            call: Its number in the step.
+            name: Of the function.
+            rows: How many rows it has.
+            count: ``B``.
+        """
+        regular = self.orders.get((call, name))
+        if regular is None or rows != regular[0] * (1 if regular[1] == "shared" else count):
+            return None
+        return owners_in(regular[1], rows, count)
+
+    def learn(self, calls: Sequence[LossCall], owners: Sequence[Tensor], count: int) -> None:
+        """Take note of the owners that were matched in one batch."""
+        if count < 2:
+            return  # of one example the rows are in any order
+        for number, (call, owner) in enumerate(zip(calls, owners, strict=True)):
+            key = (number, call.name)
+            order: Order | None = "shared" if bool((owner == EVERYBODY).all()) else regular_order(owner, count)
+            seen = None if order is None else (owner.numel() if order == "shared" else owner.numel() // count, order)
+            self.orders[key] = seen if self.orders.get(key, seen) == seen else None
