@@ -53,12 +53,15 @@ class PulledStep:
             ``step.example_ids``.
         taken: The optimizer step that was taken with the gradient at that state; ``None`` if none was.
         buffers: The module's buffers after the step, by name.
+        unreached: What no example's weight reached of the gradient along the push, ``<g, push> - sum_j slope_j``, as a
+            part of ``|g| |push|``: the largest of all queries. ``None`` if it is not known.
     """
 
     adjoint: Adjoint
     slopes: Tensor
     taken: TakenStep | None = None
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    unreached: float | None = None
 
 
 class AdjointStep:
@@ -142,11 +145,13 @@ class AdjointStep:
             traced = self._trace(micro, batch)
             carry, buffers, part = self._differentiate(traced, len(micro.example_ids), push, carry, buffers, curvature)
             slopes.insert(0, part)
+        joined = torch.cat(slopes, dim=1) if len(slopes) > 1 else slopes[0]
         return PulledStep(
             adjoint=replace(adjoint, params=carry, optimizer=state, buffers=buffers),
-            slopes=torch.cat(slopes, dim=1) if len(slopes) > 1 else slopes[0],
+            slopes=joined,
             taken=taken,
             buffers=buffers_after,
+            unreached=self._unreached(grads, push, joined),
         )
 
     def _pull_compiled(self, adjoint: Adjoint, curvature: float) -> PulledStep | None:
@@ -194,7 +199,19 @@ class AdjointStep:
             slopes=outcome.products.slopes,
             taken=taken if needed else self._take(outcome.grads),
             buffers=buffers_after,
+            unreached=self._unreached(outcome.grads, push, outcome.products.slopes),
         )
+
+    def _unreached(self, grads: Sequence[Tensor | None], push: Tensor, slopes: Tensor) -> float | None:
+        """See `PulledStep`; not known of a process that sees some rows only."""
+        if self._shards is not None:
+            return None
+        vector = self._objective.vector
+        filled = [p.new_zeros(p.shape) if g is None else g.detach() for g, p in _pairs(grads, self._objective)]
+        gradient = vector.join(filled).to(push.dtype)
+        gap = (push @ gradient - slopes.sum(dim=1)).abs()
+        size = gradient.norm() * push.norm(dim=1)
+        return float((gap / size.clamp_min(torch.finfo(size.dtype).tiny)).max())
 
     def _take(self, grads: Sequence[Tensor | None]) -> TakenStep:
         return take_step(self._rule, self._objective.vector, self.before, grads, self.step)
@@ -275,6 +292,10 @@ class AdjointStep:
         for name, value in products.statistics.items():
             buffers[name] = buffers[name] + value if name in buffers else value
         return carry, buffers
+
+
+def _pairs(grads: Sequence[Tensor | None], objective: Objective) -> list[tuple[Tensor | None, Tensor]]:
+    return list(zip(grads, objective.parameters, strict=True))
 
 
 def _disagreement(compiled: PulledStep, eager: PulledStep, dtype: torch.dtype) -> str:

@@ -25,7 +25,7 @@ from torch.utils.data import Subset
 from lightning_sgdinf.baselines.class_probabilities import ClassProbabilities, class_probabilities
 from lightning_sgdinf.errors import ConfigurationError, ModelMismatchError, StateNotStoredError
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.replay.counterfactual import CounterfactualRun
+from lightning_sgdinf.replay.counterfactual import CounterfactualRun, audit_steps
 from lightning_sgdinf.replay.opened import OpenedRun
 from lightning_sgdinf.state import ModelState
 
@@ -89,7 +89,7 @@ class _Recorded:
                 f"(keep={run.log.header.keep!r}). Record with keep='every_step', or give fit=, a function that trains "
                 "a new model on a data set."
             )
-        run.audit()
+        audit_steps(run)
         self._size = run.examples
         self._counterfactual = CounterfactualRun(run, divisor="reduced")
 

@@ -26,6 +26,7 @@ from lightning_sgdinf.log.trajectory import Trajectory
 from lightning_sgdinf.replay.edits import Edit
 from lightning_sgdinf.replay.opened import OpenedRun
 from lightning_sgdinf.replay.replayer import Divisor, Replayer, refuse_changes
+from lightning_sgdinf.replay.untapped import expect_penalty
 from lightning_sgdinf.state import ModelState
 
 
@@ -132,6 +133,32 @@ class CounterfactualRun:
             state = self.replayer.advance(state, step, weights=weights, edit=edit)
             fed = feed(fed, {**state.params, **state.buffers}, step)
         return Course(state, fed)
+
+
+def audit_steps(run: OpenedRun, first_step: int = 0) -> None:
+    """Make sure, once, that weights reach every step from one on, where the loss has terms without weights.
+
+    Costs a run of these steps, and three gradients more for each that is looked at: all of them, or one in five where
+    the loss has a penalty.
+
+    Raises:
+        UntappedLossError: A term depends on the data and not on example weights; names the step.
+    """
+    audit, objective, log = run.audit(), run.objective, run.log
+    if not objective.has_unweighted_terms:
+        return
+
+    def compute() -> None:
+        replayer, start = Replayer(log, objective), stored_at_or_before(log, first_step)
+        state, every = log.state(start), 5 if audit.penalty else 1
+        for step in log.steps(start, len(log)):
+            if step.index >= first_step and step.index % every == 0:
+                objective.load(state)
+                for micro in step.micro_batches:
+                    expect_penalty(objective, step, micro, audit.taps)
+            state = replayer.advance(state, step)
+
+    run.once(("audited steps", first_step), compute)
 
 
 def stored_at_or_before(log: Trajectory, step: int) -> int:

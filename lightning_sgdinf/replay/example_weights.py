@@ -62,7 +62,7 @@ class LossTap:
 
     Args:
         weights: Example weights, ``[B]``.
-        orders: Regular orders of rows that are known.
+        orders: Regular orders of rows that are known; ``None`` where all weights are equal, so that it does not matter.
         owners: Of each call's rows, where they were matched for this very batch.
         stacked: Inside ``torch.func.vmap``, where tensors do not say whether they carry a gradient.
 
@@ -71,7 +71,12 @@ class LossTap:
     """
 
     def __init__(
-        self, weights: Tensor, orders: RowOrders, owners: Sequence[Tensor] | None = None, *, stacked: bool = False
+        self,
+        weights: Tensor,
+        orders: RowOrders | None,
+        owners: Sequence[Tensor] | None = None,
+        *,
+        stacked: bool = False,
     ) -> None:
         self.weights = weights
         self.stacked = stacked
@@ -100,6 +105,8 @@ class LossTap:
         """The weight of each row's owner, in the shape of the rows."""
         number, rows = len(self.calls), torch.Size(shape).numel()
         self.calls.append(name)
+        if self._orders is None:
+            return self.weights[:1].reshape([1] * len(shape)).expand(shape)
         if self._owners is None:
             owner = self._orders.known(number, name, rows, len(self.weights))
         else:

@@ -28,6 +28,7 @@ from lightning_sgdinf.replay.example_weights import LossTap, UnknownRows, tapped
 from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.row_matching import match_batch
 from lightning_sgdinf.replay.row_owners import RowOrders, RowRecorder
+from lightning_sgdinf.replay.untapped import Paths, expect_penalty, paths_beyond_taps
 from lightning_sgdinf.state import ModelState
 
 Result = TypeVar("Result")
@@ -59,6 +60,7 @@ class Objective:
         parameters: The module's own tensors of these, in that order.
         parts: Names of all its sub-modules.
         orders: Which example owns which rows of the loss, as far as it is known.
+        others: Batches to compare with, where a term of the loss must not depend on the data.
         queries_together: Whether several queries are differentiated in one vectorised pass. On a CPU a convolution of a
             single query fills the caches already.
         dtype: Floating-point precision that takes the place of the recorded one; ``None`` for that.
@@ -79,6 +81,8 @@ class Objective:
         self.host = host
         self._tap = tap
         self.orders = RowOrders()
+        self.others: Sequence[tuple[Step, MicroBatch]] = ()
+        self._known_paths: set[Paths] = set()
         self.dtype = dtype
         self.vector = ParameterVector(
             tuple(n for n, _, _ in header.parameters), tuple(tuple(s) for _, s, _ in header.parameters)
@@ -162,7 +166,14 @@ class Objective:
         return cast_floats(batch, self.dtype) if self.dtype is not None else batch
 
     def trace(
-        self, step: Step, micro: MicroBatch, batch: Any, weights: Tensor | None = None, *, statistics: bool = False
+        self,
+        step: Step,
+        micro: MicroBatch,
+        batch: Any,
+        weights: Tensor | None = None,
+        *,
+        statistics: bool = False,
+        uniform: bool = False,
     ) -> Trace:
         """Run ``training_step`` at the loaded state.
 
@@ -174,9 +185,11 @@ class Objective:
             batch: From `batch`.
             weights: Example weights ``[B]`` that enter the gradient; ``None`` leaves the loss alone.
             statistics: Watch BatchNorm's running statistics, so that they can be differentiated.
+            uniform: All weights are equal, so that it does not matter whose rows are whose.
 
         Raises:
             UnsupportedRunError: If ``training_step`` returned no loss.
+            UntappedLossError: If a term of the loss depends on the data and not on example weights.
             NonFiniteError: If the loss is NaN or infinite; names the step.
         """
         self.prepare(step)
@@ -187,7 +200,9 @@ class Objective:
         before = self.read_buffers() if weights is not None else {}
 
         def take(owners: Sequence[Tensor] | None) -> Trace:
-            return self.forward(step, micro.batch_idx, batch, weights, statistics=statistics, owners=owners)
+            return self.forward(
+                step, micro.batch_idx, batch, weights, statistics=statistics, owners=owners, uniform=uniform
+            )
 
         trace = self.owned(step, micro, take, again=lambda: self.load_buffers(before))
         if micro.rank and trace.statistics is not None:
@@ -197,7 +212,25 @@ class Objective:
                 f"the training loss of step {step.index} is {trace.loss.item()}; replay stops here. Scores need a "
                 "finite run."
             )
+        if weights is not None and not uniform and self.has_new_paths(trace.loss):
+            self.load_buffers(before)
+            expect_penalty(self, step, micro, trace.taps)
+            return self.trace(step, micro, batch, weights, statistics=statistics)
         return trace
+
+    @property
+    def has_unweighted_terms(self) -> bool:
+        """Whether a pass so far had paths to the parameters that carry no weights."""
+        return any(paths.leaves for paths in self._known_paths)
+
+    def has_new_paths(self, loss: Tensor) -> bool:
+        """Return true, once, if a loss has terms without weights, reached by paths that were not seen before."""
+        if self.weighs_by_method:
+            return False
+        paths = paths_beyond_taps(loss)
+        known = not paths.leaves or paths in self._known_paths
+        self._known_paths.add(paths)
+        return not known
 
     def owned(
         self,
@@ -243,6 +276,7 @@ class Objective:
         stacked: bool = False,
         owners: Sequence[Tensor] | None = None,
         record: RowRecorder | None = None,
+        uniform: bool = False,
     ) -> Trace:
         """What `trace` does once modes and random numbers are set, without looking at the loss.
 
@@ -252,7 +286,7 @@ class Objective:
         twins = Twins()
         watch = RunningStatistics(self.module, twins) if statistics and self.buffers else None
         with torch.enable_grad(), self.host.step_context(), tensors_made_in(self.dtype):
-            tap = record or self._tap_for(weights, owners, stacked)
+            tap = record or self._tap_for(weights, owners, stacked, uniform)
             with self._handling(weights is not None, watch, twins, tap, stacked):
                 if weights is not None and self.weighs_by_method:
                     losses = self.module.per_example_loss(batch, batch_idx)  # type: ignore[operator]
@@ -265,10 +299,12 @@ class Objective:
             loss = loss / step.accumulation if step.accumulation != 1 else loss
         return Trace(loss, watch, taps)
 
-    def _tap_for(self, weights: Tensor | None, owners: Sequence[Tensor] | None, stacked: bool) -> LossTap | None:
+    def _tap_for(
+        self, weights: Tensor | None, owners: Sequence[Tensor] | None, stacked: bool, uniform: bool
+    ) -> LossTap | None:
         if weights is None or self.weighs_by_method:
             return None
-        return LossTap(weights, self.orders, owners, stacked=stacked)
+        return LossTap(weights, None if uniform else self.orders, owners, stacked=stacked)
 
     @contextmanager
     def _handling(

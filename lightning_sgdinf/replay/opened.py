@@ -22,7 +22,7 @@ from lightning_sgdinf.replay.batches import Loader
 from lightning_sgdinf.replay.examples import Examples
 from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.objective import Objective
-from lightning_sgdinf.replay.weight_audit import audit_loss, batch_coupling
+from lightning_sgdinf.replay.weight_audit import LossAudit, audit_loss
 from lightning_sgdinf.state import ModelState
 
 Result = TypeVar("Result")
@@ -95,26 +95,20 @@ class OpenedRun:
             self._known[key] = compute()
         return self._known[key]
 
-    def audit(self, other: int = 0) -> tuple[str, ...]:
+    def audit(self, other: int = 0) -> LossAudit:
         """Make sure, once, that example weights reach the whole loss.
 
         Args:
             other: A step whose batch the last step's is compared with.
 
-        Returns:
-            Sentences that a reader of any result must know; empty if each example owns its loss.
-
         Raises:
             UntappedLossError: A part of the loss depends on the data and not on example weights.
         """
-
-        def compute() -> tuple[str, ...]:
-            last = self.log.step(len(self.log) - 1)
-            audit_loss(self.objective, self.final, last, self.log.step(other))
-            note = batch_coupling(self.objective, last)
-            return (note,) if note else ()
-
-        return self.once(("audit", other), compute)
+        last = len(self.log) - 1
+        return self.once(
+            ("audit", other),
+            lambda: audit_loss(self.objective, self.final, self.log.step(last), self.log.step(other)),
+        )
 
     @property
     def training(self) -> Examples:

@@ -64,9 +64,8 @@ def _by_position(call: LossCall, owner: Tensor, step: Step, micro: MicroBatch) -
         raise UntappedLossError(
             f"step {step.index}: {call.name} sees {rows} rows for the {count} examples "
             f"{micro.example_ids[:4].tolist()} ..., and {int((owner == NOBODY).sum())} of them depend on several "
-            "examples even in eval mode, so no example owns them. Give the runner a function of the module, the batch and its index that returns the "
-            "loss of each example, shape [B]: InfluenceRunner(per_example_loss=...), or give the LightningModule a "
-            "method per_example_loss(batch, batch_idx)."
+            "examples even in eval mode, so no example owns them. Give the LightningModule a method "
+            "per_example_loss(batch, batch_idx) that returns the loss of each example, shape [B]."
         )
     return torch.where(owner == NOBODY, owners_in("blocks", rows, count).view(owner.shape), owner)
 

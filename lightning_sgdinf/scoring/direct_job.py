@@ -46,7 +46,7 @@ class DirectJob:
             NonFiniteError: A score is NaN or infinite; names the example.
         """
         asked, _ = self.query.at_model(self.run)
-        notes = list(self.run.audit())
+        notes = list(self.run.audit().notes)
         estimate = self.estimator.estimate(self.run, self.query)
         notes += estimate.notes
         values = estimate.values.to("cpu", torch.float64)

@@ -16,14 +16,21 @@ from lightning_sgdinf.adjoint.query_gradient import BoundQuery
 from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
 from lightning_sgdinf.checks.amplification import Growth
 from lightning_sgdinf.checks.step_replay import StepComparison
-from lightning_sgdinf.errors import NonFiniteError, StepMismatchError
+from lightning_sgdinf.errors import NonFiniteError, StepMismatchError, UntappedLossError
 from lightning_sgdinf.estimators import Estimator
 from lightning_sgdinf.estimators.base import visited
 from lightning_sgdinf.replay.opened import OpenedRun
 from lightning_sgdinf.replay.replayer import Replayer, refuse_changes
 from lightning_sgdinf.replay.row_shards import RowShards
 from lightning_sgdinf.replay.states import rebuild, states_backwards
+from lightning_sgdinf.replay.untapped import WAYS_OUT, expect_penalty
 from lightning_sgdinf.state import ModelState
+
+UNREACHED = {torch.float64: 1e-8, torch.float32: 1e-3}
+"""Part of a step's gradient along the push that the slopes of its examples may miss, by rounding."""
+COARSE = 1e-1
+ASKED = 17
+"""Steps between two that are asked whether a penalty is one."""
 
 
 @dataclass(slots=True)
@@ -118,6 +125,7 @@ class Walk:
                 compiled=self.compiled,
             )
             pulled = self._visit(at, adjoint, None if frozen else after, tally.comparison)
+            self._expect_reached(pulled, at)
             adjoint = pulled.adjoint
             tally.add(torch.tensor(step.example_ids), pulled.slopes, step.epoch)
             tally.growth.see(adjoint, t)
@@ -129,6 +137,29 @@ class Walk:
                 "header"
             )
         return tally
+
+    def _expect_reached(self, pulled: PulledStep, at: AdjointStep) -> None:
+        """Make sure that the slopes of a step's examples add up to what its gradient does along the push.
+
+        Where a penalty is in the loss they do not; then some steps are asked whether the rest depends on their data.
+        """
+        objective, step = self.run.objective, at.step
+        audit = self.run.audit(self.estimator.first_step(self.run.log))
+        if audit.penalty and not objective.weighs_by_method:
+            if step.index % ASKED == 0 or step.index >= len(self.run.log) - 3:
+                objective.load(at.before)
+                for micro in step.micro_batches:
+                    expect_penalty(objective, step, micro, audit.taps)
+            return
+        if pulled.unreached is None or audit.penalty:
+            return
+        allowed = UNREACHED.get(objective.parameters[0].dtype, COARSE)
+        if not pulled.unreached <= allowed:
+            raise UntappedLossError(
+                f"step {step.index}: the slopes of its {len(step.example_ids)} examples do not add up to the step's "
+                f"gradient; {pulled.unreached:.1e} of it is missing (allowed {allowed:.0e}). A term of its loss is "
+                f"reached by no example's weight. {WAYS_OUT}"
+            )
 
     def _query_at(self, state: ModelState) -> Adjoint:
         adjoint = self.query.gradient(state)[1]

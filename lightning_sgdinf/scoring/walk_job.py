@@ -97,7 +97,7 @@ class WalkJob:
         """Walk, check, and put the result together."""
         run, log = self.run, self.run.log
         values, adjoint = self.query.end(run)
-        findings = Findings(list(run.audit(self.first_step)))
+        findings = Findings(list(run.audit(self.first_step).notes))
         part = self._part(adjoint, findings)
         epochs = log.step(len(log) - 1).epoch + 1 if self.settings.per_epoch else 0
         tally = self._walk(adjoint.columns(part.columns), epochs, part, findings)

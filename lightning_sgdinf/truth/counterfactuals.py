@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from lightning_sgdinf.adjoint.query_gradient import BoundQuery
 from lightning_sgdinf.errors import SgdInfluenceError
 from lightning_sgdinf.replay import CounterfactualRun, Divisor, OpenedRun
-from lightning_sgdinf.replay.counterfactual import stored_at_or_before
+from lightning_sgdinf.replay.counterfactual import audit_steps, stored_at_or_before
 from lightning_sgdinf.truth.ledger import Ledger
 from lightning_sgdinf.truth.memory import Footprint, measure_footprint
 from lightning_sgdinf.truth.plan import Plan, make_plan
@@ -142,6 +142,7 @@ class Counterfactuals:
     def verify(self, first_step: int = 0) -> Verified:
         """Make sure that the run comes out as recorded; see `lightning_sgdinf.truth.verify`. Done once."""
         if self._verified is None or self._verified[0] > first_step:
+            audit_steps(self.run, first_step)
             self._verified = first_step, verify(self.run, first_step=first_step)
         return self._verified[1]
 

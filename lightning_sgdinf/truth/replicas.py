@@ -35,6 +35,7 @@ from lightning_sgdinf.replay.replayer import (
     refuse_changes,
     required_options,
 )
+from lightning_sgdinf.replay.untapped import expect_penalty
 from lightning_sgdinf.state import ModelState
 
 
@@ -207,6 +208,10 @@ class Replicas:
             objective.load_buffers(self._shared)
 
         losses = objective.owned(step, micro, take, again=again)
+        if objective.has_new_paths(losses.sum()):
+            again()
+            expect_penalty(objective, step, micro, ("its loss functions",))
+            losses = objective.owned(step, micro, take, again=again)
         self._shared = {n: objective.buffers[n].detach().clone() for n in self._shared}
         found = losses.detach()
         bad = (~torch.isfinite(found)).nonzero()

@@ -29,6 +29,7 @@ from lightning_sgdinf.replay import (
     relabelled,
     replace_second,
 )
+from lightning_sgdinf.replay.counterfactual import audit_steps
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.updates.base import Updated
 
@@ -74,7 +75,7 @@ class CounterfactualReplay:
         # No weights rather than weights of one: the steps are then taken as recorded, to the bit.
         weights = selection.weights(run.examples) if selection.drop else None
         if weights is not None:
-            run.audit()
+            audit_steps(run, counterfactual.first_step)
         edit = relabelled(selection.relabel, self.replace_labels) if selection.relabel else None
         began, before = perf_counter(), counterfactual.replayer.gradients
         state = counterfactual.run(weights=weights, edit=edit)
