@@ -42,13 +42,13 @@ PARTS = {
     "state: finite": ["record.snapshots.StateReader.finite"],
     "param groups": ["record.optimizer_steps.OptimizerSteps.read_groups"],
     "eval modules": ["record.snapshots.StateReader.eval_modules"],
-    "hand to writer": ["log.writer.LogWriter.put", "log.writer.LogWriter.lanes"],
+    "hand to writer": ["log.writer.LogWriter.put", "log.writer.LogWriter.take_buffers"],
 }
 WHOLE = {
     "micro-batch begins": ["record.recording.Recording.micro_batch_begins"],
     "step ends": ["record.recording.Recording._after_step"],
     "batch unwrapped": ["record.loaders.LoaderTap._unwrap"],
-    "batch noted": ["record.example_ids._Note.write", "record.example_ids._Note.attach"],
+    "batch noted": ["record.example_ids._Tag.write", "record.example_ids._Tag.attach"],
 }
 ONCE = {
     "make the log": ["record.callback.TrajectoryRecorder._open"],
@@ -86,14 +86,14 @@ class Nowhere:
     def __init__(self, path: Path, **options: Any) -> None:
         self._free: dict[int, dict[str, Tensor]] = {}
 
-    def lanes(self, layout: Layout) -> dict[str, Tensor]:
+    def take_buffers(self, layout: Layout) -> dict[str, Tensor]:
         return self._free.setdefault(id(layout), layout.empty())
 
-    def put(self, step: Step, layout: Layout, lanes: dict[str, Tensor], *, store: bool = True) -> None: ...
+    def put(self, step: Step, layout: Layout, flat: dict[str, Tensor], *, store: bool = True) -> None: ...
 
     def flush(self) -> None: ...
 
-    def finish(self, layout: Layout, lanes: dict[str, Tensor], **rest: Any) -> None: ...
+    def finish(self, layout: Layout, flat: dict[str, Tensor], **rest: Any) -> None: ...
 
     def abandon(self, reason: str) -> None: ...
 

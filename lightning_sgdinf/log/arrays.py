@@ -91,7 +91,7 @@ def read_arrays(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, n
         with reading(path, "list of arrays"):
             group = file["arrays"]
             if not isinstance(group, h5py.Group):
-                raise TypeError(f"found {group}, expected a group")
+                raise TypeError(f"{group} is there, expected a group")
             names = list(group)
         arrays = {name: _read(file, f"arrays/{name}", path) for name in names}
     return arrays, attributes
@@ -105,13 +105,13 @@ def _write(group: h5py.Group, name: str, array: np.ndarray) -> None:
 
 def _read(file: h5py.File, name: str, path: Path) -> np.ndarray:
     with reading(path, name):
-        found = dataset(file, name)
-        if found.dtype.kind not in _KINDS:
-            raise ValueError(f"found {found}, expected an array of numbers")
-        if found.nbytes > found.id.get_storage_size():
-            raise ValueError(f"{found.nbytes} bytes are claimed and {found.id.get_storage_size()} are there")
-        array = np.asarray(found[()])
-        recorded = integer(found, "crc32")
+        stored = dataset(file, name)
+        if stored.dtype.kind not in _KINDS:
+            raise ValueError(f"{stored} is there, expected an array of numbers")
+        if stored.nbytes > stored.id.get_storage_size():
+            raise ValueError(f"{stored.nbytes} bytes are claimed and {stored.id.get_storage_size()} are there")
+        array = np.asarray(stored[()])
+        recorded = integer(stored, "crc32")
     if _checksum(array) != recorded:
         raise LogCorruptError(f"{path}: {name} differs from its checksum; compute the result again")
     return array

@@ -16,13 +16,13 @@ from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.log.batch_store import BatchWriter
 from lightning_sgdinf.log.bit_patterns import row_bytes
+from lightning_sgdinf.log.buffer_rows import create_rows, rows_of
 from lightning_sgdinf.log.checksum import StateChecksum, step_checksum
 from lightning_sgdinf.log.codecs import Codec
 from lightning_sgdinf.log.directory import SEGMENT_FORMAT, publish
 from lightning_sgdinf.log.documents import layout_to_json
 from lightning_sgdinf.log.end_mark import SegmentEntry
 from lightning_sgdinf.log.hdf5 import discard, open_growing, skeleton, write_document
-from lightning_sgdinf.log.lane_rows import create_lanes, lanes_of
 from lightning_sgdinf.log.pages import PageWriter
 from lightning_sgdinf.log.step_documents import EncodedStep
 from lightning_sgdinf.state import Layout
@@ -35,7 +35,7 @@ _LOOK_ONLY = 0o444  # while it is written, who opens it with mode "w" would empt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lengths:
-    """How much of a segment has been flushed."""
+    """The part of a segment that has been flushed."""
 
     steps: int
     stored: int
@@ -53,7 +53,7 @@ class SegmentWriter:
         run_id: Name of the run.
         header: Header document.
         layout: Of all its states.
-        codec: How states are stored.
+        codec: Of its states.
         segment_bytes: Bytes of uncompressed states, or of uncompressed batches, after which it is full.
         batch_bytes: Bytes of the first step's batches; 0 if its steps have none.
     """
@@ -80,7 +80,7 @@ class SegmentWriter:
             file.attrs.update({"first_step": np.int64(first), "run_id": run_id, "codec": codec.name})
             write_document(file, "header", header)
             write_document(file, "layout", layout_to_json(layout))
-            create_lanes(file, layout, codec)
+            create_rows(file, layout, codec)
             PageWriter.create(file)
             if batch_bytes:
                 BatchWriter.create(file, batch_bytes)
@@ -91,7 +91,7 @@ class SegmentWriter:
             raise
         self._mode = path.stat().st_mode
         path.chmod(_LOOK_ONLY)
-        self._lanes, self._pages = lanes_of(self._file, layout, codec), PageWriter(self._file)
+        self._rows, self._pages = rows_of(self._file, layout, codec), PageWriter(self._file)
         self._batches = BatchWriter(self._file) if batch_bytes else None
         self._safe = self._lengths()
 
@@ -102,7 +102,7 @@ class SegmentWriter:
 
     @property
     def has_batches(self) -> bool:
-        """Whether batches of its steps are stored."""
+        """True if batches of its steps are stored."""
         return self._batches is not None
 
     @property
@@ -113,11 +113,11 @@ class SegmentWriter:
     @property
     def state_bytes(self) -> int:
         """Bytes of its states in the file."""
-        return sum(rows.size_bytes for rows in self._lanes.values())
+        return sum(rows.size_bytes for rows in self._rows.values())
 
     @property
     def full(self) -> bool:
-        """Whether the next step belongs into another segment."""
+        """True if the next step belongs into another segment."""
         batches = 0 if self._batches is None else self._batches.length
         return (
             self.steps >= MAX_STEPS
@@ -126,19 +126,19 @@ class SegmentWriter:
             or batches >= max(self._segment_bytes, _MAX_SIDE_BYTES)
         )
 
-    def add(self, step: EncodedStep, state_crc: int, words: Mapping[str, np.ndarray] | None) -> None:
+    def add(self, step: EncodedStep, state_crc: int, patterns: Mapping[str, np.ndarray] | None) -> None:
         """Add the next step and the state before it.
 
         Args:
             step: The step.
             state_crc: The state's checksum.
-            words: Bit patterns of the state by dtype, if it is to be stored. Their memory must stay as it is while it
-                is one of the last `Codec.order` stored states.
+            patterns: Bit patterns of the state by dtype, if it is to be stored. Their memory must stay as it is while
+                it is one of the last `Codec.order` stored states.
         """
-        index, store = self.first + self.steps, words is not None
-        if words is not None:
-            for dtype, rows in self._lanes.items():
-                rows.add(words[dtype])
+        index, store = self.first + self.steps, patterns is not None
+        if patterns is not None:
+            for dtype, rows in self._rows.items():
+                rows.add(patterns[dtype])
             self._stored.append(index)
         batch_end = 0
         if self._batches is not None:
@@ -156,7 +156,7 @@ class SegmentWriter:
         Args:
             durable: Also wait until it is on the disk; then it survives a power failure.
         """
-        for rows in self._lanes.values():
+        for rows in self._rows.values():
             rows.flush()
         self._pages.flush()
         self._file.flush()
@@ -167,7 +167,7 @@ class SegmentWriter:
     def seal(self, final: Path) -> SegmentEntry:
         """Finish the file, give it its final name, and say what it holds."""
         self.flush()
-        for rows in self._lanes.values():
+        for rows in self._rows.values():
             rows.write_last_anchors()
         self._file.flush()
         self._file.close()
@@ -184,7 +184,7 @@ class SegmentWriter:
         self._pages.shrink(safe.pages)
         if self._batches is not None:
             self._batches.shrink(safe.batches)
-        for dtype, rows in self._lanes.items():
+        for dtype, rows in self._rows.items():
             rows.shrink(safe.rows[dtype], safe.stored)
 
     def discard(self) -> None:
@@ -197,5 +197,5 @@ class SegmentWriter:
             stored=len(self._stored),
             pages=self._pages.lengths,
             batches=0 if self._batches is None else self._batches.length,
-            rows={dtype: rows.written for dtype, rows in self._lanes.items()},
+            rows={dtype: rows.written for dtype, rows in self._rows.items()},
         )

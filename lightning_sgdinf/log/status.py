@@ -1,4 +1,4 @@
-"""How far a run is, told by its writer in a few bytes that others can read at any time."""
+"""The progress of a run, told by its writer in a few bytes that others can read at any time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RATE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
-    """What a writer says of itself.
+    """The status that a writer tells.
 
     Attributes:
         steps: Recorded and flushed, those of earlier fits included.
@@ -46,7 +46,7 @@ class StatusBoard:
         self._seen = deque([(time.time(), steps)])
 
     def tell(self, steps: int, plain_bytes: int) -> None:
-        """So many steps have been flushed."""
+        """Tell that so many steps have been flushed."""
         now = time.time()
         if now - self._seen[-1][0] < _TELL_SECONDS and len(self._seen) > 1:
             return
@@ -65,9 +65,9 @@ class StatusBoard:
 
 
 def read_status(directory: LogDirectory) -> RunStatus | None:
-    """What the writer has told last; ``None`` if nothing, or just now something else."""
+    """Read what the writer has told last; ``None`` if nothing, or just now something else."""
     try:
-        found = from_json(directory.status())
-        return RunStatus(**{f.name: found[f.name] for f in fields(RunStatus)})
+        told = from_json(directory.status())
+        return RunStatus(**{f.name: told[f.name] for f in fields(RunStatus)})
     except (ValueError, KeyError, TypeError):
         return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from lightning_sgdinf.log.bit_patterns import row_bytes, to_words
+from lightning_sgdinf.log.bit_patterns import row_bytes, state_patterns
 from lightning_sgdinf.log.codec_choice import CodecChoice
 from lightning_sgdinf.log.descriptors import identity, redirect
 from lightning_sgdinf.log.directory import WritableDirectory, sync_file
@@ -25,7 +25,7 @@ from lightning_sgdinf.state import Layout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSizes:
-    """How large a log is.
+    """The sizes of a log.
 
     Attributes:
         total: Bytes of all its files.
@@ -46,7 +46,7 @@ class LogStore:
     Args:
         directory: Held by this process.
         header: Of the run.
-        codec: How states are stored.
+        codec: Of the states.
         flush_every: Steps between two flushes.
         segment_bytes: See `SegmentWriter`.
         durable: Wait for the disk at each flush.
@@ -83,18 +83,18 @@ class LogStore:
 
     @property
     def seconds_until_flush(self) -> float | None:
-        """When the next flush is due; ``None`` if there is nothing to flush."""
+        """Seconds until the next flush is due; ``None`` if there is nothing to flush."""
         if not self._unflushed:
             return None
         return max(0.0, self._flushed_at + _FLUSH_SECONDS - time.monotonic())
 
     def add(
-        self, step: Step, layout: Layout, lanes: dict[str, Tensor], *, store: bool
+        self, step: Step, layout: Layout, flat: dict[str, Tensor], *, store: bool
     ) -> list[tuple[Layout, dict[str, Tensor]]]:
         """Add a step and the state before it.
 
         Returns:
-            The lane sets that are free again, this one or earlier ones.
+            The flat buffers that are free again, of this step or earlier ones.
         """
         encoded = encode_step(step)
         segment = self._segment
@@ -108,16 +108,16 @@ class LogStore:
         if self._segment is None:
             self._begin(layout, sum(map(len, encoded.batches)))
         assert self._segment is not None
-        words = _words(lanes)
-        self._segment.add(encoded, self._segment.checksum.of_words(words), words if store else None)
+        patterns = state_patterns(flat)
+        self._segment.add(encoded, self._segment.checksum.of_patterns(patterns), patterns if store else None)
         self._steps += 1
         self._plain_bytes += row_bytes(layout) if store else 0
         self._unflushed += 1
         if self._unflushed >= self._flush_every or self.seconds_until_flush == 0.0:
             self.flush()
         if not store:
-            return [(layout, lanes)]
-        self._held.append((layout, lanes))
+            return [(layout, flat)]
+        self._held.append((layout, flat))
         return [self._held.popleft() for _ in range(len(self._held) - self._codec.held)]
 
     def flush(self) -> None:
@@ -130,17 +130,17 @@ class LogStore:
         self._flushed_at = time.monotonic()
 
     def sizes(self) -> LogSizes:
-        """How large the log is with all that was added."""
+        """Return the sizes of the log with all that was added."""
         self.flush()
         now = 0 if self._segment is None else self._segment.state_bytes
         return LogSizes(total=self.directory.size_bytes(), states=self._state_bytes + now)
 
     def finish(
-        self, layout: Layout, lanes: Mapping[str, Tensor], *, average: Mapping[str, Tensor] | None, reason: str
+        self, layout: Layout, flat: Mapping[str, Tensor], *, average: Mapping[str, Tensor] | None, reason: str
     ) -> None:
         """Seal, and write the end mark with the state after the last step."""
         self._seal()
-        self._end(reason, (layout, lanes), average)
+        self._end(reason, (layout, flat), average)
 
     def abandon(self, reason: str) -> None:
         """Seal, and write an end mark without a state; a log without a step leaves nothing behind, and one that was not
@@ -197,8 +197,8 @@ class LogStore:
         self._file = descriptor, identity(descriptor)
 
     def _recent(self, layout: Layout) -> list[dict[str, np.ndarray]]:
-        """The last stored states, if they have that layout."""
-        return [_words(lanes) for held, lanes in self._held if _same(held, layout)]
+        """Return the last stored states, if they have that layout."""
+        return [state_patterns(flat) for held, flat in self._held if _same(held, layout)]
 
     def _seal(self) -> None:
         if self._segment is not None:
@@ -208,7 +208,7 @@ class LogStore:
             self._segment, self._file = None, None
 
     def _remove_old_end(self) -> None:
-        """The run goes on after its end: as soon as that is safe, the old end mark goes."""
+        """Remove the end mark of a run that goes on after its end, as soon as that is safe."""
         if self._old_end:
             self.directory.end.unlink()
             sync_file(self.directory.path)
@@ -231,10 +231,6 @@ class LogStore:
             average=average,
         )
         self.close()
-
-
-def _words(lanes: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {dtype: to_words(lane, dtype) for dtype, lane in lanes.items()}
 
 
 def _same(one: Layout, other: Layout) -> bool:

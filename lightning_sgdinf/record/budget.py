@@ -12,7 +12,7 @@ import math
 import re
 from dataclasses import asdict, dataclass
 
-from lightning_sgdinf.checkpointing import ROOM_BYTES, held_in, states_in, steps_again
+from lightning_sgdinf.checkpointing import MEMORY_BYTES, held_in, states_in, steps_again
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log.codecs import CODECS
 from lightning_sgdinf.log.records import Json
@@ -166,7 +166,7 @@ def _spacing(steps: int, free: int, prospect: Prospect) -> int:
 def every_kth(k: int, prospect: Prospect) -> Plan:
     """Storing every ``k``-th state."""
     steps = prospect.steps
-    room = states_in(ROOM_BYTES, prospect.state_bytes)
+    room = states_in(MEMORY_BYTES, prospect.state_bytes)
     stored = None if steps is None else -(-steps // k)
     return Plan(
         keep="every_step" if k == 1 else f"every({k})",

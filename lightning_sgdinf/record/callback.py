@@ -20,10 +20,10 @@ from lightning_sgdinf.record import compatibility
 from lightning_sgdinf.record.averaging import AveragingWatch
 from lightning_sgdinf.record.budget import Budget, make_plan
 from lightning_sgdinf.record.budgeted_keep import BudgetedKeep, prospect_of, remaining_steps
-from lightning_sgdinf.record.diagnostics import Concerns
+from lightning_sgdinf.record.diagnostics import Diagnostics
 from lightning_sgdinf.record.header import expected_steps, make_header
 from lightning_sgdinf.record.loaders import LoaderTap
-from lightning_sgdinf.record.log_location import LogPlace
+from lightning_sgdinf.record.log_location import LogLocation
 from lightning_sgdinf.record.patches import Patches
 from lightning_sgdinf.record.random_watch import RandomWatch
 from lightning_sgdinf.record.ranks import Collector, Mailbox, Sender, agreed
@@ -101,7 +101,7 @@ class TrajectoryRecorder(Callback):
         writer: Callable[..., Writer] | None = None,
     ) -> None:
         check_codec(codec)
-        self._place = LogPlace(Path(path), overwrite=overwrite, resume=resume)
+        self._place = LogLocation(Path(path), overwrite=overwrite, resume=resume)
         self._keep = parse_keep(keep)
         self._writer_options = {"codec": codec, "when_full": when_full}
         if example_key is not None and not store_batches:
@@ -114,7 +114,7 @@ class TrajectoryRecorder(Callback):
         self._writer: Callable[..., Writer] = writer or LogWriter
         self._patches = Patches()
         self._watch = RandomWatch()
-        self._concerns = Concerns(strict=strict)
+        self._diagnostics = Diagnostics(strict=strict)
         self._recording: Recording | None = None
         self._averaging: AveragingWatch | None = None
         self._tap: LoaderTap | None = None
@@ -156,14 +156,14 @@ class TrajectoryRecorder(Callback):
         if trainer.fast_dev_run:
             rank_zero_info("TrajectoryRecorder: nothing is recorded with fast_dev_run.")
             return
-        self._concerns = Concerns(strict=self._strict)
+        self._diagnostics = Diagnostics(strict=self._strict)
         if reason := compatibility.impossible_to_record(trainer):
-            self._concerns.nothing_recorded(reason)
+            self._diagnostics.nothing_recorded(reason)
             return
         compatibility.check_keep(self._keep, trainer.max_epochs)
         if self._strict and not pl_module.automatic_optimization:  # others hear of it when all is known
-            self._concerns.problem(compatibility.MANUAL_OPTIMIZATION)
-        problem = self._concerns.problem
+            self._diagnostics.problem(compatibility.MANUAL_OPTIMIZATION)
+        problem = self._diagnostics.problem
         self._store = BatchStore(self._example_key, problem) if self._stores_batches else None
         self._tap = LoaderTap(digest=self._digest, watch=self._watch, problem=problem, store=self._store)
         self._tap.install(trainer, pl_module, self._patches)
@@ -197,7 +197,7 @@ class TrajectoryRecorder(Callback):
         if not self._chosen:
             self._choose_log(trainer)
         if reason := compatibility.impossible_optimizers(trainer):
-            self._concerns.nothing_recorded(reason)
+            self._diagnostics.nothing_recorded(reason)
             return
         if trainer.world_size > 1:
             self._mailbox = Mailbox.of(trainer)
@@ -207,8 +207,8 @@ class TrajectoryRecorder(Callback):
             keep=Every() if isinstance(self._keep, Budget) else self._keep,  # a budget is planned after the first step
             watch=self._watch,
             open_writer=lambda recording: self._open(trainer, pl_module, recording),
-            problem=self._concerns.problem,
-            remark=self._concerns.remark,
+            problem=self._diagnostics.problem,
+            remark=self._diagnostics.remark,
             after=None if self._place.continued is None else self._place.continued.bookmark,
         )
         self._recording = recording
@@ -216,9 +216,9 @@ class TrajectoryRecorder(Callback):
             *compatibility.impossible_to_replay(pl_module, trainer.optimizers[0], recording.reader),
             *compatibility.impossible_to_replay_processes(trainer, pl_module),
         ):
-            self._concerns.problem(reason)
+            self._diagnostics.problem(reason)
         self._averaging = AveragingWatch(
-            trainer, self._patches, updated=recording.averaged, remark=self._concerns.remark
+            trainer, self._patches, updated=recording.averaged, remark=self._diagnostics.remark
         )
 
     # Training --------------------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ class TrajectoryRecorder(Callback):
         average = None
         if self._averaging is not None and recording.average_is_known:
             average = self._averaging.average(recording.reader.params)
-        recording.close(self._concerns.end_reason(reason), average)
+        recording.close(self._diagnostics.end_reason(reason), average)
 
     def _release(self, trainer: Any) -> None:
         try:
@@ -341,7 +341,7 @@ class TrajectoryRecorder(Callback):
         place.take(*agreed(trainer, lambda: place.find(loaded)))
         self._chosen = True
         if advice := compatibility.advice_on_place(place.path):
-            self._concerns.remark(advice)
+            self._diagnostics.remark(advice)
         if place.continued is not None and self._store is not None:
             self._store.numbered = place.continued.bookmark.numbered
 
@@ -350,7 +350,7 @@ class TrajectoryRecorder(Callback):
         assert self._tap is not None
         assert self._averaging is not None
         if recording.reader.unreadable:
-            self._concerns.problem(
+            self._diagnostics.problem(
                 f"the optimizer keeps {', '.join(sorted(recording.reader.unreadable))}, which are neither tensors nor "
                 "numbers, so its state cannot be recorded. Use an optimizer that keeps tensors"
             )
@@ -363,7 +363,7 @@ class TrajectoryRecorder(Callback):
             extra |= {"stores_batches": True, "example_key": self._example_key is not None}
         if recording.started_with_average is not None:
             extra["average_before_first_step"] = list(recording.started_with_average)
-        replayable, remarks = self._concerns.take_for_header()
+        replayable, remarks = self._diagnostics.take_for_header()
         device = str(trainer.strategy.root_device)
         if self._mailbox is not None and self._mailbox.rank:
             return Sender(self._mailbox, device)

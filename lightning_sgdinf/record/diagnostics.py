@@ -7,7 +7,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_sgdinf.errors import UnsupportedRunError
 
 
-class Concerns:
+class Diagnostics:
     """Reasons why a run cannot be replayed, and lesser remarks.
 
     Args:

@@ -25,7 +25,7 @@ from lightning_sgdinf.random_state import RandomState
 from lightning_sgdinf.record.random_watch import RandomWatch
 
 
-class Carried:
+class TrackedBatch:
     """A collated batch and where it came from.
 
     It is no node of any pytree, so that code which maps over batches sees one leaf.
@@ -49,13 +49,13 @@ class Carried:
         self.digest = digest
         self.single = single
 
-    def pin_memory(self, device: str | None = None) -> Carried:
+    def pin_memory(self, device: str | None = None) -> TrackedBatch:
         """Called by the loader's pinning thread, as for any batch with such a method."""
         self.batch = pin_memory(self.batch, device)
         return self
 
 
-class _Note:
+class _Tag:
     """What the fetching half of a loader leaves for the collating half, in the same process."""
 
     def __init__(self, token: int, *, digest: bool, watch: RandomWatch) -> None:
@@ -74,20 +74,20 @@ class _Note:
             return batch
         (ids, random), self._noted = self._noted, None
         digest = batch_digest(batch) if self._digest else None
-        return Carried(batch, token=self._token, ids=ids, random=random, digest=digest, single=single)
+        return TrackedBatch(batch, token=self._token, ids=ids, random=random, digest=digest, single=single)
 
 
-class NotedDataset(Dataset):
+class TaggedDataset(Dataset):
     """The user's data set, seen through a note of what is fetched from it.
 
     Everything but fetching goes to the data set itself, setting attributes included.
     """
 
-    def __init__(self, dataset: Any, note: _Note, single: bool) -> None:
+    def __init__(self, dataset: Any, note: _Tag, single: bool) -> None:
         self.__dict__.update(_dataset=dataset, _note=note, _single=single)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return NotedDataset, (self._dataset, self._note, self._single)
+        return TaggedDataset, (self._dataset, self._note, self._single)
 
     @property
     def __class__(self) -> type:  # isinstance(loader.dataset, MyDataset) stays true
@@ -118,10 +118,10 @@ class NotedDataset(Dataset):
         return fetch(indices) if fetch else [self._dataset[i] for i in indices]
 
 
-class NotedCollate:
+class TaggedCollate:
     """The user's ``collate_fn``; what it returns carries the note."""
 
-    def __init__(self, collate: Callable[[Any], Any], note: _Note, single: bool) -> None:
+    def __init__(self, collate: Callable[[Any], Any], note: _Tag, single: bool) -> None:
         self._collate = collate
         self._note = note
         self._single = single
@@ -131,8 +131,8 @@ class NotedCollate:
         return self._note.attach(self._collate(examples), single=self._single)
 
 
-def carrying(
-    loader: DataLoader, token: int, *, digest: bool, watch: RandomWatch, sink: deque[Carried] | None = None
+def track(
+    loader: DataLoader, token: int, *, digest: bool, watch: RandomWatch, sink: deque[TrackedBatch] | None = None
 ) -> DataLoader:
     """A shallow copy of a map-style loader whose batches carry their ids.
 
@@ -145,27 +145,27 @@ def carrying(
             takes batches from the loader itself.
     """
     single = loader.batch_sampler is None
-    note = _Note(token, digest=digest, watch=watch)
+    note = _Tag(token, digest=digest, watch=watch)
     twin = copy.copy(loader)
     # DataLoader.__setattr__ forbids these names after construction.
     attributes = twin.__dict__
     attributes["_iterator"] = None
-    attributes["dataset"] = NotedDataset(loader.dataset, note, single)
-    attributes["collate_fn"] = NotedCollate(loader.collate_fn, note, single)
+    attributes["dataset"] = TaggedDataset(loader.dataset, note, single)
+    attributes["collate_fn"] = TaggedCollate(loader.collate_fn, note, single)
     if sink is not None:
         make_iterator = twin._get_iterator
         attributes["_get_iterator"] = lambda: _unloading(make_iterator(), sink)
     return twin
 
 
-def _unloading(iterator: Any, sink: deque[Carried]) -> Any:
+def _unloading(iterator: Any, sink: deque[TrackedBatch]) -> Any:
     """A loader's iterator, made to take the batches off their carriers."""
     fetch = iterator._next_data
     sink.clear()
 
     def next_data() -> Any:
         batch = fetch()
-        if not isinstance(batch, Carried):
+        if not isinstance(batch, TrackedBatch):
             return batch
         sink.append(batch)
         return batch.batch

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_sgdinf.log.records import Draw
-from lightning_sgdinf.record.example_ids import Carried, carrying
+from lightning_sgdinf.record.example_ids import TrackedBatch, track
 from lightning_sgdinf.record.patches import Patches
 from lightning_sgdinf.record.random_watch import RandomWatch
 from lightning_sgdinf.record.stored_batches import BatchStore
@@ -57,7 +57,7 @@ class LoaderTap:
         self._tokens = itertools.count()
         self._loaders: dict[int, DataLoader] = {}
         self._originals: dict[int, DataLoader] = {}
-        self._sinks: dict[int, deque[Carried]] = {}
+        self._sinks: dict[int, deque[TrackedBatch]] = {}
         self._positions: dict[int, int] = {}
         self._arrived: tuple[Draw, ...] = ()
         self._transferred_with: dict[str, bytes] = {}
@@ -149,7 +149,7 @@ class LoaderTap:
         token = next(self._tokens)
         if by_iterator or own_iteration:
             self._sinks[token] = deque()
-        twin = carrying(loader, token, digest=self._digest, watch=self._watch, sink=self._sinks.get(token))
+        twin = track(loader, token, digest=self._digest, watch=self._watch, sink=self._sinks.get(token))
         self._loaders[token], self._originals[token] = twin, loader
         self._positions.clear()
         return twin
@@ -157,15 +157,15 @@ class LoaderTap:
     def _unwrap(self, batch: Any) -> Any:
         draws: list[Draw] = []
 
-        def unload(carried: Carried) -> Any:
+        def unload(carried: TrackedBatch) -> Any:
             draws.extend(self._draws(carried))
             return carried.batch
 
         self._transferred_with = self._watch.capture()
-        if isinstance(batch, Carried):
+        if isinstance(batch, TrackedBatch):
             batch = unload(batch)
         elif len(self._loaders) > len(self._sinks):  # a tuple, list or dict with one leaf per loader
-            batch = tree_map_only(Carried, unload, batch)
+            batch = tree_map_only(TrackedBatch, unload, batch)
         for sink in self._sinks.values():
             if sink:
                 draws.extend(self._draws(sink.popleft()))
@@ -175,7 +175,7 @@ class LoaderTap:
             self._arrived = self._store.taken(batch, self._arrived, rank=trainer.global_rank, world=trainer.world_size)
         return batch
 
-    def _draws(self, carried: Carried) -> list[Draw]:
+    def _draws(self, carried: TrackedBatch) -> list[Draw]:
         """The draw of one carrier; none if its indices are no ids."""
         if carried.ids is None:
             if self._store is None:

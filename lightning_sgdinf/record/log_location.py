@@ -16,7 +16,7 @@ from lightning_sgdinf.record.resume import Bookmark, Continuation, NoLogError, c
 RESUME_MODES = ("auto", "require", "never")
 
 
-class LogPlace:
+class LogLocation:
     """Finds the place for each fit of a recorder.
 
     Args:

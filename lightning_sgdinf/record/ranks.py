@@ -115,13 +115,13 @@ class Sender:
         self._mailbox = mailbox
         self._device = device
 
-    def lanes(self, layout: Layout) -> dict[str, Tensor]:
+    def take_buffers(self, layout: Layout) -> dict[str, Tensor]:
         """See `Writer`."""
         return layout.empty()
 
-    def put(self, step: Step, layout: Layout, lanes: dict[str, Tensor], *, store: bool = True) -> None:
+    def put(self, step: Step, layout: Layout, flat: dict[str, Tensor], *, store: bool = True) -> None:
         """Send what this process fed into a step."""
-        del layout, lanes, store
+        del layout, flat, store
         own = [_renamed(micro, self._device, _OWN_DEVICE) for micro in step.micro_batches]
         self._mailbox.send(step.index, pack(encode_step(replace(step, micro_batches=tuple(own)))))
 
@@ -131,7 +131,7 @@ class Sender:
     def finish(
         self,
         layout: Layout,
-        lanes: dict[str, Tensor],
+        flat: dict[str, Tensor],
         *,
         average: Mapping[str, Tensor] | None = None,
         reason: str = "completed",
@@ -159,10 +159,10 @@ class Collector:
         self._writer = writer
         self._mailbox = mailbox
         self._device = device
-        self.lanes, self.flush, self.sizes = writer.lanes, writer.flush, writer.sizes
+        self.take_buffers, self.flush, self.sizes = writer.take_buffers, writer.flush, writer.sizes
         self.finish, self.abandon = writer.finish, writer.abandon
 
-    def put(self, step: Step, layout: Layout, lanes: dict[str, Tensor], *, store: bool = True) -> None:
+    def put(self, step: Step, layout: Layout, flat: dict[str, Tensor], *, store: bool = True) -> None:
         """The step of all processes, and the state before it.
 
         Raises:
@@ -177,7 +177,7 @@ class Collector:
             micro_batches=(*joined, *step.micro_batches),
             accumulation=step.accumulation * self._mailbox.world,
         )
-        self._writer.put(whole, layout, lanes, store=store)
+        self._writer.put(whole, layout, flat, store=store)
 
 
 def pack(step: EncodedStep) -> bytes:

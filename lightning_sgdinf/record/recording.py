@@ -36,12 +36,12 @@ from lightning_sgdinf.state import Layout
 class Writer(Protocol):
     """Where a recording goes; `lightning_sgdinf.log.LogWriter` is one."""
 
-    def lanes(self, layout: Layout) -> dict[str, Tensor]:
-        """A free set of lanes to pack a state into."""
+    def take_buffers(self, layout: Layout) -> dict[str, Tensor]:
+        """A free set of flat to pack a state into."""
         ...
 
-    def put(self, step: Step, layout: Layout, lanes: dict[str, Tensor], *, store: bool = True) -> None:
-        """A step and the state before it; the lanes are given away."""
+    def put(self, step: Step, layout: Layout, flat: dict[str, Tensor], *, store: bool = True) -> None:
+        """A step and the state before it; the flat are given away."""
         ...
 
     def flush(self) -> None:
@@ -51,7 +51,7 @@ class Writer(Protocol):
     def finish(
         self,
         layout: Layout,
-        lanes: dict[str, Tensor],
+        flat: dict[str, Tensor],
         *,
         average: Mapping[str, Tensor] | None = None,
         reason: str = "completed",
@@ -70,10 +70,10 @@ class Writer(Protocol):
 
 @dataclass(slots=True)
 class _Packed:
-    """A state copied into lanes."""
+    """A state copied into flat."""
 
     layout: Layout
-    lanes: dict[str, Tensor]
+    flat: dict[str, Tensor]
     index: int = -1  # which state of the run it is, once it is complete
 
 
@@ -237,19 +237,19 @@ class Recording:
             return None
         if self._pending is not None:
             step, packed = self._pending
-            self._last = self.count, (footprint(step), state_checksum(packed.layout.unpack(packed.lanes)))
+            self._last = self.count, (footprint(step), state_checksum(packed.layout.unpack(packed.flat)))
             if complete:
                 self._hand_over(self._writer)
         self._writer.flush()
         layout, tensors = self.reader.read()
-        lanes = layout.empty()
-        self.reader.pack(layout, tensors, lanes)
+        flat = layout.empty()
+        self.reader.pack(layout, tensors, flat)
         return Bookmark(
             run_id=run_id,
             path=str(path.absolute()),
             steps=self.count,
             last=self._last[1] if self._last is not None and self._last[0] == self.count else None,
-            tensors=tensor_checksums(layout, lanes),
+            tensors=tensor_checksums(layout, flat),
         )
 
     def close(self, reason: str, average: Mapping[str, Tensor] | None) -> None:
@@ -269,7 +269,7 @@ class Recording:
             if final is None:
                 writer.abandon(reason)
                 return
-            writer.finish(final.layout, final.lanes, average=average, reason=reason)
+            writer.finish(final.layout, final.flat, average=average, reason=reason)
         except SgdInfluenceError as error:
             writer.abandon(f"{reason}; {error}")
             raise
@@ -286,7 +286,7 @@ class Recording:
             after is not None
             and after.layout is layout
             and (self._before is None or self._before is after)
-            and self.reader.matches(layout, tensors, after.lanes)
+            and self.reader.matches(layout, tensors, after.flat)
         ):
             self._before, self._changed = after, ()
         else:
@@ -301,22 +301,22 @@ class Recording:
         if self._before is None or self._before is after or self._before.layout is not layout:
             self._before = _Packed(layout, self._free_lanes(layout))
         self._before.index = -1
-        self.reader.pack(layout, tensors, self._before.lanes)
+        self.reader.pack(layout, tensors, self._before.flat)
         self._before.index = self.count
         if after is not None:
-            self._changed = changed_tensors(layout, self._before.lanes, after.layout, after.lanes)
+            self._changed = changed_tensors(layout, self._before.flat, after.layout, after.flat)
         elif self._resumed_after is not None:
-            self._changed = self._changed_in_resuming(layout, self._before.lanes)
+            self._changed = self._changed_in_resuming(layout, self._before.flat)
 
     def _free_lanes(self, layout: Layout) -> dict[str, Tensor]:
-        return layout.empty() if self._writer is None else self._writer.lanes(layout)
+        return layout.empty() if self._writer is None else self._writer.take_buffers(layout)
 
-    def _changed_in_resuming(self, layout: Layout, lanes: dict[str, Tensor]) -> tuple[str, ...]:
+    def _changed_in_resuming(self, layout: Layout, flat: dict[str, Tensor]) -> tuple[str, ...]:
         """Labels of the tensors that are not what they were when the checkpoint was saved."""
         assert self._resumed_after is not None
         if not self._leads:
             return ()
-        changed = differing(tensor_checksums(layout, lanes), self._resumed_after.tensors)
+        changed = differing(tensor_checksums(layout, flat), self._resumed_after.tensors)
         if changed:
             self._remark(
                 f"{', '.join(changed[:5])} {'are' if len(changed) > 1 else 'is'} not what the log has at step "
@@ -371,14 +371,14 @@ class Recording:
         if self._after is None or self._after is self._before or self._after.layout is not layout:
             self._after = _Packed(layout, self._free_lanes(layout))
         self._after.index = -1
-        self.reader.pack(layout, tensors, self._after.lanes)
+        self.reader.pack(layout, tensors, self._after.flat)
         self._after.index = self.count + 1
 
     def _hand_over(self, writer: Writer) -> None:
         if self._pending is not None:
             step, packed = self._pending
             store = self._leads and self.keep.stores(step.index, step.epoch, self._max_epochs)
-            writer.put(step, packed.layout, packed.lanes, store=store)
+            writer.put(step, packed.layout, packed.flat, store=store)
             self._written = step.index + 1
             self._pending = None
 
@@ -386,7 +386,7 @@ class Recording:
         if self._not_finite or self._after is None:
             return
         what = "loss" if step.loss is not None and not math.isfinite(step.loss) else ""
-        if not what and not self.reader.finite(self._after.lanes):
+        if not what and not self.reader.finite(self._after.flat):
             what = "a parameter"
         if what:
             self._not_finite = True

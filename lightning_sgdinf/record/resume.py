@@ -194,10 +194,10 @@ def footprint(step: Step) -> int:
     return crc32(f"{step.global_step} {step.loss!r}".encode() + b"".join(own))
 
 
-def tensor_checksums(layout: Layout, lanes: Mapping[str, Tensor]) -> dict[str, int]:
+def tensor_checksums(layout: Layout, flat: Mapping[str, Tensor]) -> dict[str, int]:
     """CRC-32 of each tensor of a packed state by label; over its dtype and shape, too."""
     found = {}
-    for spec, (*_, value) in zip(layout.specs, layout.unpack(lanes).items(), strict=True):
+    for spec, (*_, value) in zip(layout.specs, layout.unpack(flat).items(), strict=True):
         data = value.detach().contiguous().view(-1).view(torch.uint8).numpy().data if value.numel() else b""
         found[spec.label] = crc32(data, crc32(f"{spec.dtype}{spec.shape}".encode()))
     return found

@@ -193,26 +193,26 @@ class StateReader:
                 self._param_counts = _param_counts(fresh)
         return layout, tensors
 
-    def pack(self, layout: Layout, tensors: list[Tensor], lanes: dict[str, Tensor]) -> None:
-        """Copy what `read` gave into lanes."""
+    def pack(self, layout: Layout, tensors: list[Tensor], flat: dict[str, Tensor]) -> None:
+        """Copy what `read` gave into flat."""
         if not tensors:
             return
         if all(t.is_cpu for t in tensors):
             with torch.no_grad():
-                torch._foreach_copy_(self._views_of(layout, lanes), tensors)  # pyright: ignore[reportPrivateImportUsage]
+                torch._foreach_copy_(self._views_of(layout, flat), tensors)  # pyright: ignore[reportPrivateImportUsage]
         else:
-            layout.pack(self._state(), lanes)
+            layout.pack(self._state(), flat)
 
-    def matches(self, layout: Layout, tensors: list[Tensor], lanes: dict[str, Tensor]) -> bool:
-        """Whether what `read` gave is, bit by bit, what the lanes hold. It says no where only packing would tell: of
+    def matches(self, layout: Layout, tensors: list[Tensor], flat: dict[str, Tensor]) -> bool:
+        """Whether what `read` gave is, bit by bit, what the flat hold. It says no where only packing would tell: of
         what lies elsewhere than on the CPU."""
-        return all(t.is_cpu for t in tensors) and all(map(same_bits, tensors, self._views_of(layout, lanes)))
+        return all(t.is_cpu for t in tensors) and all(map(same_bits, tensors, self._views_of(layout, flat)))
 
-    def finite(self, lanes: dict[str, Tensor]) -> bool:
+    def finite(self, flat: dict[str, Tensor]) -> bool:
         """Whether the parameters of a state packed by the present layout are all finite."""
         for dtype, count in self._param_counts.items():
             # Parameters come first in their lane. A finite sum proves all finite; an infinite one may be an overflow.
-            values = lanes[dtype][:count]
+            values = flat[dtype][:count]
             if not (cmath.isfinite(values.sum().item()) or torch.isfinite(values).all()):
                 return False
         return True
@@ -243,15 +243,15 @@ class StateReader:
             self.unreadable.add(str(key))
         return None
 
-    def _views_of(self, layout: Layout, lanes: dict[str, Tensor]) -> list[Tensor]:
-        """The parts of lanes that belong to the layout's tensors. Lanes are used again and again."""
-        known = self._views.get(id(lanes))
-        if known is not None and known[0] is lanes and known[1] is layout:
+    def _views_of(self, layout: Layout, flat: dict[str, Tensor]) -> list[Tensor]:
+        """The parts of flat that belong to the layout's tensors. Lanes are used again and again."""
+        known = self._views.get(id(flat))
+        if known is not None and known[0] is flat and known[1] is layout:
             return known[2]
         if len(self._views) >= _REMEMBERED_LANES:
             self._views.clear()
-        views = [value for *_, value in layout.unpack(lanes).items()]
-        self._views[id(lanes)] = lanes, layout, views
+        views = [value for *_, value in layout.unpack(flat).items()]
+        self._views[id(flat)] = flat, layout, views
         return views
 
 
@@ -260,14 +260,14 @@ _NO_TENSORS = Layout(())
 
 
 def changed_tensors(
-    layout: Layout, lanes: dict[str, Tensor], expected_layout: Layout, expected: dict[str, Tensor]
+    layout: Layout, flat: dict[str, Tensor], expected_layout: Layout, expected: dict[str, Tensor]
 ) -> tuple[str, ...]:
     """Labels of the tensors in which a packed state differs, bit by bit, from the packed state it should be."""
     if (layout is expected_layout or layout == expected_layout) and all(
-        torch.equal(bits(lanes[d]), bits(expected[d])) for d in lanes
+        torch.equal(bits(flat[d]), bits(expected[d])) for d in flat
     ):
         return ()
-    found = {spec.label: (spec, value) for spec, value in _unpacked(layout, lanes)}
+    found = {spec.label: (spec, value) for spec, value in _unpacked(layout, flat)}
     wanted = {spec.label: (spec, value) for spec, value in _unpacked(expected_layout, expected)}
     return tuple(
         label
@@ -306,8 +306,8 @@ def _param_counts(layout: Layout) -> dict[str, int]:
     return counts
 
 
-def _unpacked(layout: Layout, lanes: dict[str, Tensor]) -> Iterable[tuple[Any, Tensor]]:
-    values = [value for *_, value in layout.unpack(lanes).items()]
+def _unpacked(layout: Layout, flat: dict[str, Tensor]) -> Iterable[tuple[Any, Tensor]]:
+    values = [value for *_, value in layout.unpack(flat).items()]
     return zip(layout.specs, values, strict=True)
 
 

@@ -100,18 +100,18 @@ def write_run(
         return writer
     last = state(steps)
     layout = Layout.of(last)
-    lanes = writer.lanes(layout)
-    layout.pack(last, lanes)
-    writer.finish(layout, lanes, average={"w": torch.full((2,), 0.5)})
+    flat = writer.take_buffers(layout)
+    layout.pack(last, flat)
+    writer.finish(layout, flat, average={"w": torch.full((2,), 0.5)})
     return writer
 
 
 def put(writer: LogWriter, state: ModelState, step: Step, *, store: bool = True) -> None:
     """Pack and put."""
     layout = Layout.of(state)
-    lanes = writer.lanes(layout)
-    layout.pack(state, lanes)
-    writer.put(step, layout, lanes, store=store)
+    flat = writer.take_buffers(layout)
+    layout.pack(state, flat)
+    writer.put(step, layout, flat, store=store)
 
 
 def overwrite(path: Path, content: bytes) -> None:

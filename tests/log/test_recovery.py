@@ -45,9 +45,9 @@ def carry_on(path: Path, start: int, stop: int, **options: object) -> None:
     for t in range(start, stop):
         put(writer, make_state(t), make_step(t))
     layout = Layout.of(make_state(stop))
-    lanes = writer.lanes(layout)
-    layout.pack(make_state(stop), lanes)
-    writer.finish(layout, lanes)
+    flat = writer.take_buffers(layout)
+    layout.pack(make_state(stop), flat)
+    writer.finish(layout, flat)
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -17,14 +17,14 @@ def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
         put(writer, make_state(t, size=SIZE, momentum=False), make_step(t), store=t % 2 == 0)
     found = writer.sizes()
     plain = sum(v.numel() * v.element_size() for *_, v in make_state(0, size=SIZE, momentum=False).items())
-    assert 20 * plain <= found.states <= 20 * plain + 20 * 4096  # chunks of small lanes are filled up
+    assert 20 * plain <= found.states <= 20 * plain + 20 * 4096  # chunks of small buffers are filled up
     assert found.total == sum(p.stat().st_size for p in (tmp_path / "run").glob("*.h5"))
     assert found.total > found.states
     last = make_state(40, size=SIZE, momentum=False)
     layout = Layout.of(last)
-    lanes = writer.lanes(layout)
-    layout.pack(last, lanes)
-    writer.finish(layout, lanes)
+    flat = writer.take_buffers(layout)
+    layout.pack(last, flat)
+    writer.finish(layout, flat)
     with RunLog.open(tmp_path / "run") as log:
         assert log.size_bytes < found.total + 2 * plain + 30_000  # the last state, and the end mark
 

@@ -232,9 +232,9 @@ class Journal:
 
     def __init__(self) -> None:
         self.steps: list[Any] = []
-        self.lanes = self.sizes = self.flush = self.finish = self.abandon = None
+        self.take_buffers = self.sizes = self.flush = self.finish = self.abandon = None
 
-    def put(self, step: Any, layout: Layout, lanes: Any, *, store: bool = True) -> None:
+    def put(self, step: Any, layout: Layout, flat: Any, *, store: bool = True) -> None:
         self.steps.append((step, store))
 
 

@@ -119,13 +119,13 @@ def judged(tally: Tally, what: str, action: Callable[[], None]) -> None:
 
 def put(writer: LogWriter, t: int) -> None:
     layout = Layout.of(state(t))
-    lanes = writer.lanes(layout)
-    layout.pack(state(t), lanes)
-    writer.put(make_step(t), layout, lanes)
+    flat = writer.take_buffers(layout)
+    layout.pack(state(t), flat)
+    writer.put(make_step(t), layout, flat)
 
 
 def finish(writer: LogWriter, t: int) -> None:
     layout = Layout.of(state(t))
-    lanes = writer.lanes(layout)
-    layout.pack(state(t), lanes)
-    writer.finish(layout, lanes)
+    flat = writer.take_buffers(layout)
+    layout.pack(state(t), flat)
+    writer.finish(layout, flat)
