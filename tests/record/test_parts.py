@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.log.batch_digest import batch_digest
-from lightning_sgdinf.record.example_ids import TrackedBatch, track, integer_ids
+from lightning_sgdinf.record.bitwise import changed_tensors
+from lightning_sgdinf.record.example_ids import TrackedBatch, integer_ids, track
 from lightning_sgdinf.record.optimizer_steps import OptimizerSteps, as_json
 from lightning_sgdinf.record.patches import Patches
 from lightning_sgdinf.record.random_watch import RandomWatch
-from lightning_sgdinf.record.snapshots import StateReader, changed_tensors
+from lightning_sgdinf.record.state_reader import StateReader
 
 # Random states -------------------------------------------------------------------------------------------------
 
