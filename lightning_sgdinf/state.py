@@ -1,4 +1,4 @@
-"""What a training step reads and writes, as one value.
+"""The state of a run: all that a training step reads and writes, as one value.
 
 A state is parameters, buffers and the optimizer's own tensors together: BatchNorm's running statistics and Adam's
 moments are as much part of the map ``s[t+1] = Phi_t(s[t], g_t)`` as the weights are.

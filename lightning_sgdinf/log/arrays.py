@@ -32,7 +32,7 @@ def write_arrays(
         path: File; its directory must exist.
         arrays: Numbers or booleans of any shape, by names without ``"/"``.
         attributes: Anything JSON can say, NaN and infinity included.
-        kind: What the file is and its version, e.g. ``"sgdinf-scores/1"``; `read_arrays` must be given the same.
+        kind: Of the file, and its version, e.g. ``"sgdinf-scores/1"``; `read_arrays` must be given the same.
 
     Raises:
         ConfigurationError: An array that is not of numbers, a name that cannot be used, or attributes JSON cannot say.
@@ -73,7 +73,7 @@ def read_arrays(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, n
 
     Args:
         path: File.
-        kind: What it must be.
+        kind: As it was written.
 
     Returns:
         The arrays, in the order in which they were written, and the attributes.

@@ -18,7 +18,7 @@ def batch_digest(batch: Any, seed: int = 0) -> int:
     objects their ``__dict__``; anything else its type name and, if it is a string or number, its value.
 
     Args:
-        batch: What a data loader yields.
+        batch: As a data loader yields it.
         seed: Checksum to continue.
 
     Returns:

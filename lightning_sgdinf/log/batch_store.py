@@ -100,7 +100,7 @@ class BatchReader:
 
         Args:
             index: Number of the step.
-            entries: What its document says of all its batches.
+            entries: Those of its document for all its batches.
             place: Position of the batch among them.
 
         Raises:

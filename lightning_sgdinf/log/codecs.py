@@ -27,7 +27,7 @@ class Codec:
 
     Attributes:
         name: As users write it and segments say it.
-        order: How often differences of successive states are taken: 0, 1 or 2. There are as many absolute anchors at
+        order: Of the differences of successive states that are stored: 0, 1 or 2. There are as many absolute anchors at
             either end of a segment.
         filter: Arguments of ``create_dataset`` that select the HDF5 filters.
         filters: Numbers of these filters, in the order in which they are applied.

@@ -194,7 +194,7 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset:
 
 
 def integer(item: Any, name: str) -> int:
-    """An attribute of a file, group or dataset that is an integer."""
+    """Return an attribute of a file, group or dataset that is an integer."""
     return int(item.attrs[name])
 
 

@@ -19,7 +19,7 @@ class MemoryLog:
     """A finished run of ``T`` steps.
 
     Args:
-        header: What holds for the whole run.
+        header: Of the run.
         steps: Steps ``0 .. T - 1``.
         states: Stored states by index; ``T`` must be among them.
         average: Averaged parameters at the end, if any.
@@ -54,7 +54,7 @@ class MemoryLog:
         self._checksums = dict(checksums or {}) | {i: state_checksum(s) for i, s in self._states.items()}
 
     def __len__(self) -> int:
-        """``T``."""
+        """Return ``T``."""
         return len(self._steps)
 
     @property

@@ -173,13 +173,13 @@ def rewrite(directory: WritableDirectory, segment: SegmentReader, steps: int) ->
     Args:
         directory: Held by this process.
         segment: The segment.
-        steps: How many; of an unsealed one it may be fewer, as many as are whole.
+        steps: Number of steps; of an unsealed segment fewer may be written, as many as are whole.
 
     Returns:
         What was written; ``None`` if nothing, because no step is whole.
 
     Raises:
-        LogCorruptError: What is read of a sealed segment differs from its checksums.
+        LogCorruptError: A sealed segment differs from its checksums.
     """
     temporary = directory.path / f"tmp-{os.getpid()}-{segment.first:010d}.h5"
     temporary.unlink(missing_ok=True)

@@ -59,7 +59,7 @@ class Reindexed:
         return getattr(self._log, "size_bytes", 0)
 
     def __len__(self) -> int:
-        """``T``."""
+        """Return ``T``."""
         return len(self._log)
 
     def step(self, index: int) -> Step:

@@ -47,7 +47,7 @@ class TrajectoryRecorder(Callback):
     Args:
         path: Directory to write the log to; by convention it ends in ``.tlog``.
         keep: The states to store: ``"every_step"``, ``"every(k)"`` (``1/k`` of the bytes; the others are
-            recomputed), ``"last_epochs(n)"``, ``"final"``, or a `Keep` of your own. The log has checksums of the others.
+            recomputed), ``"last_epochs(n)"``, ``"final"``, or a `Keep` of your own. Of the others there are checksums.
             ``"budget:2GB"`` stores as many as fit: all of them, every ``k``-th, or those of the last epochs. It says
             what it chose and what replay will cost, and changes ``k`` when the run or its states turn out larger.
         codec: Compression of the states, see `lightning_sgdinf.log.LogWriter`.

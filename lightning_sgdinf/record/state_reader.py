@@ -19,7 +19,7 @@ class StateReader:
 
     Args:
         module: The LightningModule.
-        optimizer: What trains it. Parameters are those that its groups hold, in the module's order; others are
+        optimizer: Trains it. Parameters are those that its groups hold, in the module's order; others are
             constants.
         takes_states: Otherwise every state is read as one without tensors: another process records them.
     """
