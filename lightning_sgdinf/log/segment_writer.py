@@ -28,7 +28,7 @@ from lightning_sgdinf.log.step_documents import EncodedStep
 from lightning_sgdinf.state import Layout
 
 MAX_STEPS = 4096
-MIN_STORED = 16
+_MIN_STORED = 16
 _MAX_SIDE_BYTES = 32 << 20
 _LOOK_ONLY = 0o444  # while it is written, who opens it with mode "w" would empty it, whatever HDF5 says then
 
@@ -55,6 +55,7 @@ class SegmentWriter:
         layout: Of all its states.
         codec: Of its states.
         segment_bytes: Bytes of uncompressed states, or of uncompressed batches, after which it is full.
+        short: Only a few states: enough to choose the next segment's codec by.
         batch_bytes: Bytes of the first step's batches; 0 if its steps have none.
     """
 
@@ -68,14 +69,16 @@ class SegmentWriter:
         layout: Layout,
         codec: Codec,
         segment_bytes: int,
+        short: bool = False,
         batch_bytes: int = 0,
     ) -> None:
-        self.path, self.first, self.layout, self.codec, self.steps = path, first, layout, codec, 0
+        self.path, self.first, self.layout, self.steps = path, first, layout, 0
         self.checksum = StateChecksum(layout)
         self._crcs: list[int] = []
         self._stored: list[int] = []
-        self._segment_bytes = segment_bytes
-        self._max_stored = min(MAX_STEPS, max(MIN_STORED, segment_bytes // max(1, row_bytes(layout))))
+        most = 0 if short else segment_bytes // max(1, row_bytes(layout))
+        self._max_stored = min(MAX_STEPS, max(_MIN_STORED, most))
+        self._max_batch_bytes = max(segment_bytes, _MAX_SIDE_BYTES)
         with skeleton(path, SEGMENT_FORMAT) as file:
             file.attrs.update({"first_step": np.int64(first), "run_id": run_id, "codec": codec.name})
             write_document(file, "header", header)
@@ -101,29 +104,28 @@ class SegmentWriter:
         return self._file.id.get_vfd_handle()
 
     @property
-    def has_batches(self) -> bool:
-        """True if batches of its steps are stored."""
-        return self._batches is not None
-
-    @property
-    def stored(self) -> int:
-        """Number of its stored states."""
-        return len(self._stored)
-
-    @property
     def state_bytes(self) -> int:
         """Bytes of its states in the file."""
         return sum(rows.size_bytes for rows in self._rows.values())
 
-    @property
-    def full(self) -> bool:
-        """True if the next step belongs into another segment."""
+    def accepts(self, layout: Layout, *, with_batches: bool) -> bool:
+        """Tell if the next step belongs into this segment; otherwise into another one.
+
+        Args:
+            layout: Of the state before the step.
+            with_batches: Its batches are to be stored.
+        """
         batches = 0 if self._batches is None else self._batches.length
-        return (
+        full = (
             self.steps >= MAX_STEPS
             or len(self._stored) >= self._max_stored
             or self._pages.side_bytes >= _MAX_SIDE_BYTES
-            or batches >= max(self._segment_bytes, _MAX_SIDE_BYTES)
+            or batches >= self._max_batch_bytes
+        )
+        return (
+            not full
+            and (self._batches is not None) == with_batches
+            and (self.layout is layout or self.layout == layout)
         )
 
     def add(self, step: EncodedStep, state_crc: int, patterns: Mapping[str, np.ndarray] | None) -> None:

@@ -44,8 +44,13 @@ class StatusBoard:
     def __init__(self, directory: WritableDirectory, steps: int, expected_steps: int | None) -> None:
         self._directory, self._expected = directory, expected_steps
         self._seen = deque([(time.time(), steps)])
+        self._plain_bytes = 0
 
-    def tell(self, steps: int, plain_bytes: int) -> None:
+    def add_state(self, plain_bytes: int) -> None:
+        """Count a stored state of so many bytes, uncompressed."""
+        self._plain_bytes += plain_bytes
+
+    def tell(self, steps: int) -> None:
         """Tell that so many steps have been flushed."""
         now = time.time()
         if now - self._seen[-1][0] < _TELL_SECONDS and len(self._seen) > 1:
@@ -57,7 +62,7 @@ class StatusBoard:
         status = RunStatus(
             steps=steps,
             steps_per_second=(steps - before) / (now - since) if now > since else 0.0,
-            plain_bytes=plain_bytes,
+            plain_bytes=self._plain_bytes,
             expected_steps=self._expected,
             updated=now,
         )

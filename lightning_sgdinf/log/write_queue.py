@@ -70,7 +70,8 @@ class WriteQueue:
                 return layout.empty()
             while not pool.free and pool.made >= pool.capacity:
                 self.check()
-                self._wake_writer()
+                self._wake = True
+                self._changed.notify_all()
                 self._changed.wait(_LOOK_AGAIN_SECONDS)
             if pool.free:
                 return pool.free.pop()
@@ -92,7 +93,8 @@ class WriteQueue:
             self._jobs.append(job)
             self._submitted += 1
             if not may_wait or len(self._jobs) >= self._gathered:
-                self._wake_writer()
+                self._wake = True
+                self._changed.notify_all()
             return self._submitted
 
     def wait_for(self, ticket: int) -> None:
@@ -116,10 +118,6 @@ class WriteQueue:
     def closed(self) -> bool:
         """True once `close` was called."""
         return self._closed
-
-    def _wake_writer(self) -> None:
-        self._wake = True
-        self._changed.notify_all()
 
     def check(self) -> None:
         """Raise what the writer ran into.

@@ -309,12 +309,12 @@ class _WriterThread(threading.Thread):
         """Do jobs; on an error save what can be saved and report it."""
         try:
             while not self.queue.drained:
-                job = self.queue.next_job(self.store.seconds_until_flush)
+                job = self.queue.next_job(self.store.timer.seconds_left)
                 if job is not None:
                     job()
                     self.queue.done()
                     job = None
-                elif self.store.seconds_until_flush == 0.0:
+                elif self.store.timer.seconds_left == 0.0:
                     self.store.flush()
         except BaseException as error:
             with suppress(Exception):

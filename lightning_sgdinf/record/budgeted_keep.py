@@ -99,13 +99,14 @@ class BudgetedKeep:
             return False
         if self._last is not None and index < self._last + self._every:
             return False
-        if not self._fits(index):
+        largest = self._prospect.largest_bytes
+        if self._free(index) < largest:
             self._look(index)
-            if not self._fits(index):
+            if self._free(index) < largest:
                 self._every = _NEVER
                 self._tell(index)
                 return False
-        self._used += self._prospect.largest_bytes
+        self._used += largest
         self._stored += 1
         self._last = index
         return True
@@ -116,10 +117,6 @@ class BudgetedKeep:
         sizes = self._measure()
         self._used, self._next_look = sizes.total, index + _FIRST_LOOK
         self._since = _Since(index=index, sizes=sizes, stored=self._stored, seconds=self._clock())
-
-    def _fits(self, index: int) -> bool:
-        """Tell if a state can be stored and everything still be recorded that is to come."""
-        return self._free(index) >= self._prospect.largest_bytes
 
     def _free(self, index: int) -> float:
         """Return the bytes of the budget that neither the log has nor its end and the records to come will need."""

@@ -120,9 +120,9 @@ def overwrite(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def assert_same_state(found: ModelState, expected: ModelState) -> None:
+def assert_same_state(present: ModelState, expected: ModelState) -> None:
     """Bit for bit, NaN included."""
-    pairs = list(zip(found.items(), expected.items(), strict=True))
+    pairs = list(zip(present.items(), expected.items(), strict=True))
     for (*place, value), (*expected_place, expected_value) in pairs:
         assert place == expected_place
         assert value.dtype == expected_value.dtype

@@ -23,8 +23,8 @@ CODECS = ["none", "delta", "delta2"]
 def assert_right(log: RunLog, steps: int, step: Callable[[int], Step] = make_step) -> None:
     """All of a log of so many recorded steps."""
     assert len(log) == steps - (not log.finished)
-    for found in log.steps(0, len(log)):
-        assert described(found) == described(step(found.index))
+    for recorded in log.steps(0, len(log)):
+        assert described(recorded) == described(step(recorded.index))
     assert log.state_indices.tolist() == [*range(len(log) + 1)]
     for index in log.state_indices[::-1].tolist():
         assert_same_state(log.state(index), make_state(index))

@@ -186,8 +186,8 @@ def assert_same_content(log: RunLog, twin: MemoryLog) -> None:
     for index in range(len(log) + 1):
         assert log.state_checksum(index) == twin.state_checksum(index)
     for start, stop in ((0, len(log)), (len(log), 0), (len(log) // 2, len(log) // 2)):
-        found, expected = list(log.steps(start, stop)), list(twin.steps(start, stop))
-        assert [described(s) for s in found] == [described(s) for s in expected]
+        recorded, expected = list(log.steps(start, stop)), list(twin.steps(start, stop))
+        assert [described(s) for s in recorded] == [described(s) for s in expected]
 
 
 @pytest.mark.parametrize("codec", CODECS)

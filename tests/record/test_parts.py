@@ -100,12 +100,12 @@ def test_a_watch_starts_afresh_in_another_process():
     ],
 )
 def test_integer_ids(indices, ids):
-    found = integer_ids(indices)
+    ids_of = integer_ids(indices)
     if ids is None:
-        assert found is None
+        assert ids_of is None
     else:
-        assert found.dtype == np.int64
-        assert found.tolist() == ids
+        assert ids_of.dtype == np.int64
+        assert ids_of.tolist() == ids
 
 
 def test_batches_carry_their_ids_random_state_and_checksum(lab):
@@ -294,9 +294,9 @@ def test_numbers_in_the_optimizers_state_are_kept_as_tensors():
     layout, tensors = reader.read()
     flat = layout.empty()
     reader.pack(layout, tensors, flat)
-    found = layout.unpack(flat).optimizer["bias"]
-    assert found.keys() == {"count"}
-    assert found["count"].item() == 3.0
+    entries = layout.unpack(flat).optimizer["bias"]
+    assert entries.keys() == {"count"}
+    assert entries["count"].item() == 3.0
     assert reader.unreadable == {"text"}
 
 

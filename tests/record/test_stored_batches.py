@@ -170,13 +170,13 @@ def test_scores_are_those_of_the_batches_that_were(tmp_path: Path, kind: str) ->
         ids = torch.searchsorted(torch.unique(keys), keys)
     positions = list(ids.split(sizes))
     count = int(ids.max()) + 1 if kind == "stream" or options else N
-    found = scores(path, certificate="full")
-    assert found.values.shape == (count, 1)
-    assert relative_error(found.values, truth(path, recorded.seen, positions, count)) < 1e-10
-    assert found.certificate is not None
-    assert any("states were rebuilt" in note for note in found.certificate.notes)
+    scored = scores(path, certificate="full")
+    assert scored.values.shape == (count, 1)
+    assert relative_error(scored.values, truth(path, recorded.seen, positions, count)) < 1e-10
+    assert scored.certificate is not None
+    assert any("states were rebuilt" in note for note in scored.certificate.notes)
     if options:
-        assert found.labels == tuple(str(k) for k in torch.unique(keys).tolist())
+        assert scored.labels == tuple(str(k) for k in torch.unique(keys).tolist())
     with RunLog.open(path) as log:
         assert log.verify().ok
         (draw,) = log.step(3).micro_batches[0].draws

@@ -204,6 +204,6 @@ def judge_crash(tally: Tally, what: str, disk: Disk, flushed: int, place: Path, 
         if steps and rng.random() < 0.25:
             recover(place / "run")
             assert_right(place / "run", steps)
-            assert not recover(place / "run").changed, "a second recovery found something to do"
+            assert not recover(place / "run").changed, "a second recovery had something to do"
     except (AssertionError, LogError) as error:
         tally.lost.append(f"{what}: {error}")

@@ -25,7 +25,7 @@ PATIENCE = 60  # seconds for a child
 
 @dataclass
 class Tally:
-    """What a campaign found.
+    """The outcome of a campaign.
 
     Attributes:
         name: Of the campaign.
@@ -58,9 +58,9 @@ def state_bytes(t: int) -> bytes:
     return bytes_of(state(t))
 
 
-def bytes_of(found: ModelState) -> bytes:
+def bytes_of(state: ModelState) -> bytes:
     parts = []
-    for part, name, key, value in found.items():
+    for part, name, key, value in state.items():
         parts.append(f"{part} {name} {key} {value.dtype} {tuple(value.shape)}".encode())
         if value.numel():
             parts.append(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
