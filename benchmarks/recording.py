@@ -36,22 +36,22 @@ from lightning_sgdinf.state import Layout
 PARTS = {
     "random states": ["record.random_watch.RandomWatch.capture"],
     "batch checksum": ["record.example_ids.batch_digest"],
-    "state: read": ["record.snapshots.StateReader.read"],
-    "state: copy": ["record.snapshots.StateReader.pack"],
-    "state: compare": ["record.recording.changed_tensors"],
-    "state: finite": ["record.snapshots.StateReader.finite"],
+    "state: read": ["record.state_reader.StateReader.read"],
+    "state: copy": ["record.state_reader.StateReader.pack"],
+    "state: compare": ["record.state_tracker.changed_tensors"],
+    "state: finite": ["record.state_reader.StateReader.finite"],
     "param groups": ["record.optimizer_steps.OptimizerSteps.read_groups"],
-    "eval modules": ["record.snapshots.StateReader.eval_modules"],
-    "hand to writer": ["log.writer.LogWriter.put", "log.writer.LogWriter.lanes"],
+    "eval modules": ["record.state_reader.StateReader.eval_modules"],
+    "hand to writer": ["log.writer.LogWriter.put", "log.writer.LogWriter.take_buffers"],
 }
 WHOLE = {
-    "micro-batch begins": ["record.recording.Recording.micro_batch_begins"],
+    "micro-batch begins": ["record.recording.Recording.begin_micro_batch"],
     "step ends": ["record.recording.Recording._after_step"],
     "batch unwrapped": ["record.loaders.LoaderTap._unwrap"],
-    "batch noted": ["record.example_ids._Note.write", "record.example_ids._Note.attach"],
+    "batch noted": ["record.example_ids._Tag.write", "record.example_ids._Tag.attach"],
 }
 ONCE = {
-    "make the log": ["record.callback.TrajectoryRecorder._open"],
+    "make the log": ["record.recorded_fit.RecordedFit._open_log"],
     "finish the log": ["record.recording.Recording.close"],
 }
 
@@ -86,14 +86,14 @@ class Nowhere:
     def __init__(self, path: Path, **options: Any) -> None:
         self._free: dict[int, dict[str, Tensor]] = {}
 
-    def lanes(self, layout: Layout) -> dict[str, Tensor]:
+    def take_buffers(self, layout: Layout) -> dict[str, Tensor]:
         return self._free.setdefault(id(layout), layout.empty())
 
-    def put(self, step: Step, layout: Layout, lanes: dict[str, Tensor], *, store: bool = True) -> None: ...
+    def put(self, step: Step, layout: Layout, flat: dict[str, Tensor], *, store: bool = True) -> None: ...
 
     def flush(self) -> None: ...
 
-    def finish(self, layout: Layout, lanes: dict[str, Tensor], **rest: Any) -> None: ...
+    def finish(self, layout: Layout, flat: dict[str, Tensor], **rest: Any) -> None: ...
 
     def abandon(self, reason: str) -> None: ...
 

@@ -134,9 +134,9 @@ def write(path: Path, found: Trajectory, codec: str) -> LogWriter:
 
 
 def put(writer: LogWriter, state: ModelState, step: Step, layout: Layout, *, store: bool = True) -> None:
-    lanes = writer.lanes(layout)
-    layout.pack(state, lanes)
-    writer.put(step, layout, lanes, store=store)
+    flat = writer.take_buffers(layout)
+    layout.pack(state, flat)
+    writer.put(step, layout, flat, store=store)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +323,7 @@ def ids(data_dir: Path | None, sizes: Sizes, folder: Path) -> Iterator[Row]:
             put(writer, state, step, layout, store=False)
             if step.index % 997 == 0:
                 kept[step.index] = step.example_ids
-        writer.finish(layout, writer.lanes(layout))
+        writer.finish(layout, writer.take_buffers(layout))
         with RunLog.open(path) as log:
             assert all(np.array_equal(log.step(t).example_ids, expected) for t, expected in kept.items())
             what = (

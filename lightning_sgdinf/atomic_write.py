@@ -1,4 +1,4 @@
-"""Files that are written at once: readers see the old one or the new one, never half of it."""
+"""Write a file atomically: readers see the old one or the new one, never half of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Write a file in place of the one that may be there; missing folders are made.
+    """Write a file in place of the one that may be there, and make missing folders.
 
     Raises:
         OSError: It cannot be written; what was there stays.

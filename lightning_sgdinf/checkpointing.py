@@ -1,4 +1,4 @@
-"""How many steps are taken again to visit a stretch of states backwards with room for a few: the binomial schedule.
+"""The binomial schedule: visit a stretch of states backwards while only a few are held in memory.
 
 Of a stretch of ``n`` states only the first is stored, and ``s`` can be held at once. Griewank and Walther ("Algorithm
 799: revolve", ACM Transactions on Mathematical Software 26, 2000): with ``r`` the smallest number for which
@@ -14,24 +14,24 @@ from __future__ import annotations
 
 from math import comb
 
-ROOM_BYTES = 1 << 30
+MEMORY_BYTES = 1 << 30
 """Memory for states that are rebuilt, unless somebody says otherwise."""
 
 _UNDER_WAY = 2  # states in memory beside those held: one from which a step is taken, and what it leads to
 
 
-def held_in(room: int) -> int:
-    """How many states can be held where ``room`` may be in memory at once."""
-    return max(1, room - _UNDER_WAY)
+def held_in(max_states: int) -> int:
+    """Return how many states can be held where ``max_states`` may be in memory at once."""
+    return max(1, max_states - _UNDER_WAY)
 
 
-def states_in(room_bytes: int, state_bytes: int) -> int:
-    """How many states of a size may be in memory at once, at least 3."""
-    return max(3, room_bytes // max(state_bytes, 1))
+def states_in(memory_bytes: int, state_bytes: int) -> int:
+    """Return how many states of a size may be in memory at once, at least 3."""
+    return max(3, memory_bytes // max(state_bytes, 1))
 
 
 def repetitions(count: int, held: int) -> int:
-    """How often a step of a stretch of ``count`` states is taken at most."""
+    """Return how often a step of a stretch of ``count`` states is taken at most."""
     times = 0
     while comb(held + times, times) < count:
         times += 1
@@ -39,14 +39,14 @@ def repetitions(count: int, held: int) -> int:
 
 
 def steps_again(count: int, held: int) -> int:
-    """How many steps are taken to visit a stretch of ``count`` states, at least 1."""
+    """Return how many steps are taken to visit a stretch of ``count`` states, at least 1."""
     times = repetitions(count, held)
     return times * count - (comb(held + times, times - 1) if times else 0)
 
 
 def next_held(count: int, held: int) -> int:
-    """How far the next state to hold is from the first of ``count`` states, of which ``held`` can be held, the first
-    included; ``count - 1`` if none can."""
+    """Return the distance of the next state to hold from the first of ``count`` states, of which ``held`` can be held,
+    the first included; ``count - 1`` if none can."""
     if count == 1 or held == 1:
         return count - 1
     times = repetitions(count, held)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """``torch.float32`` -> ``"float32"``."""
+    """Return the name of a dtype: ``torch.float32`` -> ``"float32"``."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -31,5 +31,5 @@ def tensors_made_in(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def cast_floats(batch: Any, dtype: torch.dtype) -> Any:
-    """The batch with its floating-point tensors in another precision."""
+    """Return the batch with its floating-point tensors in another precision."""
     return tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, batch)

@@ -1,4 +1,4 @@
-"""The random number generators a training step may draw from, taken down and put back.
+"""Read and restore the random number generators that a training step may draw from.
 
 One state is a few named byte strings, one per generator, so that it can be stored without pickling and equal streams
 can be stored once.
@@ -26,36 +26,38 @@ _DEVIATE = {"numpy": slice(0, 4), "python": slice(4, 5)}
 
 
 def capture(*, devices: bool = True) -> dict[str, bytes]:
-    """The state of torch's, numpy's and python's global generators, and of the CUDA ones in use.
+    """Return the state of torch's, numpy's and python's global generators, and of the CUDA ones in use.
 
     Args:
-        devices: Also take the CUDA generators, if CUDA is initialised (never in a worker process).
+        devices: Also read the CUDA generators, if CUDA is initialised (never in a worker process).
     """
     state = {"torch": torch_state(), "numpy": numpy_state(), "python": python_state()}
     return state | device_states() if devices else state
 
 
 def torch_state() -> bytes:
-    """The state of torch's generator for the CPU."""
+    """Return the state of torch's generator for the CPU."""
     return torch.random.get_rng_state().numpy().tobytes()
 
 
 def numpy_state() -> bytes:
-    """The state of numpy's global generator: 624 words and the position in them, then the cached normal deviate."""
+    """Return the state of numpy's global generator: 624 words and the position in them, then the cached normal
+    deviate."""
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     return np.asarray(keys, "<u4").tobytes() + struct.pack("<iid", position, has_gauss, cached)
 
 
 def python_state() -> bytes:
-    """The state of python's global generator: 624 words and the position in them, then the cached normal deviate."""
+    """Return the state of python's global generator: 624 words and the position in them, then the cached normal
+    deviate."""
     version, words, gauss = random.getstate()
     tail = struct.pack("<i?d", version, gauss is not None, gauss if gauss is not None else 0.0)
     return struct.pack(f"<{len(words)}I", *words) + tail
 
 
 def numpy_memory() -> bytes | None:
-    """Words and position of numpy's global generator as they lie in memory, by the address that numpy publishes for use
-    from C; ``None`` if it is another kind of generator."""
+    """Read words and position of numpy's global generator where they lie in memory, at the address that numpy publishes
+    for use from C; ``None`` if it is another kind of generator."""
     generator = getattr(np.random, "get_bit_generator", lambda: None)()
     if not isinstance(generator, np.random.MT19937):
         return None
@@ -63,8 +65,8 @@ def numpy_memory() -> bytes | None:
 
 
 def python_memory() -> bytes | None:
-    """Words and position of python's global generator as they lie in CPython's ``random.Random``, after the object's
-    head; ``None`` if it is laid out otherwise or a normal deviate is cached."""
+    """Read words and position of python's global generator where they lie in CPython's ``random.Random``, after the
+    object's head; ``None`` if it is laid out otherwise or a normal deviate is cached."""
     instance = getattr(random, "_inst", None)
     offset = object.__basicsize__
     if getattr(instance, "gauss_next", 0.0) is not None or type(instance).__basicsize__ < offset + TWISTER_BYTES:
@@ -74,7 +76,7 @@ def python_memory() -> bytes | None:
 
 
 def device_states() -> dict[str, bytes]:
-    """The states of the CUDA generators, if CUDA is in use."""
+    """Return the states of the CUDA generators, if CUDA is in use."""
     if not torch.cuda.is_initialized():
         return {}
     return {f"cuda:{i}": torch.cuda.get_rng_state(i).numpy().tobytes() for i in range(torch.cuda.device_count())}
@@ -109,7 +111,7 @@ _last: dict[str, bytes] = {}  # what each generator of this process was last put
 
 
 def _unmoved(name: str, data: bytes) -> bool:
-    """Whether the twister that was put to ``data`` is there still.
+    """Tell if the twister that was put to ``data`` is there still.
 
     A cached normal deviate lies outside the twister. Where ``data`` has none, none can have come without moving it.
     """
@@ -119,7 +121,7 @@ def _unmoved(name: str, data: bytes) -> bool:
 
 @contextmanager
 def preserved() -> Iterator[None]:
-    """Leave every generator as it was found."""
+    """Leave every generator as it was."""
     before = capture()
     try:
         yield
@@ -129,7 +131,7 @@ def preserved() -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Every generator begins at a seed inside, and is as it was found afterwards.
+    """Seed every generator for the time of a ``with`` block, and restore it afterwards.
 
     Args:
         seed: From 0 on, below ``2**32``.

@@ -15,7 +15,7 @@ from torch import nn
 
 from lightning_sgdinf.adjoint.query_gradient import BoundQuery
 from lightning_sgdinf.certificate import Level
-from lightning_sgdinf.checkpointing import ROOM_BYTES
+from lightning_sgdinf.checkpointing import MEMORY_BYTES
 from lightning_sgdinf.dtypes import cast_floats
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.estimators import SgdInfluence
@@ -80,7 +80,7 @@ class InfluenceRunner:
         certificate: Level = "fast",
         tap: str | None = None,
         per_epoch: bool = False,
-        memory_bytes: int = ROOM_BYTES,
+        memory_bytes: int = MEMORY_BYTES,
         progress: bool = True,
         room_bytes: int | None = None,
     ) -> None:

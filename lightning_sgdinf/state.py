@@ -1,9 +1,9 @@
-"""What a training step reads and writes, as one value.
+"""The state of a run: all that a training step reads and writes, as one value.
 
 A state is parameters, buffers and the optimizer's own tensors together: BatchNorm's running statistics and Adam's
 moments are as much part of the map ``s[t+1] = Phi_t(s[t], g_t)`` as the weights are.
 
-A `Layout` says how a state is laid out in flat vectors, one per dtype (a *lane*), which is how it is stored.
+A `Layout` maps a state to *flat buffers*, one vector per dtype, which is how it is stored.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ModelState:
     optimizer: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def map(self, function: Any) -> ModelState:
-        """The state with ``function`` applied to every tensor."""
+        """Return the state with ``function`` applied to every tensor."""
         return ModelState(
             params={n: function(v) for n, v in self.params.items()},
             buffers={n: function(v) for n, v in self.buffers.items()},
@@ -45,11 +45,11 @@ class ModelState:
         )
 
     def clone(self) -> ModelState:
-        """A copy that shares no memory with this one, detached."""
+        """Return a detached copy that shares no memory with this one."""
         return self.map(lambda v: v.detach().clone())
 
     def items(self) -> Iterator[tuple[Part, str, str, Tensor]]:
-        """Every tensor as ``(part, name, key, tensor)``; ``key`` is empty but for optimizer tensors."""
+        """Yield every tensor as ``(part, name, key, tensor)``; ``key`` is empty but for optimizer tensors."""
         for name, value in self.params.items():
             yield "param", name, "", value
         for name, value in self.buffers.items():
@@ -64,11 +64,12 @@ class TensorSpec:
     """Name, shape and dtype of one tensor of a state.
 
     Attributes:
-        part: Where it belongs: ``"param"``, ``"buffer"`` or ``"optimizer"``.
+        part: ``"param"``, ``"buffer"`` or ``"optimizer"``.
         name: Name of the parameter or buffer in the module.
         key: The optimizer's own key (``"exp_avg"``); empty for parameters and buffers.
         shape: Sizes.
-        dtype: Name of the torch dtype without prefix, e.g. ``"float32"``; also the name of the lane it is stored in.
+        dtype: Name of the torch dtype without prefix, e.g. ``"float32"``; also the name of the flat buffer it is
+            stored in.
     """
 
     part: Part
@@ -84,15 +85,16 @@ class TensorSpec:
 
     @property
     def label(self) -> str:
-        """How error messages call the tensor."""
+        """The name of the tensor in messages."""
         return f"{self.part} {self.name}" + (f" [{self.key}]" if self.key else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The order in which the tensors of a state lie in their lanes.
+    """The order in which the tensors of a state lie in flat buffers.
 
-    The tensors of one dtype are flattened (C order) and joined in the order of ``specs``; that vector is a lane.
+    The tensors of one dtype are flattened (C order) and joined in the order of ``specs``; that vector is the flat
+    buffer of the dtype. Flat buffers are passed on by dtype name, ``flat: Mapping[str, Tensor]``.
 
     Attributes:
         specs: Every tensor of the state, in the order of `ModelState.items`.
@@ -102,7 +104,7 @@ class Layout:
 
     @classmethod
     def of(cls, state: ModelState) -> Layout:
-        """The layout of a given state."""
+        """Return the layout of a state."""
         return cls(
             tuple(
                 TensorSpec(part=part, name=name, key=key, shape=tuple(v.shape), dtype=dtype_name(v.dtype))
@@ -111,38 +113,38 @@ class Layout:
         )
 
     @property
-    def lanes(self) -> dict[str, int]:
-        """Number of elements per dtype name, in order of first appearance."""
+    def buffer_sizes(self) -> dict[str, int]:
+        """Number of elements of each flat buffer by dtype name, in order of first appearance."""
         sizes: dict[str, int] = {}
         for spec in self.specs:
             sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.numel
         return sizes
 
     def empty(self) -> dict[str, Tensor]:
-        """Fresh lanes on the CPU, uninitialised."""
-        return {dtype: torch.empty(n, dtype=getattr(torch, dtype)) for dtype, n in self.lanes.items()}
+        """Return fresh flat buffers on the CPU, uninitialised."""
+        return {dtype: torch.empty(n, dtype=getattr(torch, dtype)) for dtype, n in self.buffer_sizes.items()}
 
-    def pack(self, state: ModelState, out: Mapping[str, Tensor]) -> None:
-        """Copy a state into lanes made by `empty`; one gather and one transfer per lane."""
+    def pack(self, state: ModelState, flat: Mapping[str, Tensor]) -> None:
+        """Copy a state into flat buffers made by `empty`; one gather and one transfer for each."""
         parts: dict[str, list[Tensor]] = {}
         for (_, _, _, value), spec in zip(state.items(), self.specs, strict=True):
             parts.setdefault(spec.dtype, []).append(value.detach().reshape(-1))
         for dtype, values in parts.items():
             if all(v.device.type == "cpu" for v in values):
-                torch.cat(values, out=out[dtype])
+                torch.cat(values, out=flat[dtype])
             else:
-                out[dtype].copy_(torch.cat([v.to(values[0].device) for v in values]))
+                flat[dtype].copy_(torch.cat([v.to(values[0].device) for v in values]))
 
-    def unpack(self, lanes: Mapping[str, Tensor]) -> ModelState:
-        """The state whose tensors are views into the given lanes."""
+    def unpack(self, flat: Mapping[str, Tensor]) -> ModelState:
+        """Return the state whose tensors are views into the given flat buffers."""
         params: dict[str, Tensor] = {}
         buffers: dict[str, Tensor] = {}
         optimizer: dict[str, dict[str, Tensor]] = {}
-        offsets = dict.fromkeys(self.lanes, 0)
+        offsets = dict.fromkeys(self.buffer_sizes, 0)
         for spec in self.specs:
             start = offsets[spec.dtype]
             offsets[spec.dtype] = start + spec.numel
-            value = lanes[spec.dtype][start : start + spec.numel].view(spec.shape)
+            value = flat[spec.dtype][start : start + spec.numel].view(spec.shape)
             if spec.part == "param":
                 params[spec.name] = value
             elif spec.part == "buffer":

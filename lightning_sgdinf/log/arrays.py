@@ -32,7 +32,7 @@ def write_arrays(
         path: File; its directory must exist.
         arrays: Numbers or booleans of any shape, by names without ``"/"``.
         attributes: Anything JSON can say, NaN and infinity included.
-        kind: What the file is and its version, e.g. ``"sgdinf-scores/1"``; `read_arrays` must be given the same.
+        kind: Of the file, and its version, e.g. ``"sgdinf-scores/1"``; `read_arrays` must be given the same.
 
     Raises:
         ConfigurationError: An array that is not of numbers, a name that cannot be used, or attributes JSON cannot say.
@@ -73,7 +73,7 @@ def read_arrays(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, n
 
     Args:
         path: File.
-        kind: What it must be.
+        kind: As it was written.
 
     Returns:
         The arrays, in the order in which they were written, and the attributes.
@@ -91,7 +91,7 @@ def read_arrays(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, n
         with reading(path, "list of arrays"):
             group = file["arrays"]
             if not isinstance(group, h5py.Group):
-                raise TypeError(f"found {group}, expected a group")
+                raise TypeError(f"{group} is there, expected a group")
             names = list(group)
         arrays = {name: _read(file, f"arrays/{name}", path) for name in names}
     return arrays, attributes
@@ -105,13 +105,13 @@ def _write(group: h5py.Group, name: str, array: np.ndarray) -> None:
 
 def _read(file: h5py.File, name: str, path: Path) -> np.ndarray:
     with reading(path, name):
-        found = dataset(file, name)
-        if found.dtype.kind not in _KINDS:
-            raise ValueError(f"found {found}, expected an array of numbers")
-        if found.nbytes > found.id.get_storage_size():
-            raise ValueError(f"{found.nbytes} bytes are claimed and {found.id.get_storage_size()} are there")
-        array = np.asarray(found[()])
-        recorded = integer(found, "crc32")
+        stored = dataset(file, name)
+        if stored.dtype.kind not in _KINDS:
+            raise ValueError(f"{stored} is there, expected an array of numbers")
+        if stored.nbytes > stored.id.get_storage_size():
+            raise ValueError(f"{stored.nbytes} bytes are claimed and {stored.id.get_storage_size()} are there")
+        array = np.asarray(stored[()])
+        recorded = integer(stored, "crc32")
     if _checksum(array) != recorded:
         raise LogCorruptError(f"{path}: {name} differs from its checksum; compute the result again")
     return array

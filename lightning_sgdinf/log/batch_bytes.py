@@ -24,7 +24,7 @@ _ARRAY_KINDS = "biufc"
 
 
 def encode_batch(batch: Any) -> bytes:
-    """A batch as bytes that share no memory with it.
+    """Return a batch as bytes that share no memory with it.
 
     Raises:
         TypeError: It holds something that is no tensor, array, plain value, or list, tuple or dict of such; says what
@@ -43,7 +43,7 @@ def encode_batch(batch: Any) -> bytes:
 
 
 def decode_batch(data: bytes) -> Any:
-    """The batch of some bytes, in memory of its own.
+    """Return the batch of some bytes, in memory of its own.
 
     Raises:
         LogCorruptError: They are not a batch.
@@ -68,7 +68,7 @@ def decode_batch(data: bytes) -> Any:
 
 
 def row_count(batch: Any) -> int | None:
-    """Leading dimension of the first tensor or array of a batch; ``None`` if there is none."""
+    """Return the leading dimension of the first tensor or array of a batch; ``None`` if there is none."""
     for leaf in tree_leaves(batch):
         if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim:
             return len(leaf)
@@ -76,7 +76,7 @@ def row_count(batch: Any) -> int | None:
 
 
 def first_row_only(data: bytes) -> bytes:
-    """An encoded batch in which every row is the first."""
+    """Return an encoded batch in which every row is the first."""
     batch = decode_batch(data)
     rows = row_count(batch)
     return encode_batch(
@@ -120,7 +120,7 @@ class _Encoder:
         return [dtype_name(value.dtype), list(value.shape), place]
 
     def _aside(self, part: Any) -> int:
-        """Where a part will lie, counted from the end of the document."""
+        """Return the place that a part will have, counted from the end of the document."""
         start, self._end = self._end, self._end + _aligned(len(part))
         self._parts.append(part)
         return start
@@ -132,10 +132,10 @@ class _Decoder:
     def __init__(self, data: bytearray) -> None:
         self._data = data
 
-    def value(self, found: Any) -> Any:
-        if not isinstance(found, dict):
-            return found
-        ((kind, content),) = found.items()
+    def value(self, node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        ((kind, content),) = node.items()
         if kind == "tensor":
             return self._tensor(*content)
         if kind in ("array", "scalar"):
@@ -178,7 +178,7 @@ class _Decoder:
 
 
 def little_name(dtype: np.dtype) -> str:
-    """``np.dtype(">f4")`` -> ``"<f4"``."""
+    """Return the name of a type in little-endian order: ``np.dtype(">f4")`` -> ``"<f4"``."""
     return dtype.newbyteorder("<").str
 
 

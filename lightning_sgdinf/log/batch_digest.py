@@ -12,13 +12,13 @@ from zlib_ng.zlib_ng import crc32
 
 
 def batch_digest(batch: Any, seed: int = 0) -> int:
-    """CRC-32 over the structure and the values of a batch.
+    """Return the CRC-32 of the structure and the values of a batch.
 
     Tensors and arrays contribute dtype, shape and bytes; mappings and sequences their items in order; dataclass-like
     objects their ``__dict__``; anything else its type name and, if it is a string or number, its value.
 
     Args:
-        batch: What a data loader yields.
+        batch: As a data loader yields it.
         seed: Checksum to continue.
 
     Returns:

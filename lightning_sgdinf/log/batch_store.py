@@ -28,13 +28,13 @@ class BatchWriter:
     """The batches of a segment being written.
 
     Args:
-        file: A segment in which `create` has made room for them.
+        file: A segment in which `create` has made their dataset.
     """
 
     def __init__(self, file: h5py.File) -> None:
-        found = dataset(file, "batch")
-        self._chunk = (found.chunks or (_MIN_CHUNK,))[0]
-        self._bytes = Growing(found)
+        stored = dataset(file, "batch")
+        self._chunk = (stored.chunks or (_MIN_CHUNK,))[0]
+        self._bytes = Growing(stored)
 
     @staticmethod
     def create(file: h5py.File, like: int) -> None:
@@ -44,7 +44,7 @@ class BatchWriter:
             file: A segment that is being made.
             like: Bytes of its first batch, to choose the chunk by.
         """
-        chunk = min(_MAX_CHUNK, max(_MIN_CHUNK, 1 << max(0, like - 1).bit_length()))
+        chunk = min(_MAX_CHUNK, max(_MIN_CHUNK, 1 << max(0, like - 1).bit_length()))  # the next power of two
         file.create_dataset(
             "batch",
             (0,),
@@ -61,14 +61,15 @@ class BatchWriter:
         return self._bytes.length
 
     def add(self, batches: tuple[bytes, ...]) -> None:
-        """The batches of the next step."""
+        """Add the batches of the next step."""
         for data in batches:
+            # Rounded up to whole chunks: the next batch begins a chunk of its own.
             padded = np.zeros(-(-len(data) // self._chunk) * self._chunk, np.uint8)
             padded[: len(data)] = np.frombuffer(data, np.uint8)
             self._bytes.append(padded)
 
     def shrink(self, length: int) -> None:
-        """Back to that many bytes."""
+        """Go back to that many bytes."""
         self._bytes.resize(length)
 
 
@@ -79,7 +80,7 @@ class BatchReader:
         file: Open segment.
         path: Its path, for errors.
         first: Number of its first step.
-        ends: Where the batches of each step end, 0 first.
+        ends: Byte at which the batches of each step end, 0 first.
     """
 
     def __init__(self, file: h5py.File, path: Path, first: int, ends: Sequence[int]) -> None:
@@ -95,12 +96,12 @@ class BatchReader:
             self._there = self._chunk * self._bytes.id.get_num_chunks()
 
     def read(self, index: int, entries: tuple[BatchEntry, ...], place: int) -> bytes:
-        """Batch ``place`` of step ``index``.
+        """Read batch ``place`` of step ``index``.
 
         Args:
             index: Number of the step.
-            entries: What its document says of all its batches.
-            place: Which of them.
+            entries: Those of its document for all its batches.
+            place: Position of the batch among them.
 
         Raises:
             LogCorruptError: It differs from what was written.
@@ -110,6 +111,7 @@ class BatchReader:
             if self._bytes is None:
                 raise KeyError("the segment has no batches")
             start, stop = self._ends[index - self._first : index - self._first + 2]
+            # Those before it are as long as their chunks, see `BatchWriter.add`.
             start += sum(-(-e.size // self._chunk) * self._chunk for e in entries[:place])
             size = entries[place].size
             if not 0 <= start <= start + size <= stop <= min(len(self._bytes), self._there):

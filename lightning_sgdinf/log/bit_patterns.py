@@ -1,7 +1,8 @@
-"""How the elements of a lane look in a file: bit patterns of little-endian words."""
+"""Bit patterns of a flat buffer, as little-endian words of a file."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +53,7 @@ _WORDS = {
 
 
 def word_type(dtype: str) -> WordType:
-    """The words of a torch dtype given by name.
+    """Return the words of a torch dtype given by name.
 
     Raises:
         ConfigurationError: A dtype that a log cannot hold.
@@ -66,14 +67,24 @@ def word_type(dtype: str) -> WordType:
         ) from None
 
 
-def to_words(lane: Tensor, dtype: str) -> np.ndarray:
-    """The bit patterns of a contiguous one-dimensional CPU tensor; shares its memory."""
+def to_patterns(buffer: Tensor, dtype: str) -> np.ndarray:
+    """Return the bit patterns of a contiguous one-dimensional CPU tensor; shares its memory."""
     pattern = word_type(dtype).pattern
-    if not lane.numel():
+    if not buffer.numel():
         return np.empty(0, pattern)
-    return lane.detach().view(torch.uint8).numpy().view(pattern)
+    return buffer.detach().view(torch.uint8).numpy().view(pattern)
+
+
+def state_patterns(flat: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Return the bit patterns of each flat buffer of a state; shares their memory."""
+    return {dtype: to_patterns(buffer, dtype) for dtype, buffer in flat.items()}
+
+
+def word_counts(layout: Layout) -> dict[str, int]:
+    """Return the number of words of each flat buffer of a layout, complex elements having two."""
+    return {dtype: n * word_type(dtype).per_element for dtype, n in layout.buffer_sizes.items()}
 
 
 def row_bytes(layout: Layout) -> int:
-    """Bytes of one uncompressed state."""
-    return sum(n * word_type(d).per_element * word_type(d).pattern.itemsize for d, n in layout.lanes.items())
+    """Return the bytes of one uncompressed state."""
+    return sum(words * word_type(dtype).pattern.itemsize for dtype, words in word_counts(layout).items())

@@ -16,20 +16,21 @@ from lightning_sgdinf.state import Layout, ModelState
 
 
 class StateChecksum:
-    """CRC-32 of the states of one layout, from their lanes.
+    """CRC-32 of the states of one layout, from their flat buffers.
 
     The tensors are taken in the order of ``(part, name, key)``, so that the checksum does not depend on the order in
     which a dict happens to hold them. It begins with the names, shapes and dtypes and goes on with the bytes of each
-    tensor.
+    tensor. Neighbours in that order that also lie side by side are one range of bytes, so that most states take few
+    calls of ``crc32``.
 
     Args:
-        layout: How the states lie in their lanes.
+        layout: Of the states in their flat buffers.
     """
 
     def __init__(self, layout: Layout) -> None:
         self._seed = _seed(layout)
-        self._ranges: list[tuple[str, int, int]] = []
-        offsets = dict.fromkeys(layout.lanes, 0)
+        self._ranges: list[tuple[str, int, int]] = []  # flat buffer, first byte, byte after the last
+        offsets = dict.fromkeys(layout.buffer_sizes, 0)
         places = {}
         for spec in layout.specs:
             width = getattr(torch, spec.dtype).itemsize
@@ -42,17 +43,17 @@ class StateChecksum:
             elif start < stop:
                 self._ranges.append((dtype, start, stop))
 
-    def of_words(self, lanes: Mapping[str, np.ndarray]) -> int:
-        """Checksum of a state given as contiguous arrays of its bit patterns."""
+    def of_patterns(self, patterns: Mapping[str, np.ndarray]) -> int:
+        """Return the checksum of a state given as contiguous arrays of its bit patterns."""
         crc = self._seed
-        views = {dtype: lane.data.cast("B") for dtype, lane in lanes.items() if lane.size}
+        views = {dtype: array.data.cast("B") for dtype, array in patterns.items() if array.size}
         for dtype, start, stop in self._ranges:
             crc = crc32(views[dtype][start:stop], crc)
         return crc
 
 
 def state_checksum(state: ModelState) -> int:
-    """CRC-32 of any state, comparable with what a log has recorded.
+    """Return the CRC-32 of any state, comparable with what a log has recorded.
 
     Args:
         state: On any device.
@@ -75,11 +76,15 @@ def step_checksum(
     blob_checksums: Sequence[int],
     state_crc: int,
 ) -> int:
-    """CRC-32 over all that is recorded of a step; see the specification of the format.
+    """Return the CRC-32 of all that is recorded of a step; see the specification of the format.
+
+    It runs over, in this order: the number of the step (8 bytes), 1 or 0 for a stored state, the example ids, the
+    document, the CRC-32 of each byte string and that of the state before the step (4 bytes each). Numbers are
+    little-endian.
 
     Args:
         index: Number of the step.
-        stored: Whether the state before it is stored.
+        stored: The state before it is stored.
         example_ids: Buffer of little-endian int64.
         document: The step's JSON document.
         blob_checksums: CRC-32 of each byte string the document refers to, in its order.
@@ -92,7 +97,7 @@ def step_checksum(
 
 
 def content_digest(run_id: str, length: int, crc_columns: Sequence[np.ndarray], state_crc: int | None) -> str:
-    """SHA-256 over run name, ``T`` (int64), the checksums of the steps (uint32) and that of the last state (uint32)."""
+    """Return the SHA-256 of run name, ``T`` (int64), the checksums of the steps and that of the last state (uint32)."""
     digest = hashlib.sha256(run_id.encode() + length.to_bytes(8, "little"))
     for column in crc_columns:
         digest.update(np.ascontiguousarray(column, "<u4").data)

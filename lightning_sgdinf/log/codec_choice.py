@@ -1,4 +1,4 @@
-"""Which codec a segment gets: one for all, or the one that a trial on its predecessor's last states finds best.
+"""Choose the codec of a segment: one for all, or the one that a trial on its predecessor's last states prefers.
 
 How well differences compress depends on the optimizer, its state and how far training has come, so ``"auto"`` tries
 every codec at the beginning of each segment. A slower codec must save some bytes to be taken. The first segment is
@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 import h5py
 import numpy as np
 
+from lightning_sgdinf.log.buffer_rows import BufferRows
 from lightning_sgdinf.log.codecs import AUTO, CODECS, Codec, codec_named
 from lightning_sgdinf.log.hdf5 import LIBVER
-from lightning_sgdinf.log.lane_rows import LaneRows
 
-Words = Mapping[str, np.ndarray]
+Patterns = Mapping[str, np.ndarray]
 """Bit patterns of a state by dtype."""
 
 _FIRST = "delta"
@@ -37,11 +37,11 @@ class CodecChoice:
 
     @property
     def held(self) -> int:
-        """How many of the last stored states must be kept in memory."""
+        """Number of last stored states that must be kept in memory."""
         return _TRIAL_STATES if self._fixed is None else self._fixed.order
 
-    def for_segment(self, recent: Sequence[Words]) -> Codec:
-        """The codec of the next segment.
+    def for_segment(self, recent: Sequence[Patterns]) -> Codec:
+        """Return the codec of the next segment.
 
         Args:
             recent: The last stored states, of the segment's layout.
@@ -50,13 +50,13 @@ class CodecChoice:
             return self._fixed
         return best_codec(recent) if self.knows(recent) else codec_named(_FIRST)
 
-    def knows(self, recent: Sequence[Words]) -> bool:
-        """Whether there is all that a choice needs; otherwise the segment had better be short."""
+    def knows(self, recent: Sequence[Patterns]) -> bool:
+        """Tell if there is all that a choice needs; otherwise the segment had better be short."""
         return self._fixed is not None or len(recent) >= _TRIAL_STATES
 
 
-def best_codec(states: Sequence[Words]) -> Codec:
-    """The fastest codec that no slower one undercuts by 5 % of the bytes.
+def best_codec(states: Sequence[Patterns]) -> Codec:
+    """Return the fastest codec that no slower one undercuts by 5 % of the bytes.
 
     Args:
         states: Three or more successive states.
@@ -70,20 +70,20 @@ def best_codec(states: Sequence[Words]) -> Codec:
     return best
 
 
-def stored_bytes(codec: Codec, states: Sequence[Words]) -> float:
-    """Bytes per state that a codec makes of some states, anchors aside; of large ones only a part is tried."""
+def stored_bytes(codec: Codec, states: Sequence[Patterns]) -> float:
+    """Return the bytes per state that a codec makes of states, anchors aside; of large ones only a part is tried."""
     total = 0.0
     for dtype, first in states[0].items():
         if not len(first):
             continue
         tried = min(len(first), _TRIAL_WORDS)
         with h5py.File(f"trial-{id(states)}", "x", driver="core", backing_store=False, libver=LIBVER) as file:
-            LaneRows.create(file, dtype, tried, codec)
-            rows = LaneRows(file, dtype, codec.order, 1)
-            for words in states:
-                rows.add(words[dtype][:tried])
+            BufferRows.create(file, dtype, tried, codec)
+            rows = BufferRows(file, dtype, codec.order, 1)
+            for patterns in states:
+                rows.add(patterns[dtype][:tried])
             rows.flush()
             file.flush()
             size = file[f"state/{dtype}"].id.get_storage_size()  # pyright: ignore[reportAttributeAccessIssue]
-            total += size / rows.written * len(first) / tried
+            total += size / rows.written * len(first) / tried  # from the part that was tried to all
     return total

@@ -1,4 +1,4 @@
-"""How rows of states are made small, without loss.
+"""Codecs: make rows of states small, without loss.
 
 A codec says how often differences of successive states are taken, and which HDF5 filters the chunks go through. Only
 filters whose decoder stays within its bounds whatever it is given are used: a damaged chunk must be an error, not the
@@ -23,11 +23,11 @@ _SHUFFLE, _BLOSC, ZSTD = 2, 32001, 32015  # numbers of HDF5 filters
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """One way to store the rows of a lane.
+    """One way to store the rows of a flat buffer.
 
     Attributes:
-        name: What users write and segments say.
-        order: How often differences of successive states are taken: 0, 1 or 2. There are as many absolute anchors at
+        name: As users write it and segments say it.
+        order: Of the differences of successive states that are stored: 0, 1 or 2. There are as many absolute anchors at
             either end of a segment.
         filter: Arguments of ``create_dataset`` that select the HDF5 filters.
         filters: Numbers of these filters, in the order in which they are applied.
@@ -55,7 +55,7 @@ CODECS: Mapping[str, Codec] = {
 
 
 def codec_named(name: str) -> Codec:
-    """The codec of that name.
+    """Return the codec of that name.
 
     Raises:
         ConfigurationError: There is none.
@@ -66,7 +66,7 @@ def codec_named(name: str) -> Codec:
 
 
 def check_codec(name: str) -> None:
-    """Check what a user asks for: a codec, or ``"auto"``.
+    """Check the codec that a user asks for: a known one, or ``"auto"``.
 
     Raises:
         ConfigurationError: It is neither.

@@ -18,7 +18,7 @@ _PARTS = {"state": "states", "anchor": "states", "page": "steps", "batch": "batc
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command ``sgdinf-log``.
+    """Run the command ``sgdinf-log``.
 
     Args:
         arguments: Words after the command's name; those of the process if ``None``.
@@ -121,12 +121,12 @@ def _export(chosen: argparse.Namespace) -> int:
 
 def _watch(chosen: argparse.Namespace) -> int:
     if chosen.once:
-        found = progress(chosen.path)
-        print(found)
+        latest = progress(chosen.path)
+        print(latest)
     else:
-        for found in watch(chosen.path, seconds=chosen.seconds):
-            print(found, flush=True)
-    return 0 if found.going_on or found.ended else 1
+        for latest in watch(chosen.path, seconds=chosen.seconds):
+            print(latest, flush=True)
+    return 0 if latest.going_on or latest.ended else 1
 
 
 _COMMANDS: Mapping[str, tuple[str, Callable[[argparse.Namespace], int]]] = {

@@ -16,7 +16,7 @@ from pathlib import Path
 
 @contextmanager
 def large_files_allowed() -> Iterator[None]:
-    """For a moment, files may grow as large as the process may allow itself (``ulimit -f``)."""
+    """Let files, for a moment, grow as large as the process may allow itself (``ulimit -f``)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     try:
@@ -52,9 +52,9 @@ def redirect(descriptor: int) -> None:
 
 
 def identity(file: int | Path) -> tuple[int, int]:
-    """Device and inode of a file, open or by name; zeros if there is none."""
+    """Return device and inode of a file, open or by name; zeros if there is none."""
     try:
-        found = os.stat(file)
+        status = os.stat(file)
     except OSError:
         return 0, 0
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino

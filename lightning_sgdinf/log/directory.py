@@ -45,20 +45,20 @@ class LogDirectory:
         return self.path / "end.h5"
 
     def sealed(self, first: int) -> Path:
-        """The sealed segment that begins with step ``first``."""
+        """Return the path of the sealed segment that begins with step ``first``."""
         return self.path / f"seg-{first:010d}.h5"
 
     def live(self, first: int) -> Path:
-        """The segment in writing that begins with step ``first``."""
+        """Return the path of the segment in writing that begins with step ``first``."""
         return self.path / f"live-{first:010d}.h5"
 
     def segments(self, kind: str) -> dict[int, Path]:
-        """First step and path of the ``"seg"`` or ``"live"`` segments, in order."""
-        found = {int(p.stem.split("-")[1]): p for p in self.path.glob(f"{kind}-*.h5") if _CONTENT.fullmatch(p.name)}
-        return dict(sorted(found.items()))
+        """Return first step and path of the ``"seg"`` or ``"live"`` segments, in order."""
+        paths = {int(p.stem.split("-")[1]): p for p in self.path.glob(f"{kind}-*.h5") if _CONTENT.fullmatch(p.name)}
+        return dict(sorted(paths.items()))
 
     def size_bytes(self) -> int:
-        """Bytes of all files that hold data of the run."""
+        """Return the bytes of all files that hold data of the run."""
         return sum(p.stat().st_size for p in self.path.iterdir() if _CONTENT.fullmatch(p.name) and p.is_file())
 
     def require(self) -> None:
@@ -79,7 +79,7 @@ class LogDirectory:
             raise LogNotFoundError(f"{self.path} holds no segments of a log, but {shown}")
 
     def status(self) -> bytes:
-        """What the present or the last writer has told of itself; empty if nothing."""
+        """Return what the present or the last writer has told of itself; empty if nothing."""
         try:
             content = (self.path / "LOCK").read_bytes()
         except OSError:
@@ -87,7 +87,7 @@ class LogDirectory:
         return content.partition(b"\n")[2]
 
     def is_being_written(self) -> bool:
-        """Whether a living process holds the lock."""
+        """Tell if a living process holds the lock."""
         try:
             descriptor = os.open(self.path / "LOCK", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -106,7 +106,7 @@ class WritableDirectory(LogDirectory):
 
     Args:
         path: Made if missing, unless a log must be there.
-        present: What to do with a log that is there: refuse to go on, delete it, or keep it; then there must be one.
+        present: Refuse to go on if a log is there, delete it, or keep it; then there must be one.
 
     Raises:
         LogExistsError: The path is taken.
@@ -153,7 +153,7 @@ class WritableDirectory(LogDirectory):
                     os.pwrite(descriptor, bytes(min(1 << 20, size_bytes - start)), start)
         except OSError as error:
             self.free_reserve()
-            raise LogWriteError(f"{self.path}: no room for {size_bytes} bytes ({error}); free some space") from error
+            raise LogWriteError(f"{self.path}: no space for {size_bytes} bytes ({error}); free some space") from error
         finally:
             os.close(descriptor)
         self._reserved = size_bytes
@@ -173,7 +173,7 @@ class WritableDirectory(LogDirectory):
 
     def release(self) -> None:
         """Let others write; harmless when done twice."""
-        lock, self._lock = self._lock, None  # first of all: a process forked meanwhile closes what it finds here
+        lock, self._lock = self._lock, None  # first of all: a process forked meanwhile closes what is here
         if lock is not None:
             os.ftruncate(lock, 0)
             fcntl.flock(lock, fcntl.LOCK_UN)

@@ -18,7 +18,7 @@ _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=Tru
 
 
 def to_json(value: Any) -> bytes:
-    """A value as ASCII JSON; floats come back exactly."""
+    """Return a value as ASCII JSON; floats come back exactly."""
     try:
         return _encode(value).encode("ascii")
     except ValueError:
@@ -26,18 +26,18 @@ def to_json(value: Any) -> bytes:
 
 
 def from_json(data: bytes) -> Any:
-    """The value of a document written by `to_json`; tuples come back as lists."""
+    """Return the value of a document written by `to_json`; tuples come back as lists."""
     text = data.decode("ascii")
     return json.loads(text, object_hook=_read_float) if '"$float"' in text else json.loads(text)
 
 
 def header_to_json(header: Header) -> bytes:
-    """A header as a document: one member per attribute."""
+    """Return a header as a document: one member per attribute."""
     return to_json({f.name: _plain(getattr(header, f.name)) for f in fields(header)})
 
 
 def header_from_json(data: bytes) -> Header:
-    """The header of a document."""
+    """Return the header of a document."""
     known = {f.name for f in fields(Header)}
     members = {name: value for name, value in from_json(data).items() if name in known}
     members["parameters"] = tuple((name, tuple(shape), dtype) for name, shape, dtype in members["parameters"])
@@ -46,12 +46,12 @@ def header_from_json(data: bytes) -> Header:
 
 
 def layout_to_json(layout: Layout) -> bytes:
-    """A layout as a list of ``[part, name, key, shape, dtype]``."""
+    """Return a layout as a list of ``[part, name, key, shape, dtype]``."""
     return to_json([[s.part, s.name, s.key, list(s.shape), s.dtype] for s in layout.specs])
 
 
 def layout_from_json(data: bytes) -> Layout:
-    """The layout of a document."""
+    """Return the layout of a document."""
     return Layout(
         tuple(
             TensorSpec(part=part, name=name, key=key, shape=tuple(shape), dtype=dtype)
@@ -61,7 +61,7 @@ def layout_from_json(data: bytes) -> Layout:
 
 
 def _plain(value: Any) -> Any:
-    """Mappings that are not dicts as dicts, at any depth."""
+    """Return a value whose mappings are dicts, at any depth."""
     if hasattr(value, "items"):
         return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,9 +1,9 @@
-"""The end mark of a log: how the run ended, its last state, and what segments there must be."""
+"""The end mark of a log: the reason of the end, the last state, and the segments that there must be."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_sgdinf.errors import LogCorruptError
-from lightning_sgdinf.log.bit_patterns import to_words, word_type
+from lightning_sgdinf.log.bit_patterns import state_patterns, word_counts, word_type
 from lightning_sgdinf.log.checksum import StateChecksum
 from lightning_sgdinf.log.directory import END_FORMAT, LogDirectory, publish
 from lightning_sgdinf.log.documents import (
@@ -52,14 +52,35 @@ class SegmentEntry:
     checksum: int
 
 
+def total_steps(path: Path, counts: Iterable[tuple[int, int]]) -> int:
+    """Return the number of steps of segments that follow one another without a gap.
+
+    Args:
+        path: The log, for errors.
+        counts: First step and number of steps of each segment, in order.
+
+    Raises:
+        LogCorruptError: One is missing.
+    """
+    expected = 0
+    for first, steps in counts:
+        if first != expected:
+            raise LogCorruptError(
+                f"{path}: a segment begins with step {first}, expected {expected}: one is missing before it; "
+                "restore it from a copy"
+            )
+        expected += steps
+    return expected
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndMark:
-    """What ``end.h5`` says.
+    """The content of ``end.h5``.
 
     Attributes:
         header: The run's.
         steps: Number of recorded steps.
-        reason: How the run ended.
+        reason: Of the end, e.g. ``"completed"``.
         segments: All of them, in order.
         state: The state after the last step; ``None`` if the run was given up.
         state_crc: Its checksum.
@@ -85,7 +106,7 @@ def write_end_mark(
     final: tuple[Layout, Mapping[str, Tensor]] | None,
     average: Mapping[str, Tensor] | None,
 ) -> None:
-    """Write it whole, then give it its name."""
+    """Write the end mark whole, then give it its name."""
     temporary = directory.path / f"tmp-end-{os.getpid()}.h5"
     temporary.unlink(missing_ok=True)
     with new_file(temporary, END_FORMAT) as file:
@@ -97,9 +118,9 @@ def write_end_mark(
         if average is not None:
             state = ModelState(params={name: value.detach().cpu() for name, value in average.items()})
             layout = Layout.of(state)
-            lanes = layout.empty()
-            layout.pack(state, lanes)
-            _write_state(file, "average", layout, lanes)
+            flat = layout.empty()
+            layout.pack(state, flat)
+            _write_state(file, "average", layout, flat)
     publish(temporary, directory.end)
 
 
@@ -125,12 +146,12 @@ def read_end_mark(path: Path) -> EndMark:
     return EndMark(**mark, state=state, state_crc=crc, average=average)
 
 
-def _write_state(file: h5py.File, name: str, layout: Layout, lanes: Mapping[str, Tensor]) -> None:
+def _write_state(file: h5py.File, name: str, layout: Layout, flat: Mapping[str, Tensor]) -> None:
     group = file.create_group(name)
     write_document(file, f"{name}/layout", layout_to_json(layout))
-    words = {dtype: to_words(lanes[dtype], dtype) for dtype in layout.lanes}
-    group.attrs["crc32"] = np.uint32(StateChecksum(layout).of_words(words))
-    for dtype, values in words.items():
+    patterns = state_patterns({dtype: flat[dtype] for dtype in layout.buffer_sizes})
+    group.attrs["crc32"] = np.uint32(StateChecksum(layout).of_patterns(patterns))
+    for dtype, values in patterns.items():
         if len(values):
             group.create_dataset(dtype, data=values.view(word_type(dtype).plain), track_times=False)
 
@@ -138,17 +159,16 @@ def _write_state(file: h5py.File, name: str, layout: Layout, lanes: Mapping[str,
 def _read_state(file: h5py.File, name: str, path: Path) -> tuple[ModelState, int]:
     with reading(path, f"layout of {name}"):
         layout = layout_from_json(read_document(file, f"{name}/layout", path))
-        sizes = {dtype: n * word_type(dtype).per_element for dtype, n in layout.lanes.items()}
-        for dtype, words in sizes.items():
+        for dtype, words in word_counts(layout).items():
             if words and checked_dataset(file, f"{name}/{dtype}", word_type(dtype).plain).shape != (words,):
                 raise ValueError(f"{name}/{dtype} does not have the {words} words of its layout")
-    lanes = layout.empty()
-    views = {dtype: to_words(lane, dtype) for dtype, lane in lanes.items()}
+    flat = layout.empty()
+    patterns = state_patterns(flat)
     with reading(path, name):
-        for dtype, view in views.items():
-            if len(view):
-                dataset(file, f"{name}/{dtype}").read_direct(view.view(word_type(dtype).plain))
+        for dtype, values in patterns.items():
+            if len(values):
+                dataset(file, f"{name}/{dtype}").read_direct(values.view(word_type(dtype).plain))
         recorded = integer(file[name], "crc32")
-    if StateChecksum(layout).of_words(views) != recorded:
+    if StateChecksum(layout).of_patterns(patterns) != recorded:
         raise LogCorruptError(f"{path}: {name} differs from its checksum; restore the file from a copy")
-    return layout.unpack(lanes), recorded
+    return layout.unpack(flat), recorded

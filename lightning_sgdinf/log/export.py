@@ -92,7 +92,7 @@ def _export_steps(group: h5py.Group, log: RunLog) -> None:
 
 
 def _append_rates(rates: h5py.Dataset, steps: list[Step]) -> None:
-    """Learning rates; a run may get more param groups on the way."""
+    """Append learning rates; a run may get more param groups on the way."""
     known, widest = rates.shape[1], max(rates.shape[1], *(len(step.groups) for step in steps))
     if widest > known:
         rates.resize(widest, axis=1)
@@ -135,11 +135,11 @@ class _Rows:
         self._dataset.attrs.update({"first_row": first_row, "dtype": dtype_name(like.dtype)})
 
     def fits(self, value: Tensor, row: int) -> bool:
-        """Whether a tensor goes on here."""
+        """Tell if a tensor goes on here."""
         return (value.shape, value.dtype, row) == (self._shape, self._dtype, self._next)
 
     def append(self, value: Tensor) -> None:
-        """The value in the next stored state."""
+        """Append the value in the next stored state."""
         count = self._dataset.shape[0]
         self._dataset.resize(count + 1, axis=0)
         self._next += 1
@@ -150,7 +150,7 @@ class _Rows:
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
-    """As stored; types that numpy does not have are the unsigned integers of their bit patterns."""
+    """Return the type as stored; those that numpy does not have are the unsigned integers of their bit patterns."""
     if dtype is torch.bool:
         return np.dtype(bool)
     if dtype.is_complex:
@@ -159,7 +159,7 @@ def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
 
 
 def _chunk(shape: tuple[int, ...], width: int) -> tuple[int, ...]:
-    """A few small rows, or a part of a large one."""
+    """Return the shape of a chunk: a few small rows, or a part of a large one."""
     size = [max(1, n) for n in shape]
     while width * int(np.prod(size)) > _MAX_CHUNK_BYTES:
         largest = int(np.argmax(size))
@@ -186,7 +186,7 @@ def _append(dataset: h5py.Dataset, values: object) -> None:
 
 
 def _document(step: Step) -> Json:
-    """All of a step that is not in a column."""
+    """Return all of a step that is not in a column."""
     clip = step.clip
     return {
         "groups": [{"params": list(g.params), "options": dict(g.options)} for g in step.groups],
@@ -209,5 +209,5 @@ def _document(step: Step) -> Json:
 
 
 def _escaped(name: str) -> str:
-    """A name as a part of a path."""
+    """Return a name as a part of a path."""
     return name.replace("%", "%25").replace("/", "%2F")

@@ -1,4 +1,4 @@
-"""The few HDF5 operations a log needs; what goes wrong in them names the file and the object."""
+"""The few HDF5 operations that a log needs; their errors name the file and the object."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
 
 
 def create_file(path: Path, format_name: str) -> h5py.File:
-    """A new file; never replaces one."""
+    """Make a new file; never replaces one."""
     file = h5py.File(path, "x", libver=LIBVER, locking=False)
     try:
         file.attrs["format"] = format_name
@@ -61,7 +61,7 @@ def create_file(path: Path, format_name: str) -> h5py.File:
 
 @contextmanager
 def skeleton(path: Path, format_name: str) -> Iterator[h5py.File]:
-    """A new file whose objects are made in memory, and written when all are there; never replaces one.
+    """Make a new file whose objects are made in memory, and written when all are there; never replaces one.
 
     Where HDF5 itself makes objects on a full disk, it ends the process.
     """
@@ -100,7 +100,7 @@ def open_growing(path: Path) -> h5py.File:
 
 @contextmanager
 def new_file(path: Path, format_name: str) -> Iterator[h5py.File]:
-    """A file that is written in one go; if that fails, nothing is left of it."""
+    """Make a file in one go; if that fails, nothing is left of it."""
     file = create_file(path, format_name)
     try:
         yield file
@@ -138,7 +138,7 @@ def open_file(path: Path, format_name: str, *, label: Path | None = None) -> h5p
     Args:
         path: File.
         format_name: Format it must have.
-        label: How errors call the file.
+        label: The file's name in errors.
 
     Raises:
         LogNotFoundError: There is no such file.
@@ -152,28 +152,28 @@ def open_file(path: Path, format_name: str, *, label: Path | None = None) -> h5p
         file = h5py.File(path, "r", locking=False)
     try:
         with reading(label, "attribute format"):
-            found = file.attrs.get("format")
-        if found != format_name:
-            raise LogVersionError(f"{label}: {_other_format(found, format_name)}")
+            present = file.attrs.get("format")
+        if present != format_name:
+            raise LogVersionError(f"{label}: {_other_format(present, format_name)}")
     except LogError:
         file.close()
         raise
     return file
 
 
-def _other_format(found: object, format_name: str) -> str:
-    """What to do about a file of another format."""
-    if found is None:
+def _other_format(present: object, format_name: str) -> str:
+    """Return the advice about a file of another format."""
+    if present is None:
         return f"the file says no format, expected {format_name!r}; it is no part of a log, move it elsewhere"
     kind, _, version = format_name.partition("/")
-    theirs, _, number = str(found).partition("/")
+    theirs, _, number = str(present).partition("/")
     later = theirs == kind and number.isdecimal() and int(number) > int(version)
     advice = "a later release wrote it: update this one" if later else "use the release that wrote it"
-    return f"the file has format {found!r}, this release reads {format_name!r}; {advice}"
+    return f"the file has format {present!r}, this release reads {format_name!r}; {advice}"
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """A dataset by name, whose data are in this file.
+    """Return a dataset by name, whose data are in this file.
 
     Raises:
         KeyError: There is none.
@@ -183,18 +183,18 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset:
     parts = name.split("/")
     for end in range(1, len(parts) + 1):
         if not isinstance(link := file.get("/".join(parts[:end]), getlink=True), h5py.HardLink):
-            raise KeyError(f"found {link}, expected a dataset in this file")
-    found = file[name]
-    if not isinstance(found, h5py.Dataset):
-        raise TypeError(f"found {found}, expected a dataset")
-    properties = found.id.get_create_plist()
+            raise KeyError(f"{link} is there, expected a dataset in this file")
+    stored = file[name]
+    if not isinstance(stored, h5py.Dataset):
+        raise TypeError(f"{stored} is there, expected a dataset")
+    properties = stored.id.get_create_plist()
     if properties.get_layout() == h5py.h5d.VIRTUAL or properties.get_external_count():
         raise ValueError(f"{name} refers to other files")
-    return found
+    return stored
 
 
 def integer(item: Any, name: str) -> int:
-    """An attribute of a file, group or dataset that is an integer."""
+    """Return an attribute of a file, group or dataset that is an integer."""
     return int(item.attrs[name])
 
 
@@ -205,7 +205,7 @@ def write_document(file: h5py.File, name: str, data: bytes) -> None:
 
 
 def read_document(file: h5py.File, name: str, path: Path) -> bytes:
-    """What `write_document` stored, checked."""
+    """Read what `write_document` stored, and check it."""
     data = read_column(file, name, path, "|u1").tobytes()
     with reading(path, f"attribute crc32 of {name}"):
         recorded = integer(file[name], "crc32")
@@ -217,7 +217,7 @@ def read_document(file: h5py.File, name: str, path: Path) -> bytes:
 def read_column(
     file: h5py.File, name: str, path: Path, dtype: str, columns: int | None = None, *, sealed: bool = True
 ) -> np.ndarray:
-    """A whole unfiltered dataset, after its claims were held against the bytes that are there.
+    """Read a whole unfiltered dataset, after its claims were compared with the bytes that are there.
 
     Args:
         file: Open file.
@@ -240,7 +240,10 @@ def checked_dataset(
     sealed: bool = True,
     filters: Sequence[int] = (),
 ) -> h5py.Dataset:
-    """A dataset of the type, shape, filters and allocation that the format demands.
+    """Return a dataset of the type, shape, filters and allocation that the format demands.
+
+    A damaged header may claim any number of rows, and reading would allocate them. So the bytes that are claimed must
+    not be more than the bytes that are there: those that HDF5 has allocated, for filtered data those of whole chunks.
 
     Args:
         file: Open file.
@@ -254,23 +257,23 @@ def checked_dataset(
         ValueError: It has others.
         KeyError: There is none.
     """
-    found = dataset(file, name)
+    stored = dataset(file, name)
     expected = (columns,) if columns is not None else ()
-    if found.dtype != np.dtype(dtype) or found.shape[1:] != expected:
-        raise ValueError(f"found {found}, expected {dtype} of shape (n, {', '.join(map(str, expected))})")
-    properties = found.id.get_create_plist()
+    if stored.dtype != np.dtype(dtype) or stored.shape[1:] != expected:
+        raise ValueError(f"{stored} is there, expected {dtype} of shape (n, {', '.join(map(str, expected))})")
+    properties = stored.id.get_create_plist()
     numbers = tuple(properties.get_filter(i)[0] for i in range(properties.get_nfilters()))
     if numbers and numbers != tuple(filters):
-        raise ValueError(f"found filters {numbers}, expected {tuple(filters)}")
+        raise ValueError(f"filters {numbers} are there, expected {tuple(filters)}")
     if not sealed:
-        there = found.nbytes if numbers else file.id.get_filesize() + _UNWRITTEN_BYTES
+        there = stored.nbytes if numbers else file.id.get_filesize() + _UNWRITTEN_BYTES
     elif numbers:
-        there = found.id.get_num_chunks() * prod(found.chunks or ()) * found.dtype.itemsize
+        there = stored.id.get_num_chunks() * prod(stored.chunks or ()) * stored.dtype.itemsize
     else:
-        there = found.id.get_storage_size()
-    if found.nbytes > there:
-        raise ValueError(f"{name}: {found.nbytes} bytes are claimed and {there} are there")
-    return found
+        there = stored.id.get_storage_size()
+    if stored.nbytes > there:
+        raise ValueError(f"{name}: {stored.nbytes} bytes are claimed and {there} are there")
+    return stored
 
 
 class Growing:
@@ -305,7 +308,7 @@ def read_rows(dataset: h5py.Dataset, start: int, out: np.ndarray) -> None:
 def _selection(
     dataset: h5py.h5d.DatasetID, start: int, count: int, row: tuple[int, ...]
 ) -> tuple[h5py.h5s.SpaceID, h5py.h5s.SpaceID]:
-    """Memory and file space of ``count`` whole rows."""
+    """Return memory and file space of ``count`` whole rows."""
     space = dataset.get_space()
     space.select_hyperslab((start, *(0 for _ in row)), (count, *row))
     return h5py.h5s.create_simple((count, *row)), space

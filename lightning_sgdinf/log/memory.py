@@ -19,11 +19,11 @@ class MemoryLog:
     """A finished run of ``T`` steps.
 
     Args:
-        header: What holds for the whole run.
+        header: Of the run.
         steps: Steps ``0 .. T - 1``.
         states: Stored states by index; ``T`` must be among them.
         average: Averaged parameters at the end, if any.
-        checksums: Of states that are not stored, by index, where they are known.
+        checksums: Known checksums of states that are not stored, by index.
 
     Raises:
         ConfigurationError: Steps out of order, or no state ``T``.
@@ -54,7 +54,7 @@ class MemoryLog:
         self._checksums = dict(checksums or {}) | {i: state_checksum(s) for i, s in self._states.items()}
 
     def __len__(self) -> int:
-        """``T``."""
+        """Return ``T``."""
         return len(self._steps)
 
     @property
@@ -78,11 +78,11 @@ class MemoryLog:
 
     @property
     def state_indices(self) -> np.ndarray:
-        """Which states are stored, int64, increasing, ``T`` last."""
+        """Indices of the stored states, int64, increasing, ``T`` last."""
         return np.array(list(self._states), np.int64)
 
     def step(self, index: int) -> Step:
-        """Step ``index`` of ``0 .. T - 1``.
+        """Return step ``index`` of ``0 .. T - 1``.
 
         Raises:
             IndexError: There is no such step.
@@ -92,7 +92,7 @@ class MemoryLog:
         return self._steps[index]
 
     def steps(self, start: int, stop: int) -> Iterator[Step]:
-        """Steps ``start .. stop - 1``, or downwards ``start - 1 .. stop`` if ``start > stop``.
+        """Yield steps ``start .. stop - 1``, or downwards ``start - 1 .. stop`` if ``start > stop``.
 
         Raises:
             IndexError: Not all of them exist.
@@ -102,7 +102,7 @@ class MemoryLog:
         yield from self._steps[start:stop] if start <= stop else reversed(self._steps[stop:start])
 
     def state(self, index: int) -> ModelState:
-        """A copy of stored state ``index``.
+        """Return a copy of stored state ``index``.
 
         Raises:
             IndexError: There is no such state.
@@ -116,7 +116,7 @@ class MemoryLog:
         return self._states[index].clone()
 
     def state_checksum(self, index: int) -> int | None:
-        """CRC-32 of state ``index``; ``None`` if it is neither stored nor known.
+        """Return the CRC-32 of state ``index``; ``None`` if it is neither stored nor known.
 
         Raises:
             IndexError: There is no such state.

@@ -26,7 +26,7 @@ from lightning_sgdinf.log.twister import StreamEncoder
 
 MAX_PAGE_BYTES = 1 << 30
 
-_HEAD = Struct("<6I")
+_HEAD = Struct("<6I")  # steps, example ids, bytes of an id, bytes of documents, uses of strings, new strings
 _CHUNK, _ENDS_CHUNK = 8192, 128
 _RECENT_STRINGS = 256
 
@@ -35,6 +35,9 @@ _RECENT_STRINGS = 256
 class Page:
     """Columns of the steps of a page, or of several pages one after another.
 
+    As bytes a page is its head, then the columns in the order below, numbers of one width each, then ids, documents and
+    strings. Columns of similar numbers side by side, and the bytes of ids by significance, are what compresses well.
+
     Attributes:
         stored: Per step 1 if the state before it is stored.
         state_crc: Per step the checksum of the state before it.
@@ -42,9 +45,9 @@ class Page:
         id_counts: Per step the number of its example ids.
         document_sizes: Per step the bytes of its document.
         string_counts: Per step how many byte strings it uses.
-        batch_ends: Per step where its batches end.
+        batch_ends: Per step the byte at which its batches end.
         strings_used: Numbers of the byte strings that the steps use, in the segment.
-        kinds: Per new byte string how it is stored, see `lightning_sgdinf.log.twister`.
+        kinds: Per new byte string its form, see `lightning_sgdinf.log.twister`.
         strings: New byte strings as they are stored.
         ids: Example ids.
         documents: All documents.
@@ -64,7 +67,7 @@ class Page:
     documents: list[bytes] = field(default_factory=list)
 
     def to_bytes(self) -> bytes:
-        """The page, compressed."""
+        """Return the page, compressed."""
         ids = np.concatenate(self.ids) if self.ids else np.empty(0, "<i8")
         width = _id_width(ids)
         documents = b"".join(self.documents)
@@ -81,6 +84,7 @@ class Page:
             np.array(self.strings_used, "<u4").tobytes(),
             bytes(self.kinds),
             np.array([len(s) for s in self.strings], "<u4").tobytes(),
+            # The lowest bytes of all ids, then their second bytes ..., up to the width of the largest id.
             np.ascontiguousarray(ids.view(np.uint8).reshape(-1, 8)[:, :width].T).tobytes(),
             documents,
             *self.strings,
@@ -89,7 +93,7 @@ class Page:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Page:
-        """A page, uncompressed again.
+        """Return the page of some bytes, uncompressed again.
 
         Raises:
             ValueError: It is not one.
@@ -109,6 +113,7 @@ class Page:
         page.documents.append(bytes(content.take(documents)))
         page.strings += [bytes(content.take(size)) for size in sizes]
         content.finish()
+        # Steps are cut out of these parts by their sizes, so the sizes must add up.
         sums = sum(page.id_counts), sum(page.document_sizes), sum(page.string_counts)
         if sums != (ids, documents, used) or not steps:
             raise ValueError(f"a page of {steps} steps has {(ids, documents, used)} parts, its steps have {sums}")
@@ -143,22 +148,22 @@ class PageWriter:
         return self._bytes.length, self._ends.length
 
     def strings(self, step: EncodedStep) -> tuple[list[int], list[int]]:
-        """Numbers and checksums of the byte strings of a step; they are put into the page if they are new."""
+        """Return numbers and checksums of the byte strings of a step; put them into the page if they are new."""
         places = [self._string(data) for data in step.blobs]
         return [number for number, _ in places], [crc for _, crc in places]
 
     def add(
         self, step: EncodedStep, strings: Sequence[int], *, stored: bool, state_crc: int, crc: int, batch_end: int
     ) -> None:
-        """The next step.
+        """Add the next step.
 
         Args:
             step: The step.
             strings: Numbers of its byte strings.
-            stored: Whether the state before it is stored.
+            stored: The state before it is stored.
             state_crc: That state's checksum.
             crc: The step's checksum.
-            batch_end: Where its batches end.
+            batch_end: Byte at which its batches end.
         """
         page = self._page
         page.stored.append(int(stored))
@@ -183,7 +188,7 @@ class PageWriter:
         self._page = Page()
 
     def shrink(self, lengths: tuple[int, int]) -> None:
-        """Back to what it had."""
+        """Go back to the lengths that it had, and forget the steps since the last page."""
         self._page = Page()
         self._bytes.resize(lengths[0])
         self._ends.resize(lengths[1])
@@ -206,7 +211,7 @@ class PageWriter:
 
 
 def read_pages(file: h5py.File, path: Path, *, sealed: bool) -> Page:
-    """All steps of a segment.
+    """Read all steps of a segment.
 
     Args:
         file: Open segment.
@@ -273,7 +278,7 @@ def _inflated(data: bytes) -> bytes:
 
 
 def _id_width(ids: np.ndarray) -> int:
-    """Bytes of the shortest integer that holds all ids; those below zero take 8."""
+    """Return the bytes of the shortest integer that holds all ids; those below zero take 8."""
     if not len(ids):
         return 0
     largest = int(ids.max())
@@ -281,6 +286,7 @@ def _id_width(ids: np.ndarray) -> int:
 
 
 def _ids(planes: memoryview, width: int, count: int) -> np.ndarray:
+    """Return ids from their planes of bytes ``[width, count]``, the lowest first; the bytes that were cut off are 0."""
     wide = np.zeros((count, 8), np.uint8)
     wide[:, :width] = np.frombuffer(planes, np.uint8).reshape(width, count).T
     return wide.reshape(-1).view("<i8")

@@ -1,4 +1,4 @@
-"""What a run's record is made of, as plain values.
+"""The plain values that a run's record is made of.
 
 Recording makes these values and replay reads them; they are all that the two share. Times are counted as follows: a run
 of ``T`` optimizer steps has states ``0 .. T``; step ``t`` takes state ``t`` to state ``t + 1``.
@@ -31,7 +31,7 @@ class Draw:
             fetched; empty if it was not taken.
         digest: Checksum of the collated batch, see `lightning_sgdinf.log.batch_digest`; ``None`` if it was not taken.
         single: The loader has ``batch_size=None``: the dataset's item is the batch, and is not collated.
-        batch: Reads the collated batch itself, as `lightning_sgdinf.batch_bytes` writes it; ``None`` if it was not
+        batch: Reads the collated batch itself, as `lightning_sgdinf.log.batch_bytes` writes it; ``None`` if it was not
             stored.
     """
 
@@ -49,13 +49,13 @@ class MicroBatch:
 
     Attributes:
         batch_idx: The index that ``training_step`` was given.
-        draws: Where its examples came from; one entry unless loaders are combined. Empty if examples have no ids
+        draws: The origin of its examples; one entry unless loaders are combined. Empty if examples have no ids
             (iterable datasets).
         transferred_with: Generators of the training process when the batch was handed over (before the batch-transfer
             hooks).
         stepped_with: Generators of the training process just before ``training_step``.
-        rank: Which of the training processes did it. All begin a step with the buffers of process 0, and only what that
-            one makes of them stays.
+        rank: Number of the training process that did it. All begin a step with the buffers of process 0, and only what
+            that one makes of them stays.
     """
 
     batch_idx: int
@@ -110,16 +110,15 @@ class Step:
         micro_batches: The passes whose gradients it summed, in order; of several training processes one after another,
             0 last.
         groups: The optimizer's param groups with the hyper-parameters of this step.
-        accumulation: What each micro-batch's loss was divided by: the Trainer's ``accumulate_grad_batches``, times the
+        accumulation: Divisor of each micro-batch's loss: the Trainer's ``accumulate_grad_batches``, times the
             number of training processes, whose gradients are averaged.
         clip: Gradient clipping, if any.
         eval_modules: Names of sub-modules that were in eval mode during the step (``""`` is the module itself).
         average: ``(a, b)`` if a weight-averaging callback did ``average <- a * average + b * params`` after the step,
             with the parameters after the step.
         loss: Training loss of the last micro-batch as returned by ``training_step``, for display; may be NaN.
-        changed: Tensors that something other than the optimizer changed just before this step, as `TensorSpec.label`
-            calls
-            them: state ``t`` is then not what step ``t - 1`` led to.
+        changed: `TensorSpec.label` of the tensors that something other than the optimizer changed just before the step:
+            state ``t`` is then not what step ``t - 1`` led to.
     """
 
     index: int
@@ -148,7 +147,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What holds for the whole run.
+    """All that holds for the whole run.
 
     Attributes:
         run_id: Random hexadecimal name of the run.
@@ -158,12 +157,12 @@ class Header:
         parameters: Trained parameters in order: name, shape, dtype name.
         constant_digest: Checksum over the names and values of parameters that are not trained; 0 if there are none.
         precision: The Trainer's precision, e.g. ``"32-true"``, ``"bf16-mixed"``.
-        keep: Which states are stored, as the user wrote it: ``"every_step"``, ``"every(10)"``, ``"last_epochs(1)"``,
-            ``"final"``.
+        keep: The policy by which states are stored, as the user wrote it: ``"every_step"``, ``"every(10)"``,
+            ``"last_epochs(1)"``, ``"final"``.
         datasets: Per loader: qualified class name and length.
         replayable: Empty, or why the run cannot be replayed (it is recorded nevertheless).
         environment: Versions, device, thread count, instruction set, determinism flags.
-        extra: Room for what later releases add; readers ignore what they do not know.
+        extra: More, also from later releases; readers ignore what they do not know.
     """
 
     run_id: str

@@ -1,7 +1,7 @@
 """Make a log whole again after its writer died, and cut it back to an earlier step.
 
 A file of a dead writer is only ever read, from a copy: what its checksums prove is written to a new file, and that
-takes the old one's place by renaming. So any of this may itself be killed, and done again.
+takes the old one's place by renaming. So any of this may itself be killed, and repeated.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from lightning_sgdinf.errors import LogCorruptError, ResumeError
-from lightning_sgdinf.log.bit_patterns import to_words
+from lightning_sgdinf.log.bit_patterns import state_patterns
 from lightning_sgdinf.log.directory import WritableDirectory, sync_file
-from lightning_sgdinf.log.end_mark import EndMark, SegmentEntry, read_end_mark, write_end_mark
+from lightning_sgdinf.log.end_mark import EndMark, SegmentEntry, read_end_mark, total_steps, write_end_mark
 from lightning_sgdinf.log.records import Header
 from lightning_sgdinf.log.segment_reader import SegmentReader
 from lightning_sgdinf.log.segment_writer import SegmentWriter
@@ -26,7 +26,7 @@ from lightning_sgdinf.log.step_documents import EncodedStep
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryReport:
-    """What `recover` did.
+    """The outcome of `recover`.
 
     Attributes:
         steps: Recorded steps of the log.
@@ -40,7 +40,7 @@ class RecoveryReport:
 
     @property
     def changed(self) -> bool:
-        """Whether there was anything to do."""
+        """True if there was anything to do."""
         return bool(self.sealed or self.set_aside)
 
 
@@ -66,7 +66,7 @@ def recover(path: str | os.PathLike[str]) -> RecoveryReport:
         if end is not None and not sealed:
             return RecoveryReport(steps=end.steps, sealed=0, set_aside=tuple(aside))
         header, entries = survey(directory)
-        steps = _total(directory, entries)
+        steps = total_steps(directory.path, [(entry.first, entry.steps) for entry in entries])
         if header is not None:
             reason = f"killed after step {steps - 1}; recovered"
             write_end_mark(
@@ -97,18 +97,18 @@ def cut(directory: WritableDirectory, run_id: str, steps: int) -> list[SegmentEn
     """
     seal_live(directory, _readable_end(directory, []), [])
     header, entries = survey(directory)
-    found = _total(directory, entries)
+    recorded = total_steps(directory.path, [(entry.first, entry.steps) for entry in entries])
     if header is not None and header.run_id != run_id:
         raise ResumeError(
             f"{directory.path} is the log of run {header.run_id}, expected run {run_id}; resume with the path of that "
             "run's log, or record a new one"
         )
-    if found < steps:
+    if recorded < steps:
         raise ResumeError(
-            f"{directory.path} has {found} steps and shall be continued with step {steps}: steps {found} to "
+            f"{directory.path} has {recorded} steps and shall be continued with step {steps}: steps {recorded} to "
             f"{steps - 1} are lost; resume from an earlier checkpoint, or record a new log"
         )
-    if found > steps:
+    if recorded > steps:
         directory.end.unlink(missing_ok=True)
         sync_file(directory.path)
         while entries and entries[-1].first >= steps:
@@ -123,7 +123,7 @@ def cut(directory: WritableDirectory, run_id: str, steps: int) -> list[SegmentEn
 
 
 def seal_live(directory: WritableDirectory, end: EndMark | None, aside: list[Path]) -> int:
-    """Turn the unsealed segment into a sealed one; the number of its steps.
+    """Turn the unsealed segment into a sealed one; return the number of its steps.
 
     Args:
         directory: Held by this process.
@@ -155,12 +155,12 @@ def _seal(directory: WritableDirectory, first: int, path: Path, end: EndMark | N
 
 
 def _begins(segment: SegmentReader) -> bool:
-    """Whether the first step of an unsealed segment is whole."""
+    """Tell if the first step of an unsealed segment is whole."""
     try:
         if len(segment.steps):
             segment.steps.encoded(segment.first, segment.batches.read)
             if segment.first in segment.steps.stored:
-                segment.lanes(segment.first)
+                segment.flat_state(segment.first)
             return True
     except LogCorruptError:
         pass
@@ -173,19 +173,19 @@ def rewrite(directory: WritableDirectory, segment: SegmentReader, steps: int) ->
     Args:
         directory: Held by this process.
         segment: The segment.
-        steps: How many; of an unsealed one it may be fewer, as many as are whole.
+        steps: Number of steps; of an unsealed segment fewer may be written, as many as are whole.
 
     Returns:
         What was written; ``None`` if nothing, because no step is whole.
 
     Raises:
-        LogCorruptError: What is read of a sealed segment differs from its checksums.
+        LogCorruptError: A sealed segment differs from its checksums.
     """
     temporary = directory.path / f"tmp-{os.getpid()}-{segment.first:010d}.h5"
     temporary.unlink(missing_ok=True)
     writer = None
     try:
-        for step, state_crc, words in _read(segment, steps):
+        for step, state_crc, patterns in _read(segment, steps):
             if writer is None:
                 writer = SegmentWriter(
                     temporary,
@@ -197,7 +197,7 @@ def rewrite(directory: WritableDirectory, segment: SegmentReader, steps: int) ->
                     segment_bytes=1,  # whoever adds judges whether it is full
                     batch_bytes=sum(map(len, step.batches)),
                 )
-            writer.add(step, state_crc, words)
+            writer.add(step, state_crc, patterns)
             if not writer.steps % _FLUSH_STEPS:
                 writer.flush()
         return None if writer is None else writer.seal(directory.sealed(segment.first))
@@ -209,22 +209,22 @@ def rewrite(directory: WritableDirectory, segment: SegmentReader, steps: int) ->
 
 
 def _read(segment: SegmentReader, steps: int) -> Iterator[tuple[EncodedStep, int, dict[str, np.ndarray] | None]]:
-    """Steps, checksums of the states before them, and these states if they are stored."""
+    """Yield steps, checksums of the states before them, and the patterns of these states if they are stored."""
     stored = set(segment.steps.stored.tolist())
     for index in range(segment.first, segment.first + steps):
         try:
-            step, words = segment.steps.encoded(index, segment.batches.read), None
+            step, patterns = segment.steps.encoded(index, segment.batches.read), None
             if index in stored:
-                words = {dtype: to_words(lane, dtype) for dtype, lane in segment.lanes(index).items()}
+                patterns = state_patterns(segment.flat_state(index))
         except LogCorruptError:
             if segment.sealed:
                 raise
             return
-        yield step, segment.steps.state_crc[index - segment.first], words
+        yield step, segment.steps.state_crc[index - segment.first], patterns
 
 
 def survey(directory: WritableDirectory) -> tuple[Header | None, list[SegmentEntry]]:
-    """The newest header, and what the sealed segments hold."""
+    """Return the newest header, and the entries of the sealed segments."""
     header, entries = None, []
     for first, path in directory.segments("seg").items():
         with closing(SegmentReader(path, first, run_id=None if header is None else header.run_id)) as segment:
@@ -234,18 +234,6 @@ def survey(directory: WritableDirectory) -> tuple[Header | None, list[SegmentEnt
 
 
 _FLUSH_STEPS = 64
-
-
-def _total(directory: WritableDirectory, entries: list[SegmentEntry]) -> int:
-    expected = 0
-    for entry in entries:
-        if entry.first != expected:
-            raise LogCorruptError(
-                f"{directory.path}: a segment begins with step {entry.first}, expected {expected}: one is missing "
-                "before it; restore it from a copy"
-            )
-        expected += entry.steps
-    return expected
 
 
 def _readable_end(directory: WritableDirectory, aside: list[Path]) -> EndMark | None:
@@ -259,7 +247,7 @@ def _readable_end(directory: WritableDirectory, aside: list[Path]) -> EndMark | 
 
 
 def _set_aside(path: Path) -> Path:
-    """Out of the way, but not deleted."""
+    """Rename a file out of the way, without deleting it."""
     number = 1
     while (target := path.with_name(f"damaged-{number}-{path.name}")).exists():
         number += 1

@@ -13,11 +13,11 @@ from lightning_sgdinf.log.trajectory import Trajectory
 from lightning_sgdinf.state import ModelState
 
 
-class Numbered:
-    """A recorded run whose examples are numbered in the order of their recorded ids.
+class Reindexed:
+    """A recorded run whose examples are reindexed in the order of their recorded ids.
 
     Args:
-        log: The record; its steps are read once, to find the ids.
+        log: The record; its steps are read once, for their ids.
 
     Attributes:
         ids: The recorded id of each example, int64 ``[N]``, increasing.
@@ -25,8 +25,8 @@ class Numbered:
 
     def __init__(self, log: Trajectory) -> None:
         self._log = log
-        found = [np.unique(step.example_ids) for step in log.steps(0, len(log))]
-        self.ids: np.ndarray = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        ids = [np.unique(step.example_ids) for step in log.steps(0, len(log))]
+        self.ids: np.ndarray = np.unique(np.concatenate(ids)) if ids else np.empty(0, np.int64)
 
     @property
     def header(self) -> Header:
@@ -59,16 +59,16 @@ class Numbered:
         return getattr(self._log, "size_bytes", 0)
 
     def __len__(self) -> int:
-        """``T``."""
+        """Return ``T``."""
         return len(self._log)
 
     def step(self, index: int) -> Step:
         """See `Trajectory`."""
-        return self._numbered(self._log.step(index))
+        return self._reindex(self._log.step(index))
 
     def steps(self, start: int, stop: int) -> Iterator[Step]:
         """See `Trajectory`."""
-        return map(self._numbered, self._log.steps(start, stop))
+        return map(self._reindex, self._log.steps(start, stop))
 
     def state(self, index: int) -> ModelState:
         """See `Trajectory`."""
@@ -78,27 +78,27 @@ class Numbered:
         """See `Trajectory`."""
         return self._log.state_checksum(index)
 
-    def _numbered(self, step: Step) -> Step:
-        def draw(found: Draw) -> Draw:
-            return replace(found, example_ids=self.ids.searchsorted(found.example_ids))
+    def _reindex(self, step: Step) -> Step:
+        def in_draw(draw: Draw) -> Draw:
+            return replace(draw, example_ids=self.ids.searchsorted(draw.example_ids))
 
-        def micro_batch(found: MicroBatch) -> MicroBatch:
-            return replace(found, draws=tuple(map(draw, found.draws)))
+        def in_micro_batch(micro: MicroBatch) -> MicroBatch:
+            return replace(micro, draws=tuple(map(in_draw, micro.draws)))
 
-        return replace(step, micro_batches=tuple(map(micro_batch, step.micro_batches)))
+        return replace(step, micro_batches=tuple(map(in_micro_batch, step.micro_batches)))
 
 
-def numbered(log: Trajectory) -> tuple[Trajectory, int]:
-    """A run that holds its batches, with examples numbered ``0 .. N - 1``, and ``N``."""
+def reindex(log: Trajectory) -> tuple[Trajectory, int]:
+    """Return a run that holds its batches, with examples numbered ``0 .. N - 1``, and ``N``."""
     length = log.header.datasets[0][1] if log.header.datasets else -1
     if length >= 0:
         return log, length
-    found = Numbered(log)
-    return found, len(found.ids)
+    reindexed = Reindexed(log)
+    return reindexed, len(reindexed.ids)
 
 
 def key_labels(log: Trajectory) -> tuple[str, ...] | None:
-    """The keys of a run's examples as labels, where the user gave keys."""
-    if isinstance(log, Numbered) and log.header.extra.get("example_key"):
+    """Return the keys of a run's examples as labels, if the user gave keys."""
+    if isinstance(log, Reindexed) and log.header.extra.get("example_key"):
         return tuple(map(str, log.ids.tolist()))
     return None

@@ -33,7 +33,7 @@ class SegmentReader:
         path: The file.
         first: Number of its first step, as its name says.
         run_id: Run that it must belong to; ``None`` to accept any.
-        copy: Where its content is, if not at ``path``.
+        copy: File with its content, if that is not ``path``.
 
     Raises:
         LogVersionError: It has another format.
@@ -52,7 +52,7 @@ class SegmentReader:
 
     @classmethod
     def of_unsealed(cls, path: Path, first: int, *, workplace: Path | None = None, check: bool = True) -> SegmentReader:
-        """A segment whose writer died; the file is left as it is.
+        """Open a segment whose writer died; the file is left as it is.
 
         Args:
             path: The file.
@@ -124,11 +124,11 @@ class SegmentReader:
             self.steps.encoded(index, self.batches.read)
 
     def state(self, index: int) -> ModelState:
-        """Stored state ``index``; see `lanes`."""
-        return self.layout.unpack(self.lanes(index))
+        """Read stored state ``index``; see `flat_state`."""
+        return self.layout.unpack(self.flat_state(index))
 
-    def lanes(self, index: int) -> dict[str, Tensor]:
-        """Stored state ``index`` as lanes of its own.
+    def flat_state(self, index: int) -> dict[str, Tensor]:
+        """Read stored state ``index`` as flat buffers of its own.
 
         Raises:
             StateNotStoredError: Only its checksum is known.
@@ -140,19 +140,19 @@ class SegmentReader:
             raise StateNotStoredError(
                 f"{self.path}: state {index} was not kept, only its checksum; read an earlier one and replay from there"
             )
-        return self.states.lanes(row, index, self.steps.state_crc[index - self.first])
+        return self.states.read(row, index, self.steps.state_crc[index - self.first])
 
     def sizes(self) -> dict[str, int]:
-        """Bytes that each dataset takes in the file, by name."""
-        found: dict[str, int] = {}
+        """Return the bytes that each dataset takes in the file, by name."""
+        sizes: dict[str, int] = {}
 
         def visit(name: str, item: object) -> None:
             if isinstance(item, h5py.Dataset):
-                found[name] = int(item.id.get_storage_size())
+                sizes[name] = int(item.id.get_storage_size())
 
         with reading(self.path, "list of datasets"):
             self._file.visititems(visit)
-        return found
+        return sizes
 
     @property
     def plain_bytes(self) -> int:
@@ -161,7 +161,7 @@ class SegmentReader:
 
     @property
     def sealed(self) -> bool:
-        """Whether its writer finished it."""
+        """True if its writer finished it."""
         return not self._partial
 
     def close(self) -> None:

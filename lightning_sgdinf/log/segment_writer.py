@@ -16,26 +16,26 @@ from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.log.batch_store import BatchWriter
 from lightning_sgdinf.log.bit_patterns import row_bytes
+from lightning_sgdinf.log.buffer_rows import create_rows, rows_of
 from lightning_sgdinf.log.checksum import StateChecksum, step_checksum
 from lightning_sgdinf.log.codecs import Codec
 from lightning_sgdinf.log.directory import SEGMENT_FORMAT, publish
 from lightning_sgdinf.log.documents import layout_to_json
 from lightning_sgdinf.log.end_mark import SegmentEntry
 from lightning_sgdinf.log.hdf5 import discard, open_growing, skeleton, write_document
-from lightning_sgdinf.log.lane_rows import create_lanes, lanes_of
 from lightning_sgdinf.log.pages import PageWriter
 from lightning_sgdinf.log.step_documents import EncodedStep
 from lightning_sgdinf.state import Layout
 
 MAX_STEPS = 4096
-MIN_STORED = 16
+_MIN_STORED = 16
 _MAX_SIDE_BYTES = 32 << 20
 _LOOK_ONLY = 0o444  # while it is written, who opens it with mode "w" would empty it, whatever HDF5 says then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lengths:
-    """How much of a segment has been flushed."""
+    """The part of a segment that has been flushed."""
 
     steps: int
     stored: int
@@ -53,8 +53,9 @@ class SegmentWriter:
         run_id: Name of the run.
         header: Header document.
         layout: Of all its states.
-        codec: How states are stored.
+        codec: Of its states.
         segment_bytes: Bytes of uncompressed states, or of uncompressed batches, after which it is full.
+        short: Only a few states: enough to choose the next segment's codec by.
         batch_bytes: Bytes of the first step's batches; 0 if its steps have none.
     """
 
@@ -68,19 +69,21 @@ class SegmentWriter:
         layout: Layout,
         codec: Codec,
         segment_bytes: int,
+        short: bool = False,
         batch_bytes: int = 0,
     ) -> None:
-        self.path, self.first, self.layout, self.codec, self.steps = path, first, layout, codec, 0
+        self.path, self.first, self.layout, self.steps = path, first, layout, 0
         self.checksum = StateChecksum(layout)
         self._crcs: list[int] = []
         self._stored: list[int] = []
-        self._segment_bytes = segment_bytes
-        self._max_stored = min(MAX_STEPS, max(MIN_STORED, segment_bytes // max(1, row_bytes(layout))))
+        most = 0 if short else segment_bytes // max(1, row_bytes(layout))
+        self._max_stored = min(MAX_STEPS, max(_MIN_STORED, most))
+        self._max_batch_bytes = max(segment_bytes, _MAX_SIDE_BYTES)
         with skeleton(path, SEGMENT_FORMAT) as file:
             file.attrs.update({"first_step": np.int64(first), "run_id": run_id, "codec": codec.name})
             write_document(file, "header", header)
             write_document(file, "layout", layout_to_json(layout))
-            create_lanes(file, layout, codec)
+            create_rows(file, layout, codec)
             PageWriter.create(file)
             if batch_bytes:
                 BatchWriter.create(file, batch_bytes)
@@ -91,7 +94,7 @@ class SegmentWriter:
             raise
         self._mode = path.stat().st_mode
         path.chmod(_LOOK_ONLY)
-        self._lanes, self._pages = lanes_of(self._file, layout, codec), PageWriter(self._file)
+        self._rows, self._pages = rows_of(self._file, layout, codec), PageWriter(self._file)
         self._batches = BatchWriter(self._file) if batch_bytes else None
         self._safe = self._lengths()
 
@@ -101,44 +104,43 @@ class SegmentWriter:
         return self._file.id.get_vfd_handle()
 
     @property
-    def has_batches(self) -> bool:
-        """Whether batches of its steps are stored."""
-        return self._batches is not None
-
-    @property
-    def stored(self) -> int:
-        """Number of its stored states."""
-        return len(self._stored)
-
-    @property
     def state_bytes(self) -> int:
         """Bytes of its states in the file."""
-        return sum(rows.size_bytes for rows in self._lanes.values())
+        return sum(rows.size_bytes for rows in self._rows.values())
 
-    @property
-    def full(self) -> bool:
-        """Whether the next step belongs into another segment."""
+    def accepts(self, layout: Layout, *, with_batches: bool) -> bool:
+        """Tell if the next step belongs into this segment; otherwise into another one.
+
+        Args:
+            layout: Of the state before the step.
+            with_batches: Its batches are to be stored.
+        """
         batches = 0 if self._batches is None else self._batches.length
-        return (
+        full = (
             self.steps >= MAX_STEPS
             or len(self._stored) >= self._max_stored
             or self._pages.side_bytes >= _MAX_SIDE_BYTES
-            or batches >= max(self._segment_bytes, _MAX_SIDE_BYTES)
+            or batches >= self._max_batch_bytes
+        )
+        return (
+            not full
+            and (self._batches is not None) == with_batches
+            and (self.layout is layout or self.layout == layout)
         )
 
-    def add(self, step: EncodedStep, state_crc: int, words: Mapping[str, np.ndarray] | None) -> None:
+    def add(self, step: EncodedStep, state_crc: int, patterns: Mapping[str, np.ndarray] | None) -> None:
         """Add the next step and the state before it.
 
         Args:
             step: The step.
             state_crc: The state's checksum.
-            words: Bit patterns of the state by dtype, if it is to be stored. Their memory must stay as it is while it
-                is one of the last `Codec.order` stored states.
+            patterns: Bit patterns of the state by dtype, if it is to be stored. Their memory must stay as it is while
+                it is one of the last `Codec.order` stored states.
         """
-        index, store = self.first + self.steps, words is not None
-        if words is not None:
-            for dtype, rows in self._lanes.items():
-                rows.add(words[dtype])
+        index, store = self.first + self.steps, patterns is not None
+        if patterns is not None:
+            for dtype, rows in self._rows.items():
+                rows.add(patterns[dtype])
             self._stored.append(index)
         batch_end = 0
         if self._batches is not None:
@@ -156,7 +158,7 @@ class SegmentWriter:
         Args:
             durable: Also wait until it is on the disk; then it survives a power failure.
         """
-        for rows in self._lanes.values():
+        for rows in self._rows.values():
             rows.flush()
         self._pages.flush()
         self._file.flush()
@@ -167,7 +169,7 @@ class SegmentWriter:
     def seal(self, final: Path) -> SegmentEntry:
         """Finish the file, give it its final name, and say what it holds."""
         self.flush()
-        for rows in self._lanes.values():
+        for rows in self._rows.values():
             rows.write_last_anchors()
         self._file.flush()
         self._file.close()
@@ -184,7 +186,7 @@ class SegmentWriter:
         self._pages.shrink(safe.pages)
         if self._batches is not None:
             self._batches.shrink(safe.batches)
-        for dtype, rows in self._lanes.items():
+        for dtype, rows in self._rows.items():
             rows.shrink(safe.rows[dtype], safe.stored)
 
     def discard(self) -> None:
@@ -197,5 +199,5 @@ class SegmentWriter:
             stored=len(self._stored),
             pages=self._pages.lengths,
             batches=0 if self._batches is None else self._batches.length,
-            rows={dtype: rows.written for dtype, rows in self._lanes.items()},
+            rows={dtype: rows.written for dtype, rows in self._rows.items()},
         )

@@ -13,12 +13,12 @@ import numpy as np
 from torch import Tensor
 
 from lightning_sgdinf.errors import LogCorruptError
-from lightning_sgdinf.log.bit_patterns import to_words, word_type
+from lightning_sgdinf.log.bit_patterns import state_patterns, word_counts, word_type
 from lightning_sgdinf.log.checksum import StateChecksum
 from lightning_sgdinf.log.codecs import Codec
-from lightning_sgdinf.log.differences import Walk
+from lightning_sgdinf.log.differences import DeltaCursor
 from lightning_sgdinf.log.hdf5 import checked_dataset, read_rows, reading
-from lightning_sgdinf.state import Layout, ModelState
+from lightning_sgdinf.state import Layout
 
 _READ_AHEAD_BYTES = 1 << 20
 
@@ -30,9 +30,9 @@ class StateTable:
         file: Open segment.
         path: Its path, for errors.
         layout: Of its states.
-        codec: How they are stored.
+        codec: Of the states.
         length: Number of stored states.
-        sealed: Whether there are last anchors.
+        sealed: There are last anchors.
     """
 
     def __init__(
@@ -43,21 +43,17 @@ class StateTable:
         self._checksum = StateChecksum(layout)
         self._position: int | None = None
         with reading(path, "states"):
-            self._lanes = {
-                dtype: _LaneReader(file, dtype, n * word_type(dtype).per_element, codec, length, sealed)
-                for dtype, n in layout.lanes.items()
-                if n and length
+            self._buffers = {
+                dtype: _BufferReader(file, dtype, words, codec, length, sealed)
+                for dtype, words in word_counts(layout).items()
+                if words and length
             }
 
-    def state(self, row: int, index: int, recorded: int) -> ModelState:
-        """A stored state in memory of its own; see `lanes`."""
-        return self._layout.unpack(self.lanes(row, index, recorded))
-
-    def lanes(self, row: int, index: int, recorded: int) -> dict[str, Tensor]:
-        """A stored state as lanes of its own.
+    def read(self, row: int, index: int, recorded: int) -> dict[str, Tensor]:
+        """Read a stored state as flat buffers of its own.
 
         Args:
-            row: Which one.
+            row: Its place among the stored states.
             index: Its number in the run, for errors.
             recorded: Its checksum.
 
@@ -65,15 +61,15 @@ class StateTable:
             LogCorruptError: It differs from its checksum.
         """
         with reading(self._path, f"state {index}"):
-            lanes = self._layout.empty()
-            words = {dtype: to_words(lane, dtype) for dtype, lane in lanes.items()}
-            self._read(row, words)
-        if self._checksum.of_words(words) != recorded:
+            flat = self._layout.empty()
+            patterns = state_patterns(flat)
+            self._read(row, patterns)
+        if self._checksum.of_patterns(patterns) != recorded:
             self._position = None
             raise LogCorruptError(
                 f"{self._path}: state {index} differs from its checksum; restore the file from a copy"
             )
-        return lanes
+        return flat
 
     def check_last_anchors(self) -> None:
         """Compare the last anchors with the states reached from the first.
@@ -87,27 +83,27 @@ class StateTable:
         with reading(self._path, "last anchors"):
             self._start_at(0)
             for before in range(kept, 0, -1):
-                found = {dtype: np.empty_like(lane.anchor(0)) for dtype, lane in self._lanes.items()}
-                self._copy(self._length - before, found)
-                for dtype, lane in self._lanes.items():
-                    if not np.array_equal(found[dtype], lane.anchor(2 * self._order - before)):
+                reached = {dtype: np.empty_like(buffer.anchor(0)) for dtype, buffer in self._buffers.items()}
+                self._copy(self._length - before, reached)
+                for dtype, buffer in self._buffers.items():
+                    if not np.array_equal(reached[dtype], buffer.anchor(2 * self._order - before)):
                         raise LogCorruptError(
                             f"{self._path}: an anchor of {dtype} differs from the last states; restore the file from a "
                             "copy"
                         )
 
-    def _read(self, row: int, words: dict[str, np.ndarray]) -> None:
+    def _read(self, row: int, patterns: dict[str, np.ndarray]) -> None:
         if self._order:
             self._go_near(row)
-            self._copy(row, words)
+            self._copy(row, patterns)
             return
-        for dtype, lane in self._lanes.items():
-            lane.read(row, words[dtype], backwards=self._position is not None and row < self._position)
+        for dtype, buffer in self._buffers.items():
+            buffer.read(row, patterns[dtype], backwards=self._position is not None and row < self._position)
         self._position = row
 
     def _place(self, row: int) -> int:
-        """Where to walk for a state. With second differences it is known as the one that follows: so it takes no row
-        that says anything of later states."""
+        """Return the state to step to for a state. With second differences that is the one before it, from which it is
+        known as the one that follows: so it takes no row that says anything of later states."""
         return max(0, row + 1 - self._order)
 
     def _go_near(self, row: int) -> None:
@@ -120,31 +116,31 @@ class StateTable:
 
     def _start_at(self, place: int) -> None:
         self._position = None
-        for lane in self._lanes.values():
-            lane.start(0 if place == 0 else self._order)
+        for buffer in self._buffers.values():
+            buffer.start(0 if place == 0 else self._order)
         self._position = place
 
-    def _copy(self, row: int, words: dict[str, np.ndarray]) -> None:
-        """Walk to a state and copy it."""
+    def _copy(self, row: int, patterns: dict[str, np.ndarray]) -> None:
+        """Step to a state and copy it."""
         target = self._place(row)
         position, self._position = self._position, None
         assert position is not None
-        for dtype, lane in self._lanes.items():
+        for dtype, buffer in self._buffers.items():
             for between in range(position - 1, target - 1, -1):
-                lane.walk.back(lane.row(between, backwards=True))
+                buffer.cursor.step_back(buffer.row(between, backwards=True))
             for between in range(position, target):
-                lane.walk.forth(lane.row(between, backwards=False))
+                buffer.cursor.step_forward(buffer.row(between, backwards=False))
             if row == target:
-                words[dtype][:] = lane.walk.value
+                patterns[dtype][:] = buffer.cursor.value
             else:
-                lane.walk.following(out=words[dtype])
+                buffer.cursor.next_patterns(out=patterns[dtype])
         self._position = target
 
 
-class _LaneReader:
-    """Rows of one lane; small ones are read several at a time."""
+class _BufferReader:
+    """Rows of one flat buffer; small ones are read several at a time."""
 
-    walk: Walk
+    cursor: DeltaCursor
 
     def __init__(self, file: h5py.File, dtype: str, words: int, codec: Codec, length: int, sealed: bool) -> None:
         kind = word_type(dtype)
@@ -167,23 +163,23 @@ class _LaneReader:
         self._start = self._stop = 0
 
     def anchor(self, which: int) -> np.ndarray:
-        """A copy of an anchor."""
+        """Return a copy of an anchor."""
         assert self._anchors is not None
         return np.ascontiguousarray(self._anchors[which]).view(self._pattern)
 
     def start(self, which: int) -> None:
-        """Walk from the first anchors (0) or from the last (``Codec.order``)."""
-        self.walk = Walk([self.anchor(which + place) for place in range(self._known)])
+        """Step from the first anchors (0) or from the last (``Codec.order``)."""
+        self.cursor = DeltaCursor([self.anchor(which + place) for place in range(self._known)])
 
     def read(self, row: int, out: np.ndarray, *, backwards: bool) -> None:
-        """One row as patterns into ``out``."""
+        """Read one row as patterns into ``out``."""
         if self._ahead == 1 and row < self.rows:
             read_rows(self._dataset, row, out.view(self._dataset.dtype)[None])
         else:
             out[:] = self.row(row, backwards=backwards)
 
     def row(self, row: int, *, backwards: bool) -> np.ndarray:
-        """One row as patterns; valid until the next call."""
+        """Return one row as patterns; valid until the next call."""
         if not self._start <= row < self._stop:
             start = max(0, row + 1 - self._ahead) if backwards else row
             stop = row + 1 if backwards else min(self.rows, row + self._ahead)

@@ -1,4 +1,4 @@
-"""How far a run is, told by its writer in a few bytes that others can read at any time."""
+"""The progress of a run, told by its writer in a few bytes that others can read at any time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RATE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
-    """What a writer says of itself.
+    """The status that a writer tells.
 
     Attributes:
         steps: Recorded and flushed, those of earlier fits included.
@@ -44,9 +44,14 @@ class StatusBoard:
     def __init__(self, directory: WritableDirectory, steps: int, expected_steps: int | None) -> None:
         self._directory, self._expected = directory, expected_steps
         self._seen = deque([(time.time(), steps)])
+        self._plain_bytes = 0
 
-    def tell(self, steps: int, plain_bytes: int) -> None:
-        """So many steps have been flushed."""
+    def add_state(self, plain_bytes: int) -> None:
+        """Count a stored state of so many bytes, uncompressed."""
+        self._plain_bytes += plain_bytes
+
+    def tell(self, steps: int) -> None:
+        """Tell that so many steps have been flushed."""
         now = time.time()
         if now - self._seen[-1][0] < _TELL_SECONDS and len(self._seen) > 1:
             return
@@ -57,7 +62,7 @@ class StatusBoard:
         status = RunStatus(
             steps=steps,
             steps_per_second=(steps - before) / (now - since) if now > since else 0.0,
-            plain_bytes=plain_bytes,
+            plain_bytes=self._plain_bytes,
             expected_steps=self._expected,
             updated=now,
         )
@@ -65,9 +70,9 @@ class StatusBoard:
 
 
 def read_status(directory: LogDirectory) -> RunStatus | None:
-    """What the writer has told last; ``None`` if nothing, or just now something else."""
+    """Read what the writer has told last; ``None`` if nothing, or just now something else."""
     try:
-        found = from_json(directory.status())
-        return RunStatus(**{f.name: found[f.name] for f in fields(RunStatus)})
+        told = from_json(directory.status())
+        return RunStatus(**{f.name: told[f.name] for f in fields(RunStatus)})
     except (ValueError, KeyError, TypeError):
         return None

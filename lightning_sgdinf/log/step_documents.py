@@ -23,7 +23,7 @@ from lightning_sgdinf.random_state import RandomState
 
 @dataclass(frozen=True, slots=True)
 class BatchEntry:
-    """What a document says of a stored batch: its bytes and their CRC-32."""
+    """The entry of a stored batch in a document: its bytes and their CRC-32."""
 
     size: int
     crc: int
@@ -156,20 +156,20 @@ def decode_step(
 
 
 def batch_entries(content: dict[str, Any]) -> tuple[BatchEntry, ...]:
-    """What a step's document says of its stored batches, in order."""
+    """Return the entries of a step's document for its stored batches, in order."""
     draws = [draw for micro in content["micro_batches"] for draw in micro["draws"]]
     return tuple(BatchEntry(*draw["batch"]) for draw in draws if "batch" in draw)
 
 
 def batches_of(index: int, document: bytes, read_batch: ReadBatch) -> tuple[bytes, ...]:
-    """The stored batches of a step, in order."""
+    """Read the stored batches of a step, in order."""
     entries = batch_entries(from_json(document))
     return tuple(read_batch(index, entries, place) for place in range(len(entries)))
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What of a step rarely changes: per group its parameter names and constant options, and more."""
+    """The part of a step that rarely changes: per group its parameter names and constant options, and more."""
 
     groups: tuple[tuple[tuple[str, ...], dict[str, Any]], ...]
     accumulation: int
@@ -178,7 +178,7 @@ class Frame:
 
 
 def read_frame(data: bytes) -> Frame:
-    """The frame of a byte string."""
+    """Return the frame of a byte string."""
     content = from_json(data)
     clip = content["clip"]
     return Frame(
@@ -205,7 +205,7 @@ def _frame_of(step: Step, constants: Sequence[dict[str, Any]]) -> bytes:
 
 
 def _split_options(group: ParamGroup) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Constant and inline options: floats, alone or in a list, are what schedulers change."""
+    """Return constant and inline options: floats, alone or in a list, are what schedulers change."""
     constant: dict[str, Any] = {}
     inline: dict[str, Any] = {}
     for name, value in group.options.items():

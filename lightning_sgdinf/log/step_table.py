@@ -45,7 +45,7 @@ class StepTable:
         self._frames: dict[int, Frame] = {}
 
     def __len__(self) -> int:
-        """Number of steps."""
+        """Return the number of steps."""
         return self.length
 
     def truncate(self, length: int) -> None:
@@ -59,7 +59,7 @@ class StepTable:
         return crc32(self.stored.astype("<i8").data, crc32(self.crc.data))
 
     def step(self, index: int, read_batch: ReadBatch | None = None) -> Step:
-        """A step, checked.
+        """Return a step, checked.
 
         Args:
             index: Number of the step.
@@ -78,7 +78,7 @@ class StepTable:
             )
 
     def encoded(self, index: int, read_batch: ReadBatch) -> EncodedStep:
-        """A step in the terms of the file, checked.
+        """Return a step in the terms of the file, checked.
 
         Raises:
             LogCorruptError: It, or one of its batches, differs from what was written.
@@ -122,7 +122,7 @@ class _Strings:
         self._checksums: dict[int, int] = {}
 
     def content(self, number: int) -> bytes:
-        """A byte string.
+        """Return a byte string.
 
         Raises:
             ValueError: There is none of that number, or it cannot be put together.
@@ -140,7 +140,7 @@ class _Strings:
         return self._streams.decode(kind, base, self._stored[base], twists, rest)
 
     def checksum(self, number: int) -> int:
-        """CRC-32 of a byte string."""
+        """Return the CRC-32 of a byte string."""
         known = self._checksums.get(number)
         if known is None:
             known = self._checksums[number] = crc32(self.content(number))

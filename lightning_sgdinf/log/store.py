@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
-from lightning_sgdinf.log.bit_patterns import row_bytes, to_words
+from lightning_sgdinf.log.bit_patterns import row_bytes, state_patterns
 from lightning_sgdinf.log.codec_choice import CodecChoice
 from lightning_sgdinf.log.descriptors import identity, redirect
 from lightning_sgdinf.log.directory import WritableDirectory, sync_file
 from lightning_sgdinf.log.documents import header_to_json
 from lightning_sgdinf.log.end_mark import SegmentEntry, write_end_mark
+from lightning_sgdinf.log.held_states import FlatState, HeldStates
 from lightning_sgdinf.log.records import Header, Step
-from lightning_sgdinf.log.segment_writer import MIN_STORED, SegmentWriter
+from lightning_sgdinf.log.segment_writer import SegmentWriter
 from lightning_sgdinf.log.status import StatusBoard
 from lightning_sgdinf.log.step_documents import encode_step
 from lightning_sgdinf.state import Layout
@@ -25,7 +24,7 @@ from lightning_sgdinf.state import Layout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSizes:
-    """How large a log is.
+    """The sizes of a log.
 
     Attributes:
         total: Bytes of all its files.
@@ -40,13 +39,44 @@ _FLUSH_SECONDS = 1.0
 _RESERVE_SLACK = 1 << 20
 
 
+class FlushTimer:
+    """Counts what has not been flushed yet, and the time.
+
+    Args:
+        every: Steps between two flushes.
+    """
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self.reset()
+
+    def add_step(self) -> None:
+        """Count a step."""
+        self.steps += 1
+
+    def reset(self) -> None:
+        """Begin anew: everything has been flushed."""
+        self.steps = 0
+        self._since = time.monotonic()
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the next flush is due; ``None`` if there is nothing to flush."""
+        return max(0.0, self._since + _FLUSH_SECONDS - time.monotonic()) if self.steps else None
+
+    @property
+    def due(self) -> bool:
+        """True if it is time to flush."""
+        return self.steps >= self._every or self.seconds_left == 0.0
+
+
 class LogStore:
     """The segments and the end mark of one log.
 
     Args:
         directory: Held by this process.
         header: Of the run.
-        codec: How states are stored.
+        codec: Of the states.
         flush_every: Steps between two flushes.
         segment_bytes: See `SegmentWriter`.
         durable: Wait for the disk at each flush.
@@ -67,86 +97,67 @@ class LogStore:
         expected_steps: int | None = None,
     ) -> None:
         self.directory = directory
+        self.timer = FlushTimer(flush_every)
         self._file: tuple[int, tuple[int, int]] | None = None  # descriptor and identity of the file being written
         self._header, self._header_document = header, header_to_json(header)
-        self._codec, self._flush_every, self._segment_bytes, self._durable = codec, flush_every, segment_bytes, durable
-        self._held: deque[tuple[Layout, dict[str, Tensor]]] = deque()
+        self._segment_bytes, self._durable = segment_bytes, durable
+        self._held = HeldStates(codec)
         self._segment: SegmentWriter | None = None
         self._sealed = list(sealed)
         self._steps = sum(entry.steps for entry in sealed)
-        self._old_end = directory.end.exists()
-        self._plain_bytes = self._state_bytes = 0
+        self._state_bytes = 0  # of the states in sealed segments
         self._board = StatusBoard(directory, self._steps, expected_steps)
-        self._trying = False  # the codec of the segment was not chosen by trial, as it shall be
-        self._unflushed = 0
-        self._flushed_at = time.monotonic()
 
-    @property
-    def seconds_until_flush(self) -> float | None:
-        """When the next flush is due; ``None`` if there is nothing to flush."""
-        if not self._unflushed:
-            return None
-        return max(0.0, self._flushed_at + _FLUSH_SECONDS - time.monotonic())
-
-    def add(
-        self, step: Step, layout: Layout, lanes: dict[str, Tensor], *, store: bool
-    ) -> list[tuple[Layout, dict[str, Tensor]]]:
+    def add(self, step: Step, layout: Layout, flat: dict[str, Tensor], *, store: bool) -> list[FlatState]:
         """Add a step and the state before it.
 
         Returns:
-            The lane sets that are free again, this one or earlier ones.
+            The flat buffers that are free again, of this step or earlier ones.
         """
         encoded = encode_step(step)
-        segment = self._segment
-        if segment is not None and (
-            segment.full
-            or segment.has_batches != bool(encoded.batches)
-            or not _same(segment.layout, layout)
-            or (self._trying and segment.stored >= MIN_STORED)
-        ):
+        if self._segment is not None and not self._segment.accepts(layout, with_batches=bool(encoded.batches)):
             self._seal()
         if self._segment is None:
             self._begin(layout, sum(map(len, encoded.batches)))
         assert self._segment is not None
-        words = _words(lanes)
-        self._segment.add(encoded, self._segment.checksum.of_words(words), words if store else None)
+        patterns = state_patterns(flat)
+        self._segment.add(encoded, self._segment.checksum.of_patterns(patterns), patterns if store else None)
         self._steps += 1
-        self._plain_bytes += row_bytes(layout) if store else 0
-        self._unflushed += 1
-        if self._unflushed >= self._flush_every or self.seconds_until_flush == 0.0:
+        if store:
+            self._board.add_state(row_bytes(layout))
+        self.timer.add_step()
+        if self.timer.due:
             self.flush()
-        if not store:
-            return [(layout, lanes)]
-        self._held.append((layout, lanes))
-        return [self._held.popleft() for _ in range(len(self._held) - self._codec.held)]
+        return self._held.add(layout, flat) if store else [(layout, flat)]
 
     def flush(self) -> None:
         """Make everything added so far survive the death of the process."""
-        if self._segment is not None and self._unflushed:
+        if self._segment is not None and self.timer.steps:
             self._segment.flush(durable=self._durable)
-            self._remove_old_end()
-            self._board.tell(self._steps, self._plain_bytes)
-        self._unflushed = 0
-        self._flushed_at = time.monotonic()
+            if self.directory.end.exists():  # the run goes on after its end, and from now on safely
+                self.directory.end.unlink()
+                sync_file(self.directory.path)
+            self._board.tell(self._steps)
+        self.timer.reset()
 
     def sizes(self) -> LogSizes:
-        """How large the log is with all that was added."""
+        """Return the sizes of the log with all that was added."""
         self.flush()
         now = 0 if self._segment is None else self._segment.state_bytes
         return LogSizes(total=self.directory.size_bytes(), states=self._state_bytes + now)
 
     def finish(
-        self, layout: Layout, lanes: Mapping[str, Tensor], *, average: Mapping[str, Tensor] | None, reason: str
+        self, layout: Layout, flat: Mapping[str, Tensor], *, average: Mapping[str, Tensor] | None, reason: str
     ) -> None:
         """Seal, and write the end mark with the state after the last step."""
         self._seal()
-        self._end(reason, (layout, lanes), average)
+        self._end(reason, (layout, flat), average)
 
     def abandon(self, reason: str) -> None:
         """Seal, and write an end mark without a state; a log without a step leaves nothing behind, and one that was not
         continued after all stays what it was."""
         self._seal()
-        if self._steps and not self._old_end:
+        if self._steps and not self.directory.end.exists():
             self._end(reason, None, None)
         self.close()
 
@@ -181,24 +192,20 @@ class LogStore:
 
     def _begin(self, layout: Layout, batch_bytes: int) -> None:
         self.directory.reserve(2 * (row_bytes(layout) + batch_bytes) + _RESERVE_SLACK)
-        recent = self._recent(layout)
-        self._trying = not self._codec.knows(recent)
+        codec, short = self._held.choose_codec(layout)
         self._segment = SegmentWriter(
             self.directory.live(self._steps),
             self._steps,
             run_id=self._header.run_id,
             header=self._header_document,
             layout=layout,
-            codec=self._codec.for_segment(recent),
+            codec=codec,
             segment_bytes=self._segment_bytes,
+            short=short,
             batch_bytes=batch_bytes,
         )
         descriptor = self._segment.descriptor
         self._file = descriptor, identity(descriptor)
-
-    def _recent(self, layout: Layout) -> list[dict[str, np.ndarray]]:
-        """The last stored states, if they have that layout."""
-        return [_words(lanes) for held, lanes in self._held if _same(held, layout)]
 
     def _seal(self) -> None:
         if self._segment is not None:
@@ -206,13 +213,6 @@ class LogStore:
             self._state_bytes += self._segment.state_bytes
             self._sealed.append(self._segment.seal(self.directory.sealed(self._segment.first)))
             self._segment, self._file = None, None
-
-    def _remove_old_end(self) -> None:
-        """The run goes on after its end: as soon as that is safe, the old end mark goes."""
-        if self._old_end:
-            self.directory.end.unlink()
-            sync_file(self.directory.path)
-            self._old_end = False
 
     def _end(
         self,
@@ -231,11 +231,3 @@ class LogStore:
             average=average,
         )
         self.close()
-
-
-def _words(lanes: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {dtype: to_words(lane, dtype) for dtype, lane in lanes.items()}
-
-
-def _same(one: Layout, other: Layout) -> bool:
-    return one is other or one == other

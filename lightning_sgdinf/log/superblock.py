@@ -45,7 +45,7 @@ def repair(path: Path) -> None:
 
 
 def lookup3(data: bytes) -> int:
-    """Bob Jenkins' ``hashlittle`` from 0, HDF5's checksum of metadata (burtleburtle.net/bob/c/lookup3.c)."""
+    """Return Bob Jenkins' ``hashlittle`` from 0, HDF5's checksum of metadata (burtleburtle.net/bob/c/lookup3.c)."""
     a = b = c = (0xDEADBEEF + len(data)) & _MASK
     if not data:
         return c

@@ -1,4 +1,4 @@
-"""What replay needs to know of a run, whoever keeps it."""
+"""The interface by which replay reads a run, whoever keeps it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Trajectory(Protocol):
 
     @property
     def header(self) -> Header:
-        """What holds for the whole run."""
+        """All that holds for the whole run."""
         ...
 
     @property
@@ -28,7 +28,7 @@ class Trajectory(Protocol):
 
     @property
     def finished(self) -> bool:
-        """Whether the state after the last step is known."""
+        """True if the state after the last step is known."""
         ...
 
     @property
@@ -38,25 +38,25 @@ class Trajectory(Protocol):
 
     @property
     def state_indices(self) -> np.ndarray:
-        """Which states are stored, int64, increasing."""
+        """Indices of the stored states, int64, increasing."""
         ...
 
     def __len__(self) -> int:
-        """``T``."""
+        """Return ``T``."""
         ...
 
     def step(self, index: int) -> Step:
-        """Step ``index`` of ``0 .. T-1``."""
+        """Return step ``index`` of ``0 .. T-1``."""
         ...
 
     def steps(self, start: int, stop: int) -> Iterator[Step]:
-        """Steps ``start .. stop-1``; with ``start > stop`` downwards, ``start-1 .. stop``."""
+        """Yield steps ``start .. stop-1``; with ``start > stop`` downwards, ``start-1 .. stop``."""
         ...
 
     def state(self, index: int) -> ModelState:
-        """Stored state ``index``, a copy of its own on the CPU."""
+        """Return stored state ``index``, a copy of its own on the CPU."""
         ...
 
     def state_checksum(self, index: int) -> int | None:
-        """Recorded CRC-32 of state ``index``, stored or not."""
+        """Return the recorded CRC-32 of state ``index``, stored or not."""
         ...

@@ -19,8 +19,8 @@ from struct import Struct
 import numpy as np
 
 RAW, WIDE, NARROW = 0, 1, 2
-"""How a byte string is stored: as it is, or with its 624 words left out. They are 8 bytes each from byte 24 on (torch),
-or 4 bytes each from the beginning on (numpy, python)."""
+"""Form of a stored byte string: as it is, or with its 624 words left out. They are 8 bytes each from byte 24 on
+(torch), or 4 bytes each from the beginning on (numpy, python)."""
 
 MAX_TWISTS = 256
 _SIZES = {5056: WIDE, 2512: NARROW, 2513: NARROW}
@@ -45,14 +45,14 @@ class Twister:
         ctypes.memmove(self._address, words, _WORDS_BYTES)
 
     def next(self) -> bytes:
-        """The words after one more twist."""
+        """Return the words after one more twist."""
         self._position.value = 624  # all are used up, so that the next draw twists
         self._generator.random_raw(1, output=False)
         return ctypes.string_at(self._address, _WORDS_BYTES)
 
 
 def split(data: bytes) -> tuple[int, bytes, bytes] | None:
-    """Kind, words and the rest of a generator's state; ``None`` if it is none."""
+    """Return kind, words and the rest of a generator's state; ``None`` if it is none."""
     kind = _SIZES.get(len(data), RAW)
     if kind == NARROW:
         return kind, data[:_WORDS_BYTES], data[_WORDS_BYTES:]
@@ -64,7 +64,7 @@ def split(data: bytes) -> tuple[int, bytes, bytes] | None:
 
 
 def join(kind: int, words: bytes, rest: bytes) -> bytes:
-    """The inverse of `split`."""
+    """Return the generator's state of its parts: the inverse of `split`."""
     if kind == NARROW:
         return words + rest
     return rest[:24] + np.frombuffer(words, "<u4").astype("<u8").tobytes() + rest[24:]
@@ -89,7 +89,7 @@ class StreamEncoder:
         self._misses = 0
 
     def encode(self, number: int, data: bytes) -> tuple[int, bytes]:
-        """Kind and stored form of a byte string.
+        """Return kind and stored form of a byte string.
 
         Args:
             number: The one it gets in the segment.
@@ -100,18 +100,18 @@ class StreamEncoder:
             return RAW, data
         kind, words, rest = parts
         name = _name(words)
-        found = self._places.get((kind, name))
-        if found is None:
+        place = self._places.get((kind, name))
+        if place is None:
             self._begin(_Stream(number, kind, Twister(words), [name]))
             return RAW, data
-        stream, twists = found
+        stream, twists = place
         self._misses = 0
         self._streams.move_to_end(stream.base)
         self._look_ahead(stream, twists + _LOOK_AHEAD)
         return kind, _PLACE.pack(stream.base, twists) + rest
 
     def _begin(self, stream: _Stream) -> None:
-        """A new stream; looking ahead is given up for a while where states turn out not to follow from each other."""
+        """Begin a stream; give up looking ahead for a while if states turn out not to follow from each other."""
         self._streams[stream.base] = stream
         self._places[stream.kind, stream.names[0]] = stream, 0
         self._misses += 1
@@ -137,7 +137,7 @@ class StreamDecoder:
         self._known: OrderedDict[tuple[int, int], tuple[Twister, list[bytes]]] = OrderedDict()
 
     def place(self, stored: bytes) -> tuple[int, int, bytes]:
-        """Number of the base, number of twists, and the rest of a stored form.
+        """Return number of the base, number of twists, and the rest of a stored form.
 
         Raises:
             ValueError: It is none.
@@ -150,7 +150,7 @@ class StreamDecoder:
         return base, twists, stored[_PLACE.size :]
 
     def decode(self, kind: int, base: int, base_data: bytes, twists: int, rest: bytes) -> bytes:
-        """The byte string.
+        """Return the byte string.
 
         Args:
             kind: `WIDE` or `NARROW`.

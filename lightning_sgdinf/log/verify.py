@@ -1,21 +1,19 @@
-"""Read a whole log once and hold it against its checksums."""
+"""Read a whole log once and compare it with its checksums."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from lightning_sgdinf.errors import LogCorruptError, LogError
 from lightning_sgdinf.log.documents import header_to_json
 from lightning_sgdinf.log.records import CONTINUED, Header
-
-if TYPE_CHECKING:
-    from lightning_sgdinf.log.reader import RunLog
+from lightning_sgdinf.log.segment_reader import SegmentReader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """What `RunLog.verify` found.
+    """The outcome of `RunLog.verify`.
 
     Attributes:
         steps: Steps that agree with their checksums.
@@ -29,16 +27,25 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether everything agrees."""
+        """True if everything agrees."""
         return not self.problem
 
 
-def verify_log(log: RunLog) -> VerifyReport:
-    """Check every step, every stored state and every anchor of a log."""
+def verify_segments(header: Header, segments: Iterable[SegmentReader], *, finished: bool) -> VerifyReport:
+    """Check every step, every stored state and every anchor of a log.
+
+    Args:
+        header: Of the log.
+        segments: All of them, in order.
+        finished: There is a state after the last step. No segment has it; reading the end mark has checked it.
+
+    Returns:
+        What agrees, up to the first difference.
+    """
     steps = states = 0
     try:
-        for segment in log.segments():
-            if not of_one_run(segment.header, log.header):
+        for segment in segments:
+            if not of_one_run(segment.header, header):
                 raise LogCorruptError(
                     f"{segment.path}: the segment has another header than the log; restore the segment of this run"
                 )
@@ -51,16 +58,13 @@ def verify_log(log: RunLog) -> VerifyReport:
                     segment.state(index)
                     states += 1
             segment.states.check_last_anchors()
-        if log.finished:
-            log.state(len(log))
-            states += 1
     except LogError as error:
         return VerifyReport(steps=steps, states=states, problem=str(error))
-    return VerifyReport(steps=steps, states=states)
+    return VerifyReport(steps=steps, states=states + finished)
 
 
 def of_one_run(earlier: Header, latest: Header) -> bool:
-    """Whether a segment's header and the log's are of one run.
+    """Tell if a segment's header and the log's are of one run.
 
     They are equal, but where the run was continued in between: that may be for more epochs, storing other states.
     """

@@ -1,4 +1,4 @@
-"""How far a run is, asked from another process; nothing here touches the files that the writer writes."""
+"""The progress of a run, asked from another process; nothing here touches the files that the writer writes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lightning_sgdinf.log.status import read_status
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What can be said of a run.
+    """All that can be said of a run that goes on.
 
     Attributes:
-        going_on: Whether its writer is alive.
-        ended: How it ended; empty if it did not.
+        going_on: Its writer is alive.
+        ended: Reason of its end; empty if it has not ended.
         steps: Recorded steps that are safe.
         size_bytes: Of the log now.
         expected_steps: When it will be finished, if that is known.
@@ -68,7 +68,7 @@ class Progress:
 
 
 def progress(path: str | os.PathLike[str]) -> Progress:
-    """How far the run of a log is.
+    """Return the progress of the run of a log.
 
     Raises:
         LogNotFoundError: There is no log yet.
@@ -96,21 +96,21 @@ def progress(path: str | os.PathLike[str]) -> Progress:
 def watch(
     path: str | os.PathLike[str], *, seconds: float, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[Progress]:
-    """Tells again and again, until the run has ended or its writer is gone.
+    """Yield the progress again and again, until the run has ended or its writer is gone.
 
     Raises:
         LogNotFoundError: There is no log yet.
     """
     while True:
-        found = progress(path)
-        yield found
-        if not found.going_on:
+        latest = progress(path)
+        yield latest
+        if not latest.going_on:
             return
         sleep(seconds)
 
 
 def readable_bytes(size: float) -> str:
-    """``1234567`` -> ``"1.235 MB"``."""
+    """Return a size for people: ``1234567`` -> ``"1.235 MB"``."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.4g} {unit}"

@@ -1,4 +1,4 @@
-"""Between the training thread and the writer thread: jobs one way, lanes both ways, errors back.
+"""Between the training thread and the writer thread: jobs one way, flat buffers both ways, errors back.
 
 The two share one interpreter, and each time the writer wakes up the training thread may have to wait for it. So steps
 are left to gather, a few of them, unless somebody waits for something.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -17,15 +17,13 @@ from lightning_sgdinf.errors import LogWriteError
 from lightning_sgdinf.log.bit_patterns import row_bytes
 from lightning_sgdinf.state import Layout
 
-Lanes = Mapping[str, Tensor]
-
 _LOOK_AGAIN_SECONDS = 1.0  # how often a waiting thread makes sure that the other one is alive
 _MIN_SETS, _MAX_SETS = 3, 8  # before and after a step, and one on its way
 
 
 @dataclass(slots=True, eq=False)
 class _Pool:
-    """The lane sets of one layout; at most ``capacity`` exist."""
+    """The sets of flat buffers of one layout; at most ``capacity`` exist."""
 
     layout: Layout
     capacity: int
@@ -33,12 +31,12 @@ class _Pool:
     free: list[dict[str, Tensor]] = field(default_factory=list)
 
 
-class Handover:
-    """A queue of jobs whose states lie in a bounded number of lane sets.
+class WriteQueue:
+    """A queue of jobs whose states lie in a bounded number of sets of flat buffers.
 
     Args:
         queue_bytes: Bytes of states that may wait.
-        held: Lane sets that the writer keeps for itself.
+        held: Sets that the writer keeps for itself.
         gathered: Jobs that may wait, for which the writer is woken.
     """
 
@@ -48,7 +46,7 @@ class Handover:
         self._jobs: deque[Callable[[], object]] = deque()
         self._pool: _Pool | None = None
         self._closed = False
-        self._hurry = False  # do what is queued
+        self._wake = False  # do what is queued
         self._done = 0
         self._submitted = 0
         self.error: BaseException | None = None
@@ -56,8 +54,8 @@ class Handover:
 
     # The training thread's side -------------------------------------------------------------------------------
 
-    def take_lanes(self, layout: Layout) -> dict[str, Tensor]:
-        """A free set of lanes; waits for one.
+    def take_buffers(self, layout: Layout) -> dict[str, Tensor]:
+        """Return a free set of flat buffers; waits for one.
 
         Raises:
             ConfigurationError: A dtype that a log cannot hold.
@@ -72,7 +70,8 @@ class Handover:
                 return layout.empty()
             while not pool.free and pool.made >= pool.capacity:
                 self.check()
-                self._hurry_up()
+                self._wake = True
+                self._changed.notify_all()
                 self._changed.wait(_LOOK_AGAIN_SECONDS)
             if pool.free:
                 return pool.free.pop()
@@ -80,7 +79,7 @@ class Handover:
         return layout.empty()
 
     def submit(self, job: Callable[[], object], *, may_wait: bool = False) -> int:
-        """Queue a job; returns its ticket.
+        """Queue a job and return its ticket.
 
         Args:
             job: Called in the writer's thread.
@@ -94,7 +93,8 @@ class Handover:
             self._jobs.append(job)
             self._submitted += 1
             if not may_wait or len(self._jobs) >= self._gathered:
-                self._hurry_up()
+                self._wake = True
+                self._changed.notify_all()
             return self._submitted
 
     def wait_for(self, ticket: int) -> None:
@@ -109,19 +109,15 @@ class Handover:
                 self._changed.wait(_LOOK_AGAIN_SECONDS)
 
     def close(self) -> None:
-        """No more jobs; the writer ends when it has done those it has."""
+        """Take no more jobs; the writer ends when it has done those it has."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
+        """True once `close` was called."""
         return self._closed
-
-    def _hurry_up(self) -> None:
-        self._hurry = True
-        self._changed.notify_all()
 
     def check(self) -> None:
         """Raise what the writer ran into.
@@ -132,8 +128,8 @@ class Handover:
         if self.error is not None:
             reason = f"{type(self.error).__name__}: {' '.join(str(self.error).split())}"
             raise LogWriteError(
-                f"writing the log failed: {reason}; what was flushed before is readable. Make room, or what else "
-                "it takes, and resume from a checkpoint"
+                f"writing the log failed: {reason}; what was flushed before is readable. Free some space, or "
+                "mend what else is wrong, and resume from a checkpoint"
             ) from self.error
         if self.thread is not None and not self.thread.is_alive() and (self._jobs or not self._closed):
             raise LogWriteError(
@@ -148,37 +144,37 @@ class Handover:
     # The writer thread's side ---------------------------------------------------------------------------------
 
     def next_job(self, timeout: float | None) -> Callable[[], object] | None:
-        """The next job; ``None`` after ``timeout`` seconds, or when closed and empty."""
+        """Return the next job; ``None`` after ``timeout`` seconds, or when closed and empty."""
         with self._changed:
-            self._hurry &= bool(self._jobs)
+            self._wake &= bool(self._jobs)
             if not self._changed.wait_for(
-                lambda: self._hurry or self._closed, _LOOK_AGAIN_SECONDS if timeout is None else timeout
+                lambda: self._wake or self._closed, _LOOK_AGAIN_SECONDS if timeout is None else timeout
             ):
-                self._hurry = bool(self._jobs)
+                self._wake = bool(self._jobs)
             return self._jobs.popleft() if self._jobs else None
 
     @property
     def drained(self) -> bool:
-        """Whether there is and will be nothing to do."""
+        """True if there is and will be nothing to do."""
         with self._changed:
             return self._closed and not self._jobs
 
     def done(self) -> None:
-        """A job is done."""
+        """Count a job that is done."""
         with self._changed:
             self._done += 1
             self._changed.notify_all()
 
-    def give_back(self, layout: Layout, lanes: dict[str, Tensor]) -> None:
-        """A set of lanes is free again."""
+    def give_back(self, layout: Layout, flat: dict[str, Tensor]) -> None:
+        """Take a set of flat buffers that is free again."""
         with self._changed:
             pool = self._pool
             if pool is not None and (pool.layout is layout or pool.layout == layout):
-                pool.free.append(lanes)
+                pool.free.append(flat)
                 self._changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
-        """The writer cannot go on; drops what is queued."""
+        """Note that the writer cannot go on; drop what is queued."""
         with self._changed:
             self.error = error
             self._jobs.clear()

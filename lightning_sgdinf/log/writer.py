@@ -23,7 +23,8 @@ from lightning_sgdinf.log.end_mark import SegmentEntry
 from lightning_sgdinf.log.records import Header, Step
 from lightning_sgdinf.log.recovery import cut
 from lightning_sgdinf.log.store import LogSizes, LogStore
-from lightning_sgdinf.log.write_queue import Handover
+from lightning_sgdinf.log.write_queue import WriteQueue
+from lightning_sgdinf.renamed import warn_renamed
 from lightning_sgdinf.state import Layout
 
 _GATHERED = 4  # steps that the writer is woken for
@@ -34,32 +35,32 @@ class LogWriter:
 
     Usage, for each optimizer step::
 
-        lanes = writer.lanes(layout)
-        layout.pack(state_before, lanes)
+        flat = writer.take_buffers(layout)
+        layout.pack(state_before, flat)
         ...                                   # the optimizer steps
-        writer.put(step, layout, lanes)
+        writer.put(step, layout, flat)
 
-    and at the end ``writer.finish(layout, lanes)`` with the state after the last step. All of HDF5 happens in one
-    background thread; when it falls behind, `lanes` waits. Nothing is dropped. An error of the thread is raised by
-    the next call. Passing the same `Layout` object each time saves comparing it.
+    and at the end ``writer.finish(layout, flat)`` with the state after the last step. All of HDF5 happens in one
+    background thread; when it falls behind, `take_buffers` waits. Nothing is dropped. An error of the thread is
+    raised by the next call. Passing the same `Layout` object each time saves comparing it.
 
     Args:
         path: Directory to make; by convention its name ends in ``.tlog``.
-        header: What holds for the whole run.
-        codec: How states are stored, always without loss: ``"delta"`` (differences, Blosc-LZ4), ``"small"``
+        header: Of the run.
+        codec: Of the states, always without loss: ``"delta"`` (differences, Blosc-LZ4), ``"small"``
             (differences, Zstandard: fewer bytes, slower), ``"delta2"`` (second differences, Zstandard: for momentum and
             Adam), ``"none"`` (plain values, readable with any HDF5 tool), or ``"auto"``: for each segment what a trial
             finds best.
         overwrite: Delete a log that is at ``path``. Never deletes anything that is not a log.
         continue_at: Continue the log of the header's run that is at ``path`` with this step; what it has from there on
             is dropped.
-        expected_steps: When the run will be finished, for those who watch it.
+        expected_steps: Of the whole run, for those who watch it.
         flush_every: Steps between flushes, >= 1; also a second or two after a step. What was flushed survives
             ``kill -9``.
         segment_bytes: Bytes of uncompressed states per segment file.
         queue_bytes: Bytes of states that may wait to be written; at least two states may.
         durable: Wait for the disk at every flush, so that it survives a power failure; sealed segments always do.
-        when_full: What to do when writing fails, as on a full disk: ``"raise"``, or ``"stop_logging"``, which warns
+        when_full: Reaction to a write that fails, as on a full disk: ``"raise"``, or ``"stop_logging"``, which warns
             once, lets training go on, and leaves a log without an end.
 
     Raises:
@@ -110,17 +111,17 @@ class LogWriter:
             sealed=sealed,
             expected_steps=expected_steps,
         )
-        self._handover = Handover(queue_bytes, held=choice.held, gathered=min(_GATHERED, flush_every))
-        self._thread = _WriterThread(self._store, self._handover)
-        self._handover.thread = self._thread
+        self._queue = WriteQueue(queue_bytes, held=choice.held, gathered=min(_GATHERED, flush_every))
+        self._thread = _WriterThread(self._store, self._queue)
+        self._queue.thread = self._thread
         _watch_process()
         _threads.add(self._thread)
         self._thread.start()
         self._close = weakref.finalize(self, _close_unfinished, self._thread)
         self._close.atexit = False
 
-    def lanes(self, layout: Layout) -> dict[str, Tensor]:
-        """A free set of lanes to pack a state into; waits while all are under way.
+    def take_buffers(self, layout: Layout) -> dict[str, Tensor]:
+        """Return a free set of flat buffers to pack a state into; waits while all are under way.
 
         Args:
             layout: Of the state to come.
@@ -133,22 +134,27 @@ class LogWriter:
             LogWriteError: The writer thread has failed.
         """
         self._check_process()
-        if self._handover.error is not None:
+        if self._queue.error is not None:
             self._failed()
             return layout.empty()
         try:
-            return self._handover.take_lanes(layout)
+            return self._queue.take_buffers(layout)
         except LogWriteError:
             self._failed()
             return layout.empty()
 
-    def put(self, step: Step, layout: Layout, lanes: dict[str, Tensor], *, store: bool = True) -> None:
+    def lanes(self, layout: Layout) -> dict[str, Tensor]:
+        """Return what `take_buffers` does: the name before release 0.2."""
+        warn_renamed("LogWriter.lanes", "LogWriter.take_buffers")
+        return self.take_buffers(layout)
+
+    def put(self, step: Step, layout: Layout, flat: dict[str, Tensor], *, store: bool = True) -> None:
         """Record a step and the state before it.
 
         Args:
             step: Its ``index`` must be one more than that of the step before, the first 0.
             layout: Of the state.
-            lanes: From `lanes`, packed; must not be touched any more.
+            flat: From `take_buffers`, packed; must not be touched any more.
             store: Store the state; otherwise only its checksum is.
 
         Raises:
@@ -160,7 +166,7 @@ class LogWriter:
             raise ConfigurationError(
                 f"step {step.index} was put, expected step {self._next}: steps are recorded in order"
             )
-        self._submit(partial(self._thread.add, step, layout, lanes, store), may_wait=True)
+        self._submit(partial(self._thread.add, step, layout, flat, store), may_wait=True)
         self._next += 1
 
     def flush(self) -> None:
@@ -173,20 +179,20 @@ class LogWriter:
         self._wait(self._submit(self._store.flush))
 
     def sizes(self) -> LogSizes:
-        """How large the log is with all that was put.
+        """Return the sizes of the log with all that was put.
 
         Raises:
             LogWriteError: Writing failed.
         """
         self._check_process()
-        found: list[LogSizes] = []
-        self._wait(self._submit(lambda: found.append(self._store.sizes())))
-        return found[0] if found else LogSizes(total=0, states=0)
+        measured: list[LogSizes] = []
+        self._wait(self._submit(lambda: measured.append(self._store.sizes())))
+        return measured[0] if measured else LogSizes(total=0, states=0)
 
     def finish(
         self,
         layout: Layout,
-        lanes: dict[str, Tensor],
+        flat: dict[str, Tensor],
         *,
         average: Mapping[str, Tensor] | None = None,
         reason: str = "completed",
@@ -195,15 +201,15 @@ class LogWriter:
 
         Args:
             layout: Of the state.
-            lanes: From `lanes`, packed.
+            flat: From `take_buffers`, packed.
             average: Averaged parameters by name, if a weight-averaging callback was in use.
-            reason: How the run ended.
+            reason: Of the end.
 
         Raises:
             LogWriteError: Writing failed; everything flushed before stays readable.
         """
         self._check_process()
-        ticket = self._submit(partial(self._store.finish, layout, lanes, average=average, reason=reason))
+        ticket = self._submit(partial(self._store.finish, layout, flat, average=average, reason=reason))
         self._wait(ticket)
         self._end()
 
@@ -217,7 +223,7 @@ class LogWriter:
             LogWriteError: Writing failed.
         """
         self._check_process()
-        if self._handover.closed or self._handover.error is not None:
+        if self._queue.closed or self._queue.error is not None:
             return
         self._wait(self._submit(partial(self._store.abandon, reason)))
         self._end()
@@ -234,11 +240,11 @@ class LogWriter:
         )
 
     def _submit(self, job: Callable[[], object], *, may_wait: bool = False) -> int | None:
-        """The ticket of a queued job; ``None`` if logging has stopped."""
+        """Queue a job and return its ticket; ``None`` if logging has stopped."""
         if self.stopped:
             return None
         try:
-            return self._handover.submit(job, may_wait=may_wait)
+            return self._queue.submit(job, may_wait=may_wait)
         except LogWriteError:
             self._failed()
             return None
@@ -247,14 +253,14 @@ class LogWriter:
         if ticket is None:
             return
         try:
-            self._handover.wait_for(ticket)
+            self._queue.wait_for(ticket)
         except LogWriteError:
             self._failed()
 
     def _failed(self) -> None:
-        """Called while handling what the handover raised, or to find it out: raise it, or stop logging."""
+        """Raise what the queue has raised or would raise, or stop logging."""
         try:
-            self._handover.check()
+            self._queue.check()
         except LogWriteError as error:
             if self._raises:
                 raise
@@ -265,7 +271,7 @@ class LogWriter:
         raise LogWriteError(f"{self.path} is closed: nothing can be written after finish or abandon")
 
     def _end(self) -> None:
-        self._handover.close()
+        self._queue.close()
         self._thread.join()
         self._close.detach()
 
@@ -280,7 +286,7 @@ class LogWriter:
 def _take_directory(
     path: str | os.PathLike[str], run_id: str, continue_at: int | None, *, overwrite: bool
 ) -> tuple[WritableDirectory, list[SegmentEntry]]:
-    """The directory, and the segments that stay."""
+    """Return the directory, and the segments that stay."""
     if continue_at is None:
         return WritableDirectory(path, present="delete" if overwrite else "refuse"), []
     directory = WritableDirectory(path, present="keep")
@@ -295,30 +301,30 @@ def _take_directory(
 class _WriterThread(threading.Thread):
     """Takes jobs until there are no more."""
 
-    def __init__(self, store: LogStore, handover: Handover) -> None:
+    def __init__(self, store: LogStore, queue: WriteQueue) -> None:
         super().__init__(name="sgdinf-log-writer", daemon=True)
-        self.store, self.handover, self.process = store, handover, os.getpid()
+        self.store, self.queue, self.process = store, queue, os.getpid()
 
     def run(self) -> None:
         """Do jobs; on an error save what can be saved and report it."""
         try:
-            while not self.handover.drained:
-                job = self.handover.next_job(self.store.seconds_until_flush)
+            while not self.queue.drained:
+                job = self.queue.next_job(self.store.timer.seconds_left)
                 if job is not None:
                     job()
-                    self.handover.done()
+                    self.queue.done()
                     job = None
-                elif self.store.seconds_until_flush == 0.0:
+                elif self.store.timer.seconds_left == 0.0:
                     self.store.flush()
         except BaseException as error:
             with suppress(Exception):
                 self.store.rescue()
-            self.handover.fail(error)
+            self.queue.fail(error)
 
-    def add(self, step: Step, layout: Layout, lanes: dict[str, Tensor], store: bool) -> None:
-        """Store a step, and let lanes go that are not needed for the next difference."""
-        for free in self.store.add(step, layout, lanes, store=store):
-            self.handover.give_back(*free)
+    def add(self, step: Step, layout: Layout, flat: dict[str, Tensor], store: bool) -> None:
+        """Store a step, and give back flat buffers that are not needed for the next difference."""
+        for free in self.store.add(step, layout, flat, store=store):
+            self.queue.give_back(*free)
 
 
 _threads: weakref.WeakSet[_WriterThread] = weakref.WeakSet()
@@ -326,7 +332,7 @@ _watched = False
 
 
 def _watch_process() -> None:
-    """Be told of forks and of the end. Only now, so that the end comes before h5py's own."""
+    """Register for forks and for the end. Only now, so that the end comes before h5py's own."""
     global _watched
     if not _watched:
         _watched = True
@@ -348,11 +354,11 @@ def _close_all() -> None:
 
 
 def _close_unfinished(thread: _WriterThread) -> None:
-    """When a writer is lost or the interpreter ends before `LogWriter.finish`."""
+    """Abandon the log of a writer that is lost, or of an interpreter that ends, before `LogWriter.finish`."""
     if os.getpid() != thread.process or not thread.is_alive():
         return
     with suppress(LogWriteError):
-        thread.handover.submit(partial(thread.store.abandon, "the process ended before the run was finished"))
-    thread.handover.close()
+        thread.queue.submit(partial(thread.store.abandon, "the process ended before the run was finished"))
+    thread.queue.close()
     if threading.current_thread() is not thread:
         thread.join()

@@ -1,7 +1,7 @@
 """Weight-averaging callbacks, observed: each update as ``average <- a * average + b * params``.
 
 An average is a linear combination of the states of the run, so that its influence is the same walk with the query's
-gradient fed in at several steps. The coefficients are found by calling the user's averaging function once on a small
+gradient fed in at several steps. The coefficients come from calling the user's averaging function once on a small
 float64 tensor with known answers; a function that is not linear, or not the same for every element, shows there.
 """
 
@@ -24,7 +24,7 @@ Average = Callable[[Tensor, Tensor], Tensor]
 
 
 class AveragingWatch:
-    """Finds the Trainer's averaging callback and tells of its updates.
+    """Observes the Trainer's averaging callback and tells of its updates.
 
     Args:
         trainer: Its callbacks are set up.
@@ -47,10 +47,10 @@ class AveragingWatch:
         self._with_buffers = False
         self._linear = True
         self.kind = ""
-        found = [(c, kind) for c in trainer.callbacks if (kind := _averaging_kind(c))]
-        if len(found) > 1:
-            remark(f"{len(found)} callbacks average the weights; only the average of {found[0][1]} is recorded")
-        for callback, kind in found[:1]:
+        averaging = [(c, kind) for c in trainer.callbacks if (kind := _averaging_kind(c))]
+        if len(averaging) > 1:
+            remark(f"{len(averaging)} callbacks average the weights; only the average of {averaging[0][1]} is recorded")
+        for callback, kind in averaging[:1]:
             self.kind = type(callback).__qualname__
             count = torch.tensor(1)  # a trial, so that the header can say if it is not linear
             if kind == "WeightAveraging" and (averaged := callback._average_model) is not None:
@@ -63,14 +63,14 @@ class AveragingWatch:
                 patches.place(callback, "update_parameters", self._around_swa)
 
     def average(self, names: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """The averaged parameters of the given names, and the buffers if they are averaged, too, on the CPU; ``None``
-        if there is no average that is known in full."""
+        """Return the averaged parameters of the given names, and the buffers if they are averaged, too, on the CPU;
+        ``None`` if there is no average that is known in full."""
         if self._model is None or not self._linear:
             return None
-        found: dict[str, Tensor] = {n: p for n, p in self._model.named_parameters() if n in names}
+        averages: dict[str, Tensor] = {n: p for n, p in self._model.named_parameters() if n in names}
         if self._with_buffers:
-            found |= {n: b for n, b in self._model.named_buffers() if b.is_floating_point()}
-        return {n: v.detach().cpu().clone() for n, v in found.items()}
+            averages |= {n: b for n, b in self._model.named_buffers() if b.is_floating_point()}
+        return {n: v.detach().cpu().clone() for n, v in averages.items()}
 
     def _around_weight_averaging(self, update: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
         averaged: Any = update.__self__  # type: ignore[attr-defined]
@@ -94,24 +94,24 @@ class AveragingWatch:
         if count == 0:  # the first update copies
             self._updated(0.0, 1.0)
             return
-        found = self._coefficients(average, source)
-        if found is not None:
-            self._updated(*found)
+        pair = self._coefficients(average, source)
+        if pair is not None:
+            self._updated(*pair)
 
     def _coefficients(self, average: Average, source: Any) -> tuple[float, float] | None:
         with nullcontext() if _draws_nothing(source) else preserved():
-            found = coefficients(average)
-        if found is None and self._linear:
+            pair = coefficients(average)
+        if pair is None and self._linear:
             self._linear = False
             self._remark(
                 f"the averaging function of {self.kind} is not of the form a * average + b * params, so the average is "
                 "not recorded"
             )
-        return found
+        return pair
 
 
 def coefficients(average: Average) -> tuple[float, float] | None:
-    """``(a, b)`` of an averaging function ``a * average + b * params``; ``None`` if it is of another form.
+    """Return ``(a, b)`` of an averaging function ``a * average + b * params``; ``None`` if it is of another form.
 
     Args:
         average: Called once, on float64 ``[7]``.
@@ -119,21 +119,21 @@ def coefficients(average: Average) -> tuple[float, float] | None:
     averages = torch.tensor([1.0, 0.0, 0.0, 0.75, -0.5, 3.0, -8.0], dtype=torch.float64)
     params = torch.tensor([0.0, 1.0, 0.0, 0.25, 0.125, -2.0, -5.0], dtype=torch.float64)
     with torch.no_grad():
-        found = average(averages.clone(), params.clone()).to(torch.float64).cpu()
-    a, b = found[0].item(), found[1].item()
+        result = average(averages.clone(), params.clone()).to(torch.float64).cpu()
+    a, b = result[0].item(), result[1].item()  # of (1, 0) and of (0, 1)
     expected = a * averages + b * params
-    if not torch.allclose(found, expected, rtol=1e-9, atol=1e-12):
+    if not torch.allclose(result, expected, rtol=1e-9, atol=1e-12):
         return None
     return a, b
 
 
 def own(function: Any) -> Any:
-    """A copy of a callable that may count its calls; functions and methods of modules are used as they are."""
+    """Return a copy of a callable that may count its calls; functions and methods of modules are used as they are."""
     return function if inspect.isroutine(function) else copy.deepcopy(function)
 
 
 def _of_averaged_model(averaged: Any, count: Tensor) -> Average:
-    """The averaging function of torch's ``AveragedModel``."""
+    """Return the averaging function of torch's ``AveragedModel``."""
     if averaged.multi_avg_fn is not None:
         in_place = own(averaged.multi_avg_fn)
 
@@ -155,7 +155,7 @@ def _of_function(function: Callable[..., Tensor], count: Tensor) -> Average:
 
 
 def _draws_nothing(function: Any) -> bool:
-    """Whether a function is known to leave the random generators alone."""
+    """Tell if a function is known to leave the random generators alone."""
     return function is None or getattr(function, "__module__", "").split(".")[0] in (
         "torch",
         "lightning",
@@ -164,6 +164,6 @@ def _draws_nothing(function: Any) -> bool:
 
 
 def _averaging_kind(callback: Any) -> str:
-    """The averaging base class of a callback by name, since both packages of Lightning have them."""
+    """Return the averaging base class of a callback by name, since both packages of Lightning have them."""
     names = [base.__name__ for base in type(callback).__mro__]
     return next((n for n in ("WeightAveraging", "StochasticWeightAveraging") if n in names), "")

@@ -1,9 +1,9 @@
-"""Planning which states to store, so that a log stays within a number of bytes.
+"""Plan which states to store, so that a log stays within a number of bytes.
 
 The plan is made before the first state is stored, of what a state and a step's record take, how many steps are to come,
 and how well states are known to compress: every state, if all fit; otherwise every ``k``-th, from which the others are
-computed again; where a step done again would not give the same bits, the last epochs; and the final state at least.
-What comes of it when the run is under way, `lightning_sgdinf.record.budgeted_keep` says.
+recomputed; where a step re-run would not give the same bits, the last epochs; and the final state at least.
+`lightning_sgdinf.record.budgeted_keep` adapts it when the run is under way.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import math
 import re
 from dataclasses import asdict, dataclass
 
-from lightning_sgdinf.checkpointing import ROOM_BYTES, held_in, states_in, steps_again
+from lightning_sgdinf.checkpointing import MEMORY_BYTES, held_in, states_in, steps_again
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log.codecs import CODECS
 from lightning_sgdinf.log.records import Json
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 _RATIOS = {"none": (1.0, 1.0), "delta": (1.6, 1.15), "small": (1.85, 1.15), "delta2": (1.85, 1.15), "auto": (1.6, 1.15)}
-"""How much smaller a codec is taken to make states: successive ones, and those further apart."""
+"""Factor by which a codec is taken to make states smaller: successive ones, and those further apart."""
 
 _FILES = 256 << 10  # bytes of HDF5's own in the last segment and the end mark
 _SLACK = 1.03  # of chunks that compression makes larger, or that are not full
@@ -31,7 +31,7 @@ class Budget:
     """Store as many states as fit into a number of bytes.
 
     Args:
-        size_bytes: What the log may take, at least 1; ids and random states, which are always recorded, included.
+        size_bytes: Of the log at most, at least 1; ids and random states, which are always recorded, included.
     """
 
     size_bytes: int
@@ -46,23 +46,23 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget | None:
-    """The budget of a text such as ``"budget:2GB"`` or ``"budget: 500 MiB"``; ``None`` if it is none."""
+    """Return the budget of a text such as ``"budget:2GB"`` or ``"budget: 500 MiB"``; ``None`` if it is none."""
     match = re.fullmatch(r"budget:\s*(\d+(?:\.\d+)?)\s*([kMGT]|[KMG]i)?B", text.strip())
     return None if match is None else Budget(int(float(match[1]) * _UNITS[match[2] or ""]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prospect:
-    """What is known of a run when its first step has been taken.
+    """All that is known of a run when its first step has been taken.
 
     Attributes:
         state_bytes: Of an uncompressed state: parameters, buffers and what the optimizer keeps.
         record_bytes: Of everything else that is recorded of a step, at most.
-        codec: How states are stored.
-        steps: How many optimizer steps there will be; ``None`` if nobody knows.
-        epochs: How many epochs, likewise.
-        repeatable: Whether a step done again gives the same bits.
-        averaged: Whether there will be averaged parameters, too.
+        codec: Of the states.
+        steps: Number of optimizer steps to come; ``None`` if nobody knows.
+        epochs: Number of epochs, likewise.
+        repeatable: A step re-run gives the same bits.
+        averaged: There will be averaged parameters, too.
     """
 
     state_bytes: int
@@ -80,23 +80,23 @@ class Prospect:
 
     @property
     def ending_bytes(self) -> int:
-        """What the end of the log takes at most: the final state, the average, and the last anchors."""
+        """Bytes of the end of the log at most: the final state, the average, and the last anchors."""
         return int((1 + self.averaged + self.anchors) * self.state_bytes * _SLACK) + _FILES
 
     @property
     def largest_bytes(self) -> int:
-        """What storing one state takes at most: it may be the only one of a segment."""
+        """Bytes that storing one state takes at most: it may be the only one of a segment."""
         return int((1 + self.anchors) * self.state_bytes * _SLACK)
 
     def expected_bytes(self, k: int) -> float:
-        """What storing one state is taken to take, if every ``k``-th is stored."""
+        """Return the bytes that storing one state is taken to take, if every ``k``-th is stored."""
         successive, apart = _RATIOS.get(self.codec, (1.0, 1.0))
         return self.state_bytes / (successive if k == 1 else apart)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is stored, and what that means for replay.
+    """A choice of states to store, and its cost in replay.
 
     Attributes:
         keep: ``"every_step"``, ``"every(k)"``, ``"last_epochs(n)"`` or ``"final"``.
@@ -104,8 +104,8 @@ class Plan:
         last_epochs: ``n``, if only the last epochs are stored.
         steps: Expected steps; ``None`` if nobody knows.
         log_bytes: Expected size of the log; ``None`` for a run of unknown length.
-        forward_passes: How many times the training is done again, forwards, to rebuild what is not stored.
-        memory_bytes: What the rebuilt states take in memory.
+        forward_passes: Trainings, forwards only, to rebuild what is not stored.
+        memory_bytes: Of the rebuilt states in memory.
     """
 
     keep: str
@@ -117,11 +117,11 @@ class Plan:
     memory_bytes: int = 0
 
     def document(self) -> dict[str, Json]:
-        """For the header."""
+        """Return the plan for the header."""
         return asdict(self)
 
     def sentence(self, budget: Budget) -> str:
-        """For the user."""
+        """Return the plan for the user."""
         size = "" if self.log_bytes is None else f", about {shown_bytes(self.log_bytes)}"
         length = "a run of unknown length" if self.steps is None else f"{self.steps:,} steps"
         if not self.every:
@@ -139,11 +139,11 @@ class Plan:
 
 
 def make_plan(budget: Budget, prospect: Prospect) -> Plan:
-    """What fits into a budget.
+    """Return the plan that fits into a budget.
 
     Args:
         budget: The bytes.
-        prospect: What is known of the run.
+        prospect: Of the run.
     """
     steps = prospect.steps
     records = (steps or 0) * prospect.record_bytes
@@ -157,16 +157,16 @@ def make_plan(budget: Budget, prospect: Prospect) -> Plan:
 
 
 def _spacing(steps: int, free: int, prospect: Prospect) -> int:
-    """The smallest ``k`` for which every ``k``-th state of ``steps`` fits into ``free`` bytes."""
+    """Return the smallest ``k`` for which every ``k``-th state of ``steps`` fits into ``free`` bytes."""
     if steps * prospect.expected_bytes(1) <= free:
         return 1
     return min(max(2, math.ceil(steps * prospect.expected_bytes(2) / free)), max(2, steps))
 
 
 def every_kth(k: int, prospect: Prospect) -> Plan:
-    """Storing every ``k``-th state."""
+    """Return the plan that stores every ``k``-th state."""
     steps = prospect.steps
-    room = states_in(ROOM_BYTES, prospect.state_bytes)
+    max_states = states_in(MEMORY_BYTES, prospect.state_bytes)
     stored = None if steps is None else -(-steps // k)
     return Plan(
         keep="every_step" if k == 1 else f"every({k})",
@@ -175,13 +175,14 @@ def every_kth(k: int, prospect: Prospect) -> Plan:
         log_bytes=None
         if stored is None or steps is None
         else int(stored * prospect.expected_bytes(k)) + steps * prospect.record_bytes + prospect.state_bytes,
-        forward_passes=steps_again(k, held_in(room)) / k,
-        memory_bytes=min(k, room) * prospect.state_bytes if k > 1 else 0,
+        forward_passes=steps_again(k, held_in(max_states)) / k,
+        memory_bytes=min(k, max_states) * prospect.state_bytes if k > 1 else 0,
     )
 
 
 def _contiguous(steps: int, free: int, prospect: Prospect) -> Plan | None:
-    """Storing all states, or those of the last epochs that fit; ``None`` if not one does, or nobody knows the last.
+    """Return the plan that stores all states, or those of the last epochs that fit; ``None`` if not one does, or nobody
+    knows the last.
 
     As if nothing could be compressed: were the last states left out after all, the others would be worth nothing.
     """
@@ -198,7 +199,7 @@ def _contiguous(steps: int, free: int, prospect: Prospect) -> Plan | None:
 
 
 def shown_bytes(count: float) -> str:
-    """A number of bytes for people: ``"1.5 GB"``."""
+    """Return a number of bytes for people: ``"1.5 GB"``."""
     for unit in ("TB", "GB", "MB", "kB"):
         if count >= _UNITS[unit[0]]:
             return f"{count / _UNITS[unit[0]]:.3g} {unit}"

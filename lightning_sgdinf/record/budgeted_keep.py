@@ -1,4 +1,4 @@
-r"""Which states are stored under a budget, while the run is under way.
+r"""Store states under a budget, while the run is under way.
 
 It is measured what states and records really take, and how long the run really gets. Of what is free, the states that
 are to come get
@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -36,7 +36,7 @@ _DOCUMENT_BYTES = 300  # of a step, and of each of its passes, at most
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Since:
-    """From where on is measured: a step, the log's sizes, stored states, and the time."""
+    """The beginning of a measurement: a step, the log's sizes, stored states, and the time."""
 
     index: int
     sizes: LogSizes
@@ -49,10 +49,10 @@ class BudgetedKeep:
 
     Args:
         budget: The bytes.
-        prospect: What is known of the run.
-        measure: Says how large the log is; waits for everything to be written.
-        remaining: Is given the seconds that a step takes, once that is known, and says how many are still to come:
-            ``None`` if nobody knows, 0 if none should.
+        prospect: Of the run.
+        measure: Returns the sizes of the log; waits for everything to be written.
+        remaining: Called with the seconds that a step takes, once that is known; returns the number of steps that are
+            still to come: ``None`` if nobody knows, 0 if none should.
         inform: Called with a sentence when something has been measured or changed.
         clock: Seconds.
     """
@@ -81,10 +81,10 @@ class BudgetedKeep:
         self._stored = 0
         self._last: int | None = None  # the last stored state
         self._next_look = _NEVER
-        self._outlived = False  # whether the run has got longer than anybody knew
+        self._outlived = False  # the run has got longer than anybody knew
 
     def stores(self, index: int, epoch: int, max_epochs: int) -> bool:
-        """Whether the state before step ``index`` is stored."""
+        """Tell if the state before step ``index`` is stored."""
         if not self.plan.every:
             return False
         self._asked += 1
@@ -99,29 +99,27 @@ class BudgetedKeep:
             return False
         if self._last is not None and index < self._last + self._every:
             return False
-        if not self._fits(index):
+        largest = self._prospect.largest_bytes
+        if self._free(index) < largest:
             self._look(index)
-            if not self._fits(index):
+            if self._free(index) < largest:
                 self._every = _NEVER
                 self._tell(index)
                 return False
-        self._used += self._prospect.largest_bytes
+        self._used += largest
         self._stored += 1
         self._last = index
         return True
 
     def _begin(self, index: int) -> None:
-        """Before the first step the log may have something already; after it, it has all that does not grow."""
+        """Begin to measure: before the first step the log may have something already; after it, it has all that does
+        not grow."""
         sizes = self._measure()
         self._used, self._next_look = sizes.total, index + _FIRST_LOOK
         self._since = _Since(index=index, sizes=sizes, stored=self._stored, seconds=self._clock())
 
-    def _fits(self, index: int) -> bool:
-        """Whether a state can be stored and everything still be recorded that is to come."""
-        return self._free(index) >= self._prospect.largest_bytes
-
     def _free(self, index: int) -> float:
-        """Bytes of the budget that neither the log has nor its end and the records to come will need."""
+        """Return the bytes of the budget that neither the log has nor its end and the records to come will need."""
         to_come = self._remaining(self._seconds) or _UNPLANNED * (index + 1)
         return self._budget.size_bytes - self._used - self._prospect.ending_bytes - to_come * self._record_bytes
 
@@ -144,7 +142,7 @@ class BudgetedKeep:
             self._tell(index, each)
 
     def _spacing(self, index: int, each: float) -> int:
-        """How many steps apart states can be stored from now on, if one takes ``each`` bytes."""
+        """Return how many steps apart states can be stored from now on, if one takes ``each`` bytes."""
         known = self._remaining(self._seconds)
         to_come = known or index + 1
         free = self._free(index)
@@ -183,36 +181,25 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-class FirstStep(Protocol):
-    """What has been recorded when the first step has been taken."""
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of the state after it."""
-        ...
-
-    @property
-    def micro_batches(self) -> tuple[MicroBatch, ...]:
-        """What this process fed into it."""
-        ...
-
-
-def prospect_of(trainer: Any, first: FirstStep, *, codec: str, averaged: bool) -> Prospect:
-    """What is known of a run when its first step has been taken.
+def prospect_of(
+    trainer: Any, *, state_bytes: int, micro_batches: Sequence[MicroBatch], codec: str, averaged: bool
+) -> Prospect:
+    """Return what is known of a run when its first step has been taken.
 
     Args:
         trainer: Inside ``fit``.
-        first: That step.
-        codec: How states are stored.
-        averaged: Whether there will be averaged parameters.
+        state_bytes: Of the state after that step.
+        micro_batches: That this process fed into it.
+        codec: Of the states.
+        averaged: There will be averaged parameters.
     """
     # Of two gradients the sum does not depend on the order, of more it may.
     repeatable = trainer.world_size <= 2 and (
         trainer.strategy.root_device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
     )
     return Prospect(
-        state_bytes=first.state_bytes,
-        record_bytes=record_bytes(first.micro_batches, random_state.capture()) * trainer.world_size,
+        state_bytes=state_bytes,
+        record_bytes=record_bytes(micro_batches, random_state.capture()) * trainer.world_size,
         codec=codec,
         steps=remaining_steps(trainer, None),
         epochs=trainer.max_epochs,
@@ -222,7 +209,7 @@ def prospect_of(trainer: Any, first: FirstStep, *, codec: str, averaged: bool) -
 
 
 def remaining_steps(trainer: Any, seconds: float | None) -> int | None:
-    """How many steps are still to come; ``None`` if nobody knows.
+    """Return how many steps are still to come; ``None`` if nobody knows.
 
     Args:
         trainer: Inside ``fit``.
@@ -237,7 +224,7 @@ def remaining_steps(trainer: Any, seconds: float | None) -> int | None:
 
 
 def record_bytes(micro_batches: Sequence[MicroBatch], now: RandomState) -> int:
-    """What the record of a step takes beside the state, at most.
+    """Return the bytes that the record of a step takes beside the state, at most.
 
     Args:
         micro_batches: Of the step.

@@ -1,4 +1,4 @@
-"""What can be recorded, and what can be replayed, of a run: judged before it starts."""
+"""Judge before a run starts if it can be recorded, and replayed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import nn
 
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.record.budget import Budget
+from lightning_sgdinf.record.keep import Keep, LastEpochs
 from lightning_sgdinf.record.network import network_file_system
-from lightning_sgdinf.record.snapshots import Keep, LastEpochs, StateReader
+from lightning_sgdinf.record.state_reader import StateReader
 
 _SHARDING = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy"}
 _CLOSURE_OPTIMIZERS = ("LBFGS",)
@@ -27,12 +28,12 @@ _GRADIENT_HOOKS = (
 
 
 def is_tuner_search(trainer: Any) -> bool:
-    """Whether this fit is a learning-rate or batch-size search that never trains."""
+    """Tell if this fit is a learning-rate or batch-size search that never trains."""
     return any(getattr(callback, "_early_exit", False) for callback in trainer.callbacks)
 
 
 def is_of_search(checkpoint: Any) -> bool:
-    """Whether a path is that of the checkpoint to which such a search returns when it is done."""
+    """Tell if a path is that of the checkpoint to which such a search returns when it is done."""
     return PurePath(str(checkpoint)).name.startswith((".lr_find_", ".scale_batch_size_"))
 
 
@@ -49,20 +50,20 @@ def check_keep(keep: Keep | Budget, max_epochs: int | None) -> None:
         )
 
 
-def advice_on_place(path: Path) -> str:
-    """What speaks against a log at a path, as a sentence without full stop; empty if nothing does."""
-    found = network_file_system(path)
-    if not found:
+def advice_on_location(path: Path) -> str:
+    """Return what speaks against a log at a path, as a sentence without full stop; empty if nothing does."""
+    file_system = network_file_system(path)
+    if not file_system:
         return ""
     return (
-        f"{path} is on a network file system ({found}), where neither locks nor what a killed process has written can "
-        "be relied on. Record to a local disk; segments that are finished (seg-*.h5) never change again and can be "
-        "copied while the run goes on, end.h5 when it has ended"
+        f"{path} is on a network file system ({file_system}), where neither locks nor what a killed process has "
+        "written can be relied on. Record to a local disk; segments that are finished (seg-*.h5) never change again "
+        "and can be copied while the run goes on, end.h5 when it has ended"
     )
 
 
 def impossible_to_record(trainer: Any) -> str:
-    """Why nothing at all can be recorded, as a sentence without full stop; empty if something can."""
+    """Return why nothing at all can be recorded, as a sentence without full stop; empty if something can."""
     kind = type(trainer.strategy)
     names = {base.__name__ for base in kind.__mro__}
     if names & _SHARDING:
@@ -79,7 +80,7 @@ def impossible_to_record(trainer: Any) -> str:
 
 
 def impossible_optimizers(trainer: Any) -> str:
-    """Why the optimizers cannot be recorded, as a sentence without full stop; empty if they can."""
+    """Return why the optimizers cannot be recorded, as a sentence without full stop; empty if they can."""
     if len(trainer.optimizers) != 1:
         return (
             f"the run has {len(trainer.optimizers)} optimizers, and only runs with one can be recorded. Train with a "
@@ -103,7 +104,7 @@ def impossible_optimizers(trainer: Any) -> str:
 
 
 def impossible_to_replay(module: Any, optimizer: torch.optim.Optimizer, reader: StateReader) -> list[str]:
-    """Why the run cannot be replayed although it can be recorded, as sentences without full stop."""
+    """Return why the run cannot be replayed although it can be recorded, as sentences without full stop."""
     reasons = []
     if not module.automatic_optimization:
         reasons.append(MANUAL_OPTIMIZATION)
@@ -118,7 +119,7 @@ def impossible_to_replay(module: Any, optimizer: torch.optim.Optimizer, reader: 
 
 
 def impossible_to_replay_processes(trainer: Any, module: nn.Module) -> list[str]:
-    """Why a run of several processes cannot be replayed, as sentences without full stop."""
+    """Return why a run of several processes cannot be replayed, as sentences without full stop."""
     if trainer.world_size == 1:
         return []
     strategy, reasons = trainer.strategy, []
@@ -154,7 +155,7 @@ def impossible_to_replay_processes(trainer: Any, module: nn.Module) -> list[str]
 
 
 def _buffers_with_a_will(module: nn.Module) -> list[str]:
-    """Names of buffers that a training pass may both read and write; running statistics are only written."""
+    """Return the names of buffers that a training pass may both read and write; running statistics are only written."""
     normalizing = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
     statistics = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, normalizing))
     return [name for name, _ in module.named_buffers() if not name.startswith(statistics)]
@@ -171,7 +172,8 @@ MANUAL_OPTIMIZATION = (
 
 
 def gradient_overrides(module: Any) -> list[str]:
-    """Names of the module's own hooks that may do something to gradients or steps that is not in the record."""
+    """Return the names of the module's own hooks that may do something to gradients or steps that is not in the
+    record."""
     return [name for name in _GRADIENT_HOOKS if name in vars(module) or not _is_lightnings(type(module), name)]
 
 

@@ -1,4 +1,4 @@
-"""What speaks against a recording, told while it still saves time, and written down in any case."""
+"""Collect what speaks against a recording: told while it still saves time, and written down in any case."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_sgdinf.errors import UnsupportedRunError
 
 
-class Concerns:
+class Diagnostics:
     """Reasons why a run cannot be replayed, and lesser remarks.
 
     Args:
-        strict: Raise on a reason that is found before the first step is complete. Later ones never stop the training.
+        strict: Raise on a reason that turns up before the first step is complete. Later ones never stop the training.
     """
 
     def __init__(self, *, strict: bool) -> None:
@@ -23,7 +23,7 @@ class Concerns:
         self._header_written = False
 
     def problem(self, reason: str) -> None:
-        """Something that makes replay impossible; ``reason`` is a sentence (or two) without the last full stop.
+        """Report something that makes replay impossible; ``reason`` is a sentence (or two) without the last full stop.
 
         Raises:
             UnsupportedRunError: If strict, and nothing has been recorded yet.
@@ -42,7 +42,7 @@ class Concerns:
             self._reasons.append(reason)
 
     def nothing_recorded(self, reason: str) -> None:
-        """Something that makes recording impossible.
+        """Report something that makes recording impossible.
 
         Raises:
             UnsupportedRunError: If strict.
@@ -54,21 +54,21 @@ class Concerns:
         self._tell(f"Nothing is recorded: {reason}.")
 
     def remark(self, text: str) -> None:
-        """Something to know about the record."""
+        """Report something to know about the record."""
         if self._tell(f"About the record of this run: {text}."):
             (self._late if self._header_written else self._remarks).append(text)
 
     def take_for_header(self) -> tuple[str, list[str]]:
-        """Reasons, joined, and remarks so far; what comes later goes into the reason of the end."""
+        """Return the reasons, joined, and the remarks so far; what comes later goes into the reason of the end."""
         self._header_written = True
         return ". ".join(self._reasons), list(self._remarks)
 
     def end_reason(self, reason: str) -> str:
-        """How the run ended, with what was found on the way."""
+        """Return the reason of the end, with the remarks since the header was written."""
         return "; ".join((reason, *self._late))
 
     def _tell(self, message: str) -> bool:
-        """Warn; whether it was news."""
+        """Warn, once; tell if it was news."""
         if message in self._told:
             return False
         self._told.add(message)

@@ -25,13 +25,13 @@ from lightning_sgdinf.random_state import RandomState
 from lightning_sgdinf.record.random_watch import RandomWatch
 
 
-class Carried:
-    """A collated batch and where it came from.
+class TrackedBatch:
+    """A collated batch and its origin.
 
     It is no node of any pytree, so that code which maps over batches sees one leaf.
 
     Attributes:
-        batch: What ``collate_fn`` returned.
+        batch: As ``collate_fn`` returned it.
         token: Names the loader.
         ids: int64 ``[B]``; ``None`` if the loader's indices are not integers.
         random: The producing process's generators just before the first example was fetched.
@@ -49,14 +49,14 @@ class Carried:
         self.digest = digest
         self.single = single
 
-    def pin_memory(self, device: str | None = None) -> Carried:
-        """Called by the loader's pinning thread, as for any batch with such a method."""
+    def pin_memory(self, device: str | None = None) -> TrackedBatch:
+        """Pin the batch; the loader's pinning thread calls this on any batch with such a method."""
         self.batch = pin_memory(self.batch, device)
         return self
 
 
-class _Note:
-    """What the fetching half of a loader leaves for the collating half, in the same process."""
+class _Tag:
+    """Ids and random states that the fetching half of a loader leaves for the collating half, in the same process."""
 
     def __init__(self, token: int, *, digest: bool, watch: RandomWatch) -> None:
         self._token = token
@@ -69,32 +69,33 @@ class _Note:
         self._noted = integer_ids(indices), self._watch.capture(devices=get_worker_info() is None)
 
     def attach(self, batch: Any, *, single: bool) -> Any:
-        """The batch with what was noted for it; as it is, if nothing was (somebody else called ``collate_fn``)."""
+        """Return the batch with what was noted for it; as it is, if nothing was (somebody else called
+        ``collate_fn``)."""
         if self._noted is None:
             return batch
         (ids, random), self._noted = self._noted, None
         digest = batch_digest(batch) if self._digest else None
-        return Carried(batch, token=self._token, ids=ids, random=random, digest=digest, single=single)
+        return TrackedBatch(batch, token=self._token, ids=ids, random=random, digest=digest, single=single)
 
 
-class NotedDataset(Dataset):
-    """The user's data set, seen through a note of what is fetched from it.
+class TaggedDataset(Dataset):
+    """The user's data set; a tag notes what is fetched from it.
 
     Everything but fetching goes to the data set itself, setting attributes included.
     """
 
-    def __init__(self, dataset: Any, note: _Note, single: bool) -> None:
-        self.__dict__.update(_dataset=dataset, _note=note, _single=single)
+    def __init__(self, dataset: Any, tag: _Tag, single: bool) -> None:
+        self.__dict__.update(_dataset=dataset, _tag=tag, _single=single)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return NotedDataset, (self._dataset, self._note, self._single)
+        return TaggedDataset, (self._dataset, self._tag, self._single)
 
     @property
     def __class__(self) -> type:  # isinstance(loader.dataset, MyDataset) stays true
         return type(self.__dict__["_dataset"])
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("_dataset", "_note", "_single"):
+        if name in ("_dataset", "_tag", "_single"):
             raise AttributeError(name)
         return getattr(self._dataset, name)
 
@@ -109,63 +110,63 @@ class NotedDataset(Dataset):
 
     def __getitem__(self, index: Any) -> Any:
         if self._single:
-            self._note.write(index)
+            self._tag.write(index)
         return self._dataset[index]
 
     def __getitems__(self, indices: Sequence[Any]) -> Any:
-        self._note.write(indices)
+        self._tag.write(indices)
         fetch = getattr(self._dataset, "__getitems__", None)
         return fetch(indices) if fetch else [self._dataset[i] for i in indices]
 
 
-class NotedCollate:
-    """The user's ``collate_fn``; what it returns carries the note."""
+class TaggedCollate:
+    """The user's ``collate_fn``; what it returns carries the tag."""
 
-    def __init__(self, collate: Callable[[Any], Any], note: _Note, single: bool) -> None:
+    def __init__(self, collate: Callable[[Any], Any], tag: _Tag, single: bool) -> None:
         self._collate = collate
-        self._note = note
+        self._tag = tag
         self._single = single
 
     def __call__(self, examples: Any) -> Any:
-        """The collated batch on its carrier."""
-        return self._note.attach(self._collate(examples), single=self._single)
+        """Return the collated batch with its tag."""
+        return self._tag.attach(self._collate(examples), single=self._single)
 
 
-def carrying(
-    loader: DataLoader, token: int, *, digest: bool, watch: RandomWatch, sink: deque[Carried] | None = None
+def track(
+    loader: DataLoader, token: int, *, digest: bool, watch: RandomWatch, sink: deque[TrackedBatch] | None = None
 ) -> DataLoader:
-    """A shallow copy of a map-style loader whose batches carry their ids.
+    """Return a shallow copy of a map-style loader whose batches carry their ids.
 
     Args:
         loader: Left as it is. Sampler, generator and worker settings are shared with the copy.
         token: Names the loader on its batches.
         digest: Compute a checksum of each batch, where it is produced.
-        watch: Takes the random states of batches produced in this process.
-        sink: If given, the copy's iterator yields plain batches and puts the carriers here; needed where user code
+        watch: Reads the random states of batches produced in this process.
+        sink: If given, the copy's iterator yields plain batches and puts the tracked ones here; needed if user code
             takes batches from the loader itself.
     """
     single = loader.batch_sampler is None
-    note = _Note(token, digest=digest, watch=watch)
+    tag = _Tag(token, digest=digest, watch=watch)
     twin = copy.copy(loader)
     # DataLoader.__setattr__ forbids these names after construction.
     attributes = twin.__dict__
     attributes["_iterator"] = None
-    attributes["dataset"] = NotedDataset(loader.dataset, note, single)
-    attributes["collate_fn"] = NotedCollate(loader.collate_fn, note, single)
+    attributes["dataset"] = TaggedDataset(loader.dataset, tag, single)
+    attributes["collate_fn"] = TaggedCollate(loader.collate_fn, tag, single)
     if sink is not None:
         make_iterator = twin._get_iterator
         attributes["_get_iterator"] = lambda: _unloading(make_iterator(), sink)
     return twin
 
 
-def _unloading(iterator: Any, sink: deque[Carried]) -> Any:
-    """A loader's iterator, made to take the batches off their carriers."""
+def _unloading(iterator: Any, sink: deque[TrackedBatch]) -> Any:
+    """Return a loader's iterator, made to yield plain batches."""
     fetch = iterator._next_data
     sink.clear()
 
     def next_data() -> Any:
         batch = fetch()
-        if not isinstance(batch, Carried):
+        if not isinstance(batch, TrackedBatch):
             return batch
         sink.append(batch)
         return batch.batch
@@ -175,7 +176,7 @@ def _unloading(iterator: Any, sink: deque[Carried]) -> Any:
 
 
 def integer_ids(indices: Any) -> np.ndarray | None:
-    """Indices as int64 ``[B]``; ``None`` if they are not integers."""
+    """Return indices as int64 ``[B]``; ``None`` if they are not integers."""
     try:
         ids = np.atleast_1d(np.asarray(indices))
     except (ValueError, TypeError, RuntimeError):

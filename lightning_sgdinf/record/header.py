@@ -19,7 +19,8 @@ from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.log.records import Header, Json
 from lightning_sgdinf.record.budget import Budget
 from lightning_sgdinf.record.compatibility import gradient_overrides
-from lightning_sgdinf.record.snapshots import Keep, StateReader
+from lightning_sgdinf.record.keep import Keep
+from lightning_sgdinf.record.state_reader import StateReader
 
 
 def make_header(
@@ -32,13 +33,13 @@ def make_header(
     replayable: str,
     extra: dict[str, Json],
 ) -> Header:
-    """What holds for the whole run.
+    """Return what holds for the whole run.
 
     Args:
         trainer: Inside ``fit``.
         module: The LightningModule.
-        reader: Knows which parameters are trained.
-        keep: Which states are stored.
+        reader: Of the state; knows the trained parameters.
+        keep: Policy by which states are stored.
         datasets: Class and length per loader.
         replayable: Why the run cannot be replayed, or empty.
         extra: Joins what is known here.
@@ -60,7 +61,7 @@ def make_header(
 
 
 def expected_steps(trainer: Any, taken: int) -> int | None:
-    """How many steps the log will have when the fit ends; ``None`` if that is open.
+    """Return how many steps the log will have when the fit ends; ``None`` if that is open.
 
     Args:
         trainer: Inside ``fit``.
@@ -76,7 +77,7 @@ def expected_steps(trainer: Any, taken: int) -> int | None:
 
 
 def environment(module: Any) -> dict[str, Json]:
-    """Versions and settings that decide whether a step done again gives the same bits."""
+    """Return the versions and settings on which it depends that a step re-run gives the same bits."""
     cuda = torch.cuda.is_available()
     system = platform.uname()  # but not its processor, which starts a process
     return {
@@ -117,7 +118,7 @@ def _trainer_settings(trainer: Any, module: Any) -> dict[str, Json]:
 
 
 def _host_version() -> str:
-    """Version of the Lightning that trains: ``lightning`` and ``pytorch_lightning`` may both be there."""
+    """Return the version of the Lightning that trains: ``lightning`` and ``pytorch_lightning`` may both be there."""
     return _version("lightning") or _version("pytorch-lightning")
 
 

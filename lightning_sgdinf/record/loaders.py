@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_sgdinf.log.records import Draw
-from lightning_sgdinf.record.example_ids import Carried, carrying
+from lightning_sgdinf.record.example_ids import TrackedBatch, track
 from lightning_sgdinf.record.patches import Patches
 from lightning_sgdinf.record.random_watch import RandomWatch
 from lightning_sgdinf.record.stored_batches import BatchStore
@@ -28,7 +28,7 @@ STORE_BATCHES = "TrajectoryRecorder(store_batches=True)"
 
 
 def takes_iterator(module: Any) -> bool:
-    """Whether ``training_step`` takes the loader's iterator and fetches by itself."""
+    """Tell if ``training_step`` takes the loader's iterator and fetches by itself."""
     return "dataloader_iter" in inspect.signature(module.training_step).parameters
 
 
@@ -37,7 +37,7 @@ class LoaderTap:
 
     Args:
         digest: Compute a checksum of each batch.
-        watch: Takes the random states of this process.
+        watch: Reads the random states of this process.
         problem: Called with a sentence when a loader cannot give ids, or not such that the batch can be made again.
         store: Takes the batches themselves down, so that they need not be made again.
     """
@@ -57,7 +57,7 @@ class LoaderTap:
         self._tokens = itertools.count()
         self._loaders: dict[int, DataLoader] = {}
         self._originals: dict[int, DataLoader] = {}
-        self._sinks: dict[int, deque[Carried]] = {}
+        self._sinks: dict[int, deque[TrackedBatch]] = {}
         self._positions: dict[int, int] = {}
         self._arrived: tuple[Draw, ...] = ()
         self._transferred_with: dict[str, bytes] = {}
@@ -91,27 +91,27 @@ class LoaderTap:
         patches.place(trainer.precision_plugin, "convert_input", tap_convert)
 
     def take(self) -> tuple[tuple[Draw, ...], dict[str, bytes]]:
-        """Draws of the batch at hand and the random states at its transfer; each batch is given once."""
+        """Return draws of the batch at hand and the random states at its transfer; each batch is given once."""
         taken = self._arrived, self._transferred_with
         self._arrived, self._transferred_with = (), {}
         return taken
 
     def take_fetched(self) -> tuple[Draw, ...]:
-        """Draws of everything that user code has fetched from the loaders itself since the last call."""
-        fetched = [carried for sink in self._sinks.values() for carried in sink]
+        """Return draws of everything that user code has fetched from the loaders itself since the last call."""
+        fetched = [tracked for sink in self._sinks.values() for tracked in sink]
         for sink in self._sinks.values():
             sink.clear()
-        return tuple(draw for carried in fetched for draw in self._draws(carried))
+        return tuple(draw for tracked in fetched for draw in self._draws(tracked))
 
     def originals(self) -> tuple[Any, ...]:
-        """The loaders of the fit as the Trainer prepared them, without ids; empty before it has."""
+        """Return the loaders of the fit as the Trainer prepared them, without ids; empty before it has."""
         untapped = {id(twin): self._originals[token] for token, twin in self._loaders.items()}
         used = self._trainer.train_dataloader
         return () if used is None else tuple(untapped.get(id(loader), loader) for loader in tree_flatten(used)[0])
 
     def describe(self) -> tuple[tuple[str, int], ...]:
-        """Class and length of every loader's data set, in the loaders' order; length -1 where ids are no positions in
-        it."""
+        """Return class and length of every loader's data set, in the loaders' order; length -1 if ids are no positions
+        in it."""
         described = []
         keyed = self._store is not None and self._store.keyed
         for loader in tree_flatten(self._trainer.train_dataloader)[0]:
@@ -143,13 +143,13 @@ class LoaderTap:
         if own_iteration and not stored:
             self._problem(
                 f"{type(loader).__qualname__} changes batches in its own __iter__, which happens outside data set and "
-                "collate_fn and cannot be done again. Move that work into collate_fn or on_after_batch_transfer, or "
+                "collate_fn and cannot be repeated. Move that work into collate_fn or on_after_batch_transfer, or "
                 f"keep the batches in the log: {STORE_BATCHES}"
             )
         token = next(self._tokens)
         if by_iterator or own_iteration:
             self._sinks[token] = deque()
-        twin = carrying(loader, token, digest=self._digest, watch=self._watch, sink=self._sinks.get(token))
+        twin = track(loader, token, digest=self._digest, watch=self._watch, sink=self._sinks.get(token))
         self._loaders[token], self._originals[token] = twin, loader
         self._positions.clear()
         return twin
@@ -157,34 +157,34 @@ class LoaderTap:
     def _unwrap(self, batch: Any) -> Any:
         draws: list[Draw] = []
 
-        def unload(carried: Carried) -> Any:
-            draws.extend(self._draws(carried))
-            return carried.batch
+        def unload(tracked: TrackedBatch) -> Any:
+            draws.extend(self._draws(tracked))
+            return tracked.batch
 
         self._transferred_with = self._watch.capture()
-        if isinstance(batch, Carried):
+        if isinstance(batch, TrackedBatch):
             batch = unload(batch)
         elif len(self._loaders) > len(self._sinks):  # a tuple, list or dict with one leaf per loader
-            batch = tree_map_only(Carried, unload, batch)
+            batch = tree_map_only(TrackedBatch, unload, batch)
         for sink in self._sinks.values():
             if sink:
                 draws.extend(self._draws(sink.popleft()))
         self._arrived = tuple(draws)
         if self._store is not None:
             trainer = self._trainer
-            self._arrived = self._store.taken(batch, self._arrived, rank=trainer.global_rank, world=trainer.world_size)
+            self._arrived = self._store.take(batch, self._arrived, rank=trainer.global_rank, world=trainer.world_size)
         return batch
 
-    def _draws(self, carried: Carried) -> list[Draw]:
-        """The draw of one carrier; none if its indices are no ids."""
-        if carried.ids is None:
+    def _draws(self, tracked: TrackedBatch) -> list[Draw]:
+        """Return the draw of a tracked batch; none if its indices are no ids."""
+        if tracked.ids is None:
             if self._store is None:
                 self._problem(
                     "the sampler yields indices that are not integers, so examples have no ids. Let it yield integers "
                     f"and look other things up in the data set, or keep the batches in the log: {STORE_BATCHES}"
                 )
             return []
-        if carried.single and len(carried.ids) != 1 and self._store is None:
+        if tracked.single and len(tracked.ids) != 1 and self._store is None:
             self._problem(
                 "the loader has batch_size=None and a sampler that yields lists of indices; which examples make up a "
                 "batch is known, but not how the data set joins them. Pass the sampler as batch_sampler and let "
@@ -192,11 +192,11 @@ class LoaderTap:
             )
         return [
             Draw(
-                loader=self._position(carried.token),
-                example_ids=carried.ids,
-                random={name: self._intern(data) for name, data in carried.random.items()},
-                digest=carried.digest,
-                single=carried.single,
+                loader=self._position(tracked.token),
+                example_ids=tracked.ids,
+                random={name: self._intern(data) for name, data in tracked.random.items()},
+                digest=tracked.digest,
+                single=tracked.single,
             )
         ]
 
@@ -210,7 +210,7 @@ class LoaderTap:
         return self._positions.get(token, 0)
 
     def _intern(self, data: bytes) -> bytes:
-        """One object for equal states: those of workers arrive as new objects with each batch."""
+        """Return one object for equal states: those of workers arrive as new objects with each batch."""
         if len(self._interned) > 256:
             self._interned.clear()
         return self._interned.setdefault(data, data)

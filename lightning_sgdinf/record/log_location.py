@@ -1,4 +1,4 @@
-"""Where a fit is recorded: in a new log, or in the one that a checkpoint belongs to."""
+"""The location of a fit's record: a new log, or the one that a checkpoint belongs to."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_sgdinf.errors import ConfigurationError, LogExistsError
 from lightning_sgdinf.log.records import Header
-from lightning_sgdinf.record.recording import Writer
 from lightning_sgdinf.record.resume import Bookmark, Continuation, NoLogError, continued_header, find_continuation
+from lightning_sgdinf.record.writer import Writer
 
 RESUME_MODES = ("auto", "require", "never")
 
 
-class LogPlace:
-    """Finds the place for each fit of a recorder.
+class LogLocation:
+    """Finds the location for each fit of a recorder.
 
     Args:
-        path: Where the user wants the log.
+        path: As the user wants it.
         overwrite: Replace a log that is there.
         resume: One of `RESUME_MODES`.
 
@@ -44,7 +44,7 @@ class LogPlace:
         self._logs = 0
 
     def find(self, bookmarks: Sequence[Bookmark] | None) -> tuple[Path, Continuation | None]:
-        """The place for the coming fit; `take` it.
+        """Return the location for the coming fit; `take` it.
 
         Args:
             bookmarks: Of the checkpoint that the fit starts from; ``None`` if it starts from none.
@@ -57,7 +57,7 @@ class LogPlace:
         if bookmarks is not None and self._resume != "never":
             numbered = sorted(self._first_path.parent.glob(_numbered(self._first_path, "*").name))
             try:
-                found = find_continuation((self._first_path, *numbered), bookmarks, tell=rank_zero_warn)
+                continuation = find_continuation((self._first_path, *numbered), bookmarks, tell=rank_zero_warn)
             except NoLogError as error:
                 if self._resume == "require":
                     raise
@@ -65,15 +65,15 @@ class LogPlace:
                     f"This fit is recorded in a log of its own, which begins with the present step: {error}."
                 )
             else:
-                return found.path, found
+                return continuation.path, continuation
         return self._free_path(), None
 
     def take(self, path: Path, continued: Continuation | None) -> None:
-        """What `find` found is the place."""
+        """Take what `find` returned for the location."""
         self.path, self.continued = path, continued
 
     def open(self, writer: Callable[..., Writer], header: Header, steps: int, **options: Any) -> Writer:
-        """The log.
+        """Open the log and return its writer.
 
         Args:
             writer: Makes it.
@@ -96,7 +96,7 @@ class LogPlace:
         return writer(self.path, header=header, **options)
 
     def _free_path(self) -> Path:
-        """A new log's place: never where this recorder has written before."""
+        """Return the path of a new log: never one at which this recorder has written before."""
         path, number = self._first_path, self._logs + 1
         if self._logs:
             path = _numbered(self._first_path, number)

@@ -1,4 +1,4 @@
-"""Is a path on a file system that is reached over a network?
+"""Tell if a path is on a file system that is reached over a network.
 
 There HDF5's guarantees end: readers of a growing file, and a writer that is killed, need writes to arrive in the order
 in which they were made, and a lock needs to be seen by all. Neither is sure over a network.
@@ -18,8 +18,8 @@ _LOCAL_FUSE = {"fuseblk", "fuse.ntfs-3g", "fuse.ext2", "fuse.lxcfs", "fuse.overl
 
 
 def network_file_system(path: str | os.PathLike[str], mounts: str | None = None) -> str:
-    """Kind and place of the network file system that a path is on, as ``"nfs4 at /home"``; empty if it is on none, or
-    this system does not say.
+    """Return kind and place of the network file system that a path is on, as ``"nfs4 at /home"``; empty if it is on
+    none, or this system does not say.
 
     Args:
         path: Need not exist.
@@ -45,5 +45,5 @@ def network_file_system(path: str | os.PathLike[str], mounts: str | None = None)
 
 
 def _unescaped(field: str) -> str:
-    r"""``/my\040disk`` -> ``/my disk``."""
+    r"""Return a field without escapes: ``/my\040disk`` -> ``/my disk``."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

@@ -62,11 +62,11 @@ class OptimizerSteps:
 
     @property
     def running(self) -> bool:
-        """Whether the optimizer is inside ``step``."""
+        """True while the optimizer is inside ``step``."""
         return self._depth > 0
 
     def read_groups(self) -> tuple[ParamGroup, ...]:
-        """The param groups as they stand; the same objects as before if nothing changed."""
+        """Return the param groups as they stand; the same objects as before if nothing changed."""
         live = self._optimizer.param_groups
         if self._plain is None or self._plain != live or self._sizes != [len(g["params"]) for g in live]:
             names = self._names()
@@ -116,7 +116,7 @@ def _immutable(value: Any) -> bool:
 
 
 def as_json(value: Any) -> Json:
-    """An option as a JSON value: tuples become lists, tensors of one element numbers.
+    """Return an option as a JSON value: tuples become lists, tensors of one element numbers.
 
     Raises:
         TypeError: If there is no such value.
@@ -133,5 +133,5 @@ def as_json(value: Any) -> Json:
 
 
 def has_gradients(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether any parameter of the optimizer has a gradient."""
+    """Tell if any parameter of the optimizer has a gradient."""
     return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])

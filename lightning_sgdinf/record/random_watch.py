@@ -1,6 +1,6 @@
-"""The generators' states, taken again and again at little cost.
+"""Read the generators' states again and again at little cost.
 
-Recording takes them three times per batch, and between two takings most streams have not moved. Encoding a state costs
+Recording reads them three times per batch, and between two readings most streams have not moved. Encoding a state costs
 about 0.15 ms, so a watch first looks whether it has to: an unchanged stream is the same ``bytes`` object as the last
 time, which also lets a writer recognise it by identity.
 
@@ -15,7 +15,7 @@ from lightning_sgdinf import random_state
 
 
 class RandomWatch:
-    """Takes the state of torch's, numpy's and python's global generators, and of the CUDA ones in use.
+    """Reads the state of torch's, numpy's and python's global generators, and of the CUDA ones in use.
 
     Pickled or deep-copied it starts afresh: what it knows belongs to its process.
     """
@@ -29,11 +29,11 @@ class RandomWatch:
         return RandomWatch, ()
 
     def capture(self, *, devices: bool = True) -> dict[str, bytes]:
-        """The states as `lightning_sgdinf.random_state.capture` gives them; unchanged ones are the same objects as
-        before.
+        """Return the states as `lightning_sgdinf.random_state.capture` gives them; unchanged ones are the same objects
+        as before.
 
         Args:
-            devices: Also take the CUDA generators, if CUDA is initialised (never in a worker process).
+            devices: Also read the CUDA generators, if CUDA is initialised (never in a worker process).
         """
         state = {
             "torch": self._same("torch", random_state.torch_state()),
@@ -46,7 +46,7 @@ class RandomWatch:
         return state
 
     def _same(self, name: str, data: bytes) -> bytes:
-        """The object of last time, if it was equal."""
+        """Return the object of last time, if it was equal."""
         if self._known.get(name) != data:
             self._known[name] = data
         return self._known[name]

@@ -25,7 +25,7 @@ from lightning_sgdinf.log.records import Draw, MicroBatch, Step
 from lightning_sgdinf.log.step_documents import EncodedStep, decode_step, encode_step
 from lightning_sgdinf.log.store import LogSizes
 from lightning_sgdinf.random_state import RandomState
-from lightning_sgdinf.record.recording import Writer
+from lightning_sgdinf.record.writer import Writer, take_buffers_of
 from lightning_sgdinf.state import Layout
 
 Result = TypeVar("Result")
@@ -35,7 +35,7 @@ _OWN_DEVICE = "device"
 
 
 def agreed(trainer: Any, choose: Callable[[], Result]) -> Result:
-    """What process 0 chooses, in all processes; what it raises is raised in all."""
+    """Return in all processes what process 0 chooses; what it raises is raised in all."""
     if trainer.world_size == 1:
         return choose()
     chosen, error = None, None
@@ -65,7 +65,7 @@ class Mailbox:
 
     @classmethod
     def of(cls, trainer: Any) -> Mailbox:
-        """The mailbox of a Trainer's processes; all of them must ask for it at the same time."""
+        """Return the mailbox of a Trainer's processes; all of them must ask for it at the same time."""
         strategy, rank = trainer.strategy, trainer.global_rank
         own = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE) if not rank else None
         port = strategy.broadcast(own.port if own is not None else 0)
@@ -75,7 +75,7 @@ class Mailbox:
         return cls(rank, trainer.world_size, own)
 
     def send(self, index: int, message: bytes) -> None:
-        """From any process but 0: its message about step ``index``.
+        """Send, from any process but 0, its message about step ``index``.
 
         Raises:
             LogWriteError: Process 0 is gone.
@@ -86,7 +86,7 @@ class Mailbox:
             raise LogWriteError(f"process 0, which writes the log, cannot be reached ({error}); it is gone") from error
 
     def fetch(self, rank: int, index: int) -> bytes:
-        """In process 0: the message of process ``rank`` about step ``index``, once.
+        """Return, in process 0, the message of process ``rank`` about step ``index``, once.
 
         Raises:
             LogWriteError: It does not come; the process is gone.
@@ -104,7 +104,7 @@ class Mailbox:
 
 
 class Sender:
-    """What a recording in any process but 0 writes to: a message per step, and no states.
+    """The writer of a recording in any process but 0: sends a message per step, and no states.
 
     Args:
         mailbox: Leads to process 0.
@@ -115,39 +115,39 @@ class Sender:
         self._mailbox = mailbox
         self._device = device
 
-    def lanes(self, layout: Layout) -> dict[str, Tensor]:
-        """See `Writer`."""
+    def take_buffers(self, layout: Layout) -> dict[str, Tensor]:
+        """Return fresh flat buffers."""
         return layout.empty()
 
-    def put(self, step: Step, layout: Layout, lanes: dict[str, Tensor], *, store: bool = True) -> None:
+    def put(self, step: Step, layout: Layout, flat: dict[str, Tensor], *, store: bool = True) -> None:
         """Send what this process fed into a step."""
-        del layout, lanes, store
+        del layout, flat, store
         own = [_renamed(micro, self._device, _OWN_DEVICE) for micro in step.micro_batches]
         self._mailbox.send(step.index, pack(encode_step(replace(step, micro_batches=tuple(own)))))
 
     def flush(self) -> None:
-        """Nothing: process 0 flushes the log."""
+        """Do nothing: process 0 flushes the log."""
 
     def finish(
         self,
         layout: Layout,
-        lanes: dict[str, Tensor],
+        flat: dict[str, Tensor],
         *,
         average: Mapping[str, Tensor] | None = None,
         reason: str = "completed",
     ) -> None:
-        """Nothing: process 0 finishes the log."""
+        """Do nothing: process 0 finishes the log."""
 
     def abandon(self, reason: str) -> None:
-        """Nothing: process 0 ends the log."""
+        """Do nothing: process 0 ends the log."""
 
     def sizes(self) -> LogSizes:
-        """Nothing is written here."""
+        """Return nothing: process 0 writes the log."""
         return LogSizes(total=0, states=0)
 
 
 class Collector:
-    """What a recording in process 0 writes to: joins each step with what the other processes fed into it.
+    """The writer of a recording in process 0: joins each step with what the other processes fed into it.
 
     Args:
         writer: The log.
@@ -159,11 +159,15 @@ class Collector:
         self._writer = writer
         self._mailbox = mailbox
         self._device = device
-        self.lanes, self.flush, self.sizes = writer.lanes, writer.flush, writer.sizes
-        self.finish, self.abandon = writer.finish, writer.abandon
+        self._take_buffers = take_buffers_of(writer)
+        self.flush, self.sizes, self.finish, self.abandon = writer.flush, writer.sizes, writer.finish, writer.abandon
 
-    def put(self, step: Step, layout: Layout, lanes: dict[str, Tensor], *, store: bool = True) -> None:
-        """The step of all processes, and the state before it.
+    def take_buffers(self, layout: Layout) -> dict[str, Tensor]:
+        """Return a free set of flat buffers of the log's."""
+        return self._take_buffers(layout)
+
+    def put(self, step: Step, layout: Layout, flat: dict[str, Tensor], *, store: bool = True) -> None:
+        """Write the step of all processes, and the state before it.
 
         Raises:
             LogWriteError: A process is gone, or writing failed.
@@ -177,11 +181,11 @@ class Collector:
             micro_batches=(*joined, *step.micro_batches),
             accumulation=step.accumulation * self._mailbox.world,
         )
-        self._writer.put(whole, layout, lanes, store=store)
+        self._writer.put(whole, layout, flat, store=store)
 
 
 def pack(step: EncodedStep) -> bytes:
-    """An encoded step as one byte string."""
+    """Return an encoded step as one byte string."""
     parts: Sequence[bytes] = (
         step.document,
         step.example_ids.tobytes(),
@@ -193,7 +197,7 @@ def pack(step: EncodedStep) -> bytes:
 
 
 def unpack(index: int, message: bytes) -> Step:
-    """The step of a packed one."""
+    """Return the step of a packed one."""
     blobs, count = struct.unpack_from("<2Q", message)
     offset = 8 * (count + 2)
     parts = []
@@ -216,20 +220,21 @@ def _key(rank: int, index: int) -> str:
 
 
 def _renamed(micro: MicroBatch, name: str, other: str) -> MicroBatch:
-    """A pass with the random state of device ``name`` called ``other``, and those of further devices left out."""
+    """Return a pass with the random state of device ``name`` called ``other``, and those of further devices left
+    out."""
 
-    def states(found: RandomState) -> dict[str, bytes]:
-        kept = {n: data for n, data in found.items() if not n.startswith("cuda:")}
-        data = found.get(name)
+    def in_states(states: RandomState) -> dict[str, bytes]:
+        kept = {n: data for n, data in states.items() if not n.startswith("cuda:")}
+        data = states.get(name)
         kept.pop(name, None)
         return kept | ({other: data} if data is not None else {})
 
-    def draw(found: Draw) -> Draw:
-        return replace(found, random=states(found.random)) if found.random else found
+    def in_draw(draw: Draw) -> Draw:
+        return replace(draw, random=in_states(draw.random)) if draw.random else draw
 
     return replace(
         micro,
-        draws=tuple(draw(d) for d in micro.draws),
-        transferred_with=states(micro.transferred_with),
-        stepped_with=states(micro.stepped_with),
+        draws=tuple(in_draw(d) for d in micro.draws),
+        transferred_with=in_states(micro.transferred_with),
+        stepped_with=in_states(micro.stepped_with),
     )

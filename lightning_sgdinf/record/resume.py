@@ -35,11 +35,11 @@ class NoLogError(ResumeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bookmark:
-    """Where in a log a checkpoint stands.
+    """The place in a log at which a checkpoint stands.
 
     Attributes:
         run_id: Of the log.
-        path: Where the log was, absolute.
+        path: Of the log then, absolute.
         steps: Number of steps taken; the checkpoint has the state after the last of them.
         last: Checksums of the last of them and of the state before it, see `footprint`; ``None`` if they are not known.
         tensors: CRC-32 of each tensor of the checkpoint's state by label.
@@ -63,9 +63,9 @@ class Continuation:
     """A log that goes on.
 
     Attributes:
-        path: Where it is.
-        header: What it says of the run so far.
-        bookmark: Where to go on.
+        path: Of the log.
+        header: Of the run so far.
+        bookmark: The place at which to go on.
     """
 
     path: Path
@@ -74,23 +74,23 @@ class Continuation:
 
 
 def bookmarks_of(checkpoint: Mapping[str, Any]) -> tuple[Bookmark, ...]:
-    """The bookmarks of a checkpoint; what is none is passed over."""
-    found = []
+    """Return the bookmarks of a checkpoint; what is none is skipped."""
+    bookmarks = []
     for entry in checkpoint.get(CHECKPOINT_KEY, ()):
         if isinstance(entry, Mapping) and all(f.name in entry for f in fields(Bookmark)):
             values: dict[str, Any] = {f.name: entry[f.name] for f in fields(Bookmark)}
             values["last"] = values["last"] and tuple(values["last"])
-            found.append(Bookmark(**values))
-    return tuple(found)
+            bookmarks.append(Bookmark(**values))
+    return tuple(bookmarks)
 
 
 def find_continuation(
     paths: Sequence[Path], bookmarks: Sequence[Bookmark], *, tell: Callable[[str], None]
 ) -> Continuation:
-    """The log that a checkpoint belongs to, sealed if its writer was killed.
+    """Return the log that a checkpoint belongs to, sealed if its writer was killed.
 
     Args:
-        paths: Where it may be; the first is where the user wants it.
+        paths: At which it may be; the first is the one that the user wants.
         bookmarks: The checkpoint's.
         tell: Called with a sentence about what will be dropped.
 
@@ -123,7 +123,7 @@ def _header(path: Path) -> Header | None:
 
 
 def _check(path: Path, bookmark: Bookmark, tell: Callable[[str], None]) -> None:
-    """Whether the log is at least as long as the checkpoint, and on the way that led to it."""
+    """Check that the log is at least as long as the checkpoint, and on the way that led to it."""
     steps, at = recover(path).steps, bookmark.steps
     if steps < at:
         raise ResumeError(
@@ -147,12 +147,12 @@ def _check(path: Path, bookmark: Bookmark, tell: Callable[[str], None]) -> None:
 
 
 def continued_header(earlier: Header, present: Header, bookmark: Bookmark) -> Header:
-    """The header of a log that goes on.
+    """Return the header of a log that goes on.
 
     Args:
-        earlier: What the log says.
+        earlier: Of the log.
         present: Of the fit that goes on.
-        bookmark: Where.
+        bookmark: The place at which it does.
 
     Raises:
         ResumeError: They are not runs of the same model, optimizer and data.
@@ -189,21 +189,21 @@ _FIRST_AVERAGE = "average_before_first_step"
 
 
 def footprint(step: Step) -> int:
-    """A checksum by which a step is known again: of what process 0 fed into it, and of its loss."""
+    """Return a checksum by which a step is known again: of what process 0 fed into it, and of its loss."""
     own = [draw.example_ids.tobytes() for m in step.micro_batches if not m.rank for draw in m.draws]
     return crc32(f"{step.global_step} {step.loss!r}".encode() + b"".join(own))
 
 
-def tensor_checksums(layout: Layout, lanes: Mapping[str, Tensor]) -> dict[str, int]:
-    """CRC-32 of each tensor of a packed state by label; over its dtype and shape, too."""
-    found = {}
-    for spec, (*_, value) in zip(layout.specs, layout.unpack(lanes).items(), strict=True):
+def tensor_checksums(layout: Layout, flat: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the CRC-32 of each tensor of a packed state by label; over its dtype and shape, too."""
+    checksums = {}
+    for spec, (*_, value) in zip(layout.specs, layout.unpack(flat).items(), strict=True):
         data = value.detach().contiguous().view(-1).view(torch.uint8).numpy().data if value.numel() else b""
-        found[spec.label] = crc32(data, crc32(f"{spec.dtype}{spec.shape}".encode()))
-    return found
+        checksums[spec.label] = crc32(data, crc32(f"{spec.dtype}{spec.shape}".encode()))
+    return checksums
 
 
-def differing(found: Mapping[str, int], expected: Mapping[str, int]) -> tuple[str, ...]:
-    """Labels of the tensors that differ, or that only one has."""
-    labels: Iterable[str] = dict.fromkeys((*expected, *found))
-    return tuple(label for label in labels if found.get(label) != expected.get(label))
+def differing(present: Mapping[str, int], expected: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the labels of the tensors that differ, or that only one has."""
+    labels: Iterable[str] = dict.fromkeys((*expected, *present))
+    return tuple(label for label in labels if present.get(label) != expected.get(label))

@@ -1,4 +1,4 @@
-"""Batches taken down as they arrive, with ids for their examples: for data that cannot be made again."""
+"""Encode batches as they arrive, with ids for their examples: for data that cannot be made again."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lightning_sgdinf.log.records import Draw
 from lightning_sgdinf.record.example_ids import integer_ids
 
 ExampleKey = Callable[[Any], "Sequence[int] | Tensor"]
-"""Says for a collated batch which examples it holds: their integer keys ``[B]``, from 0 on."""
+"""Returns the integer keys ``[B]``, from 0 on, of the examples of a collated batch."""
 
 
 class BatchStore:
-    """Takes down every batch of a run.
+    """Encodes every batch of a run.
 
     Args:
-        key: Says which examples a batch holds; ``None`` for the loader's indices, or running numbers where it has none.
-        problem: Called with a sentence when a batch cannot be taken down.
+        key: Names the examples of a batch; ``None`` for the loader's indices, or running numbers if it has none.
+        problem: Called with a sentence when a batch cannot be encoded.
     """
 
     def __init__(self, key: ExampleKey | None, problem: Callable[[str], None]) -> None:
@@ -31,15 +31,15 @@ class BatchStore:
 
     @property
     def keyed(self) -> bool:
-        """Whether ids are keys of the user's."""
+        """True if ids are keys of the user's."""
         return self._key is not None
 
-    def taken(self, batch: Any, draws: tuple[Draw, ...], *, rank: int, world: int) -> tuple[Draw, ...]:
-        """The draws of a batch, with the batch.
+    def take(self, batch: Any, draws: tuple[Draw, ...], *, rank: int, world: int) -> tuple[Draw, ...]:
+        """Return the draws of a batch, with the batch.
 
         Args:
             batch: As the Trainer got it.
-            draws: Where its examples came from, as far as the loader said.
+            draws: Origin of its examples, as far as the loader said.
             rank: This training process.
             world: Number of training processes, whose running numbers interleave.
         """
@@ -49,8 +49,8 @@ class BatchStore:
                 "the data sets and train with one loader"
             )
             return draws
-        found = draws[0] if draws else None
-        ids = self._ids(batch, found, rank, world)
+        draw = draws[0] if draws else None
+        ids = self._ids(batch, draw, rank, world)
         if ids is None:
             return ()
         try:
@@ -61,7 +61,7 @@ class BatchStore:
                 f"{error}. Let collate_fn return such batches"
             )
             return draws
-        loader = found.loader if found is not None else 0
+        loader = draw.loader if draw is not None else 0
         return (Draw(loader=loader, example_ids=ids, batch=lambda: data),)
 
     def _ids(self, batch: Any, draw: Draw | None, rank: int, world: int) -> np.ndarray | None:

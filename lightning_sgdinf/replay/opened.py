@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.checkpointing import ROOM_BYTES
+from lightning_sgdinf.checkpointing import MEMORY_BYTES
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log.records import MicroBatch
 from lightning_sgdinf.log.trajectory import Trajectory
@@ -48,7 +48,7 @@ class OpenedRun:
     objective: Objective
     dataset: Any = None
     find_validation_loader: Callable[[], Loader] = _no_validation_loader
-    memory_bytes: int = ROOM_BYTES
+    memory_bytes: int = MEMORY_BYTES
     _known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

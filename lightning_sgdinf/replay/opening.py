@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_sgdinf.checkpointing import ROOM_BYTES
+from lightning_sgdinf.checkpointing import MEMORY_BYTES
 from lightning_sgdinf.errors import UnsupportedRunError
 from lightning_sgdinf.log import RunLog
-from lightning_sgdinf.log.reindexed import numbered
+from lightning_sgdinf.log.reindexed import reindex
 from lightning_sgdinf.log.trajectory import Trajectory
 from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.dataloaders import given_data, stored_run_loaders, training_loaders, validation_loader
@@ -33,7 +33,7 @@ def open_run(
     device: torch.device,
     tap: str | None = None,
     dtype: torch.dtype | None = None,
-    memory_bytes: int = ROOM_BYTES,
+    memory_bytes: int = MEMORY_BYTES,
 ) -> Iterator[OpenedRun]:
     """Open a recorded run; inside, the model is borrowed, and afterwards it is as it was.
 
@@ -74,7 +74,7 @@ def open_run(
         datamodule.setup("fit")
     if header.extra.get("stores_batches"):
         loaders = stored_run_loaders(train_dataloaders, header)
-        log, size = numbered(log)
+        log, size = reindex(log)
     else:
         loaders, size = training_loaders(model, train_dataloaders, datamodule), None
     source = BatchSource(loaders, header, size=size)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from lightning_sgdinf.certificate import Level
-from lightning_sgdinf.checkpointing import ROOM_BYTES
+from lightning_sgdinf.checkpointing import MEMORY_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,7 @@ class Settings:
     certificate: Level = "fast"
     tap: str | None = None
     per_epoch: bool = False
-    memory_bytes: int = ROOM_BYTES
+    memory_bytes: int = MEMORY_BYTES
     progress: bool = True
     compile: bool = False
 

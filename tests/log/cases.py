@@ -100,18 +100,18 @@ def write_run(
         return writer
     last = state(steps)
     layout = Layout.of(last)
-    lanes = writer.lanes(layout)
-    layout.pack(last, lanes)
-    writer.finish(layout, lanes, average={"w": torch.full((2,), 0.5)})
+    flat = writer.take_buffers(layout)
+    layout.pack(last, flat)
+    writer.finish(layout, flat, average={"w": torch.full((2,), 0.5)})
     return writer
 
 
 def put(writer: LogWriter, state: ModelState, step: Step, *, store: bool = True) -> None:
     """Pack and put."""
     layout = Layout.of(state)
-    lanes = writer.lanes(layout)
-    layout.pack(state, lanes)
-    writer.put(step, layout, lanes, store=store)
+    flat = writer.take_buffers(layout)
+    layout.pack(state, flat)
+    writer.put(step, layout, flat, store=store)
 
 
 def overwrite(path: Path, content: bytes) -> None:
@@ -120,9 +120,9 @@ def overwrite(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def assert_same_state(found: ModelState, expected: ModelState) -> None:
+def assert_same_state(present: ModelState, expected: ModelState) -> None:
     """Bit for bit, NaN included."""
-    pairs = list(zip(found.items(), expected.items(), strict=True))
+    pairs = list(zip(present.items(), expected.items(), strict=True))
     for (*place, value), (*expected_place, expected_value) in pairs:
         assert place == expected_place
         assert value.dtype == expected_value.dtype

@@ -79,9 +79,9 @@ def pages(file: h5py.File) -> Iterator[dict[str, Any]]:
 
         def take(form: str, page: bytes = page) -> tuple[Any, ...]:
             nonlocal place
-            found = struct.unpack_from("<" + form, page, place)
+            fields = struct.unpack_from("<" + form, page, place)
             place += struct.calcsize("<" + form)
-            return found
+            return fields
 
         n, i, w, d, r, b = take("6I")
         columns = [take(f"{n}B"), *(take(f"{n}I") for _ in range(5)), take(f"{n}Q")]
@@ -115,17 +115,17 @@ def plain_documents(file: h5py.File) -> list[tuple[dict[str, Any], int]]:
 # States ----------------------------------------------------------------------------------------------------------
 
 
-def tensors(layout: list, lanes: dict[str, bytes]) -> dict[tuple[str, str, str], bytes]:
+def tensors(layout: list, flat: dict[str, bytes]) -> dict[tuple[str, str, str], bytes]:
     """Bytes of each tensor, by part, name and key."""
-    offsets = dict.fromkeys(lanes, 0)
-    found = {}
+    offsets = dict.fromkeys(flat, 0)
+    values = {}
     for part, name, key, shape, dtype in layout:
         word, per_element = WORDS[dtype]
         size = int(np.prod(shape, dtype=int)) * per_element * np.dtype(word).itemsize
         start = offsets.get(dtype, 0)
-        found[part, name, key] = lanes.get(dtype, b"")[start : start + size]
+        values[part, name, key] = flat.get(dtype, b"")[start : start + size]
         offsets[dtype] = start + size
-    return found
+    return values
 
 
 def checksum(layout: list, values: dict[tuple[str, str, str], bytes]) -> int:
@@ -140,15 +140,15 @@ def unzigzag(row: np.ndarray) -> np.ndarray:
 
 
 def states_of(file: h5py.File, count: int, *, sealed: bool = True) -> list[dict[str, bytes]]:
-    """Lanes of each stored state of a segment; from the first anchors, and compared with the way from the last."""
+    """Flat buffers of each stored state of a segment: from the first anchors, compared with those from the last."""
     order = ORDERS[file.attrs["codec"]]
     states: list[dict[str, bytes]] = [{} for _ in range(count)]
     for dtype in file["state"]:
         rows = file[f"state/{dtype}"][()]
         if order == 0:
-            found = list(rows)
+            patterns = list(rows)
         elif count <= order:
-            found = list(file[f"anchor/{dtype}"][:count])
+            patterns = list(file[f"anchor/{dtype}"][:count])
         else:
             anchors = list(file[f"anchor/{dtype}"][()].view(rows.dtype))
             first, last = anchors[:order], anchors[order:]
@@ -159,8 +159,8 @@ def states_of(file: h5py.File, count: int, *, sealed: bool = True) -> list[dict[
                 r = unzigzag(rows[j])
                 last.insert(0, last[0] + r if order == 1 else r + 2 * last[0] - last[1])
             assert not sealed or all(np.array_equal(a, b) for a, b in zip(first, last, strict=True))
-            found = first
-        for place, words in enumerate(found):
+            patterns = first
+        for place, words in enumerate(patterns):
             states[place][dtype] = words.tobytes()
     return states
 
@@ -170,16 +170,16 @@ def states_of(file: h5py.File, count: int, *, sealed: bool = True) -> list[dict[
 
 def batches(file: h5py.File, steps: list[dict[str, Any]]) -> list[list[Any]]:
     """The stored batches of each step of a segment."""
-    data, chunk, start, found = file["batch"], file["batch"].chunks[0], 0, []
+    data, chunk, start, batches = file["batch"], file["batch"].chunks[0], 0, []
     for step in steps:
-        found.append([])
+        batches.append([])
         for size, crc in (d["batch"] for m in step["micro_batches"] for d in m["draws"] if "batch" in d):
             stored = data[start : start + size].tobytes()
             assert zlib.crc32(stored) == crc
-            found[-1].append(batch(stored))
+            batches[-1].append(batch(stored))
             start += -(-size // chunk) * chunk
         assert start == step["batch_end"]
-    return found
+    return batches
 
 
 def batch(stored: bytes) -> Any:
@@ -187,10 +187,10 @@ def batch(stored: bytes) -> Any:
     length = int.from_bytes(stored[:4], "little")
     values = stored[-(-(4 + length) // 8) * 8 :]
 
-    def value(found: Any) -> Any:
-        if not isinstance(found, dict):
-            return found
-        ((kind, content),) = found.items()
+    def value(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        ((kind, content),) = node.items()
         if kind in ("tensor", "array", "scalar"):
             name, shape, offset = content
             dtype, per_element = WORDS[name] if kind == "tensor" else (name, 1)
@@ -227,8 +227,8 @@ class PlainLog:
                 with h5py.File(path / f"seg-{entry['first']:010d}.h5") as file:
                     crcs += self._read(file, entry)
             layout = document(end, "state/layout")
-            lanes = {d: end[f"state/{d}"][()].tobytes() for d in end["state"] if d != "layout"}
-            self.states[summary["steps"]] = tensors(layout, lanes)
+            flat = {d: end[f"state/{d}"][()].tobytes() for d in end["state"] if d != "layout"}
+            self.states[summary["steps"]] = tensors(layout, flat)
             last = self.state_crcs[summary["steps"]] = int(end["state"].attrs["crc32"])
             assert checksum(layout, self.states[summary["steps"]]) == last
             self.average = {n: end["average/float32"][()].tolist() for _, n, *_ in document(end, "average/layout")}
@@ -254,8 +254,8 @@ class PlainLog:
             self.steps.append({**step, "frame": json.loads(step["blobs"][0]), **json.loads(step["text"])})
         assert len(self.steps) == entry["first"] + entry["steps"]
         assert zlib.crc32(np.array(stored, "<i8").tobytes(), zlib.crc32(crcs)) == entry["checksum"]
-        for index, lanes in zip(stored, states_of(file, len(stored)), strict=True):
-            self.states[index] = tensors(layout, lanes)
+        for index, flat in zip(stored, states_of(file, len(stored)), strict=True):
+            self.states[index] = tensors(layout, flat)
             assert checksum(layout, self.states[index]) == self.state_crcs[index]
         return crcs
 
@@ -307,6 +307,6 @@ class PlainLeft:
             assert [step_crc(first + t, step) for t, step in enumerate(self.steps)] == [s["crc"] for s in self.steps]
             self.batches = batches(file, self.steps)
             stored = [step["state_crc"] for step in self.steps if step["stored"]]
-            for lanes, crc in zip(states_of(file, len(stored), sealed=False), stored, strict=True):
-                self.states.append(tensors(layout, lanes))
+            for flat, crc in zip(states_of(file, len(stored), sealed=False), stored, strict=True):
+                self.states.append(tensors(layout, flat))
                 assert checksum(layout, self.states[-1]) == crc

@@ -45,10 +45,10 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize("name", BATCHES)
 def test_what_goes_in_comes_out(name: str) -> None:
-    found = decode_batch(encode_batch(BATCHES[name]))
-    assert same(BATCHES[name], found)
+    decoded = decode_batch(encode_batch(BATCHES[name]))
+    assert same(BATCHES[name], decoded)
     if name not in ("arrays", "named"):  # byte order; the class of a named tuple
-        assert batch_digest(found) == batch_digest(BATCHES[name])
+        assert batch_digest(decoded) == batch_digest(BATCHES[name])
 
 
 def test_nothing_is_shared_with_the_batch() -> None:

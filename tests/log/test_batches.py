@@ -108,8 +108,8 @@ def test_a_changed_byte_is_noticed_before_the_batch_is_used(path: Path) -> None:
     segment = next(path.glob("seg-*"))
     flip_in_every_dataset(segment)["batch"]()
     with RunLog.open(path) as log:
-        found = log.verify().problem
-        assert segment.name in found
+        problem = log.verify().problem
+        assert segment.name in problem
         wrong = [step.index for step in log.steps(0, STEPS) if not whole(step)]
     assert len(wrong) == 1
 

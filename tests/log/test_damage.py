@@ -61,11 +61,11 @@ def read_all(path: Path) -> None:
         for index in range(STEPS, -1, -1):
             log.state_checksum(index)
             try:
-                found = log.state(index)
+                read = log.state(index)
             except StateNotStoredError:
                 assert not keep(index)
             else:
-                assert_same_state(found, state(index))
+                assert_same_state(read, state(index))
         assert log.average is not None
         assert log.average["w"].tolist() == [0.5, 0.5]
         assert log.state_indices.tolist() == [t for t in range(STEPS) if keep(t)] + [STEPS]

@@ -32,7 +32,7 @@ CAMPAIGNS = {
 
 @pytest.fixture(scope="module")
 def tallies() -> dict[str, dict]:
-    """What each campaign found, by name."""
+    """The outcome of each campaign, by name."""
     done = run_script(SCRIPT, "--short", "--json", timeout=500)
     assert done.returncode in (0, 1), done.stderr
     return {tally["name"]: tally for tally in json.loads(done.stdout)}

@@ -32,9 +32,9 @@ ROUNDS = settings(
 
 @pytest.fixture(scope="module")
 def victim() -> Iterator[Victim]:
-    found = Victim(PRELUDE)
-    yield found
-    found.stop()
+    process = Victim(PRELUDE)
+    yield process
+    process.stop()
 
 
 @pytest.fixture(scope="module")
@@ -195,9 +195,9 @@ def test_objects(
     file = fresh(originals, copy, name, part)
     fifo = copy / "fifo"
     with open_spoilt(file) as h5:
-        found: list[str] = []
-        h5.visit(found.append)
-        target = found[which % len(found)]
+        names: list[str] = []
+        h5.visit(names.append)
+        target = names[which % len(names)]
         if kind == "attribute":
             owner = h5[target] if len(h5[target].attrs) else h5
             owner.attrs[next(iter(owner.attrs))] = [number, "x", -1.5][number % 3]

@@ -23,8 +23,8 @@ CODECS = ["none", "delta", "delta2"]
 def assert_right(log: RunLog, steps: int, step: Callable[[int], Step] = make_step) -> None:
     """All of a log of so many recorded steps."""
     assert len(log) == steps - (not log.finished)
-    for found in log.steps(0, len(log)):
-        assert described(found) == described(step(found.index))
+    for recorded in log.steps(0, len(log)):
+        assert described(recorded) == described(step(recorded.index))
     assert log.state_indices.tolist() == [*range(len(log) + 1)]
     for index in log.state_indices[::-1].tolist():
         assert_same_state(log.state(index), make_state(index))
@@ -45,9 +45,9 @@ def carry_on(path: Path, start: int, stop: int, **options: object) -> None:
     for t in range(start, stop):
         put(writer, make_state(t), make_step(t))
     layout = Layout.of(make_state(stop))
-    lanes = writer.lanes(layout)
-    layout.pack(make_state(stop), lanes)
-    writer.finish(layout, lanes)
+    flat = writer.take_buffers(layout)
+    layout.pack(make_state(stop), flat)
+    writer.finish(layout, flat)
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -186,8 +186,8 @@ def assert_same_content(log: RunLog, twin: MemoryLog) -> None:
     for index in range(len(log) + 1):
         assert log.state_checksum(index) == twin.state_checksum(index)
     for start, stop in ((0, len(log)), (len(log), 0), (len(log) // 2, len(log) // 2)):
-        found, expected = list(log.steps(start, stop)), list(twin.steps(start, stop))
-        assert [described(s) for s in found] == [described(s) for s in expected]
+        recorded, expected = list(log.steps(start, stop)), list(twin.steps(start, stop))
+        assert [described(s) for s in recorded] == [described(s) for s in expected]
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -315,9 +315,9 @@ def test_unwritable_steps_raise_at_the_next_call_and_never_hang(tmp_path: Path) 
     with pytest.raises(LogWriteError, match="not JSON serializable"):
         writer.flush()
     layout = Layout.of(make_state(0))
-    for _ in range(20):  # more than there are lanes
+    for _ in range(20):  # more than there are sets of flat buffers
         with pytest.raises(LogWriteError):
-            writer.lanes(layout)
+            writer.take_buffers(layout)
     writer.abandon("nothing to do")
     with RunLog.open(tmp_path / "run") as log:
         assert len(log) == 1
@@ -333,7 +333,7 @@ def test_dead_writer_thread_never_hangs(tmp_path: Path, monkeypatch: pytest.Monk
         put(writer, make_state(0), make_step(0))
     layout = Layout.of(make_state(0))
     with pytest.raises(LogWriteError, match="thread"):
-        _ = [writer.lanes(layout) for _ in range(20)]  # more than there are
+        _ = [writer.take_buffers(layout) for _ in range(20)]  # more than there are
     with pytest.raises(LogWriteError, match="thread"):
         writer.flush()
 
@@ -346,7 +346,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     writer = LogWriter(tmp_path / "run", header=make_header())
     odd = ModelState(params={"w": torch.zeros(2, dtype=torch.float8_e4m3fnuz)})
     with pytest.raises(ConfigurationError, match="dtype float8_e4m3fnuz"):
-        writer.lanes(Layout.of(odd))
+        writer.take_buffers(Layout.of(odd))
     writer.abandon("no step")
     with pytest.raises(ConfigurationError):
         MemoryLog(header=make_header(), steps=[make_step(0)], states={0: make_state(0)})

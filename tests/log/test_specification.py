@@ -48,10 +48,10 @@ def assert_follows_specification(
         assert plain.average == {"w": [0.5, 0.5]}
         for index in plain.states:
             assert plain.states[index] == raw(log.state(index)) == raw(state(index))
-        for plain_step, found in zip(plain.steps, log.steps(0, steps), strict=True):
-            expected = step(found.index)
+        for plain_step, recorded in zip(plain.steps, log.steps(0, steps), strict=True):
+            expected = step(recorded.index)
             assert plain_step["ids"] == expected.example_ids.tolist()
-            assert plain_step["epoch"] == found.epoch == expected.epoch
+            assert plain_step["epoch"] == recorded.epoch == expected.epoch
             assert plain_step["frame"]["accumulation"] == expected.accumulation
             assert plain_step["frame"]["groups"][0]["params"] == list(expected.groups[0].params)
             rate = plain_step["options"][0]["lr"]
@@ -107,16 +107,16 @@ def test_the_golden_log_of_a_killed_run_stays_readable() -> None:
     plain = PlainLeft(GOLDEN_LOGS / "killed" / "live-0000000000.h5")
     with RunLog.open(GOLDEN_LOGS / "killed") as log:
         assert (log.finished, len(log) + 1) == (False, len(plain.steps))
-        for t, (plain_step, found) in enumerate(zip(plain.steps, log.steps(0, 4), strict=False)):
+        for t, (plain_step, recorded) in enumerate(zip(plain.steps, log.steps(0, 4), strict=False)):
             expected = killed_step(t)
-            assert plain_step["ids"] == found.example_ids.tolist() == expected.example_ids.tolist()
-            stored = [draw.batch() for micro in found.micro_batches for draw in micro.draws if draw.batch]
+            assert plain_step["ids"] == recorded.example_ids.tolist() == expected.example_ids.tolist()
+            stored = [draw.batch() for micro in recorded.micro_batches for draw in micro.draws if draw.batch]
             assert [described(decode_batch(data)) for data in stored] == [described(killed_batch(t))]
         assert log.state_indices.tolist() == [0, 1, 2, 3, 4]
         for t in range(5):
             assert plain.states[t] == raw(log.state(t)) == raw(golden_state(t))
-    for t, (found,) in enumerate(plain.batches):
-        image, (label, *rest), extra = found["image"], found["label"], found["extra"]
+    for t, (batch,) in enumerate(plain.batches):
+        image, (label, *rest), extra = batch["image"], batch["label"], batch["extra"]
         assert image.tolist() == [[t, 0.5], [1.5, -t]]
         assert label.tolist() == [t, 2**60]
         assert (label.dtype, rest) == (np.dtype("<i8"), ["cat", None, True])
@@ -158,25 +158,25 @@ def test_what_is_written_is_what_the_golden_logs_hold(tmp_path: Path) -> None:
 
 def content_of(path: Path) -> dict[str, object]:
     """All objects of a file by name: attributes, types, shapes, filters, and values."""
-    found: dict[str, object] = {}
+    content: dict[str, object] = {}
     data = path.read_bytes()
     with h5py.File(io.BytesIO(mended(path) if path.name.startswith("live") else data)) as file:
 
         def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
-            found[name] = {key: (type(value), str(value)) for key, value in item.attrs.items()}
+            content[name] = {key: (type(value), str(value)) for key, value in item.attrs.items()}
             if isinstance(item, h5py.Dataset):
                 properties = item.id.get_create_plist()
                 filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
-                found[name] |= {"": (item.dtype.str, item.shape, item.maxshape, item.chunks, filters)}
-                found[f"{name} values"] = item[()].tolist()
+                content[name] |= {"": (item.dtype.str, item.shape, item.maxshape, item.chunks, filters)}
+                content[f"{name} values"] = item[()].tolist()
 
         file.visititems(visit)
         visit("/", file)
         if "page" in file:
             for name in ("page", "page_end"):  # zlib may compress otherwise, and a second may pass between two flushes
-                del found[name], found[f"{name} values"]
-            found["pages"] = list(pages(file))
-    return found
+                del content[name], content[f"{name} values"]
+            content["pages"] = list(pages(file))
+    return content
 
 
 def golden_state(t: int) -> ModelState:

@@ -33,8 +33,8 @@ def test_a_continued_run_counts_from_where_it_was(tmp_path: Path) -> None:
     writer = LogWriter(tmp_path / "run", header=make_header(), continue_at=10, expected_steps=20)
     put(writer, make_state(10), make_step(10))
     writer.flush()
-    found = progress(tmp_path / "run")
-    assert (found.going_on, found.steps, found.expected_steps) == (True, 11, 20)
+    latest = progress(tmp_path / "run")
+    assert (latest.going_on, latest.steps, latest.expected_steps) == (True, 11, 20)
     writer.abandon("")
 
 

@@ -259,7 +259,7 @@ def assert_faithful(path, net, *, ids=True, batch_idx=True):
 
 
 def redo(log, index, net, dataset, optimizer, plugin, *, transfer=lambda batch: batch):
-    """State ``index + 1``, computed from the record with plain torch; returns it and the digests (recorded, found)."""
+    """State ``index + 1``, computed from the record with plain torch, and the digests (recorded, computed)."""
     step, state = log.step(index), log.state(index)
     net.noting = False
     net.__dict__["_trainer"] = None
@@ -329,7 +329,7 @@ class Case:
         ids: Whether the batches hold ids in the order of the draws.
         batch_idx: Whether the hooks know the index of the batch.
         compared: Whether the run is done without the recorder, too, and must be the same.
-        redone: Whether each step is done again from the record.
+        redone: Whether each step is re-run from the record.
         dataset: What the ids index.
         unreplayable: Part of the reason in the header.
     """

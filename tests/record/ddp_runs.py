@@ -124,7 +124,7 @@ def main(folder: Path) -> None:
     rank = int(os.environ["RANK"])
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    found: dict[str, Any] = {}
+    outcome: dict[str, Any] = {}
     rich = {"max_epochs": 3, "accumulate_grad_batches": 2, "gradient_clip_val": 0.6}
     for name, make, data, options, keep in (
         ("plain", Plain, lambda: None, {}, "every_step"),
@@ -133,7 +133,7 @@ def main(folder: Path) -> None:
         alone = fit(make(), train_loader(data()), **options)
         net = make()
         recorded = fit(net, train_loader(data()), TrajectoryRecorder(folder / name, keep=keep), **options)
-        found[name] = {
+        outcome[name] = {
             "unchanged": all(torch.equal(alone[n], v) for n, v in recorded.items()),
             "seen": net.seen,
             "weights": recorded,
@@ -141,8 +141,8 @@ def main(folder: Path) -> None:
     for name, query in (("rows", MeanLoss()), ("queries", PerClassLoss())):
         runner = InfluenceRunner(accelerator="cpu", devices=2, strategy="ddp", certificate="off", progress=False)
         scores = runner.run(Plain(), train_loader(), validation_loader(), log=folder / "plain", query=query)
-        found[name] = {"scores": scores.values, "notes": scores.certificate.notes if scores.certificate else ()}
-    torch.save(found, folder / f"rank-{rank}.pt")
+        outcome[name] = {"scores": scores.values, "notes": scores.certificate.notes if scores.certificate else ()}
+    torch.save(outcome, folder / f"rank-{rank}.pt")
     try:
         fit(Dying(), train_loader(), TrajectoryRecorder(folder / "dying"))
     except RuntimeError as error:  # what a collective operation says when a process is gone

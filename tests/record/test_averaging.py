@@ -71,16 +71,16 @@ def test_the_recorded_coefficients_make_the_average(lab, case, tmp_path):
         assert log.average is not None
         before = log.header.extra.get("average_before_first_step")
         assert (before is not None) == (case == "SWA from the start")
-        found = {n: v.double() * (before[1] if before else 0.0) for n, v in log.state(0).params.items()}
+        combined = {n: v.double() * (before[1] if before else 0.0) for n, v in log.state(0).params.items()}
         updates = 0
         for t in range(len(log)):
             if (average := log.step(t).average) is not None:
                 a, b = average
                 updates += 1
                 after = log.state(t + 1).params
-                found = {n: a * found[n] + b * after[n].double() for n in found}
+                combined = {n: a * combined[n] + b * after[n].double() for n in combined}
         assert updates > 0
-        for name, value in found.items():
+        for name, value in combined.items():
             torch.testing.assert_close(log.average[name].double(), value, rtol=1e-5, atol=1e-6)
             # the Trainer leaves the average in the module
             assert torch.equal(log.average[name], recorded.weights[name])
@@ -90,10 +90,10 @@ def test_each_update_is_seen_once(lab, tmp_path):
     recorder = TrajectoryRecorder(tmp_path / "run.tlog")
     lab.train(callbacks=[BothAveraging(avg_fn=get_ema_avg_fn(0.6)), recorder], epochs=2)
     with RunLog.open(recorder.path) as log:
-        found = [log.step(t).average for t in range(8)]
+        updates = [log.step(t).average for t in range(8)]
     # the first update copies; steps 3 and 7 are followed by two updates
     once, twice = pytest.approx((0.6, 0.4)), pytest.approx((0.36, 0.64))
-    assert found == [None, (0.0, 1.0), None, twice, None, once, None, twice]
+    assert updates == [None, (0.0, 1.0), None, twice, None, once, None, twice]
 
 
 def test_users_counter_is_not_advanced(lab, tmp_path):
@@ -154,8 +154,8 @@ def test_swa_that_steps_on_stale_gradients_is_told(lab, tmp_path):
     ],
 )
 def test_coefficients(function, expected):
-    found = coefficients(function)
-    assert found == (expected if expected is None else pytest.approx(expected))
+    pair = coefficients(function)
+    assert pair == (expected if expected is None else pytest.approx(expected))
 
 
 def test_looking_for_coefficients_draws_nothing(lab):

@@ -42,9 +42,9 @@ ORDER = {"none": 0, "delta": 1, "delta2": 2}  # anchors at either end of a segme
     ],
 )
 def test_budgets_as_texts(text: str, size: int) -> None:
-    found = parse_budget(text)
-    assert found == Budget(size)
-    assert parse_budget(str(found)) == found
+    budget = parse_budget(text)
+    assert budget == Budget(size)
+    assert parse_budget(str(budget)) == budget
 
 
 @pytest.mark.parametrize("text", ["budget:", "budget:2", "budget:-2GB", "budget:2gb", "2GB", "every(3)"])
@@ -344,8 +344,8 @@ def test_a_real_run_stays_within_its_budget_and_scores_are_the_same_bits(
         assert plan["log_bytes"] <= 12 * MB
         assert 3 <= len(log.state_indices) < len(dense.state_indices) == 51
     runner = InfluenceRunner(accelerator="cpu", certificate="off", progress=False)
-    found, expected = (runner.run(Wide(), data(40, 1), data(6, 2), log=path).values for path in (small, whole))
-    assert torch.equal(found, expected)
+    small_values, expected = (runner.run(Wide(), data(40, 1), data(6, 2), log=path).values for path in (small, whole))
+    assert torch.equal(small_values, expected)
 
 
 def test_a_run_without_end_is_recorded_within_its_budget(tmp_path: Path) -> None:

@@ -377,12 +377,12 @@ def assert_redone(lab, log, case, plugin):
     plugin.convert_module(net)
     optimizer = net.make_optimizer(net.parameters())
     for t in range(len(log)):
-        found, digests = lab.redo(
+        redone, digests = lab.redo(
             log, t, net, case.dataset(), optimizer, plugin, transfer=lambda b: net.on_after_batch_transfer(b, 0)
         )
         assert all(recorded == again for recorded, again in digests)
         following = log.state(t + 1)
         changed = log.step(t + 1).changed if t + 1 < len(log) else ()
-        assert lab.same(found["params"], dict(following.params)), f"step {t}"
+        assert lab.same(redone["params"], dict(following.params)), f"step {t}"
         for name, value in following.buffers.items():
-            assert f"buffer {name}" in changed or lab.same(found["buffers"][name], value), f"step {t}: {name}"
+            assert f"buffer {name}" in changed or lab.same(redone["buffers"][name], value), f"step {t}: {name}"

@@ -25,7 +25,7 @@ broken line
 
 
 @pytest.mark.parametrize(
-    ("path", "found"),
+    ("path", "kind"),
     [
         ("/runs/a.tlog", ""),
         ("/home/me/runs/a.tlog", "nfs4 at /home"),
@@ -40,8 +40,8 @@ broken line
         ("/twice/a.tlog", ""),
     ],
 )
-def test_the_mount_that_holds_the_path_decides(path: str, found: str) -> None:
-    assert network_file_system(path, MOUNTS) == found
+def test_the_mount_that_holds_the_path_decides(path: str, kind: str) -> None:
+    assert network_file_system(path, MOUNTS) == kind
 
 
 def test_links_are_followed(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.log.batch_digest import batch_digest
-from lightning_sgdinf.record.example_ids import Carried, carrying, integer_ids
+from lightning_sgdinf.record.bitwise import changed_tensors
+from lightning_sgdinf.record.example_ids import TrackedBatch, integer_ids, track
 from lightning_sgdinf.record.optimizer_steps import OptimizerSteps, as_json
 from lightning_sgdinf.record.patches import Patches
 from lightning_sgdinf.record.random_watch import RandomWatch
-from lightning_sgdinf.record.snapshots import StateReader, changed_tensors
+from lightning_sgdinf.record.state_reader import StateReader
 
 # Random states -------------------------------------------------------------------------------------------------
 
@@ -99,12 +100,12 @@ def test_a_watch_starts_afresh_in_another_process():
     ],
 )
 def test_integer_ids(indices, ids):
-    found = integer_ids(indices)
+    ids_of = integer_ids(indices)
     if ids is None:
-        assert found is None
+        assert ids_of is None
     else:
-        assert found.dtype == np.int64
-        assert found.tolist() == ids
+        assert ids_of.dtype == np.int64
+        assert ids_of.tolist() == ids
 
 
 def test_batches_carry_their_ids_random_state_and_checksum(lab):
@@ -114,8 +115,8 @@ def test_batches_carry_their_ids_random_state_and_checksum(lab):
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
-    carried = list(carrying(loader, 5, digest=True, watch=RandomWatch()))
-    assert all(isinstance(c, Carried) and c.token == 5 and not c.single for c in carried)
+    carried = list(track(loader, 5, digest=True, watch=RandomWatch()))
+    assert all(isinstance(c, TrackedBatch) and c.token == 5 and not c.single for c in carried)
     assert [c.ids.tolist() for c in carried] == [b[2].tolist() for b in plain]
     for c in carried:
         assert c.digest == batch_digest(c.batch)
@@ -129,7 +130,7 @@ def test_batches_carry_their_ids_random_state_and_checksum(lab):
 def test_batches_taken_off_in_the_iterator(lab, workers):
     sink = deque()
     loader = DataLoader(lab.Examples(), 4, num_workers=workers, persistent_workers=bool(workers))
-    twin = carrying(loader, 0, digest=False, watch=RandomWatch(), sink=sink)
+    twin = track(loader, 0, digest=False, watch=RandomWatch(), sink=sink)
     for _ in range(2):
         for batch in twin:
             assert type(batch) is list
@@ -142,7 +143,7 @@ def test_carriers_are_pinned_like_batches():
         def pin_memory(self):
             return "pinned"
 
-    carried = Carried([Pinnable()], token=0, ids=None, random={}, digest=None, single=False)
+    carried = TrackedBatch([Pinnable()], token=0, ids=None, random={}, digest=None, single=False)
     assert carried.pin_memory() is carried
     assert carried.batch == ["pinned"]
 
@@ -263,16 +264,16 @@ def test_a_state_is_read_whole():
     after, tensors = reader.read()
     assert len(after.specs) == 8 + 3 * 4
     assert reader.read()[0] is after
-    lanes = after.empty()
-    reader.pack(after, tensors, lanes)
-    state = after.unpack(lanes)
+    flat = after.empty()
+    reader.pack(after, tensors, flat)
+    state = after.unpack(flat)
     assert torch.equal(state.params["2.weight"], module[2].weight)
     assert torch.equal(state.optimizer["0.bias"]["exp_avg"], optimizer.state[module[0].bias]["exp_avg"])
-    assert set(lanes) == {"float32", "float64", "int64"}
-    assert reader.finite(lanes)  # buffers may be infinite
+    assert set(flat) == {"float32", "float64", "int64"}
+    assert reader.finite(flat)  # buffers may be infinite
     module[2].weight.data[0, 0] = torch.nan
-    reader.pack(after, tensors, lanes)
-    assert not reader.finite(lanes)
+    reader.pack(after, tensors, flat)
+    assert not reader.finite(flat)
 
 
 def test_large_parameters_whose_sum_overflows_are_finite():
@@ -280,9 +281,9 @@ def test_large_parameters_whose_sum_overflows_are_finite():
     module.weight.data.fill_(3e38)
     reader = StateReader(module, torch.optim.SGD(module.parameters(), 0.1))
     layout, tensors = reader.read()
-    lanes = layout.empty()
-    reader.pack(layout, tensors, lanes)
-    assert reader.finite(lanes)
+    flat = layout.empty()
+    reader.pack(layout, tensors, flat)
+    assert reader.finite(flat)
 
 
 def test_numbers_in_the_optimizers_state_are_kept_as_tensors():
@@ -291,11 +292,11 @@ def test_numbers_in_the_optimizers_state_are_kept_as_tensors():
     optimizer.state[module.bias] = {"count": 3, "none": None, "text": "x"}
     reader = StateReader(module, optimizer)
     layout, tensors = reader.read()
-    lanes = layout.empty()
-    reader.pack(layout, tensors, lanes)
-    found = layout.unpack(lanes).optimizer["bias"]
-    assert found.keys() == {"count"}
-    assert found["count"].item() == 3.0
+    flat = layout.empty()
+    reader.pack(layout, tensors, flat)
+    entries = layout.unpack(flat).optimizer["bias"]
+    assert entries.keys() == {"count"}
+    assert entries["count"].item() == 3.0
     assert reader.unreadable == {"text"}
 
 
@@ -306,9 +307,9 @@ def test_new_groups_and_replaced_buffers_are_noticed():
     module[1].running_mean = torch.ones(2)  # another tensor in the same place
     layout, tensors = reader.read()
     assert layout is before
-    lanes = layout.empty()
-    reader.pack(layout, tensors, lanes)
-    assert layout.unpack(lanes).buffers["1.running_mean"].tolist() == [1.0, 1.0]
+    flat = layout.empty()
+    reader.pack(layout, tensors, flat)
+    assert layout.unpack(flat).buffers["1.running_mean"].tolist() == [1.0, 1.0]
     optimizer.add_param_group({"params": [module[1].weight]})
     layout, _ = reader.read()
     assert "param 1.weight" in [spec.label for spec in layout.specs]
@@ -323,9 +324,9 @@ def test_changed_tensors():
 
     def take():
         layout, tensors = reader.read()
-        lanes = layout.empty()
-        reader.pack(layout, tensors, lanes)
-        return layout, lanes
+        flat = layout.empty()
+        reader.pack(layout, tensors, flat)
+        return layout, flat
 
     module[0].bias.data[0] = torch.nan
     layout, before = take()
@@ -353,23 +354,23 @@ def test_a_state_matches_what_was_packed_bit_by_bit(dtype, place):
 
     def packed():
         layout, tensors = reader.read()
-        lanes = layout.empty()
-        reader.pack(layout, tensors, lanes)
-        return lanes
+        flat = layout.empty()
+        reader.pack(layout, tensors, flat)
+        return flat
 
-    def matches(lanes):
-        return reader.matches(*reader.read(), lanes)
+    def matches(flat):
+        return reader.matches(*reader.read(), flat)
 
     module.weight.data[1, 2] = torch.nan
-    lanes = packed()
-    assert matches(lanes)  # NaN is equal to itself here
+    flat = packed()
+    assert matches(flat)  # NaN is equal to itself here
     assert module.weight[0, 0] == 0
     module.weight.data[0, 0] = -0.0
-    assert not matches(lanes)
-    lanes = packed()
-    assert matches(lanes)
+    assert not matches(flat)
+    flat = packed()
+    assert matches(flat)
     module.weight.data[1, 1] += 1
-    assert not matches(lanes)
+    assert not matches(flat)
 
 
 # Patches -------------------------------------------------------------------------------------------------------

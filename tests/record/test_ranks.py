@@ -68,13 +68,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> tuple[Pa
 
 @pytest.mark.parametrize("name", ["plain", "rich"])
 def test_training_is_bit_for_bit_what_it_is_without_the_recorder(runs: Any, name: str) -> None:
-    for found in runs[1]:
-        assert found[name]["unchanged"]
+    for outcomes in runs[1]:
+        assert outcomes[name]["unchanged"]
 
 
 @pytest.mark.parametrize(("name", "together"), [("plain", 1), ("rich", 2)])
 def test_the_log_has_what_every_process_saw(runs: Any, name: str, together: int) -> None:
-    folder, found = runs
+    folder, outcomes = runs
     with RunLog.open(folder / name) as log:
         assert log.finished
         assert log.verify().ok
@@ -85,14 +85,14 @@ def test_the_log_has_what_every_process_saw(runs: Any, name: str, together: int)
                 for micro in step.micro_batches
                 if micro.rank == rank
             ]
-            assert recorded == found[rank][name]["seen"]
-        assert found[0][name]["seen"] != found[1][name]["seen"], "the test is degenerate"
+            assert recorded == outcomes[rank][name]["seen"]
+        assert outcomes[0][name]["seen"] != outcomes[1][name]["seen"], "the test is degenerate"
         for step in log.steps(0, len(log)):
             assert step.accumulation == PROCESSES * together
             assert [m.rank for m in step.micro_batches] == sorted((m.rank for m in step.micro_batches), reverse=True)
         last = log.state(len(log))
         for tensor, value in {**last.params, **last.buffers}.items():
-            assert torch.equal(found[0][name]["weights"][tensor], value)
+            assert torch.equal(outcomes[0][name]["weights"][tensor], value)
 
 
 def score(folder: Path, net: Plain, name: str, query: Any = None, **options: Any) -> Any:
@@ -135,11 +135,11 @@ def unrolled(folder: Path) -> UnrolledRun:
 
 
 def test_scores_are_those_of_one_process_that_accumulates(runs: Any) -> None:
-    folder, found = runs
+    folder, outcomes = runs
     run = unrolled(folder)
     end, _ = unrolled_training(run, torch.ones(N, dtype=torch.float64))
     for name, value in end.items():
-        assert torch.allclose(value, found[0]["plain"]["weights"][name], rtol=0, atol=1e-14)
+        assert torch.allclose(value, outcomes[0]["plain"]["weights"][name], rtol=0, atol=1e-14)
     scores = score(folder, Plain(), "plain", certificate="full")
     assert relative_error(scores.values, unrolled_scores(run, N)) < 1e-10
     assert scores.certificate.step_replay.bitwise == scores.certificate.step_replay.steps == 6
@@ -148,11 +148,11 @@ def test_scores_are_those_of_one_process_that_accumulates(runs: Any) -> None:
 
 @pytest.mark.parametrize(("name", "query"), [("rows", MeanLoss()), ("queries", PerClassLoss())])
 def test_two_processes_replay_like_one(runs: Any, name: str, query: Any) -> None:
-    folder, found = runs
+    folder, outcomes = runs
     alone = score(folder, Plain(), "plain", query, certificate="off").values
     for rank in range(PROCESSES):
-        assert relative_error(found[rank][name]["scores"], alone) < 1e-12
-        assert not found[rank][name]["notes"]
+        assert relative_error(outcomes[rank][name]["scores"], alone) < 1e-12
+        assert not outcomes[rank][name]["notes"]
 
 
 def test_steps_with_batchnorm_dropout_clipping_and_accumulation_are_done_again_bit_for_bit(runs: Any) -> None:
@@ -232,9 +232,9 @@ class Journal:
 
     def __init__(self) -> None:
         self.steps: list[Any] = []
-        self.lanes = self.sizes = self.flush = self.finish = self.abandon = None
+        self.take_buffers = self.sizes = self.flush = self.finish = self.abandon = None
 
-    def put(self, step: Any, layout: Layout, lanes: Any, *, store: bool = True) -> None:
+    def put(self, step: Any, layout: Layout, flat: Any, *, store: bool = True) -> None:
         self.steps.append((step, store))
 
 
@@ -249,8 +249,8 @@ def test_stored_batches_survive_the_mail() -> None:
     step = type(step)(
         **{n: getattr(step, n) for n in step.__slots__} | {"micro_batches": (MicroBatch(batch_idx=0, draws=(draw,)),)}
     )
-    found = unpack(1, pack(encode_step(step)))
-    assert found.micro_batches[0].draws[0].batch() == b"content"
+    mailed = unpack(1, pack(encode_step(step)))
+    assert mailed.micro_batches[0].draws[0].batch() == b"content"
 
 
 def test_random_states_of_a_device_go_to_the_device_of_process_0() -> None:
@@ -324,9 +324,9 @@ def trainer_of(strategy: Any, world_size: int = 2, accumulate: int = 1) -> Any:
     ],
 )
 def test_which_strategies_are_recorded(strategy: Any, world_size: int, reason: str) -> None:
-    found = compatibility.impossible_to_record(trainer_of(strategy, world_size))
-    assert reason in found
-    assert bool(found) == bool(reason)
+    reason_given = compatibility.impossible_to_record(trainer_of(strategy, world_size))
+    assert reason in reason_given
+    assert bool(reason_given) == bool(reason)
 
 
 class Counting(nn.Module):
@@ -362,7 +362,7 @@ def with_periods() -> DDPStrategy:
     ],
 )
 def test_which_runs_of_several_processes_are_replayed(module: Any, strategy: Any, accumulate: int, reason: str) -> None:
-    found = compatibility.impossible_to_replay_processes(trainer_of(strategy, 2, accumulate), module)
-    assert len(found) == bool(reason)
-    assert all(reason in text for text in found)
+    reasons = compatibility.impossible_to_replay_processes(trainer_of(strategy, 2, accumulate), module)
+    assert len(reasons) == bool(reason)
+    assert all(reason in text for text in reasons)
     assert not compatibility.impossible_to_replay_processes(trainer_of(strategy, 1, accumulate), module)

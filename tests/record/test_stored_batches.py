@@ -170,13 +170,13 @@ def test_scores_are_those_of_the_batches_that_were(tmp_path: Path, kind: str) ->
         ids = torch.searchsorted(torch.unique(keys), keys)
     positions = list(ids.split(sizes))
     count = int(ids.max()) + 1 if kind == "stream" or options else N
-    found = scores(path, certificate="full")
-    assert found.values.shape == (count, 1)
-    assert relative_error(found.values, truth(path, recorded.seen, positions, count)) < 1e-10
-    assert found.certificate is not None
-    assert any("states were rebuilt" in note for note in found.certificate.notes)
+    scored = scores(path, certificate="full")
+    assert scored.values.shape == (count, 1)
+    assert relative_error(scored.values, truth(path, recorded.seen, positions, count)) < 1e-10
+    assert scored.certificate is not None
+    assert any("states were rebuilt" in note for note in scored.certificate.notes)
     if options:
-        assert found.labels == tuple(str(k) for k in torch.unique(keys).tolist())
+        assert scored.labels == tuple(str(k) for k in torch.unique(keys).tolist())
     with RunLog.open(path) as log:
         assert log.verify().ok
         (draw,) = log.step(3).micro_batches[0].draws
@@ -228,7 +228,7 @@ def test_running_numbers_of_several_processes_differ() -> None:
     for rank in range(3):
         own, _ = store()
         for rows in (2, 1):
-            (draw,) = own.taken([torch.zeros(rows, 2)], (), rank=rank, world=3)
+            (draw,) = own.take([torch.zeros(rows, 2)], (), rank=rank, world=3)
             numbers += draw.example_ids.tolist()
     assert sorted(numbers) == list(range(9))
 
@@ -244,7 +244,7 @@ def test_running_numbers_of_several_processes_differ() -> None:
 )
 def test_batches_that_cannot_be_taken_down(batch: Any, key: Any, problem: str) -> None:
     own, problems = store(key)
-    own.taken(batch, (), rank=0, world=1)
+    own.take(batch, (), rank=0, world=1)
     assert len(problems) == 1
     assert re.search(problem, problems[0])
 
@@ -252,5 +252,5 @@ def test_batches_that_cannot_be_taken_down(batch: Any, key: Any, problem: str) -
 def test_batches_of_several_loaders_are_not_taken_down() -> None:
     own, problems = store()
     draws = (Draw(example_ids=np.arange(2)), Draw(loader=1, example_ids=np.arange(2)))
-    assert own.taken([torch.zeros(2)], draws, rank=0, world=1) == draws
+    assert own.take([torch.zeros(2)], draws, rank=0, world=1) == draws
     assert "2 loaders at once" in problems[0]

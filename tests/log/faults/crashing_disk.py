@@ -1,4 +1,4 @@
-"""A directory as it would be found after a crash, made from the list of all that was done to it."""
+"""A directory as it would be after a crash, made from the list of all that was done to it."""
 
 from __future__ import annotations
 

@@ -26,19 +26,19 @@ def flips(count: int, rng: np.random.Generator, place: Path) -> list[Tally]:
         batch = 50
         for start in range(0, count, batch):
             seed = int(rng.integers(2**32))
-            found = place / "found.json"
+            report = place / "tally.json"
 
-            def action(logs: list[Path] = logs, seed: int = seed, found: Path = found, tally: Tally = tally) -> None:
+            def action(logs: list[Path] = logs, seed: int = seed, report: Path = report, tally: Tally = tally) -> None:
                 part = Tally(tally.name)
                 flip_some(part, logs, min(batch, count - start), np.random.default_rng(seed))  # noqa: B023
-                found.write_text(json.dumps(asdict(part)))
+                report.write_text(json.dumps(asdict(part)))
 
-            found.unlink(missing_ok=True)
+            report.unlink(missing_ok=True)
             if status := in_child(action):
                 tally.faults += batch
                 tally.lost.append(f"changes of seed {seed}: the child ended with {status}")
             else:
-                part = Tally(**json.loads(found.read_text()))
+                part = Tally(**json.loads(report.read_text()))
                 tally.faults += part.faults
                 tally.noticed += part.noticed
                 tally.harmless += part.harmless

@@ -54,22 +54,22 @@ def killed_writer(path: Path, start: int, steps: int, rng: np.random.Generator) 
             write_until_killed(path, start, steps, seed, write_end)
         os._exit(1)
     os.close(write_end)
-    found = b""
+    received = b""
     deadline = time.monotonic() + PATIENCE
-    while len(found) < 8 * messages and select.select([read_end], [], [], max(0, deadline - time.monotonic()))[0]:
+    while len(received) < 8 * messages and select.select([read_end], [], [], max(0, deadline - time.monotonic()))[0]:
         data = os.read(read_end, 4096)
         if not data:
             break
-        found += data
+        received += data
     until = time.monotonic() + spin
     while time.monotonic() < until:
         pass
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     while data := os.read(read_end, 4096):
-        found += data
+        received += data
     os.close(read_end)
-    return max(np.frombuffer(found[: len(found) // 8 * 8], "<i8").tolist(), default=0)
+    return max(np.frombuffer(received[: len(received) // 8 * 8], "<i8").tolist(), default=0)
 
 
 def write_until_killed(path: Path, start: int, steps: int, seed: int, told: int) -> None:

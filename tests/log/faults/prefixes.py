@@ -61,9 +61,9 @@ def finished(path: Path) -> None:
 def add(store: LogStore, start: int, stop: int) -> None:
     for t in range(start, stop):
         layout = Layout.of(state(t))
-        lanes = layout.empty()
-        layout.pack(state(t), lanes)
-        store.add(make_step(t), layout, lanes, store=True)
+        flat = layout.empty()
+        layout.pack(state(t), flat)
+        store.add(make_step(t), layout, flat, store=True)
 
 
 def record(codec: str, *, durable: bool) -> Callable[[Path, Callable[[int], None]], None]:
@@ -100,9 +100,9 @@ def go_on(store: LogStore, start: int, stop: int, tell: Callable[[int], None], *
         elif not durable and len(store._sealed) > sealed:
             tell(t)
     layout = Layout.of(state(stop))
-    lanes = layout.empty()
-    layout.pack(state(stop), lanes)
-    store.finish(layout, lanes, average=None, reason="completed")
+    flat = layout.empty()
+    layout.pack(state(stop), flat)
+    store.finish(layout, flat, average=None, reason="completed")
     tell(stop)
 
 
@@ -204,6 +204,6 @@ def judge_crash(tally: Tally, what: str, disk: Disk, flushed: int, place: Path, 
         if steps and rng.random() < 0.25:
             recover(place / "run")
             assert_right(place / "run", steps)
-            assert not recover(place / "run").changed, "a second recovery found something to do"
+            assert not recover(place / "run").changed, "a second recovery had something to do"
     except (AssertionError, LogError) as error:
         tally.lost.append(f"{what}: {error}")

@@ -46,7 +46,7 @@ MEMORY = "/dev/shm"  # no disk has to be waited for; what the power takes is sim
 
 def run(names: list[str], *, short: bool, seed: int, share: float = 1) -> list[Tally]:
     """Do campaigns one after another, of the long version a share."""
-    found: list[Tally] = []
+    collected: list[Tally] = []
     for name in names:
         campaign, few, many = CAMPAIGNS[name]
         place = Path(tempfile.mkdtemp(prefix=f"faults-{name}-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
@@ -54,10 +54,10 @@ def run(names: list[str], *, short: bool, seed: int, share: float = 1) -> list[T
         try:
             amount = few if short else many * share if isinstance(many, float) else max(1, round(many * share))
             tallies = campaign(amount, np.random.default_rng(seed), place)
-            found += tallies if isinstance(tallies, list) else [tallies]
+            collected += tallies if isinstance(tallies, list) else [tallies]
         finally:
             shutil.rmtree(place, ignore_errors=True)
-    return found
+    return collected
 
 
 def table(tallies: list[Tally]) -> str:
@@ -79,12 +79,12 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=CAMPAIGNS, default=list(CAMPAIGNS))
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    found = run(chosen.only, short=chosen.short, seed=chosen.seed, share=chosen.share)
-    print(json.dumps([asdict(t) for t in found]) if chosen.json else table(found))
-    for tally in found:
+    tallies = run(chosen.only, short=chosen.short, seed=chosen.seed, share=chosen.share)
+    print(json.dumps([asdict(t) for t in tallies]) if chosen.json else table(tallies))
+    for tally in tallies:
         for line in tally.lost[:20]:
             print(f"{tally.name}: {line}", file=sys.stderr)
-    return int(any(t.lost for t in found))
+    return int(any(t.lost for t in tallies))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ PATIENCE = 60  # seconds for a child
 
 @dataclass
 class Tally:
-    """What a campaign found.
+    """The outcome of a campaign.
 
     Attributes:
         name: Of the campaign.
@@ -58,9 +58,9 @@ def state_bytes(t: int) -> bytes:
     return bytes_of(state(t))
 
 
-def bytes_of(found: ModelState) -> bytes:
+def bytes_of(state: ModelState) -> bytes:
     parts = []
-    for part, name, key, value in found.items():
+    for part, name, key, value in state.items():
         parts.append(f"{part} {name} {key} {value.dtype} {tuple(value.shape)}".encode())
         if value.numel():
             parts.append(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -119,13 +119,13 @@ def judged(tally: Tally, what: str, action: Callable[[], None]) -> None:
 
 def put(writer: LogWriter, t: int) -> None:
     layout = Layout.of(state(t))
-    lanes = writer.lanes(layout)
-    layout.pack(state(t), lanes)
-    writer.put(make_step(t), layout, lanes)
+    flat = writer.take_buffers(layout)
+    layout.pack(state(t), flat)
+    writer.put(make_step(t), layout, flat)
 
 
 def finish(writer: LogWriter, t: int) -> None:
     layout = Layout.of(state(t))
-    lanes = writer.lanes(layout)
-    layout.pack(state(t), lanes)
-    writer.finish(layout, lanes)
+    flat = writer.take_buffers(layout)
+    layout.pack(state(t), flat)
+    writer.finish(layout, flat)

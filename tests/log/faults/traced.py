@@ -116,10 +116,10 @@ class _Traced:
                 raise NotImplementedError(f"{path} is emptied by opening it")
             return {"path": path, "created": bool(flags & O_CREAT) and not exists}
         if name in ("write", "pwrite", "ftruncate", "fsync", "fdatasync", "fallocate", "writev", "pwritev", "sendfile"):
-            found: dict[str, object] = {"path": self._of_descriptor(a[0])}
-            if name in ("write", "sendfile") and found["path"] is not None:
-                found["offset"] = self._position(a[0])
-            return found
+            entry: dict[str, object] = {"path": self._of_descriptor(a[0])}
+            if name in ("write", "sendfile") and entry["path"] is not None:
+                entry["offset"] = self._position(a[0])
+            return entry
         if name == "copy_file_range":
             return {"path": self._of_descriptor(a[2])}
         if name == "mmap":

@@ -1,4 +1,4 @@
-"""Write the stored states of one lane: absolute patterns, or differences between absolute anchors."""
+"""Write the rows of stored states, one flat buffer each: absolute patterns, or differences between absolute anchors."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections import deque
 import h5py
 import numpy as np
 
-from lightning_sgdinf.log.bit_patterns import row_bytes, word_type
+from lightning_sgdinf.log.bit_patterns import row_bytes, word_counts, word_type
 from lightning_sgdinf.log.codecs import Codec
-from lightning_sgdinf.log.differences import Walk, encode_difference
+from lightning_sgdinf.log.differences import DeltaCursor, encode_difference
 from lightning_sgdinf.log.hdf5 import Growing, dataset
 from lightning_sgdinf.state import Layout
 
@@ -20,12 +20,12 @@ _BLOCK_BYTES = 1 << 20
 _MAX_BLOCK_ROWS = 16
 
 
-class LaneRows:
-    """The rows of one lane in a segment being written.
+class BufferRows:
+    """The rows of one flat buffer in a segment being written.
 
     Args:
-        file: A segment in which `create` has made the lane.
-        dtype: Name of the lane.
+        file: A segment in which `create` has made the datasets.
+        dtype: Name of the flat buffer.
         order: Of the differences.
         block: Rows that are written together.
     """
@@ -43,19 +43,20 @@ class LaneRows:
 
     @staticmethod
     def create(file: h5py.File, dtype: str, words: int, codec: Codec) -> None:
-        """Make the datasets of a lane.
+        """Make the datasets of a flat buffer.
 
         Args:
             file: A segment that is being made.
-            dtype: Name of the lane.
+            dtype: Name of the flat buffer.
             words: Words of a state.
-            codec: How rows are stored.
+            codec: Of the rows.
         """
         kind = word_type(dtype)
         stored = kind.pattern if codec.order else np.dtype(kind.plain)
         filtered = bool(codec.filter) and words * stored.itemsize >= _FILTERED_FROM_BYTES
         rows = 1 if filtered else max(1, _SMALL_CHUNK_BYTES // (words * stored.itemsize))
-        chunks = (rows, -(-words // -(-words // _CHUNK_WORDS)))  # equal parts: a chunk at the edge is stored whole
+        parts = -(-words // _CHUNK_WORDS)
+        chunks = (rows, -(-words // parts))  # equal parts: a chunk at the edge is stored whole
         file.create_dataset(
             f"state/{dtype}",
             (0, words),
@@ -81,20 +82,20 @@ class LaneRows:
         anchors = 0 if self._anchors is None else self._anchors.id.get_storage_size()
         return self._dataset.id.get_storage_size() + anchors
 
-    def add(self, words: np.ndarray) -> None:
-        """The next stored state; its memory must stay as it is while it is one of the last `Codec.order`."""
-        if len(words) != self._block.shape[1]:
-            raise ValueError(f"a lane has {len(words)} words, its layout {self._block.shape[1]}")
+    def add(self, patterns: np.ndarray) -> None:
+        """Add the next stored state; its memory must stay as it is while it is one of the last `Codec.order`."""
+        if len(patterns) != self._block.shape[1]:
+            raise ValueError(f"a flat buffer has {len(patterns)} words, its layout {self._block.shape[1]}")
         if self._anchors is None:
-            self._block[self._filled] = words
-        elif self._states < self._order:
-            self._anchors[self._states] = words.view(self._plain)
+            self._block[self._filled] = patterns
+        elif self._states < self._order:  # the first states are anchors, and have no row
+            self._anchors[self._states] = patterns.view(self._plain)
         else:
-            encode_difference((*self._last, words), self._block[self._filled])
+            encode_difference((*self._last, patterns), self._block[self._filled])
         if self._states >= self._order:
             self._filled += 1
         self._states += 1
-        self._last.append(words)
+        self._last.append(patterns)
         if self._filled == len(self._block):
             self.flush()
 
@@ -104,13 +105,14 @@ class LaneRows:
         self._filled = 0
 
     def write_last_anchors(self) -> None:
-        """The newest states, absolute: where readers that go backwards begin."""
+        """Write the newest states, absolute: there readers that go backwards begin."""
         if self._anchors is not None:
-            for place, words in enumerate(self._last, start=2 * self._order - len(self._last)):
-                self._anchors[place] = words.view(self._plain)
+            # The second half of the anchors, filled from its end: a segment may have fewer states than anchors.
+            for place, patterns in enumerate(self._last, start=2 * self._order - len(self._last)):
+                self._anchors[place] = patterns.view(self._plain)
 
     def shrink(self, rows: int, states: int) -> None:
-        """Back to that many rows, which belong to that many states."""
+        """Go back to that many rows, which belong to that many states."""
         self._filled, self._states = 0, states
         self._rows.resize(rows)
         if self._anchors is not None:
@@ -121,23 +123,20 @@ class LaneRows:
         first = [self._anchors[place].view(self._block.dtype) for place in range(min(states, self._order))]
         if states < self._order:
             return first
-        walk = Walk(first)
+        cursor = DeltaCursor(first)
         for row in range(rows):
-            walk.forth(self._dataset[row])
-        return [walk.value] if self._order == 1 else [walk.value, walk.following()]
+            cursor.step_forward(self._dataset[row])
+        return [cursor.value] if self._order == 1 else [cursor.value, cursor.next_patterns()]
 
 
-def create_lanes(file: h5py.File, layout: Layout, codec: Codec) -> None:
-    """Make the datasets of all lanes; those without elements have none."""
-    for dtype, words in _sizes(layout).items():
-        LaneRows.create(file, dtype, words, codec)
+def create_rows(file: h5py.File, layout: Layout, codec: Codec) -> None:
+    """Make the datasets of all flat buffers; those without elements have none."""
+    for dtype, words in word_counts(layout).items():
+        if words:
+            BufferRows.create(file, dtype, words, codec)
 
 
-def lanes_of(file: h5py.File, layout: Layout, codec: Codec) -> dict[str, LaneRows]:
-    """The lanes of a segment in which they have been made."""
+def rows_of(file: h5py.File, layout: Layout, codec: Codec) -> dict[str, BufferRows]:
+    """Return the rows of all flat buffers of a segment in which they have been made."""
     block = max(1, min(_MAX_BLOCK_ROWS, _BLOCK_BYTES // max(1, row_bytes(layout))))
-    return {dtype: LaneRows(file, dtype, codec.order, block) for dtype in _sizes(layout)}
-
-
-def _sizes(layout: Layout) -> dict[str, int]:
-    return {dtype: n * word_type(dtype).per_element for dtype, n in layout.lanes.items() if n}
+    return {dtype: BufferRows(file, dtype, codec.order, block) for dtype, n in layout.buffer_sizes.items() if n}

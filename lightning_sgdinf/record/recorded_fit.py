@@ -1,0 +1,283 @@
+"""One fit of a Trainer that is being recorded, from its set-up to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_sgdinf.errors import LogWriteError
+from lightning_sgdinf.log.records import Clip, Json
+from lightning_sgdinf.record import compatibility
+from lightning_sgdinf.record.averaging import AveragingWatch
+from lightning_sgdinf.record.budget import Budget, make_plan
+from lightning_sgdinf.record.budgeted_keep import BudgetedKeep, prospect_of, remaining_steps
+from lightning_sgdinf.record.diagnostics import Diagnostics
+from lightning_sgdinf.record.header import expected_steps, make_header
+from lightning_sgdinf.record.keep import Every, Keep
+from lightning_sgdinf.record.loaders import LoaderTap
+from lightning_sgdinf.record.log_location import LogLocation
+from lightning_sgdinf.record.patches import Patches
+from lightning_sgdinf.record.random_watch import RandomWatch
+from lightning_sgdinf.record.ranks import Collector, Mailbox, Sender, agreed
+from lightning_sgdinf.record.recording import Recording
+from lightning_sgdinf.record.resume import Bookmark
+from lightning_sgdinf.record.stored_batches import BatchStore, ExampleKey
+from lightning_sgdinf.record.writer import Writer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The arguments of a recorder, see `TrajectoryRecorder`; ``codec`` and ``when_full`` are the writer's.
+
+    Attributes:
+        keep: Policy by which states are stored, or a budget.
+        store_batches: Keep every batch in the log.
+        example_key: Names the examples of a batch, if the user does.
+        digest_batches: Note a checksum of each batch.
+        strict: Raise where a run cannot be replayed.
+        make_writer: Makes the log.
+        codec: Of the states.
+        when_full: Reaction to a full disk.
+    """
+
+    keep: Keep | Budget
+    store_batches: bool
+    example_key: ExampleKey | None
+    digest_batches: bool
+    strict: bool
+    make_writer: Callable[..., Writer]
+    codec: str
+    when_full: str
+
+
+class RecordedFit:
+    """Taps the loaders of a fit, chooses its log, and ends it.
+
+    Args:
+        settings: Of the recorder.
+        location: Finds the place of the log.
+        diagnostics: Of this fit.
+        trainer: About to fit; its loaders are tapped, and its strategy and precision plugin patched, until `release`.
+        module: The LightningModule.
+
+    Attributes:
+        recording: The recording, from the beginning of the training to its end.
+        batch_idx: Of the batch at hand: ``training_step`` need not be given it.
+        end: Bookmark of the end, once the recording has ended with a step in the log.
+
+    Raises:
+        UnsupportedRunError: The loaders cannot be recorded, and the recorder is strict.
+    """
+
+    def __init__(
+        self, settings: Settings, location: LogLocation, diagnostics: Diagnostics, trainer: Any, module: Any
+    ) -> None:
+        self._settings, self._location, self._diagnostics = settings, location, diagnostics
+        self._trainer, self._module = trainer, module
+        self._watch = RandomWatch()
+        self._patches = Patches()
+        self._mailbox: Mailbox | None = None
+        self._averaging: AveragingWatch | None = None
+        self.batch_idx = 0
+        self.recording: Recording | None = None
+        self.end: Bookmark | None = None
+        problem = diagnostics.problem
+        self._store = BatchStore(settings.example_key, problem) if settings.store_batches else None
+        self._tap = LoaderTap(digest=settings.digest_batches, watch=self._watch, problem=problem, store=self._store)
+        try:
+            self._tap.install(trainer, module, self._patches)
+            self._patches.place(trainer.strategy, "training_step", self._around_training_step)
+            self._patches.place(trainer.precision_plugin, "clip_gradients", self._around_clipping)
+        except BaseException:
+            self._patches.undo()
+            raise
+
+    @property
+    def loaders(self) -> tuple[Any, ...]:
+        """The training loaders as the Trainer prepared them."""
+        return self._tap.originals()
+
+    def choose_log(self, bookmarks: Sequence[Bookmark] | None) -> None:
+        """Choose the log of the fit: a new one, or the one that it goes on in.
+
+        Args:
+            bookmarks: Of the checkpoint that the fit starts from; ``None`` if it starts from none.
+
+        Raises:
+            LogExistsError: The path is taken.
+            ResumeError: The log cannot be continued where the checkpoint stands.
+            LogLockedError: Another process is writing the log.
+        """
+        location = self._location
+        location.take(*agreed(self._trainer, lambda: location.find(bookmarks)))
+        if advice := compatibility.advice_on_location(location.path):
+            self._diagnostics.remark(advice)
+        if location.continued is not None and self._store is not None:
+            self._store.numbered = location.continued.bookmark.numbered
+
+    def begin(self) -> None:
+        """Begin the recording.
+
+        Raises:
+            UnsupportedRunError: The optimizers cannot be recorded or replayed, and the recorder is strict.
+        """
+        trainer, module, diagnostics, keep = self._trainer, self._module, self._diagnostics, self._settings.keep
+        if reason := compatibility.impossible_optimizers(trainer):
+            diagnostics.nothing_recorded(reason)
+            return
+        if trainer.world_size > 1:
+            self._mailbox = Mailbox.of(trainer)
+        continued = self._location.continued
+        self.recording = Recording(
+            trainer,
+            module,
+            keep=Every() if isinstance(keep, Budget) else keep,  # a budget is planned after the first step
+            watch=self._watch,
+            open_writer=self._open_log,
+            problem=diagnostics.problem,
+            remark=diagnostics.remark,
+            after=None if continued is None else continued.bookmark,
+        )
+        for reason in (
+            *compatibility.impossible_to_replay(module, trainer.optimizers[0], self.recording.reader),
+            *compatibility.impossible_to_replay_processes(trainer, module),
+        ):
+            diagnostics.problem(reason)
+        self._averaging = AveragingWatch(
+            trainer, self._patches, updated=self.recording.delivery.add_average, remark=diagnostics.remark
+        )
+
+    def bookmark(self, recording: Recording) -> Bookmark | None:
+        """Return where the log stands.
+
+        Raises:
+            LogWriteError: From the writer.
+        """
+        # Callbacks average after steps, and once more after epochs.
+        complete = not (self._averages and self._trainer.is_last_batch)
+        bookmark = recording.bookmark(self._location.run_id, self._location.path, complete=complete)
+        if bookmark is None or self._store is None:
+            return bookmark
+        return replace(bookmark, numbered=self._store.numbered)
+
+    def close(self, reason: str) -> None:
+        """End the recording, if there is one.
+
+        Raises:
+            LogWriteError: From the writer.
+        """
+        recording, self.recording = self.recording, None
+        if recording is None:
+            return
+        with suppress(LogWriteError):  # closing will raise it
+            self.end = self.bookmark(recording)
+        average = None
+        if self._averaging is not None and recording.delivery.average_is_known:
+            average = self._averaging.average(recording.reader.params)
+        recording.close(self._diagnostics.end_reason(reason), average)
+
+    def release(self) -> None:
+        """Leave the Trainer as it was."""
+        self._patches.undo()
+
+    @property
+    def _averages(self) -> bool:
+        return self._averaging is not None and bool(self._averaging.kind)
+
+    def _around_training_step(self, training_step: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded_training_step(*args: Any, **kwargs: Any) -> Any:
+            recording = self.recording
+            if recording is None:
+                return training_step(*args, **kwargs)
+            draws, transferred_with = self._tap.take()
+            recording.begin_micro_batch(self.batch_idx, draws, transferred_with)
+            output = training_step(*args, **kwargs)
+            recording.assembler.end_micro_batch(output, self._tap.take_fetched())
+            return output
+
+        return recorded_training_step
+
+    def _around_clipping(self, clip_gradients: Callable[..., None]) -> Callable[..., None]:
+        def recorded_clip_gradients(
+            optimizer: Any, clip_val: float = 0.0, gradient_clip_algorithm: Any = "norm"
+        ) -> None:
+            if self.recording is not None and clip_val is not None and clip_val > 0:
+                algorithm = str(getattr(gradient_clip_algorithm, "value", gradient_clip_algorithm))
+                self.recording.assembler.clip = Clip(float(clip_val), "value" if algorithm == "value" else "norm")
+            clip_gradients(optimizer, clip_val, gradient_clip_algorithm)
+
+        return recorded_clip_gradients
+
+    def _open_log(self, recording: Recording) -> Writer:
+        """Make the log, when the first step is complete."""
+        trainer, settings, location = self._trainer, self._settings, self._location
+        if recording.reader.unreadable:
+            self._diagnostics.problem(
+                f"the optimizer keeps {', '.join(sorted(recording.reader.unreadable))}, which are neither tensors nor "
+                "numbers, so its state cannot be recorded. Use an optimizer that keeps tensors"
+            )
+        extra = _notes(recording, settings, averaging=self._averaging.kind if self._averaging is not None else "")
+        replayable, remarks = self._diagnostics.take_for_header()
+        device = str(trainer.strategy.root_device)
+        if self._mailbox is not None and self._mailbox.rank:
+            return Sender(self._mailbox, device)
+        if remarks:
+            extra["remarks"] = [*remarks]
+        budget = settings.keep if isinstance(settings.keep, Budget) else None
+        prospect = prospect_of(
+            trainer,
+            state_bytes=recording.states.state_bytes,
+            micro_batches=recording.assembler.micro_batches,
+            codec=settings.codec,
+            averaged=self._averages,
+        )
+        if budget is not None:
+            plan = make_plan(budget, prospect)
+            rank_zero_info(f"TrajectoryRecorder: {plan.sentence(budget)}.")
+            extra["budget"] = plan.document()
+        header = make_header(
+            trainer,
+            self._module,
+            reader=recording.reader,
+            keep=settings.keep,
+            datasets=self._tap.describe(),
+            replayable=replayable,
+            extra=extra,
+        )
+        steps = recording.delivery.steps
+        writer = location.open(
+            settings.make_writer,
+            header,
+            steps,
+            expected_steps=expected_steps(trainer, steps),
+            codec=settings.codec,
+            when_full=settings.when_full,
+        )
+        if budget is not None:
+            recording.delivery.keep = BudgetedKeep(
+                budget,
+                prospect,
+                measure=writer.sizes,
+                remaining=lambda seconds: remaining_steps(trainer, seconds),
+                inform=lambda sentence: rank_zero_info(f"TrajectoryRecorder: {sentence}."),
+            )
+        return writer if self._mailbox is None else Collector(writer, self._mailbox, device)
+
+
+def _notes(recording: Recording, settings: Settings, *, averaging: str) -> dict[str, Json]:
+    """Return what the header says of the optimizer, the average and the batches."""
+    steps, average_before = recording.optimizer_steps, recording.delivery.average_before
+    notes: dict[str, Json] = {"opaque_options": [*sorted(steps.opaque)]}
+    if steps.other_hooks:
+        notes["optimizer_hooks"] = steps.other_hooks
+    if averaging:
+        notes["averaging"] = averaging
+    if settings.store_batches:
+        notes |= {"stores_batches": True, "example_key": settings.example_key is not None}
+    if average_before is not None:
+        notes["average_before_first_step"] = [*average_before]
+    return notes

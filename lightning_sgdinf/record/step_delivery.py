@@ -1,0 +1,158 @@
+"""Hand steps over to the writer.
+
+A step waits for the next one, since only then is known what the averaging callbacks made of it, and goes to the writer
+as the next backward pass begins: in it the training thread leaves the interpreter to the writer for longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from lightning_sgdinf.errors import SgdInfluenceError
+from lightning_sgdinf.log.checksum import state_checksum
+from lightning_sgdinf.log.records import Step
+from lightning_sgdinf.record.keep import Keep
+from lightning_sgdinf.record.resume import footprint
+from lightning_sgdinf.record.state_tracker import PackedState
+from lightning_sgdinf.record.writer import Writer, take_buffers_of
+from lightning_sgdinf.state import Layout
+
+
+class StepDelivery:
+    """The step that waits, and the writer, once there is one.
+
+    Args:
+        keep: Policy by which states are stored; can be set anew until the first step is handed over.
+        max_epochs: Of the Trainer; -1 if it has none.
+        steps: Number of steps that the log has already.
+        takes_states: Otherwise no state is stored: another process records them.
+        remark: Called with a sentence about something to know.
+
+    Attributes:
+        steps: Number of steps that were taken, the one that waits included.
+        written: Number of steps that the writer has.
+        average_before: ``(a, b)`` of the average before the first step, if a callback did one.
+        average_is_known: No update of the average was missed.
+    """
+
+    def __init__(
+        self, *, keep: Keep, max_epochs: int, steps: int, takes_states: bool, remark: Callable[[str], None]
+    ) -> None:
+        self.keep = keep
+        self._max_epochs = max_epochs
+        self._takes_states = takes_states
+        self._remark = remark
+        self.steps = self.written = steps
+        self.average_before: tuple[float, float] | None = None
+        self.average_is_known = True
+        self._writer: Writer | None = None
+        self._take_buffers: Callable[[Layout], dict[str, Tensor]] = Layout.empty
+        self._waiting: tuple[Step, PackedState] | None = None
+        self._last: tuple[int, tuple[int, int]] | None = None  # number of steps and footprints at a flush
+
+    @property
+    def is_open(self) -> bool:
+        """True while there is a writer."""
+        return self._writer is not None
+
+    def open(self, writer: Writer) -> None:
+        """Hand steps over to this writer from now on."""
+        self._writer = writer
+        self._take_buffers = take_buffers_of(writer)
+
+    def take_buffers(self, layout: Layout) -> dict[str, Tensor]:
+        """Return flat buffers to pack a state into."""
+        return self._take_buffers(layout)
+
+    def add(self, step: Step, before: PackedState) -> None:
+        """Let a step wait for what is to come of it; none waits."""
+        self._waiting = step, before
+        self.steps += 1
+
+    def add_average(self, a: float, b: float) -> None:
+        """Add to the last step that a callback did ``average <- a * average + b * params``."""
+        if self._waiting is None and self.steps:
+            self.average_is_known = False
+            self._remark(
+                f"the average was updated after step {self.steps - 1} had been recorded, between a checkpoint and the "
+                "next step, so the average is not recorded"
+            )
+            return
+        if self._waiting is None:
+            self.average_before = _combined(self.average_before, a, b)
+            return
+        step, packed = self._waiting
+        self._waiting = replace(step, average=_combined(step.average, a, b)), packed
+
+    def hand_over(self) -> None:
+        """Give the step that waits to the writer.
+
+        Raises:
+            LogWriteError: From the writer.
+        """
+        if self._writer is not None and self._waiting is not None:
+            step, packed = self._waiting
+            store = self._takes_states and self.keep.stores(step.index, step.epoch, self._max_epochs)
+            self._writer.put(step, packed.layout, packed.flat, store=store)
+            self.written = step.index + 1
+            self._waiting = None
+
+    def flush(self, *, complete: bool) -> tuple[int, int] | None:
+        """Make all steps survive the death of the process.
+
+        Args:
+            complete: Nothing more can happen to the average of the weights before the next step. Otherwise the last
+                step waits, and is flushed with the next.
+
+        Returns:
+            Checksums of the last step and of the state before it; ``None`` if they are not known.
+
+        Raises:
+            LogWriteError: From the writer.
+        """
+        if self._waiting is not None:
+            step, packed = self._waiting
+            self._last = self.steps, (footprint(step), state_checksum(packed.layout.unpack(packed.flat)))
+            if complete:
+                self.hand_over()
+        if self._writer is not None:
+            self._writer.flush()
+        return self._last[1] if self._last is not None and self._last[0] == self.steps else None
+
+    def close(
+        self, reason: str, final_state: Callable[[int], PackedState | None], average: Mapping[str, Tensor] | None
+    ) -> None:
+        """Write what waits, the final state, and the end; nothing if no step was taken.
+
+        Args:
+            reason: Of the end.
+            final_state: Gives the state of that number, if it is known. An interrupt may have come between the
+                optimizer's update and the end of its recording.
+            average: Averaged parameters, if there are any.
+
+        Raises:
+            LogWriteError: From the writer.
+        """
+        writer = self._writer
+        if writer is None:
+            return
+        try:
+            self.hand_over()
+            final = final_state(self.written)
+            if final is None:
+                writer.abandon(reason)
+            else:
+                writer.finish(final.layout, final.flat, average=average, reason=reason)
+        except SgdInfluenceError as error:
+            writer.abandon(f"{reason}; {error}")
+            raise
+        finally:
+            self._writer = None
+
+
+def _combined(earlier: tuple[float, float] | None, a: float, b: float) -> tuple[float, float]:
+    """Return the coefficients of two updates, one after the other."""
+    return (a, b) if earlier is None else (a * earlier[0], a * earlier[1] + b)
