@@ -164,8 +164,7 @@ class ScoreOnFitEnd(Callback):
         data = report.ReportData(
             title=title, scores=scores, shown=self._shown, examples=self._examples(module, recorder, scores)
         )
-        self.report = report.write_report(data, folder)
-        report.log_report(data, trainer.loggers, log=recorder.path, files=False)
+        self.report = report.publish_report(data, folder, trainer.loggers, log=recorder.path)
         rank_zero_info(f"ScoreOnFitEnd: {data.result()} Report: {self.report}")
 
     def _examples(self, module: nn.Module, recorder: TrajectoryRecorder, scores: Scores) -> dict[int, Any]:

@@ -14,6 +14,7 @@ from lightning_sgdinf.report.rendering import Rendered as Rendered
 from lightning_sgdinf.report.rendering import as_example as as_example
 from lightning_sgdinf.report.sinks import log_merged as log_merged
 from lightning_sgdinf.report.sinks import log_report as log_report
+from lightning_sgdinf.report.sinks import publish_report as publish_report
 from lightning_sgdinf.report.sinks import write_merged as write_merged
 from lightning_sgdinf.report.sinks import write_page as write_page
 from lightning_sgdinf.report.sinks import write_report as write_report

@@ -5,16 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from html import escape
-from typing import TYPE_CHECKING
 
 from lightning_sgdinf.report.example import Example
 from lightning_sgdinf.report.images import data_address, png
-from lightning_sgdinf.report.style import to_svg
 from lightning_sgdinf.report.tables import Cell, Table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -45,9 +39,9 @@ def plain_number(value: float) -> str:
     return "undefined" if math.isnan(value) else number(value, 4)
 
 
-def chart(figure: Figure, caption: str, alternative: str) -> str:
-    """A figure with its caption, as a picture inside the page."""
-    source = data_address(to_svg(figure).encode(), "image/svg+xml")
+def chart(svg: str, caption: str, alternative: str) -> str:
+    """Return a figure with its caption, as a picture inside the page."""
+    source = data_address(svg.encode(), "image/svg+xml")
     return (
         f'<figure class="chart"><img src="{source}" alt="{escape(alternative)}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"

@@ -9,7 +9,8 @@ import importlib.resources
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from lightning_sgdinf.evaluation.removals import Removal
 from lightning_sgdinf.report import fragments
 from lightning_sgdinf.report.model import Example
-from lightning_sgdinf.report.style import INK, MUTED, SIZE, dress, new_figure, plain, series
+from lightning_sgdinf.report.style import INK, MUTED, SIZE, dress, new_figure, plain, series, to_png, to_svg
 from lightning_sgdinf.report.tables import Table
 
 if TYPE_CHECKING:
@@ -97,14 +98,30 @@ class Merged:
     bars: Bars | None = None
     sheets: tuple[Sheet, ...] = ()
     tables: tuple[Table, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
+    @cached_property
+    def _figure(self) -> Figure | None:
+        """The papers' figure, one panel per cell and way to train again; or the bars; ``None`` if there is neither."""
+        if self.panels:
+            return removal_curves(self.panels)
+        return None if self.bars is None else dots(self.bars)
 
-def merged_figure(merged: Merged) -> Figure | None:
-    """The papers' figure, one panel per cell and way to train again; or the bars; ``None`` if there is neither."""
-    if merged.panels:
-        return removal_curves(merged.panels)
-    return None if merged.bars is None else dots(merged.bars)
+    @cached_property
+    def chart(self) -> str | None:
+        """The figure as SVG."""
+        return None if self._figure is None else to_svg(self._figure)
+
+    @cached_property
+    def picture(self) -> bytes | None:
+        """The figure as PNG."""
+        _ = self.chart  # matplotlib lays out anew each time it saves: in one order, the bytes are always the same
+        return None if self._figure is None else to_png(self._figure)
+
+    @cached_property
+    def page(self) -> str:
+        """The whole page, one file that needs no network."""
+        return _render(self)
 
 
 def removal_curves(panels: Sequence[Panel]) -> Figure:
@@ -189,18 +206,17 @@ def dots(bars: Bars) -> Figure:
     return figure
 
 
-def render_merged(merged: Merged) -> str:
-    """The whole page, one file that needs no network."""
+def _render(merged: Merged) -> str:
     style = importlib.resources.files("lightning_sgdinf.report").joinpath("page.css").read_text(encoding="utf-8")
     sections = []
-    if (figure := merged_figure(merged)) is not None:
+    if merged.chart is not None:
         caption = (
             "Means over runs; bands are 95 % intervals of the mean (Student). Trained again without the examples that "
             "each method finds most harmful."
             if merged.panels
             else "Every run, and the mean of each configuration."
         )
-        wide = fragments.chart(figure, caption, "Test error of the runs").replace(
+        wide = fragments.chart(merged.chart, caption, "Test error of the runs").replace(
             "<figure ", '<figure style="max-width:none" '
         )
         sections.append(fragments.section("figure", "Test error", wide))

@@ -10,23 +10,28 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Literal
 
 from lightning_sgdinf.random_state import preserved
 from lightning_sgdinf.ranking import Ranking, score_name, sign_sentence
-from lightning_sgdinf.report import explorer, figures, fragments, tables
+from lightning_sgdinf.report import explorer, fragments, tables
 from lightning_sgdinf.report.model import Explanation, ReportData
 
 PAGE_BYTES = 14_500_000
 """Size that a page keeps below, as long as its printed part leaves room."""
 
 
-def render_page(data: ReportData) -> str:
-    """The whole page."""
+def render_page(data: ReportData, charts: Mapping[str, str]) -> str:
+    """Return the whole page.
+
+    Args:
+        data: What it shows.
+        charts: SVG of the figures for which there are data, by the names of `figures.all_figures`.
+    """
     with preserved():  # data sets may draw from global generators when they are looked at
-        sections = list(_sections(data))
+        sections = list(_sections(data, charts))
         script, style = explorer.script(), explorer.resource("page.css") + explorer.resource("browser/explorer.css")
         body = "".join(fragments.section(name, heading, *content) for name, heading, content in sections)
         room = PAGE_BYTES - sum(len(part.encode()) for part in (body, script, style)) - len(data.config) - 50_000
@@ -85,8 +90,7 @@ def _facts(data: ReportData) -> Iterator[str]:
         yield fragments.fact(f"{certificate.trust.correlation:.3f}", "correlation of predicted and true removals")
 
 
-def _sections(data: ReportData) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    drawn = figures.all_figures(data)
+def _sections(data: ReportData, drawn: Mapping[str, str]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     if data.before_after or data.curves:
         yield "effect", "Did leaving them out help?", _effect(data, drawn)
     harmful = data.scores.most_harmful(data.shown, data.query)
@@ -115,7 +119,7 @@ def _charts(*charts: str) -> str:
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
-def _effect(data: ReportData, drawn: dict) -> tuple[str, ...]:
+def _effect(data: ReportData, drawn: Mapping[str, str]) -> tuple[str, ...]:
     charts: list[str] = []
     content: list[str] = []
     if data.before_after:
@@ -159,7 +163,7 @@ def _sheet(data: ReportData, ranking: Ranking, end: Literal["harmful", "helpful"
     return (head, fragments.tiles(sheet), fragments.folded(f"As a table ({len(ranking)} rows)", table))
 
 
-def _distribution(data: ReportData, drawn: dict) -> tuple[str, ...]:
+def _distribution(data: ReportData, drawn: Mapping[str, str]) -> tuple[str, ...]:
     caption = f"Distribution of all scores; {sign_sentence(data.query_name, data.better)}."
     charts = [fragments.chart(drawn["score-distribution"], caption, "Histogram of the scores")]
     if not data.detections:
@@ -194,7 +198,7 @@ def _case(data: ReportData, explanation: Explanation) -> str:
     )
 
 
-def _trust(data: ReportData, drawn: dict) -> tuple[str, ...]:
+def _trust(data: ReportData, drawn: Mapping[str, str]) -> tuple[str, ...]:
     certificate = data.scores.certificate
     if certificate is None:
         return (fragments.paragraphs(("This ranking carries no certificate: nothing was checked.",)),)

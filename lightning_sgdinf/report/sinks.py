@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.report.figures import all_figures, contact_sheets
-from lightning_sgdinf.report.merged import Curves, Merged, merged_figure, render_merged
+from lightning_sgdinf.report.drawn import DrawnReport
+from lightning_sgdinf.report.merged import Curves, Merged
 from lightning_sgdinf.report.model import ReportData
-from lightning_sgdinf.report.page import render_page
-from lightning_sgdinf.report.style import to_png
-from lightning_sgdinf.report.tables import all_tables, write_csv
+from lightning_sgdinf.report.tables import write_csv
 from lightning_sgdinf.report.tensorboard_sink import is_tensorboard, log_merged_to_tensorboard, log_to_tensorboard
 from lightning_sgdinf.report.wandb_sink import is_wandb, log_merged_to_wandb, log_to_wandb
 
@@ -24,6 +22,10 @@ class MetricsLogger(Protocol):
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Take numbers by name."""
+
+
+Loggers: TypeAlias = "MetricsLogger | Iterable[MetricsLogger] | None"
+"""``trainer.logger``, ``trainer.loggers`` or none."""
 
 
 def write_page(data: ReportData, path: str | Path) -> Path:
@@ -37,7 +39,7 @@ def write_page(data: ReportData, path: str | Path) -> Path:
         The path.
     """
     path = Path(path)
-    replace_bytes(path, render_page(data).encode())
+    replace_bytes(path, DrawnReport(data).page.encode())
     return path
 
 
@@ -54,19 +56,22 @@ def write_report(data: ReportData, folder: str | Path) -> Path:
     Raises:
         ConfigurationError: The folder is a file.
     """
-    folder = Path(folder)
+    return _write(DrawnReport(data), Path(folder))
+
+
+def _write(report: DrawnReport, folder: Path) -> Path:
     if folder.is_file():
         raise ConfigurationError(
             f"expected a folder for the report, got the file {folder}; for a page alone use write_page"
         )
     for part in ("figures", "tables"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    page = write_page(data, folder / "report.html")
-    for name, figure in {**all_figures(data), **contact_sheets(data)}.items():
-        (folder / "figures" / f"{name}.png").write_bytes(to_png(figure))
-    for table in all_tables(data):
+    replace_bytes(folder / "report.html", report.page.encode())
+    for name, picture in report.pictures.items():
+        (folder / "figures" / f"{name}.png").write_bytes(picture)
+    for table in report.tables:
         write_csv(table, folder / "tables" / f"{table.name}.csv")
-    return page
+    return folder / "report.html"
 
 
 def write_merged(merged: Merged, folder: Path) -> Path:
@@ -82,15 +87,15 @@ def write_merged(merged: Merged, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for position, table in enumerate(merged.tables):
         write_csv(table, folder / ("table.csv" if position == 0 else f"{table.name}.csv"))
-    if (figure := merged_figure(merged)) is not None:
-        replace_bytes(folder / "figure.png", to_png(figure))
-    replace_bytes(folder / "page.html", render_merged(merged).encode())
+    if merged.picture is not None:
+        replace_bytes(folder / "figure.png", merged.picture)
+    replace_bytes(folder / "page.html", merged.page.encode())
     return folder / "page.html"
 
 
 def log_report(
     data: ReportData,
-    logger: MetricsLogger | Iterable[MetricsLogger] | None,
+    logger: Loggers,
     *,
     log: str | Path | None = None,
     files: bool = True,
@@ -111,19 +116,45 @@ def log_report(
         ConfigurationError: Something that has no ``log_metrics``.
         LogError: There is no readable record at ``log``.
     """
+    _log(DrawnReport(data), logger, log=log, files=files)
+
+
+def publish_report(data: ReportData, folder: str | Path, logger: Loggers, *, log: str | Path | None = None) -> Path:
+    """Write a report as `write_report` does and give it to loggers as `log_report` does, everything drawn once.
+
+    Args:
+        data: What to show.
+        folder: As of `write_report`; loggers write no page of their own beside it.
+        logger: As of `log_report`.
+        log: Likewise.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        ConfigurationError: As both do.
+        LogError: As `log_report` does.
+    """
+    report = DrawnReport(data)
+    page = _write(report, Path(folder))
+    _log(report, logger, log=log, files=False)
+    return page
+
+
+def _log(report: DrawnReport, logger: Loggers, *, log: str | Path | None, files: bool) -> None:
     if logger is None:
         return
     if isinstance(logger, Iterable):
         for single in logger:
-            log_report(data, single, log=log, files=files)
+            _log(report, single, log=log, files=files)
         return
-    _log_numbers(metrics(data), logger)
+    _log_numbers(metrics(report.data), logger)
     if is_wandb(logger):
-        log_to_wandb(data, logger, log=log)
+        log_to_wandb(report, logger, log=log)
     elif is_tensorboard(logger):
-        log_to_tensorboard(data, logger)
+        log_to_tensorboard(report, logger)
     if files and (folder := _folder_of(logger)) is not None:
-        write_report(data, folder)
+        _write(report, folder)
     _save(logger)
 
 

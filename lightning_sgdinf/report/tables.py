@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -42,6 +43,11 @@ class Table:
                     f"table {self.name}: expected {len(self.columns)} cells in a row, one per column, got {len(row)} "
                     f"in row {number}"
                 )
+
+    def with_column(self, name: str, cells: Sequence[Cell]) -> Table:
+        """Return the table with one more column, a cell for each row."""
+        rows = tuple((*row, cell) for row, cell in zip(self.rows, cells, strict=True))
+        return replace(self, columns=(*self.columns, name), rows=rows)
 
 
 def ranking_table(data: ReportData, ranking: Ranking, name: str) -> Table:
