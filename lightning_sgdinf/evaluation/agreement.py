@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.extras import require
 
-stats = require("scipy.stats", extra="cli")
+stats = require("scipy.stats", extra="report")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

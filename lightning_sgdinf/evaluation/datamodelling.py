@@ -25,7 +25,7 @@ from lightning_sgdinf.extras import require
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.truth import Truth
 
-stats = require("scipy.stats", extra="cli")
+stats = require("scipy.stats", extra="report")
 
 FEWEST = 10
 """Sets below which an interval would say nothing."""

@@ -11,7 +11,7 @@ import numpy as np
 from lightning_sgdinf.evaluation.significance import Comparison, holm, paired_t_test, wilcoxon_test
 from lightning_sgdinf.extras import require
 
-stats = require("scipy.stats", extra="cli")
+stats = require("scipy.stats", extra="report")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.extras import require
 
-stats = require("scipy.stats", extra="cli")
+stats = require("scipy.stats", extra="report")
 
 MOST_PAIRS = 16
 """Up to here all sign flips are tried; with more pairs the t test serves as well."""

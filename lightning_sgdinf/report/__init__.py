@@ -1,6 +1,6 @@
 """How results look: one page, its figures and tables, and the same for loggers.
 
-Needs the ``cli`` extra (matplotlib); `log_report` to Weights & Biases also needs the ``wandb`` extra, to TensorBoard
+Needs the ``report`` extra (matplotlib); `log_report` to Weights & Biases also needs the ``wandb`` extra, to TensorBoard
 the ``tensorboard`` extra.
 """
 

@@ -22,7 +22,7 @@ def pixels(example: Example) -> np.ndarray:
 
 def png(example: Example, *, largest: int = LARGEST) -> bytes:
     """An example's picture as PNG, at most ``largest`` pixels on a side."""
-    image = require("PIL.Image", extra="cli").fromarray(pixels(example))
+    image = require("PIL.Image", extra="report").fromarray(pixels(example))
     if max(image.size) > largest:
         image.thumbnail((largest, largest))
     buffer = io.BytesIO()

@@ -1,6 +1,6 @@
 """Many runs on one page: test error against removals with error bands, what was found, tables.
 
-Needs the ``cli`` extra (matplotlib).
+Needs the ``report`` extra (matplotlib).
 """
 
 from __future__ import annotations

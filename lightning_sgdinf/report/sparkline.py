@@ -53,7 +53,7 @@ def sparkline_png(harm: Sequence[float] | np.ndarray) -> bytes:
         rows = slice(middle - length, middle) if value > 0 else slice(middle + 1, middle + 1 + length)
         image[rows, left : max(right - 1, left + 1)] = (*(HARMFUL if value > 0 else HELPFUL), 255)
     buffer = io.BytesIO()
-    require("PIL.Image", extra="cli").fromarray(image).save(buffer, format="PNG", optimize=True)
+    require("PIL.Image", extra="report").fromarray(image).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 

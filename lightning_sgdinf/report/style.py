@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 else:
-    matplotlib = require("matplotlib", extra="cli")
-    Figure = require("matplotlib.figure", extra="cli").Figure
+    matplotlib = require("matplotlib", extra="report")
+    Figure = require("matplotlib.figure", extra="report").Figure
 
 # Okabe and Ito's colours, told apart with any colour vision; harm and help also differ in lightness.
 HARM, HELP, INK, MUTED, RULE = "#d55e00", "#0072b2", "#222222", "#8c8c8c", "#dddddd"

@@ -83,4 +83,4 @@ def _tag(text: str) -> str:
 
 
 def _pixels(png: bytes) -> np.ndarray:
-    return np.asarray(require("PIL.Image", extra="cli").open(io.BytesIO(png)).convert("RGB"))
+    return np.asarray(require("PIL.Image", extra="report").open(io.BytesIO(png)).convert("RGB"))

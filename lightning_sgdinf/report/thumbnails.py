@@ -118,7 +118,7 @@ class _Sheet:
         height, width = (max(image.shape[axis] for image in some) for axis in (0, 1))
         zoom = min(1.0, side / max(height, width))
         mode = "L" if all(image.ndim == 2 for image in some) else "RGB"
-        webp = require("PIL.features", extra="cli").check("webp")
+        webp = require("PIL.features", extra="report").check("webp")
         kind = "WEBP" if webp else ("PNG" if quality is None else "JPEG")
         return cls(max(1, round(width * zoom)), max(1, round(height * zoom)), mode, kind, quality)
 
@@ -132,7 +132,7 @@ class _Sheet:
 
     def file(self, ids: Sequence[int], picture: Picture) -> bytes:
         """One sheet."""
-        images = require("PIL.Image", extra="cli")
+        images = require("PIL.Image", extra="report")
         lines = math.ceil(len(ids) / ACROSS)
         sheet = images.new(self.mode, (ACROSS * self.width, lines * self.height), "white")
         for place, i in enumerate(ids):
@@ -147,7 +147,7 @@ class _Sheet:
     def _cell(self, image: Any, place: int) -> tuple[Any, tuple[int, int]]:
         """A picture that fits its cell, and where it goes: into the middle of it."""
         if image.mode == "RGBA":  # onto white: pages are made for looking at, not for layers
-            behind = require("PIL.Image", extra="cli").new("RGB", image.size, "white")
+            behind = require("PIL.Image", extra="report").new("RGB", image.size, "white")
             behind.paste(image, mask=image.getchannel("A"))
             image = behind
         image = image if image.mode == self.mode else image.convert(self.mode)

@@ -258,4 +258,4 @@ def _caption(number: int, example: Example) -> str:
 
 
 def _opened(content: bytes) -> Any:
-    return require("PIL.Image", extra="cli").open(io.BytesIO(content))
+    return require("PIL.Image", extra="report").open(io.BytesIO(content))
