@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lightning_sgdinf.cleansing.infeasible import OnExcess, lost_classes, report_excess
+from lightning_sgdinf.cleansing.infeasible import OnExcess, lost_classes, report_infeasible
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.selection import Selection
@@ -48,7 +48,7 @@ class CleansingContext:
         """
         if count < total:
             return count
-        report_excess(
+        report_infeasible(
             f"number of examples to change: expected 0 to {total - 1} of {total}, got {count}", self.on_excess
         )
         return total - 1
@@ -67,7 +67,7 @@ class CleansingContext:
                 f"shape {list(self.labels.shape)}"
             )
         if lost := lost_classes(self.labels, selection.drop, dict(selection.relabel)):
-            report_excess(
+            report_infeasible(
                 f"without {len(selection.drop)} examples and with {len(selection.relabel)} relabelled, nothing is left "
                 f"of class {', '.join(map(str, lost))}",
                 self.on_excess,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from lightning_sgdinf.cleansing.base import CleansingContext, CleansingStrategy
-from lightning_sgdinf.cleansing.infeasible import report_excess
+from lightning_sgdinf.cleansing.infeasible import report_infeasible
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.selection import Selection
@@ -56,7 +56,7 @@ def selections(
     total = len(scores)
     counts = default_grid(total) if grid is None else tuple(grid)
     if beyond := [count for count in counts if count >= total]:
-        report_excess(
+        report_infeasible(
             f"grid: expected counts below {total}, the size of the training set, got {beyond}", context.on_excess
         )
     return {count: treatment(count).select(scores, context, query) for count in counts if count < total}

@@ -15,11 +15,11 @@ OnExcess: TypeAlias = Literal["refuse", "warn"]
 example, and lets a class go."""
 
 
-class ExcessWarning(UserWarning):
+class InfeasibleWarning(UserWarning):
     """More was to be removed than can be, or a class is gone."""
 
 
-def report_excess(message: str, on_excess: OnExcess) -> None:
+def report_infeasible(message: str, on_excess: OnExcess) -> None:
     """Say that too much is to be removed.
 
     Raises:
@@ -29,7 +29,7 @@ def report_excess(message: str, on_excess: OnExcess) -> None:
         raise ConfigurationError(f"on_excess: expected 'refuse' or 'warn', got {on_excess!r}")
     if on_excess == "refuse":
         raise ConfigurationError(f"{message}; take fewer, or on_excess='warn' to go on with a warning.")
-    warnings.warn(f"{message}.", ExcessWarning, stacklevel=3)
+    warnings.warn(f"{message}.", InfeasibleWarning, stacklevel=3)
 
 
 def lost_classes(labels: Tensor, drop: tuple[int, ...], relabel: dict[int, int]) -> list[int]:

@@ -34,7 +34,7 @@ class Outcome(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
+class StrategyOutcome:
     """What came of one strategy's choice.
 
     Attributes:
@@ -82,7 +82,7 @@ def choose_by_each(
     context: CleansingContext,
     test: Callable[[Selection], float],
     query: int | str = 0,
-) -> dict[str, Chosen]:
+) -> dict[str, StrategyOutcome]:
     """Let several strategies choose on one run, and see on test data what comes of each choice.
 
     With a context and ``test`` of one `Outcomes`, equal selections are trained once for all strategies together.
@@ -95,14 +95,14 @@ def choose_by_each(
         query: To go by.
     """
     before = test(Selection())
-    found = {}
+    outcomes = {}
     for name, strategy in strategies.items():
         selection = strategy.select(scores, context, query)
-        found[name] = Chosen(selection=selection, before=before, after=test(selection))
-    return found
+        outcomes[name] = StrategyOutcome(selection=selection, before=before, after=test(selection))
+    return outcomes
 
 
-def how_reliable(runs: Iterable[Mapping[str, Outcome]]) -> dict[str, Reliability]:
+def measure_reliability(runs: Iterable[Mapping[str, Outcome]]) -> dict[str, Reliability]:
     """How often each strategy helped or harmed.
 
     Args:
@@ -118,14 +118,14 @@ def how_reliable(runs: Iterable[Mapping[str, Outcome]]) -> dict[str, Reliability
         for name, outcome in run.items():
             by_name.setdefault(name, []).append(outcome)
     if not by_name:
-        raise ConfigurationError("how_reliable: expected the outcomes of one run or more, got none")
+        raise ConfigurationError("measure_reliability: expected the outcomes of one run or more, got none")
     return {name: _reliability(name, outcomes) for name, outcomes in by_name.items()}
 
 
 def _reliability(name: str, outcomes: list[Outcome]) -> Reliability:
     changes = np.array([outcome.after - outcome.before for outcome in outcomes], np.float64)
     if not np.isfinite(changes).all():
-        raise NonFiniteError(f"how_reliable: a test value of {name!r} is not finite; leave failed runs out")
+        raise NonFiniteError(f"measure_reliability: a test value of {name!r} is not finite; leave failed runs out")
     counts = np.array([outcome.count for outcome in outcomes])
     return Reliability(
         runs=len(outcomes),

@@ -73,17 +73,17 @@ def compare_removals(
     Returns:
         One `Removal` per count that any run has, increasing.
     """
-    found = []
+    paired = []
     for count in sorted(after):
         runs = [run for run in sorted(after[count]) if run in before]
         if not runs:
             continue
         pair = np.array([before[run] for run in runs]), np.array([after[count][run] for run in runs])
         tests = (paired_t_test(*pair), wilcoxon_test(*pair)) if len(runs) > 1 else (None, None)
-        found.append((count, pair, tests))
-    more = max(0, (correct_over or 0) - len(found))
+        paired.append((count, pair, tests))
+    more = max(0, (correct_over or 0) - len(paired))
     adjusted = [
-        holm([*(math.nan if tests[i] is None else tests[i].p_value for _, _, tests in found), *[1.0] * more])
+        holm([*(math.nan if tests[i] is None else tests[i].p_value for _, _, tests in paired), *[1.0] * more])
         for i in (0, 1)
     ]
     return [
@@ -96,5 +96,5 @@ def compare_removals(
             t_adjusted=float(adjusted[0][number]),
             wilcoxon_adjusted=float(adjusted[1][number]),
         )
-        for number, (count, pair, tests) in enumerate(found)
+        for number, (count, pair, tests) in enumerate(paired)
     ]

@@ -17,7 +17,7 @@ _TYPES = {"u1", "u2", "u4", "i2", "f4", "f8"}
 _FOR_SCRIPTS = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
-class Island:
+class EmbeddedData:
     """Collects what a page is to hold; `html` writes it."""
 
     def __init__(self) -> None:

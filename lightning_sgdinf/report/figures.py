@@ -103,15 +103,21 @@ def before_after(changes: tuple[BeforeAfter, ...]) -> Figure:
     return figure
 
 
-def found_curve(detections: Mapping[str, Detection]) -> Figure:
+def detection_curve(detections: Mapping[str, Detection]) -> Figure:
     """Share of the corrupt examples found against the share inspected, one line per method."""
     figure = new_figure()
     axes = figure.subplots()
-    for index, (method, found) in enumerate(detections.items()):
-        inspected = 100 * np.arange(found.total + 1) / found.total
+    for index, (method, detection) in enumerate(detections.items()):
+        inspected = 100 * np.arange(detection.total + 1) / detection.total
         colour = series(index)["color"]
-        axes.plot(inspected, 100 * found.found / found.corrupt, color=colour, linewidth=1.6, label=plain(method))
-    share = 100 * max(found.corrupt / found.total for found in detections.values())
+        axes.plot(
+            inspected,
+            100 * detection.cumulative_hits / detection.corrupt,
+            color=colour,
+            linewidth=1.6,
+            label=plain(method),
+        )
+    share = 100 * max(detection.corrupt / detection.total for detection in detections.values())
     axes.plot([0, share, 100], [0, 100, 100], color=INK, linewidth=0.8, linestyle=":", label="perfect")
     axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, linestyle="--", label="chance")
     dress(axes, x="training examples inspected in %, most harmful first", y="corrupt examples found in %")
@@ -123,16 +129,16 @@ def precision_recall(detections: Mapping[str, Detection]) -> Figure:
     """Precision against recall of finding the corrupt examples, one line per method."""
     figure = new_figure()
     axes = figure.subplots()
-    for index, (method, found) in enumerate(detections.items()):
-        label = plain(f"{method} (AP {found.average_precision:.2f})")
+    for index, (method, detection) in enumerate(detections.items()):
+        label = plain(f"{method} (AP {detection.average_precision:.2f})")
         axes.plot(
-            found.recall[:-1],
-            found.precision[:-1],
+            detection.recall[:-1],
+            detection.precision[:-1],
             color=series(index)["color"],
             linewidth=1.6,
             label=label,
         )
-    chance = max(found.corrupt / found.total for found in detections.values())
+    chance = max(detection.corrupt / detection.total for detection in detections.values())
     axes.axhline(chance, color=MUTED, linewidth=0.8, linestyle="--", label="chance")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.03)
@@ -238,7 +244,7 @@ def all_figures(data: ReportData) -> dict[str, Figure]:
     if data.curves:
         figures["cleansing-curves"] = cleansing_curves(data)
     if data.detections:
-        figures["corrupt-found"] = found_curve(data.detections)
+        figures["corrupt-found"] = detection_curve(data.detections)
         figures["precision-recall"] = precision_recall(data.detections)
     if data.contributions is not None:
         figures["epoch-contributions"] = epoch_contributions(data)

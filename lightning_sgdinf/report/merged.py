@@ -159,10 +159,10 @@ def _panel(axes: Axes, panel: Panel, methods: Sequence[str]) -> dict[str, Any]:
         index = methods.index(name)
         look = {**series(index), "linestyle": DASHES[index // 7 % len(DASHES)]}
         counts = [removal.count for removal in curve]
-        ends = 100 * np.array([removal.interval() for removal in curve])
+        intervals = 100 * np.array([removal.interval() for removal in curve])
         (handles[name],) = axes.plot(counts, [100 * r.mean for r in curve], **look, markersize=4, linewidth=1.5)
         if any(removal.runs > 1 for removal in curve):
-            axes.fill_between(counts, ends[:, 0], ends[:, 1], color=look["color"], alpha=0.1, linewidth=0)
+            axes.fill_between(counts, intervals[:, 0], intervals[:, 1], color=look["color"], alpha=0.1, linewidth=0)
     if len(panel.base):
         level = 100 * float(np.mean(panel.base))
         handles["nothing left out"] = axes.axhline(level, color=MUTED, linewidth=1, linestyle="--")

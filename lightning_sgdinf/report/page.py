@@ -35,7 +35,7 @@ def render_page(data: ReportData, charts: Mapping[str, str]) -> str:
         script, style = explorer.script(), explorer.resource("page.css") + explorer.resource("browser/explorer.css")
         body = "".join(fragments.section(name, heading, *content) for name, heading, content in sections)
         room = PAGE_BYTES - sum(len(part.encode()) for part in (body, script, style)) - len(data.config) - 50_000
-        island, notes = explorer.content(data, room=room)
+        embedded, notes = explorer.content(data, room=room)
     everything = ("explore", f"All {len(data.scores):,} examples")
     links = "".join(
         f'<a href="#{name}">{escape(heading)}</a> ' for name, heading in (everything, *(part[:2] for part in sections))
@@ -48,7 +48,7 @@ def render_page(data: ReportData, charts: Mapping[str, str]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(data.title)}</title><style>{style}</style></head>\n<body>{_head(data)}"
         f'<nav aria-label="Sections">{links}</nav>\n<main>{explore}{body}</main>\n{_foot(data)}'
-        f"{island}<script>{script}</script></body></html>\n"
+        f"{embedded}<script>{script}</script></body></html>\n"
     )
 
 
@@ -83,8 +83,10 @@ def _facts(data: ReportData) -> Iterator[str]:
     for change in data.before_after[:1]:
         before, after = (change.show(value) for value in change.means)
         yield fragments.fact(f"{before} → {after}", f"{change.metric}, before → after")
-    for method, found in list(data.detections.items())[:1]:
-        yield fragments.fact(f"{found.hits} of {found.corrupt}", f"known corrupt examples at the top of {method}")
+    for method, detection in list(data.detections.items())[:1]:
+        yield fragments.fact(
+            f"{detection.hits} of {detection.corrupt}", f"known corrupt examples at the top of {method}"
+        )
     certificate = data.scores.certificate
     if certificate is not None and certificate.trust is not None:
         yield fragments.fact(f"{certificate.trust.correlation:.3f}", "correlation of predicted and true removals")

@@ -205,7 +205,7 @@ def _save(logger: MetricsLogger) -> None:
 def metrics(data: ReportData) -> dict[str, float]:
     """The numbers of a report, under names that every logger can keep: letters, digits, ``_`` and ``/``."""
     harm = data.scores.harm(data.query)
-    found: dict[str, float] = {
+    numbers: dict[str, float] = {
         "examples": float(len(harm)),
         "share_harmful": float((harm > 0).double().mean()),
         "largest_harm": float(harm.max()),
@@ -213,12 +213,12 @@ def metrics(data: ReportData) -> dict[str, float]:
     }
     for change in data.before_after:
         before, after = change.means
-        found |= {f"{change.metric}/before": before, f"{change.metric}/after": after}
+        numbers |= {f"{change.metric}/before": before, f"{change.metric}/after": after}
         if change.test is not None and change.test.p_value == change.test.p_value:
-            found[f"{change.metric}/p_value"] = change.test.p_value
+            numbers[f"{change.metric}/p_value"] = change.test.p_value
     for place, (name, detection) in enumerate(data.detections.items()):
         for method in (name, "own") if place == 0 else (name,):  # under one name in every run, to compare runs by
-            found |= {
+            numbers |= {
                 f"{method}/auroc": detection.auroc,
                 f"{method}/average_precision": detection.average_precision,
                 f"{method}/found_at_top": float(detection.hits),
@@ -226,11 +226,11 @@ def metrics(data: ReportData) -> dict[str, float]:
     for place, curve in enumerate(data.curves):
         count, error = curve.best()
         for method in (curve.method, "own") if place == 0 else (curve.method,):
-            found |= {f"{method}/best_{curve.metric}": error, f"{method}/best_count": float(count)}
+            numbers |= {f"{method}/best_{curve.metric}": error, f"{method}/best_count": float(count)}
     certificate = data.scores.certificate
     if certificate is not None and certificate.trust is not None:
-        found["trust_correlation"] = certificate.trust.correlation
-    return _named(found)
+        numbers["trust_correlation"] = certificate.trust.correlation
+    return _named(numbers)
 
 
 def _named(numbers: Mapping[str, float]) -> dict[str, float]:

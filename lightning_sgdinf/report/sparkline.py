@@ -23,10 +23,10 @@ def harm_per_epoch(contributions: ArrayLike, better: str) -> np.ndarray:
     Raises:
         ConfigurationError: They are not one row.
     """
-    found = np.asarray(contributions, np.float64)
-    if found.ndim != 1 or not found.size:
-        raise ConfigurationError(f"contributions: expected shape [E], at least one epoch, got {list(found.shape)}")
-    return found if better == "higher" else -found
+    values = np.asarray(contributions, np.float64)
+    if values.ndim != 1 or not values.size:
+        raise ConfigurationError(f"contributions: expected shape [E], at least one epoch, got {list(values.shape)}")
+    return values if better == "higher" else -values
 
 
 def sparkline_png(harm: Sequence[float] | np.ndarray) -> bytes:

@@ -82,8 +82,8 @@ def _uniform(cells: list[Cell]) -> list[Cell]:
 def detection_table(data: ReportData) -> Table:
     """How well each method found the known corrupt examples."""
     rows = tuple(
-        (method, found.auroc, found.average_precision, found.hits, found.corrupt, found.total)
-        for method, found in data.detections.items()
+        (method, detection.auroc, detection.average_precision, detection.hits, detection.corrupt, detection.total)
+        for method, detection in data.detections.items()
     )
     columns = ("method", "AUROC", "average precision", "found at the top", "corrupt", "examples")
     caption = "Found at the top: corrupt ones among as many examples as there are corrupt ones. Chance: AUROC 0.5."

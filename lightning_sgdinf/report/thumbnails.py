@@ -80,11 +80,11 @@ def thumbnails(ids: Sequence[int], picture: Picture, *, room: int) -> Sheets | N
     kept = list(ids)
     while needed > room * _MARGIN and kept:
         count = int(len(kept) * min(0.98, room * _MARGIN / needed))
-        kept = ends(ids, count - count % _PER_SHEET)
+        kept = take_extremes(ids, count - count % _PER_SHEET)
         needed = sheet.estimate(kept, picture) if kept else 0
     files = tuple(sheet.file(kept[at : at + _PER_SHEET], picture) for at in range(0, len(kept), _PER_SHEET))
     while files and sum(characters(len(file)) for file in files) > room:  # the sample was luckier than the whole
-        kept = ends(kept, len(kept) - max(_PER_SHEET, len(kept) // 20))
+        kept = take_extremes(kept, len(kept) - max(_PER_SHEET, len(kept) // 20))
         files = tuple(sheet.file(kept[at : at + _PER_SHEET], picture) for at in range(0, len(kept), _PER_SHEET))
     if not files:
         return None
@@ -93,7 +93,7 @@ def thumbnails(ids: Sequence[int], picture: Picture, *, room: int) -> Sheets | N
     )
 
 
-def ends(ids: Sequence[int], count: int) -> list[int]:
+def take_extremes(ids: Sequence[int], count: int) -> list[int]:
     """The first and the last of a sequence, ``count`` in all, in order."""
     if count >= len(ids):
         return list(ids)

@@ -95,7 +95,7 @@ def log_merged_to_wandb(merged: Merged, logger: Any, *, curves: Curves) -> None:
         return
     with _staged_with(run):
         for sheet in merged.sheets:
-            run.log({"report/ranking": _found(wandb, sheet)})
+            run.log({"report/ranking": _harmful_table(wandb, sheet)})
             for method, examples in sheet.rows.items():
                 images = [pixels(example) for _, example in examples]
                 captions = [_caption(number, example) for number, example in examples]
@@ -127,7 +127,7 @@ def _log_tables(logger: Any, tables: Sequence[Table]) -> None:
         logger.log_table(f"report/{table.name}", columns=columns, data=rows)
 
 
-def _found(wandb: Any, sheet: Sheet) -> Any:
+def _harmful_table(wandb: Any, sheet: Sheet) -> Any:
     """A table of what each method finds most harmful, a row per method and rank."""
     rows = [
         [wandb.Image(_opened(png(example))), method, rank, number, example.label, example.true_label or example.label]
@@ -173,8 +173,8 @@ def _log_points(run: Any, curves: Curves) -> None:
     run.define_metric(_LEFT_OUT, hidden=True)
     run.define_metric("report/curve/*", step_metric=_LEFT_OUT)
     for count in sorted({count for curve in curves.values() for count in curve}):
-        found = {f"report/curve/{name}": curve[count] for name, curve in curves.items() if count in curve}
-        run.log({_LEFT_OUT: count, **found})
+        values = {f"report/curve/{name}": curve[count] for name, curve in curves.items() if count in curve}
+        run.log({_LEFT_OUT: count, **values})
 
 
 def _log_artifacts(wandb: Any, run: Any, data: ReportData, log: Path | None) -> None:

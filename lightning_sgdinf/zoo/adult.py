@@ -113,7 +113,7 @@ class Adult:
         if not self.download:
             raise ConfigurationError(f"{missing}; set data_dir, or allow download")
         try:
-            found = fetch(
+            bunch = fetch(
                 "fetch_openml",
                 "adult",
                 version=2,
@@ -125,7 +125,7 @@ class Adult:
             raise ConfigurationError(
                 f"{missing}, and fetching it from OpenML failed ({error}); put the files there or set data_dir"
             ) from error
-        frame = found.frame.astype(object).where(found.frame.notna(), _MISSING)
+        frame = bunch.frame.astype(object).where(bunch.frame.notna(), _MISSING)
         return [[str(value) for value in row] for row in frame.itertuples(index=False)]
 
 

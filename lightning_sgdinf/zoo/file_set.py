@@ -46,9 +46,9 @@ class FileSet:
     def find(self) -> list[Path] | None:
         """The files, in the order of ``names``; ``None`` unless one folder has them all."""
         for folder in self.folders:
-            found = [existing(folder / name) for name in self.names]
-            if all(found):
-                return [file for file in found if file is not None]
+            files = [existing(folder / name) for name in self.names]
+            if all(files):
+                return [file for file in files if file is not None]
         return None
 
     def require(self) -> list[Path]:
@@ -57,9 +57,9 @@ class FileSet:
         Raises:
             ConfigurationError: There is no such folder; see `missing`.
         """
-        if (found := self.find()) is None:
+        if (files := self.find()) is None:
             raise ConfigurationError(self.missing())
-        return found
+        return files
 
     def missing(self) -> str:
         """Which file is not there, what should lie where, and how to fetch it."""

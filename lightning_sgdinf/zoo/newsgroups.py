@@ -71,7 +71,7 @@ class NewsHardware:
         missing = f"20news: no {ARCHIVE} in {self.data_dir / '20news'}"
         if not self.download:
             raise ConfigurationError(f"{missing}; set data_dir, or allow download")
-        found = []
+        parts = []
         for subset in ("train", "test"):
             try:
                 part = fetch(
@@ -85,19 +85,19 @@ class NewsHardware:
                 raise ConfigurationError(
                     f"{missing}, and fetching the posts failed ({error}); put the archive there or set data_dir"
                 ) from error
-            found.append((part.data, part.target))
-        return found
+            parts.append((part.data, part.target))
+        return parts
 
 
 def _unpacked(folder: Path) -> list[tuple[list[str], np.ndarray]]:
     """Training and test posts with their labels, in the order that the lists beside the archive give."""
     texts = _texts(folder / ARCHIVE)
-    found = []
+    parts = []
     for subset in ("train", "test"):
         names = _order(folder, subset, texts)
         labels = np.array([GROUPS.index(name.split("/")[-2]) for name in names])
-        found.append(([_stripped(texts[name]) for name in names], labels))
-    return found
+        parts.append(([_stripped(texts[name]) for name in names], labels))
+    return parts
 
 
 def _texts(file: Path) -> dict[str, str]:

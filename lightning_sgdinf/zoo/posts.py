@@ -77,8 +77,8 @@ class Posts:
     def _parts(self) -> tuple[tuple[str, ...], list[_Part]]:
         """Names of the groups; texts and groups of the training part and of the test part."""
         if self.groups is not None and set(self.groups) == set(GROUPS):
-            found = NewsHardware(self.data_dir, download=self.download).posts()
-            return tuple(_short(name) for name in GROUPS), [_written(texts, labels.tolist()) for texts, labels in found]
+            parts = NewsHardware(self.data_dir, download=self.download).posts()
+            return tuple(_short(name) for name in GROUPS), [_written(texts, labels.tolist()) for texts, labels in parts]
         if not self.download:
             raise ConfigurationError(f"posts: only {' and '.join(GROUPS)} are read from an archive; allow download")
         return self._fetched()
@@ -88,7 +88,7 @@ class Posts:
         parts = []
         for subset in ("train", "test"):
             try:
-                found = fetch(
+                bunch = fetch(
                     "fetch_20newsgroups",
                     data_home=self.data_dir / "sklearn",
                     subset=subset,
@@ -101,8 +101,8 @@ class Posts:
                     f"posts: fetching {what} failed ({error}); put scikit-learn's copy into "
                     f"{self.data_dir / 'sklearn'}, or choose {' and '.join(GROUPS)} and see NewsHardware"
                 ) from error
-            names = tuple(found.target_names)
-            parts.append(_written(found.data, found.target.tolist()))
+            names = tuple(bunch.target_names)
+            parts.append(_written(bunch.data, bunch.target.tolist()))
         return names, parts
 
 

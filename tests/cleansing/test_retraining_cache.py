@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from lightning_sgdinf.cleansing import (
-    Chosen,
     CleansingContext,
     Evaluation,
     Outcomes,
     Selection,
     Stable,
+    StrategyOutcome,
     TopK,
     Validated,
     choose_by_each,
-    how_reliable,
+    measure_reliability,
 )
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.scores import Scores
@@ -94,8 +94,8 @@ def test_two_strategies_choose_from_one_set_of_retrainings() -> None:
         assert found[name].after == pytest.approx(by_count[count])
 
 
-def chosen(count: int, before: float, after: float) -> Chosen:
-    return Chosen(selection=Selection(drop=tuple(range(count))), before=before, after=after)
+def chosen(count: int, before: float, after: float) -> StrategyOutcome:
+    return StrategyOutcome(selection=Selection(drop=tuple(range(count))), before=before, after=after)
 
 
 def test_helps_and_harms_are_counted() -> None:
@@ -104,7 +104,7 @@ def test_helps_and_harms_are_counted() -> None:
         {"a": chosen(1, 0.5, 0.6), "b": chosen(2, 0.5, 0.5)},
         {"a": chosen(2, 0.5, 0.3)},
     ]
-    found = how_reliable(runs)
+    found = measure_reliability(runs)
     assert list(found) == ["a", "b"]
     a, b = found["a"], found["b"]
     assert (a.runs, a.helped, a.harmed, a.abstained) == (3, 2, 1, 0)
@@ -116,6 +116,6 @@ def test_helps_and_harms_are_counted() -> None:
 
 def test_nothing_and_no_numbers_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="one run or more"):
-        how_reliable([])
+        measure_reliability([])
     with pytest.raises(NonFiniteError, match="'a' is not finite"):
-        how_reliable([{"a": chosen(1, 0.5, math.nan)}])
+        measure_reliability([{"a": chosen(1, 0.5, math.nan)}])

@@ -13,11 +13,11 @@ def data(**more: object) -> ReportData:
 
 
 def test_collect_extremes_are_in_the_order_of_their_ranks() -> None:
-    ends = collect_extremes(data(shown=2))
-    assert ends.example_ids == (1, 3, 0, 2)
-    assert [row[0] for row in ends.table.rows] == [1, 2, 4, 5]
-    assert not ends.has_images
-    assert ends.harm is None
+    extremes = collect_extremes(data(shown=2))
+    assert extremes.example_ids == (1, 3, 0, 2)
+    assert [row[0] for row in extremes.table.rows] == [1, 2, 4, 5]
+    assert not extremes.has_images
+    assert extremes.harm is None
 
 
 def test_nobody_is_in_it_twice() -> None:

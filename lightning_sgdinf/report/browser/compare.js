@@ -156,7 +156,7 @@ class Comparison {
       made.addEventListener("click", () => this.steps.open(i));
       return element("li", {}, made);
     };
-    const show = (name, found) => document.getElementById(name).replaceChildren(...found.map(button));
+    const show = (name, ids) => document.getElementById(name).replaceChildren(...ids.map(button));
     show("x-first-only", ids.filter((i) => gap(i) < 0).slice(0, 6));
     show("x-second-only", ids.reverse().filter((i) => gap(i) > 0).slice(0, 6));
     document.getElementById("x-first-only-head").textContent = `More harmful by ${a.name}`;
