@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_sgdinf.errors import ConfigurationError
 
 OnExcess: TypeAlias = Literal["refuse", "warn"]
-"""What becomes of them: ``"refuse"`` raises an error; ``"warn"`` warns, cuts a number of removals to what leaves one
+"""Treatment of them: ``"refuse"`` raises an error; ``"warn"`` warns, cuts a number of removals to what leaves one
 example, and lets a class go."""
 
 
@@ -33,7 +33,7 @@ def report_infeasible(message: str, on_excess: OnExcess) -> None:
 
 
 def lost_classes(labels: Tensor, drop: tuple[int, ...], relabel: dict[int, int]) -> list[int]:
-    """Classes that have examples before a selection and none after it.
+    """Return the classes that have examples before a selection and none after it.
 
     Args:
         labels: Given classes ``[N]``.

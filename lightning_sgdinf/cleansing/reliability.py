@@ -1,4 +1,4 @@
-"""How often a way to choose the number of examples helps, and how often it does harm, on untouched data."""
+"""Reliability of a way to choose the number of examples: how often it helps and does harm, on untouched data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_sgdinf.selection import Selection
 
 
 class Outcome(Protocol):
-    """What came of one choice: how many examples it changed, and the test error before and after."""
+    """Result of one choice: how many examples it changed, and the test error before and after."""
 
     @property
     def count(self) -> int:
@@ -35,7 +35,7 @@ class Outcome(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StrategyOutcome:
-    """What came of one strategy's choice.
+    """Result of one strategy's choice.
 
     Attributes:
         selection: The choice.
@@ -103,7 +103,7 @@ def choose_by_each(
 
 
 def measure_reliability(runs: Iterable[Mapping[str, Outcome]]) -> dict[str, Reliability]:
-    """How often each strategy helped or harmed.
+    """Count how often each strategy helped or harmed.
 
     Args:
         runs: The outcomes of each run (of another seed, say) by name of the strategy, e.g. of `choose_by_each`; a

@@ -1,4 +1,4 @@
-r"""How many examples to leave out is chosen on held-out examples, and none unless chance cannot explain the gain.
+r"""The number of examples to leave out, chosen on held-out examples: none unless chance cannot explain the gain.
 
 With :math:`v_i(m)` the loss or error of held-out example ``i`` after training again without the ``m`` most harmful
 examples, the gain is the mean of the paired differences :math:`d_i = v_i(0) - v_i(m)`. Its lower confidence bound is
@@ -119,7 +119,7 @@ class Stable:
 
 
 def lower_bound(differences: Tensor, *, confidence: float, resamples: int, seed: int) -> float:
-    """One-sided lower confidence bound of a mean, by the percentile bootstrap.
+    """Compute the one-sided lower confidence bound of a mean, by the percentile bootstrap.
 
     Args:
         differences: ``[V]``.

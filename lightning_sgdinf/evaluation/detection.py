@@ -1,4 +1,4 @@
-"""How well a ranking finds examples that are known to be corrupt, e.g. labels that were flipped on purpose.
+"""Detection of examples that are known to be corrupt, e.g. labels that were flipped on purpose, by a ranking.
 
 The examples are inspected from the most harmful down. Nothing is trained here; what it costs is one sort.
 """
@@ -19,7 +19,7 @@ from lightning_sgdinf.renamed import warn_renamed
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Detection:
-    """How well a ranking found the corrupt examples.
+    """Measures of finding the corrupt examples by a ranking.
 
     Attributes:
         auroc: Probability that a corrupt example ranks above a clean one; 0.5 is chance.

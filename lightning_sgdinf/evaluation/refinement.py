@@ -1,4 +1,4 @@
-"""What verified examples are worth: cost of real runs against agreement with the full truth."""
+"""The worth of verified examples: cost of real runs against agreement with the full truth."""
 
 from __future__ import annotations
 

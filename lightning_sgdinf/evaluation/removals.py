@@ -52,7 +52,7 @@ class Removal:
         return float(np.std(self.after, ddof=1)) if self.runs > 1 else math.nan
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Student's confidence interval of the mean; the mean itself for a single run."""
+        """Return Student's confidence interval of the mean; the mean itself for a single run."""
         if self.runs == 1:
             return self.mean, self.mean
         half = float(stats.t.ppf(0.5 + confidence / 2, self.runs - 1)) * self.deviation / math.sqrt(self.runs)
@@ -66,8 +66,8 @@ def compare_removals(
 
     Args:
         before: Error with none left out, by run.
-        after: By number of examples left out, the error by run. Runs may be missing; those without a partner are passed
-            over.
+        after: By number of examples left out, the error by run. Runs may be missing; those without a partner are
+            skipped.
         correct_over: Correct for as many counts, if more were looked at than these.
 
     Returns:

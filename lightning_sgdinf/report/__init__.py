@@ -1,4 +1,4 @@
-"""How results look: one page, its figures and tables, and the same for loggers.
+"""Pages, figures and tables of results, for people and for loggers.
 
 Needs the ``report`` extra (matplotlib); `log_report` to Weights & Biases also needs the ``wandb`` extra, to TensorBoard
 the ``tensorboard`` extra.

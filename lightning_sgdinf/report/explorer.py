@@ -63,17 +63,17 @@ class _Descriptions:
 
 
 def script() -> str:
-    """What runs in the page."""
+    """Return the script that runs in the page."""
     return '"use strict";\n(() => {\n' + "\n".join(resource(f"browser/{name}.js") for name in _SCRIPTS) + "})();\n"
 
 
 def resource(name: str) -> str:
-    """A file of this package, as text."""
+    """Return a file of this package, as text."""
     return importlib.resources.files("lightning_sgdinf.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def content(data: ReportData, *, room: int) -> tuple[str, tuple[str, ...]]:
-    """What the page holds of all examples.
+    """Return the part of the page that holds all examples.
 
     Args:
         data: What the page shows.
@@ -126,7 +126,7 @@ def _described(data: ReportData) -> _Descriptions:
 
 
 def _fitting(data: ReportData, notes: list[str]) -> list[Column]:
-    """The rankings that there is room for; the report's own first."""
+    """Return the rankings that there is room for, the report's own first."""
     columns = [*_rankings(data), *_singles(data)]
     single = sum(column.group == "single" for column in columns)
     room = max(1, SINGLE // characters(4 * len(data.scores)))
@@ -175,7 +175,7 @@ def _entry(embedded: EmbeddedData, column: Column) -> dict[str, Any]:
 
 
 def _held_out(example: Example) -> dict[str, str]:
-    """A held-out example in few words, with its picture."""
+    """Return a held-out example in few words, with its picture."""
     words = example.text or ", ".join(f"{name} {value}" for name, value in example.row.items())
     line = shortened(" ".join(words.split()), _HELD_OUT_WORDS)
     about = {"label": example.label, "prediction": example.prediction, "words": line}

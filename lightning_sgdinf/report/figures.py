@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def score_axis(query: str, better: Better) -> str:
-    """Label of an axis of scores, in two lines: what it is, and which sign harms."""
+    """Return the label of an axis of scores, in two lines: what it is, and which sign harms."""
     name = query if better == "order" else f"change of {query} if the example is left out"
     return f"{name}\n({sign_sentence('it', better)})"
 
 
 def score_distribution(data: ReportData) -> Figure:
-    """Histogram of all scores, known corrupt examples apart; counts on a logarithmic axis, because the tails matter."""
+    """Draw a histogram of all scores, known corrupt examples apart; logarithmic counts, because the tails matter."""
     figure = new_figure()
     axes = figure.subplots()
     values = data.scores.values[:, data.scores.query_index(data.query)].numpy()
@@ -46,7 +46,7 @@ def score_distribution(data: ReportData) -> Figure:
 
 
 def cleansing_curves(data: ReportData) -> Figure:
-    """Mean test error against the number of examples left out, with 95 % intervals, one line per method."""
+    """Draw mean test error against the number of examples left out, with 95 % intervals, one line per method."""
     figure = new_figure()
     axes = figure.subplots()
     scale = 100 if data.curves[0].percent else 1
@@ -72,7 +72,7 @@ def cleansing_curves(data: ReportData) -> Figure:
 
 
 def before_after(changes: tuple[BeforeAfter, ...]) -> Figure:
-    """Every run before and after cleansing, joined by a line, and the means; one panel per metric."""
+    """Draw every run before and after cleansing, joined by a line, and the means; one panel per metric."""
     figure = new_figure(max(5.2, 2.6 * len(changes)))
     for axes, change in zip(np.atleast_1d(figure.subplots(1, len(changes))), changes, strict=True):
         scale = 100 if change.percent else 1
@@ -104,7 +104,7 @@ def before_after(changes: tuple[BeforeAfter, ...]) -> Figure:
 
 
 def detection_curve(detections: Mapping[str, Detection]) -> Figure:
-    """Share of the corrupt examples found against the share inspected, one line per method."""
+    """Draw the share of the corrupt examples found against the share inspected, one line per method."""
     figure = new_figure()
     axes = figure.subplots()
     for index, (method, detection) in enumerate(detections.items()):
@@ -126,7 +126,7 @@ def detection_curve(detections: Mapping[str, Detection]) -> Figure:
 
 
 def precision_recall(detections: Mapping[str, Detection]) -> Figure:
-    """Precision against recall of finding the corrupt examples, one line per method."""
+    """Draw precision against recall of finding the corrupt examples, one line per method."""
     figure = new_figure()
     axes = figure.subplots()
     for index, (method, detection) in enumerate(detections.items()):
@@ -148,7 +148,7 @@ def precision_recall(detections: Mapping[str, Detection]) -> Figure:
 
 
 def epoch_contributions(data: ReportData) -> Figure:
-    """Mean contribution of each epoch to the scores of the most harmful, the most helpful and all examples."""
+    """Draw each epoch's mean contribution to the scores of the most harmful, the most helpful and all examples."""
     contributions = data.contributions
     assert contributions is not None  # the page asks only then
     figure = new_figure()
@@ -172,7 +172,7 @@ def epoch_contributions(data: ReportData) -> Figure:
 
 
 def predicted_against_measured(data: ReportData) -> Figure:
-    """The certificate's sampled examples: predicted against really measured change, with the line of equality."""
+    """Draw predicted against measured change of the certificate's sampled examples, and the line of equality."""
     certificate = data.scores.certificate
     assert certificate is not None
     figure = new_figure()
@@ -202,7 +202,7 @@ def predicted_against_measured(data: ReportData) -> Figure:
 
 
 def contact_sheet(data: ReportData, end: Literal["harmful", "helpful"], columns: int = 8) -> Figure | None:
-    """Pictures of the ranked examples with label, id and score, mislabelled ones outlined; none without pictures."""
+    """Draw the ranked examples with label, id and score, mislabelled ones outlined; ``None`` without pictures."""
     best = data.scores.most_harmful if end == "harmful" else data.scores.most_helpful
     ranking = best(data.shown, data.query)
     shown = [(row, data.examples[row.example_id]) for row in ranking if row.example_id in data.examples]
@@ -237,7 +237,7 @@ def _picture(axes: Axes, example: Example, *, corrupt: bool) -> None:
 
 
 def all_figures(data: ReportData) -> dict[str, Figure]:
-    """Every figure for which there are data, by name."""
+    """Draw every figure for which there are data; returns them by name."""
     figures = {"score-distribution": score_distribution(data)}
     if data.before_after:
         figures["before-after"] = before_after(data.before_after)
@@ -255,6 +255,6 @@ def all_figures(data: ReportData) -> dict[str, Figure]:
 
 
 def contact_sheets(data: ReportData) -> dict[str, Figure]:
-    """The contact sheets of both ends, by name, if there are pictures."""
+    """Draw the contact sheets of both ends, if there are pictures; returns them by name."""
     sheets = {"most-harmful": contact_sheet(data, "harmful"), "most-helpful": contact_sheet(data, "helpful")}
     return {name: sheet for name, sheet in sheets.items() if sheet is not None}

@@ -48,7 +48,7 @@ class Panel:
 
     @property
     def runs(self) -> int:
-        """How many runs there are at most."""
+        """The largest number of runs."""
         return max([len(self.base), *(r.runs for curve in self.curves.values() for r in curve)])
 
 
@@ -125,7 +125,7 @@ class Merged:
 
 
 def removal_curves(panels: Sequence[Panel]) -> Figure:
-    """Mean test error in % against the number of examples left out (logarithmic), with 95 % intervals.
+    """Draw mean test error in % against the number of examples left out (logarithmic), with 95 % intervals.
 
     Args:
         panels: Each gets axes of its own; a method looks the same in all of them.
@@ -180,7 +180,8 @@ def _panel(axes: Axes, panel: Panel, methods: Sequence[str]) -> dict[str, Any]:
 
 
 def _of_fewer(panel: Panel) -> Iterator[str]:
-    """Which methods are means of fewer runs, and what those had with nothing left out: other runs may be easier."""
+    """Name the methods that are means of fewer runs, with the error of those runs with nothing left out: other runs may
+    be easier."""
     groups: dict[str, list[str]] = {}
     for name, curve in panel.curves.items():
         most = max(curve, key=lambda removal: removal.runs)
@@ -193,7 +194,7 @@ def _of_fewer(panel: Panel) -> Iterator[str]:
 
 
 def dots(bars: Bars) -> Figure:
-    """Every run as a dot and the mean as a bar, one line per configuration."""
+    """Draw every run as a dot and the mean as a bar, one line per configuration."""
     figure = new_figure(6.4, 0.9 + 0.36 * len(bars.values))
     axes = figure.subplots()
     for place, values in enumerate(bars.values.values()):

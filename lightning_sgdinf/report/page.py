@@ -53,7 +53,8 @@ def render_page(data: ReportData, charts: Mapping[str, str]) -> str:
 
 
 def _policy(script: str) -> str:
-    """What browsers let the page do: run its own script, known by its digest, and show pictures it holds itself."""
+    """Return the page's policy: it may run its own script, known by its digest, and show pictures that it holds
+    itself."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     own = "img-src data: blob:; media-src data: blob:; font-src data:; style-src 'unsafe-inline'"
     return f"default-src 'none'; script-src 'sha256-{digest}'; {own}; base-uri 'none'; form-action 'none'"

@@ -1,4 +1,4 @@
-"""What a page holds of each training example beside its scores: words, columns, contributions, pictures.
+"""Words, columns, contributions and pictures of each training example, which a page holds beside its scores.
 
 Each has its share of the page's size. Where that is too small for all examples, those at both ends of the ranking come
 first, and a note says so.
@@ -30,14 +30,14 @@ _STEPS = 32767
 
 
 def names(embedded: EmbeddedData, values: Sequence[str]) -> dict[str, Reference]:
-    """One of few names per example."""
+    """Embed one of few names per example."""
     known = list(dict.fromkeys(values))
     codes = {name: code for code, name in enumerate(known)}
     return {"names": embedded.strings(known), "codes": embedded.codes([codes[v] for v in values], len(known))}
 
 
 def texts(embedded: EmbeddedData, by_id: Mapping[int, str], order: Sequence[int], notes: list[str]) -> Part:
-    """Texts by id, shortened if they must be."""
+    """Embed texts by id, shortened if they must be."""
     ranked = [i for i in order if i in by_id]
     if not ranked:
         return None
@@ -57,7 +57,7 @@ def texts(embedded: EmbeddedData, by_id: Mapping[int, str], order: Sequence[int]
 
 
 def htmls(embedded: EmbeddedData, by_id: Mapping[int, str], order: Sequence[int], notes: list[str]) -> Part:
-    """HTML by id, never shortened: half of it would be something else."""
+    """Embed HTML by id, never shortened: half of it would be something else."""
     ranked = [i for i in order if i in by_id]
     if not ranked:
         return None
@@ -69,7 +69,7 @@ def htmls(embedded: EmbeddedData, by_id: Mapping[int, str], order: Sequence[int]
 def table(
     embedded: EmbeddedData, by_id: Mapping[int, Mapping[str, str | float]], order: Sequence[int], notes: list[str]
 ) -> Part:
-    """Rows by id, kept by columns: numbers as they are, anything else as words."""
+    """Embed rows by id, kept by columns: numbers as they are, anything else as words."""
     ranked = [i for i in order if i in by_id]
     if not ranked:
         return None
@@ -86,7 +86,7 @@ def table(
 
 
 def epochs(embedded: EmbeddedData, per_epoch: np.ndarray, order: Sequence[int], notes: list[str]) -> dict[str, Any]:
-    """What each epoch contributed, ``[E, N]``, in 32,767ths of each example's largest."""
+    """Embed the contribution of each epoch, ``[E, N]``, in 32,767ths of each example's largest."""
     count = len(per_epoch)
     kept = _fitting(order, characters(2 * count) * len(order), EPOCHS, "What each epoch contributed is", notes)
     values = per_epoch[:, kept].T
@@ -103,7 +103,7 @@ def epochs(embedded: EmbeddedData, per_epoch: np.ndarray, order: Sequence[int], 
 
 
 def sheets(embedded: EmbeddedData, picture: Picture, ranked: Sequence[int], room: int, notes: list[str]) -> Part:
-    """Thumbnails of the given examples, in the order of their ranks, so that neighbours in the list share a sheet."""
+    """Embed thumbnails of examples in the order of their ranks, so that neighbours in the list share a sheet."""
     if not ranked:
         return None
     made = thumbnails(ranked, picture, room=room)
@@ -124,12 +124,12 @@ def sheets(embedded: EmbeddedData, picture: Picture, ranked: Sequence[int], room
 
 
 def _needed(some: Sequence[str], count: int) -> float:
-    """Characters that ``count`` strings like these take."""
+    """Return the number of characters that ``count`` strings like these take."""
     return characters(len(compressed_strings(some))) * count / len(some)
 
 
 def _fitting(ranked: Sequence[int], needed: float, room: int, what: str, notes: list[str]) -> list[int]:
-    """Ids, increasing, of those examples from the ends of the ranking whose share fits."""
+    """Return the ids, increasing, of those examples from the ends of the ranking whose share fits."""
     if needed <= room:
         return sorted(ranked)
     kept = sorted(take_extremes(ranked, int(len(ranked) * room / needed)))
@@ -138,7 +138,7 @@ def _fitting(ranked: Sequence[int], needed: float, room: int, what: str, notes: 
 
 
 def _ids(embedded: EmbeddedData, ids: Sequence[int], count: int) -> Reference | None:
-    """Whose values follow; ``None`` for everybody's in order."""
+    """Embed the ids of the values that follow; ``None`` for those of all in order."""
     return None if len(ids) == count else embedded.array(np.asarray(ids, np.uint32))
 
 

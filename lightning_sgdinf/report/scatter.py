@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def scatter(true: np.ndarray, estimates: Mapping[str, np.ndarray]) -> Figure:
-    """A point per training example; on the dashed line estimate and measurement agree.
+    """Draw a point per training example; on the dashed line estimate and measurement agree.
 
     Args:
         true: Measured change of the query without each example, ``[N]``.

@@ -1,4 +1,4 @@
-"""Where a report goes: a page, a folder of files, a Lightning logger."""
+"""Destinations of a report: a page, a folder of files, a Lightning logger."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_sgdinf.report.wandb_sink import is_wandb, log_merged_to_wandb, lo
 
 
 class MetricsLogger(Protocol):
-    """What is asked of a logger: Lightning's loggers have it."""
+    """The one method of a logger that is needed: Lightning's loggers have it."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Take numbers by name."""
@@ -191,7 +191,7 @@ def _log_numbers(numbers: Mapping[str, float], logger: MetricsLogger) -> None:
 
 
 def _folder_of(logger: MetricsLogger) -> Path | None:
-    """Where a logger that keeps a folder of its own gets a report."""
+    """Return the place for a report in the folder of a logger that keeps one of its own."""
     folder = getattr(logger, "log_dir", None)
     return Path(folder) / "report" if isinstance(folder, (str, Path)) else None
 
@@ -203,7 +203,7 @@ def _save(logger: MetricsLogger) -> None:
 
 
 def metrics(data: ReportData) -> dict[str, float]:
-    """The numbers of a report, under names that every logger can keep: letters, digits, ``_`` and ``/``."""
+    """Return the numbers of a report, under names that every logger can keep: letters, digits, ``_`` and ``/``."""
     harm = data.scores.harm(data.query)
     numbers: dict[str, float] = {
         "examples": float(len(harm)),
@@ -234,5 +234,5 @@ def metrics(data: ReportData) -> dict[str, float]:
 
 
 def _named(numbers: Mapping[str, float]) -> dict[str, float]:
-    """Under names that every logger can keep."""
+    """Name numbers so that every logger can keep them."""
     return {"report/" + re.sub(r"[^A-Za-z0-9_/]+", "_", name): value for name, value in numbers.items()}

@@ -1,4 +1,4 @@
-"""What each epoch contributed to one score, as a picture or a word small enough for the cell of a table."""
+"""The epochs' contributions to one score, as a picture or a word small enough for the cell of a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STEPS = "▁▂▃▄▅▆▇█"
 
 
 def harm_per_epoch(contributions: ArrayLike, better: str) -> np.ndarray:
-    """Contributions with the sign of harm, float64 ``[E]``: positive harms, whichever way the query points.
+    """Return contributions with the sign of harm, float64 ``[E]``: positive harms, whichever way the query points.
 
     Raises:
         ConfigurationError: They are not one row.
@@ -30,7 +30,7 @@ def harm_per_epoch(contributions: ArrayLike, better: str) -> np.ndarray:
 
 
 def sparkline_png(harm: Sequence[float] | np.ndarray) -> bytes:
-    """One bar per epoch, up and orange where it harmed, down and blue where it helped; the tallest fills its half.
+    """Draw one bar per epoch, up and orange where it harmed, down and blue where it helped; the tallest fills its half.
 
     With more epochs than there is room for, neighbours are summed, so that nothing is left out.
 
@@ -58,7 +58,7 @@ def sparkline_png(harm: Sequence[float] | np.ndarray) -> bytes:
 
 
 def sparkline_text(harm: Sequence[float] | np.ndarray) -> str:
-    """The same in eight heights of block characters, from the least to the greatest."""
+    """Write the same in eight heights of block characters, from the least to the greatest."""
     values = np.asarray(harm, np.float64)
     low, high = values.min(), values.max()
     heights = np.zeros(len(values)) if low == high else (values - low) / (high - low)

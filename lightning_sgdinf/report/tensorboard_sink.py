@@ -20,7 +20,7 @@ from lightning_sgdinf.report.tables import Table
 
 
 def is_tensorboard(logger: Any) -> bool:
-    """Whether a logger is Lightning's `TensorBoardLogger`, told by name, without importing either package."""
+    """Return True for Lightning's `TensorBoardLogger`, told by name, without importing either package."""
     return any(kind.__name__ == "TensorBoardLogger" for kind in type(logger).__mro__)
 
 
@@ -60,7 +60,7 @@ def log_merged_to_tensorboard(merged: Merged, logger: Any, *, curves: Curves) ->
 
 
 def markdown(table: Table) -> str:
-    """A table in Markdown, under its caption; text in it stays text."""
+    """Return a table in Markdown, under its caption; text in it stays text."""
     lines = [table.columns, ["---"] * len(table.columns), *table.rows]
     cells = (" | ".join(_cell(cell) for cell in line) for line in lines)
     return "\n".join((_plain(table.caption), "", *(f"| {line} |" for line in cells)))
@@ -73,7 +73,7 @@ def _cell(value: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """No markup of HTML or Markdown is left in it, and no line ends."""
+    """Return text without markup of HTML or Markdown and without line ends."""
     safe = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", safe)
 

@@ -33,7 +33,7 @@ _LEFT_OUT = "report/left_out"
 
 
 def is_wandb(logger: Any) -> bool:
-    """Whether a logger is Lightning's `WandbLogger`, told by what only it offers, without importing either package."""
+    """Return True for Lightning's `WandbLogger`, told by what only it offers, without importing either package."""
     return hasattr(logger, "log_table") and hasattr(logger, "log_image") and hasattr(logger, "experiment")
 
 
@@ -117,7 +117,7 @@ def finish_run(*, failed: bool) -> None:
 
 
 def _is_of_another_process(run: Any) -> bool:
-    """Whether Lightning gave a stand-in: only the first process of several logs."""
+    """Return True for the stand-in that Lightning gives: only the first process of several logs."""
     return type(run).__name__ == "_DummyExperiment"
 
 
@@ -128,7 +128,7 @@ def _log_tables(logger: Any, tables: Sequence[Table]) -> None:
 
 
 def _harmful_table(wandb: Any, sheet: Sheet) -> Any:
-    """A table of what each method finds most harmful, a row per method and rank."""
+    """Return a table of the examples that each method finds most harmful, a row per method and rank."""
     rows = [
         [wandb.Image(_opened(png(example))), method, rank, number, example.label, example.true_label or example.label]
         for method, examples in sheet.rows.items()
@@ -138,7 +138,7 @@ def _harmful_table(wandb: Any, sheet: Sheet) -> Any:
 
 
 def _ranking(wandb: Any, extremes: Extremes) -> Any:
-    """A table with a column of pictures, if there are any, and one of what each epoch contributed."""
+    """Return a table with a column of pictures, if there are any, and one of the epochs' contributions."""
     columns, rows = _uniform(extremes.table)
     if extremes.has_images:
         columns = ["image", *columns]
@@ -157,7 +157,7 @@ def _in_words(harm: np.ndarray) -> str:
 
 
 def _log_chart(wandb: Any, run: Any, curves: Curves, metric: str) -> None:
-    """All curves in one chart."""
+    """Log all curves in one chart."""
     chart = wandb.plot.line_series(
         xs=[list(curve) for curve in curves.values()],
         ys=[list(curve.values()) for curve in curves.values()],
@@ -169,7 +169,7 @@ def _log_chart(wandb: Any, run: Any, curves: Curves, metric: str) -> None:
 
 
 def _log_points(run: Any, curves: Curves) -> None:
-    """Each curve as a metric over the number left out, so that runs can be compared."""
+    """Log each curve as a metric over the number left out, so that runs can be compared."""
     run.define_metric(_LEFT_OUT, hidden=True)
     run.define_metric("report/curve/*", step_metric=_LEFT_OUT)
     for count in sorted({count for curve in curves.values() for count in curve}):
@@ -201,7 +201,7 @@ def _log_artifacts(wandb: Any, run: Any, data: ReportData, log: Path | None) -> 
 
 
 def _record(wandb: Any, run: Any, path: Path) -> Any:
-    """The record of a training run: its segments, or, where they are large, where they lie."""
+    """Return the record of a training run: its segments, or, where they are large, their place."""
     with RunLog.open(path) as log:
         about = {"digest": log.digest, "steps": len(log), "bytes": log.size_bytes, "finished": log.finished}
     artifact = wandb.Artifact(
@@ -220,8 +220,8 @@ def _record(wandb: Any, run: Any, path: Path) -> Any:
 
 @contextmanager
 def _staged_with(run: Any) -> Iterator[None]:
-    """Offline, wandb keeps what tables and artifacts hold in the user's home until it is uploaded; keep it with the
-    run instead, so that the run's folder is all there is to move."""
+    """Keep with the run what tables and artifacts hold: offline, wandb would keep it in the user's home until it is
+    uploaded, and the run's folder would not be all there is to move."""
     variable = "WANDB_DATA_DIR"
     if getattr(run, "offline", False) is not True or variable in os.environ:
         yield

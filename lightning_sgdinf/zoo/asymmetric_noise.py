@@ -78,7 +78,7 @@ class AsymmetricNoise:
 
 
 def _number(entry: str | int, class_names: Sequence[str]) -> int:
-    """A class by name, else by number."""
+    """Return a class by name, else by number."""
     if str(entry) in class_names:
         return class_names.index(str(entry))
     if isinstance(entry, int) and 0 <= entry < len(class_names):

@@ -44,7 +44,7 @@ class NewsHardware:
         self.download = download
 
     def read(self) -> BinaryExamples:
-        """TF-IDF weights of words that are in 0.1 to 20 % of the training posts; training posts first.
+        """Compute TF-IDF weights of words that are in 0.1 to 20 % of the training posts; training posts first.
 
         Raises:
             ConfigurationError: The posts are not there and could not be fetched, or the archive is damaged.
@@ -60,7 +60,7 @@ class NewsHardware:
         )
 
     def posts(self) -> list[tuple[list[str], np.ndarray]]:
-        """The posts to train on with their groups (places in `GROUPS`), then those to test with.
+        """Read the posts to train on with their groups (places in `GROUPS`), then those to test with.
 
         Raises:
             ConfigurationError: As `read`.
@@ -90,7 +90,7 @@ class NewsHardware:
 
 
 def _unpacked(folder: Path) -> list[tuple[list[str], np.ndarray]]:
-    """Training and test posts with their labels, in the order that the lists beside the archive give."""
+    """Read training and test posts with their labels, in the order that the lists beside the archive give."""
     texts = _texts(folder / ARCHIVE)
     parts = []
     for subset in ("train", "test"):
@@ -101,7 +101,7 @@ def _unpacked(folder: Path) -> list[tuple[list[str], np.ndarray]]:
 
 
 def _texts(file: Path) -> dict[str, str]:
-    """The posts of an archive by their names.
+    """Read the posts of an archive by their names.
 
     All of it is unpacked first, to some tens of megabytes: tarfile stops reading before gzip's checksum, which is what
     most of the damage shows by.
@@ -119,7 +119,7 @@ def _texts(file: Path) -> dict[str, str]:
 
 
 def _order(folder: Path, subset: str, texts: Mapping[str, str]) -> list[str]:
-    """The names of a part's posts as the list beside the archive has them; sorted, if there is no list."""
+    """Read the names of a part's posts as the list beside the archive has them; sorted, if there is no list."""
     order = folder / f"order_{subset}.txt"
     present = sorted(name for name in texts if f"-{subset}/" in name)
     names = order.read_text(encoding="latin1").split() if order.is_file() else present
@@ -137,6 +137,6 @@ def _order(folder: Path, subset: str, texts: Mapping[str, str]) -> list[str]:
 
 
 def _stripped(post: str) -> str:
-    """A post's own words, by scikit-learn's rules."""
+    """Return a post's own words, by scikit-learn's rules."""
     rules = require("sklearn.datasets._twenty_newsgroups", extra="cli")
     return rules.strip_newsgroup_quoting(rules.strip_newsgroup_footer(rules.strip_newsgroup_header(post)))

@@ -54,7 +54,7 @@ class Posts:
         self.download = download
 
     def read(self) -> tuple[LabelledVectors, LabelledVectors]:
-        """TF-IDF weights of the words of the training posts, a post being of length 1.
+        """Compute TF-IDF weights of the words of the training posts, a post being of length 1.
 
         Raises:
             ConfigurationError: The posts are not there and could not be fetched.
@@ -75,7 +75,7 @@ class Posts:
         return train, test
 
     def _parts(self) -> tuple[tuple[str, ...], list[_Part]]:
-        """Names of the groups; texts and groups of the training part and of the test part."""
+        """Return names of the groups; texts and groups of the training part and of the test part."""
         if self.groups is not None and set(self.groups) == set(GROUPS):
             parts = NewsHardware(self.data_dir, download=self.download).posts()
             return tuple(_short(name) for name in GROUPS), [_written(texts, labels.tolist()) for texts, labels in parts]
@@ -107,11 +107,11 @@ class Posts:
 
 
 def _written(texts: Sequence[str], labels: Sequence[int]) -> _Part:
-    """The posts in which anything is written."""
+    """Return the posts in which anything is written."""
     kept = [(text.strip("\n"), label) for text, label in zip(texts, labels, strict=True) if text.strip()]
     return [text for text, _ in kept], [label for _, label in kept]
 
 
 def _short(group: str) -> str:
-    """``mac`` of ``comp.sys.mac.hardware``."""
+    """Return ``mac`` of ``comp.sys.mac.hardware``."""
     return group.split(".")[2]

@@ -1,4 +1,4 @@
-"""Which examples to train, validate and test on."""
+"""Examples to train, validate and test on, drawn at random."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_sgdinf.errors import ConfigurationError
 
 
 def split_ids(count: int, sizes: Sequence[int], *, seed: int) -> tuple[Tensor, ...]:
-    """Disjoint random parts of ``0 .. count - 1``.
+    """Draw disjoint random parts of ``0 .. count - 1``.
 
     A part does not change when a later one gets another size.
 
