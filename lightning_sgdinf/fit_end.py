@@ -173,7 +173,7 @@ class ScoreOnFitEnd(Callback):
         dataset: Any = getattr(loaders[0], "dataset", None) if len(loaders) == 1 else None
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or len(dataset) != len(scores):
             return {}
-        rendered = require("lightning_sgdinf.report.rendering", extra="report").Rendered(dataset, self._show)
+        rendered = require("lightning_sgdinf.report", extra="report").Rendered(dataset, self._show)
         wanted = {*scores.most_harmful(self._shown).example_ids, *scores.most_helpful(self._shown).example_ids}
         found = {}
         for i in sorted(wanted):

@@ -14,6 +14,7 @@ from lightning_sgdinf.cleansing.holdout import Halves as Halves
 from lightning_sgdinf.cleansing.holdout import halve as halve
 from lightning_sgdinf.cleansing.infeasible import InfeasibleWarning as InfeasibleWarning
 from lightning_sgdinf.cleansing.infeasible import OnExcess as OnExcess
+from lightning_sgdinf.cleansing.infeasible import lost_classes as lost_classes
 from lightning_sgdinf.cleansing.negative import Negative as Negative
 from lightning_sgdinf.cleansing.relabel import Relabel as Relabel
 from lightning_sgdinf.cleansing.reliability import Reliability as Reliability

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lightning_sgdinf.ranking import Ranking
-from lightning_sgdinf.report.model import Example, ReportData
+from lightning_sgdinf.report.example import Example
+from lightning_sgdinf.report.model import ReportData
 from lightning_sgdinf.report.sparkline import harm_per_epoch
 from lightning_sgdinf.report.tables import Table, ranking_table
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lightning_sgdinf.evaluation.detection import Detection
+from lightning_sgdinf.evaluation import Detection
 from lightning_sgdinf.ranking import Better, sign_sentence
-from lightning_sgdinf.report.model import BeforeAfter, Example, ReportData
+from lightning_sgdinf.report.example import Example
+from lightning_sgdinf.report.model import BeforeAfter, ReportData
 from lightning_sgdinf.report.style import HARM, HELP, INK, MUTED, SIZE, dress, legend, new_figure, plain, series
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_sgdinf.evaluation.removals import Removal
+from lightning_sgdinf.evaluation import Removal
 from lightning_sgdinf.report import fragments
-from lightning_sgdinf.report.model import Example
+from lightning_sgdinf.report.example import Example
 from lightning_sgdinf.report.style import INK, MUTED, SIZE, dress, new_figure, plain, series, to_png, to_svg
 from lightning_sgdinf.report.tables import Table
 

@@ -9,12 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.evaluation.curves import CleansingCurve
-from lightning_sgdinf.evaluation.detection import Detection
-from lightning_sgdinf.evaluation.significance import Comparison
+from lightning_sgdinf.evaluation import CleansingCurve, Comparison, Detection
 from lightning_sgdinf.ranking import Better
-from lightning_sgdinf.report.example import Example as Example
-from lightning_sgdinf.report.example import SafeHtml as SafeHtml
+from lightning_sgdinf.report.example import Example
 from lightning_sgdinf.report.rendering import Rendered
 from lightning_sgdinf.scores import Scores
 

@@ -12,7 +12,7 @@ import numpy as np
 from lightning_sgdinf.cleansing import measure_reliability
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.evaluation import Removal, compare_removals, paired_t_test, wilcoxon_test
-from lightning_sgdinf.report.tables import Cell, Table
+from lightning_sgdinf.report import Cell, Table
 from lightning_sgdinf.tasks.results import RunResults
 
 Cells = Mapping[str, Sequence[RunResults]]
