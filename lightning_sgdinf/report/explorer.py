@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from lightning_sgdinf.ranking import Better
 from lightning_sgdinf.report import payloads
 from lightning_sgdinf.report.embedded_data import EmbeddedData, Reference, characters
 from lightning_sgdinf.report.example import Example
-from lightning_sgdinf.report.fragments import shortened
+from lightning_sgdinf.report.fragments import resource, shortened
 from lightning_sgdinf.report.images import data_address, pixels, png
 from lightning_sgdinf.report.model import ReportData
 from lightning_sgdinf.scores import Scores
@@ -65,11 +64,6 @@ class _Descriptions:
 def script() -> str:
     """Return the script that runs in the page."""
     return '"use strict";\n(() => {\n' + "\n".join(resource(f"browser/{name}.js") for name in _SCRIPTS) + "})();\n"
-
-
-def resource(name: str) -> str:
-    """Return a file of this package, as text."""
-    return importlib.resources.files("lightning_sgdinf.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def content(data: ReportData, *, room: int) -> tuple[str, tuple[str, ...]]:

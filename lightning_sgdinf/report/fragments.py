@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import math
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -14,6 +15,25 @@ MINUS = "\N{MINUS SIGN}"
 
 _LONGEST_TEXT = 1000
 _MOST_CELLS = 16
+
+
+def document(title: str, body: str, *, style: str, policy: str = "") -> str:
+    """Return a whole page that needs no other file."""
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{policy}'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body>{body}</body></html>\n"
+    )
+
+
+def resource(name: str) -> str:
+    """Return a file of this package, as text."""
+    return importlib.resources.files("lightning_sgdinf.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def aside(content: str) -> str:
+    """Return what must be read first, in a box of its own, if there is anything."""
+    return f'<aside class="warning" role="note">{content}</aside>' if content else ""
 
 
 def number(value: float, digits: int = 3) -> str:

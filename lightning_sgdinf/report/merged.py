@@ -5,7 +5,6 @@ Needs the ``report`` extra (matplotlib).
 
 from __future__ import annotations
 
-import importlib.resources
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,22 +100,12 @@ class Merged:
     notes: tuple[str, ...] = ()
 
     @cached_property
-    def _figure(self) -> Figure | None:
-        """The papers' figure, one panel per cell and way to train again; or the bars; ``None`` if there is neither."""
-        if self.panels:
-            return removal_curves(self.panels)
-        return None if self.bars is None else dots(self.bars)
-
-    @cached_property
-    def chart(self) -> str | None:
-        """The figure as SVG."""
-        return None if self._figure is None else to_svg(self._figure)
-
-    @cached_property
-    def picture(self) -> bytes | None:
-        """The figure as PNG."""
-        _ = self.chart  # matplotlib lays out anew each time it saves: in one order, the bytes are always the same
-        return None if self._figure is None else to_png(self._figure)
+    def figure(self) -> tuple[str, bytes] | None:
+        """The papers' figure, one panel per cell and way to train again, or the bars: SVG and PNG."""
+        if not self.panels and self.bars is None:
+            return None
+        figure = removal_curves(self.panels) if self.bars is None or self.panels else dots(self.bars)
+        return to_svg(figure), to_png(figure)
 
     @cached_property
     def page(self) -> str:
@@ -208,16 +197,15 @@ def dots(bars: Bars) -> Figure:
 
 
 def _render(merged: Merged) -> str:
-    style = importlib.resources.files("lightning_sgdinf.report").joinpath("page.css").read_text(encoding="utf-8")
     sections = []
-    if merged.chart is not None:
+    if merged.figure is not None:
         caption = (
             "Means over runs; bands are 95 % intervals of the mean (Student). Trained again without the examples that "
             "each method finds most harmful."
             if merged.panels
             else "Every run, and the mean of each configuration."
         )
-        wide = fragments.chart(merged.chart, caption, "Test error of the runs").replace(
+        wide = fragments.chart(merged.figure[0], caption, "Test error of the runs").replace(
             "<figure ", '<figure style="max-width:none" '
         )
         sections.append(fragments.section("figure", "Test error", wide))
@@ -227,15 +215,11 @@ def _render(merged: Merged) -> str:
     for number, sheet in enumerate(merged.sheets):
         rows = "".join(_row(method, examples) for method, examples in sheet.rows.items())
         sections.append(fragments.section(f"found-{number}", f"Found most harmful: {sheet.title}", rows))
-    notes = "".join(f"<p>{escape(note)}</p>" for note in merged.notes)
-    notes = f'<aside class="warning" role="note">{notes}</aside>' if notes else ""
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(merged.title)}</title><style>{style}</style></head>\n<body>"
-        f'<header><h1>{escape(merged.title)}</h1><p class="about">{escape(merged.about)}</p>{notes}</header>\n'
-        f"<main>{''.join(sections)}</main>\n</body></html>\n"
+    body = (
+        f'<header><h1>{escape(merged.title)}</h1><p class="about">{escape(merged.about)}</p>'
+        f"{fragments.aside(fragments.paragraphs(merged.notes))}</header>\n<main>{''.join(sections)}</main>\n"
     )
+    return fragments.document(merged.title, body, style=fragments.resource("page.css"))
 
 
 def _row(method: str, examples: Sequence[tuple[int, Example]]) -> str:

@@ -32,7 +32,7 @@ def render_page(data: ReportData, charts: Mapping[str, str]) -> str:
     """
     with preserved():  # data sets may draw from global generators when they are looked at
         sections = list(_sections(data, charts))
-        script, style = explorer.script(), explorer.resource("page.css") + explorer.resource("browser/explorer.css")
+        script, style = explorer.script(), fragments.resource("page.css") + fragments.resource("browser/explorer.css")
         body = "".join(fragments.section(name, heading, *content) for name, heading, content in sections)
         room = PAGE_BYTES - sum(len(part.encode()) for part in (body, script, style)) - len(data.config) - 50_000
         embedded, notes = explorer.content(data, room=room)
@@ -41,15 +41,13 @@ def render_page(data: ReportData, charts: Mapping[str, str]) -> str:
         f'<a href="#{name}">{escape(heading)}</a> ' for name, heading in (everything, *(part[:2] for part in sections))
     )
     said = "".join(f'<p class="sign">{escape(note)}</p>' for note in notes)
-    explore = fragments.section(*everything, explorer.resource("browser/explorer.html"), said)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(data.title)}</title><style>{style}</style></head>\n<body>{_head(data)}"
-        f'<nav aria-label="Sections">{links}</nav>\n<main>{explore}{body}</main>\n{_foot(data)}'
-        f"{embedded}<script>{script}</script></body></html>\n"
+    explore = fragments.section(*everything, fragments.resource("browser/explorer.html"), said)
+    content = (
+        f'{_head(data)}<nav aria-label="Sections">{links}</nav>\n<main>{explore}{body}</main>\n{_foot(data)}'
+        f"{embedded}<script>{script}</script>"
     )
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">'
+    return fragments.document(data.title, content, style=style, policy=policy)
 
 
 def _policy(script: str) -> str:
@@ -64,9 +62,8 @@ def _head(data: ReportData) -> str:
     judged = "ranked by" if data.better == "order" else "judged by their effect on"
     about = f"{len(data.scores):,} training examples, {judged} {data.query_name}"
     warnings = "".join(f"<p><strong>Warning.</strong> {escape(warning)}</p>" for warning in data.all_warnings)
-    warnings = f'<aside class="warning" role="note">{warnings}</aside>' if warnings else ""
     return (
-        f'<header><h1>{escape(data.title)}</h1><p class="about">{escape(about)}</p>{warnings}'
+        f'<header><h1>{escape(data.title)}</h1><p class="about">{escape(about)}</p>{fragments.aside(warnings)}'
         f'<p class="headline">{_result(data)}</p><div class="facts">{"".join(_facts(data))}</div></header>\n'
     )
 

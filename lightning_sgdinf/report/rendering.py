@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.report.example import Example, SafeHtml
+from lightning_sgdinf.updates.datasets import SizedDataset
 
 Renderer = Callable[[Any], "Example | SafeHtml"]
 """Shows an item of a data set: as an `Example`, or as HTML that it vouches for."""
@@ -17,18 +18,6 @@ _LONGEST_VECTOR = 256
 _NUMBERS_IN_A_CELL = 12
 _LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 _BYTE = 255
-
-
-class Items(Protocol):
-    """A map-style data set."""
-
-    def __len__(self) -> int:
-        """Number of items."""
-        ...
-
-    def __getitem__(self, index: int, /) -> Any:
-        """One of them."""
-        ...
 
 
 class Rendered(Mapping[int, Example]):
@@ -45,7 +34,9 @@ class Rendered(Mapping[int, Example]):
         class_names: Names of the classes, where labels are whole numbers.
     """
 
-    def __init__(self, dataset: Items, renderer: Renderer | None = None, *, class_names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, dataset: SizedDataset, renderer: Renderer | None = None, *, class_names: Sequence[str] = ()
+    ) -> None:
         self._dataset = dataset
         self._renderer = renderer
         self._class_names = tuple(class_names)

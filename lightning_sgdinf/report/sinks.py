@@ -87,8 +87,8 @@ def write_merged(merged: Merged, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for position, table in enumerate(merged.tables):
         write_csv(table, folder / ("table.csv" if position == 0 else f"{table.name}.csv"))
-    if merged.picture is not None:
-        replace_bytes(folder / "figure.png", merged.picture)
+    if merged.figure is not None:
+        replace_bytes(folder / "figure.png", merged.figure[1])
     replace_bytes(folder / "page.html", merged.page.encode())
     return folder / "page.html"
 

@@ -50,8 +50,8 @@ def log_to_tensorboard(report: DrawnReport, logger: Any) -> None:
 def log_merged_to_tensorboard(merged: Merged, logger: Any, *, curves: Curves) -> None:
     """Write figure, tables and curves with a `TensorBoardLogger`'s writer; see `log_to_tensorboard`."""
     writer = logger.experiment
-    if merged.picture is not None:
-        writer.add_image("report/figure", _pixels(merged.picture), dataformats="HWC")
+    if merged.figure is not None:
+        writer.add_image("report/figure", _pixels(merged.figure[1]), dataformats="HWC")
     for name, curve in curves.items():
         for count, error in curve.items():
             writer.add_scalar(f"report/curve/{_tag(name)}", error, global_step=count)

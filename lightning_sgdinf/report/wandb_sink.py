@@ -101,8 +101,8 @@ def log_merged_to_wandb(merged: Merged, logger: Any, *, curves: Curves) -> None:
                 captions = [_caption(number, example) for number, example in examples]
                 logger.log_image(f"report/{method}-examples", images=images, caption=captions)
         _log_tables(logger, merged.tables)
-        if merged.picture is not None:
-            logger.log_image("report/figure", images=[_opened(merged.picture)])
+        if merged.figure is not None:
+            logger.log_image("report/figure", images=[_opened(merged.figure[1])])
         if curves:
             _log_chart(wandb, run, curves, "test error")
             _log_points(run, curves)

@@ -64,22 +64,19 @@ class Classifier(LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Compute the mean cross entropy of the batch; log it and the accuracy."""
-        images, labels = batch
-        logits = self(images)
-        loss = F.cross_entropy(logits, labels)
-        self.val_accuracy(logits, labels)
-        self.log("val_loss", loss, prog_bar=True)
-        self.log("val_accuracy", self.val_accuracy, prog_bar=True)
-        return loss
+        return self._judge(batch, "val", self.val_accuracy)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Compute the mean cross entropy of the batch; log it and the accuracy."""
+        return self._judge(batch, "test", self.test_accuracy)
+
+    def _judge(self, batch: tuple[Tensor, Tensor], part: str, accuracy: MulticlassAccuracy) -> Tensor:
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
-        self.test_accuracy(logits, labels)
-        self.log("test_loss", loss)
-        self.log("test_accuracy", self.test_accuracy)
+        accuracy(logits, labels)
+        self.log(f"{part}_loss", loss, prog_bar=part == "val")
+        self.log(f"{part}_accuracy", accuracy, prog_bar=part == "val")
         return loss
 
     def configure_optimizers(self) -> Any:

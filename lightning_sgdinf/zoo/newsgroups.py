@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,6 @@ from lightning_sgdinf.zoo.fetching import fetch
 
 GROUPS = ("comp.sys.ibm.pc.hardware", "comp.sys.mac.hardware")
 ARCHIVE = "20news-bydate-ibm-mac.tar.gz"
-
-_REMOVE = ("headers", "footers", "quotes")
 
 
 class NewsHardware:
@@ -71,22 +70,23 @@ class NewsHardware:
         missing = f"20news: no {ARCHIVE} in {self.data_dir / '20news'}"
         if not self.download:
             raise ConfigurationError(f"{missing}; set data_dir, or allow download")
-        parts = []
-        for subset in ("train", "test"):
-            try:
-                part = fetch(
-                    "fetch_20newsgroups",
-                    data_home=self.data_dir / "sklearn",
-                    subset=subset,
-                    categories=GROUPS,
-                    remove=_REMOVE,
-                )
-            except (OSError, ValueError) as error:  # no network, or a damaged answer
-                raise ConfigurationError(
-                    f"{missing}, and fetching the posts failed ({error}); put the archive there or set data_dir"
-                ) from error
-            parts.append((part.data, part.target))
-        return parts
+        try:
+            return [(part.data, part.target) for part in fetch_posts(self.data_dir, GROUPS)]
+        except (OSError, ValueError) as error:  # no network, or a damaged answer
+            raise ConfigurationError(
+                f"{missing}, and fetching the posts failed ({error}); put the archive there or set data_dir"
+            ) from error
+
+
+def fetch_posts(data_dir: Path, groups: Sequence[str] | None) -> list[Any]:
+    """Fetch posts by scikit-learn, which keeps them: the training part and the test part; see `fetch` for errors.
+
+    Args:
+        data_dir: Folder of the data sets.
+        groups: Names of the newsgroups; ``None`` for all twenty.
+    """
+    options = {"data_home": data_dir / "sklearn", "categories": groups, "remove": ("headers", "footers", "quotes")}
+    return [fetch("fetch_20newsgroups", subset=subset, **options) for subset in ("train", "test")]
 
 
 def _unpacked(folder: Path) -> list[tuple[list[str], np.ndarray]]:

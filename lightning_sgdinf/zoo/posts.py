@@ -9,11 +9,9 @@ import torch
 
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.zoo.fetching import fetch
-from lightning_sgdinf.zoo.newsgroups import GROUPS, NewsHardware
+from lightning_sgdinf.zoo.newsgroups import GROUPS, NewsHardware, fetch_posts
 from lightning_sgdinf.zoo.vectors import LabelledVectors
 
-_REMOVE = ("headers", "footers", "quotes")
 _Part = tuple[list[str], list[int]]
 
 
@@ -84,26 +82,15 @@ class Posts:
         return self._fetched()
 
     def _fetched(self) -> tuple[tuple[str, ...], list[_Part]]:
-        names: tuple[str, ...] = ()
-        parts = []
-        for subset in ("train", "test"):
-            try:
-                bunch = fetch(
-                    "fetch_20newsgroups",
-                    data_home=self.data_dir / "sklearn",
-                    subset=subset,
-                    categories=self.groups,
-                    remove=_REMOVE,
-                )
-            except (OSError, ValueError) as error:  # no network, a damaged answer, or an unknown group
-                what = "all newsgroups" if self.groups is None else ", ".join(self.groups)
-                raise ConfigurationError(
-                    f"posts: fetching {what} failed ({error}); put scikit-learn's copy into "
-                    f"{self.data_dir / 'sklearn'}, or choose {' and '.join(GROUPS)} and see NewsHardware"
-                ) from error
-            names = tuple(bunch.target_names)
-            parts.append(_written(bunch.data, bunch.target.tolist()))
-        return names, parts
+        try:
+            train, test = fetch_posts(self.data_dir, self.groups)
+        except (OSError, ValueError) as error:  # no network, a damaged answer, or an unknown group
+            what = "all newsgroups" if self.groups is None else ", ".join(self.groups)
+            raise ConfigurationError(
+                f"posts: fetching {what} failed ({error}); put scikit-learn's copy into {self.data_dir / 'sklearn'}, "
+                f"or choose {' and '.join(GROUPS)} and see NewsHardware"
+            ) from error
+        return tuple(test.target_names), [_written(part.data, part.target.tolist()) for part in (train, test)]
 
 
 def _written(texts: Sequence[str], labels: Sequence[int]) -> _Part:
