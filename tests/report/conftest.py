@@ -133,11 +133,11 @@ def hostile() -> str:
 def browser() -> Iterator[Any]:
     """A real browser without a window."""
     playwright = pytest.importorskip("playwright.sync_api")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
         pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
     with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        launched = driver.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
         yield launched
         launched.close()
 

@@ -35,9 +35,9 @@ def test_those_of_whom_nothing_is_known_take_no_room(embedded: EmbeddedData) -> 
 
 def test_long_texts_are_shortened_first(embedded: EmbeddedData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(payloads, "WORDS", 40_000)
-    found = {i: incompressible(i, 5000) for i in range(20)}
+    by_id = {i: incompressible(i, 5000) for i in range(20)}
     notes: list[str] = []
-    part = payloads.texts(embedded, found, range(20), notes)
+    part = payloads.texts(embedded, by_id, range(20), notes)
     assert part is not None
     assert part["ids"] is None
     assert notes == ["Texts are here up to 1,000 characters."]
@@ -46,9 +46,9 @@ def test_long_texts_are_shortened_first(embedded: EmbeddedData, monkeypatch: pyt
 
 def test_then_those_at_the_ends_are_kept(embedded: EmbeddedData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(payloads, "WORDS", 3000)
-    found = {i: incompressible(i, 5000) for i in range(40)}
+    by_id = {i: incompressible(i, 5000) for i in range(40)}
     notes: list[str] = []
-    payloads.texts(embedded, found, range(40), notes)
+    payloads.texts(embedded, by_id, range(40), notes)
     assert notes[0] == "Texts are here up to 120 characters."
     assert notes[1].startswith("Texts are here for the ")
     assert len(embedded) < 3500
