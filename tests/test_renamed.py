@@ -11,6 +11,14 @@ OLD = {
     "lightning_sgdinf.cleansing.Chosen": "lightning_sgdinf.cleansing.StrategyOutcome",
     "lightning_sgdinf.cleansing.ExcessWarning": "lightning_sgdinf.cleansing.InfeasibleWarning",
     "lightning_sgdinf.cleansing.how_reliable": "lightning_sgdinf.cleansing.measure_reliability",
+    "lightning_sgdinf.cleansing.Retrained": "lightning_sgdinf.updates.Updated",
+    **{
+        f"lightning_sgdinf.cleansing.{name}": f"lightning_sgdinf.updates.{name}"
+        for name in (
+            *("ReducedDataset", "RelabelledDataset", "Retraining", "cleansed_dataset", "replace_label"),
+            *("load_state", "state_of", "with_state"),
+        )
+    },
 }
 
 
