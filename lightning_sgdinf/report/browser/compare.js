@@ -37,7 +37,7 @@ class Comparison {
     if (this.visible) this.compute();
   }
 
-  /** What is shown of them has changed. */
+  /** Repaint after a change of the examples that are shown. */
   draw() {
     this.due ??= "points";
     if (this.visible && this.due === "points") this.paint();
@@ -94,7 +94,7 @@ class Comparison {
     return { left, top, side: Math.max(40, Math.min(width - left - 6, height - bottom - top)), width, height };
   }
 
-  /** Where an example is, in pixels of the canvas. */
+  /** Place of an example, in pixels of the canvas. */
   place(ranks, i, frame) {
     const last = Math.max(1, this.examples.count - 1);
     return [

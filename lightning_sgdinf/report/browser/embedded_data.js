@@ -13,7 +13,7 @@ function base64Bytes(text) {
   return bytes;
 }
 
-/** What zlib compressed. */
+/** Decompress bytes of zlib. */
 async function inflated(bytes) {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());

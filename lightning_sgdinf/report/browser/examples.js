@@ -1,6 +1,6 @@
-// What the page knows of the training examples, by their number.
+// The training examples as the page knows them, by their number.
 
-/** Where an example's part of a payload is; -1 if it has none. */
+/** Place of an example's part of a payload; -1 if it has none. */
 function placesOf(ids, count) {
   if (!ids) return null;
   const places = new Int32Array(count).fill(-1);
@@ -80,12 +80,12 @@ class Column {
     return this.most;
   }
 
-  /** What a score is. */
+  /** Meaning of a score. */
   get head() {
     return this.better === "order" ? this.query : `change of ${this.query} if left out`;
   }
 
-  /** What leaving out example i would do, in words. */
+  /** Effect of leaving out example i, in words. */
   verdict(i) {
     const score = this.score(i);
     if (this.better === "order") return `Rank ${countText(this.ranks[i])} of ${countText(this.values.length)} by ${this.query}.`;
@@ -149,7 +149,7 @@ class Examples {
     return this.labels ? this.labels.at(i) : "";
   }
 
-  /** What the label should be; "" if nobody knows. */
+  /** True label; "" if nobody knows. */
   truth(i) {
     return this.truths ? this.truths.at(i) : "";
   }
@@ -178,7 +178,7 @@ class Examples {
     return this.table.columns.map(({ name, numbers, words }) => [name, numbers ? numbers[place] : words.at(place)]);
   }
 
-  /** What each epoch contributed to the score of the report's own query, or null. */
+  /** Contribution of each epoch to the score of the report's own query, or null. */
   contributions(i) {
     if (!this.epochs) return null;
     const { count, unit, values, scale, places } = this.epochs;
@@ -191,7 +191,7 @@ class Examples {
     return Array.from({ length: this.count }, (_, i) => i);
   }
 
-  /** Where an example's picture is: the address of its sheet, and its column and line there; or null. */
+  /** Place of an example's picture: the address of its sheet, and its column and line there; or null. */
   picture(i) {
     const place = this.sheets ? this.sheets.places[i] : -1;
     if (place < 0) return null;
