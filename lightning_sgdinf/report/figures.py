@@ -111,13 +111,8 @@ def detection_curve(detections: Mapping[str, Detection]) -> Figure:
     for index, (method, detection) in enumerate(detections.items()):
         inspected = 100 * np.arange(detection.total + 1) / detection.total
         colour = series(index)["color"]
-        axes.plot(
-            inspected,
-            100 * detection.cumulative_hits / detection.corrupt,
-            color=colour,
-            linewidth=1.6,
-            label=plain(method),
-        )
+        hits = 100 * detection.cumulative_hits / detection.corrupt
+        axes.plot(inspected, hits, color=colour, linewidth=1.6, label=plain(method))
     share = 100 * max(detection.corrupt / detection.total for detection in detections.values())
     axes.plot([0, share, 100], [0, 100, 100], color=INK, linewidth=0.8, linestyle=":", label="perfect")
     axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, linestyle="--", label="chance")
@@ -132,13 +127,8 @@ def precision_recall(detections: Mapping[str, Detection]) -> Figure:
     axes = figure.subplots()
     for index, (method, detection) in enumerate(detections.items()):
         label = plain(f"{method} (AP {detection.average_precision:.2f})")
-        axes.plot(
-            detection.recall[:-1],
-            detection.precision[:-1],
-            color=series(index)["color"],
-            linewidth=1.6,
-            label=label,
-        )
+        colour = series(index)["color"]
+        axes.plot(detection.recall[:-1], detection.precision[:-1], color=colour, linewidth=1.6, label=label)
     chance = max(detection.corrupt / detection.total for detection in detections.values())
     axes.axhline(chance, color=MUTED, linewidth=0.8, linestyle="--", label="chance")
     axes.set_xlim(0, 1)
@@ -184,15 +174,8 @@ def predicted_against_measured(data: ReportData) -> Figure:
         (certificate.gradient_check, "central difference", HELP, "+"),
     ):
         if check is not None:
-            axes.plot(
-                check.measured,
-                check.predicted,
-                color=colour,
-                marker=marker,
-                markersize=6,
-                linestyle="none",
-                label=label,
-            )
+            look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 6, "linestyle": "none"}
+            axes.plot(check.measured, check.predicted, **look, label=label)
             everything += [*check.measured, *check.predicted]
     span = [min(everything), max(everything)]
     axes.plot(span, span, color=MUTED, linewidth=0.8, linestyle="--", label="equal", zorder=1)
