@@ -11,6 +11,7 @@ OLD = {
     "lightning_sgdinf.cleansing.Chosen": "lightning_sgdinf.cleansing.StrategyOutcome",
     "lightning_sgdinf.cleansing.ExcessWarning": "lightning_sgdinf.cleansing.InfeasibleWarning",
     "lightning_sgdinf.cleansing.how_reliable": "lightning_sgdinf.cleansing.measure_reliability",
+    "lightning_sgdinf.cleansing.Outcomes": "lightning_sgdinf.cleansing.RetrainingCache",
     "lightning_sgdinf.cleansing.Retrained": "lightning_sgdinf.updates.Updated",
     **{
         f"lightning_sgdinf.cleansing.{name}": f"lightning_sgdinf.updates.{name}"

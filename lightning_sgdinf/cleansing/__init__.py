@@ -23,7 +23,7 @@ from lightning_sgdinf.cleansing.reliability import choose_by_each as choose_by_e
 from lightning_sgdinf.cleansing.reliability import measure_reliability as measure_reliability
 from lightning_sgdinf.cleansing.retraining import CounterfactualRetraining as CounterfactualRetraining
 from lightning_sgdinf.cleansing.retraining import ScratchRetraining as ScratchRetraining
-from lightning_sgdinf.cleansing.retraining_cache import Outcomes as Outcomes
+from lightning_sgdinf.cleansing.retraining_cache import RetrainingCache as RetrainingCache
 from lightning_sgdinf.cleansing.stable import Stable as Stable
 from lightning_sgdinf.cleansing.top_fraction import TopFraction as TopFraction
 from lightning_sgdinf.cleansing.top_k import TopK as TopK
@@ -38,6 +38,7 @@ __getattr__ = renamed(
         "Chosen": "lightning_sgdinf.cleansing.StrategyOutcome",
         "ExcessWarning": "lightning_sgdinf.cleansing.InfeasibleWarning",
         "how_reliable": "lightning_sgdinf.cleansing.measure_reliability",
+        "Outcomes": "lightning_sgdinf.cleansing.RetrainingCache",
         "Retrained": "lightning_sgdinf.updates.Updated",
         **{
             name: f"lightning_sgdinf.updates.{name}"

@@ -85,7 +85,7 @@ def choose_by_each(
 ) -> dict[str, StrategyOutcome]:
     """Let several strategies choose on one run, and see on test data what comes of each choice.
 
-    With a context and ``test`` of one `Outcomes`, equal selections are trained once for all strategies together.
+    With a context and ``test`` of one `RetrainingCache`, equal selections are trained once for all strategies together.
 
     Args:
         strategies: By name.
