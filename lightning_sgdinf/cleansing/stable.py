@@ -40,8 +40,8 @@ class Stable:
     probability ``1 - confidence``, and one of them with up to the number of counts times that, unless ``simultaneous``.
 
     The cost is one retraining per count up to the one that is taken; the models are those that `Validated` trains, so
-    with a `lightning_sgdinf.cleansing.RetrainingCache` both strategies choose from one set of retrainings. In a configuration
-    file::
+    with a `lightning_sgdinf.cleansing.RetrainingCache` both strategies choose from one set of retrainings. In a
+    configuration file::
 
         _target_: lightning_sgdinf.cleansing.Stable
         grid: [10, 30, 100, 300]

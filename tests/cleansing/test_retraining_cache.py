@@ -106,7 +106,7 @@ def test_helps_and_harms_are_counted() -> None:
     ]
     rates = measure_reliability(runs)
     assert list(rates) == ["a", "b"]
-    a, b = rates["a"], found["b"]
+    a, b = rates["a"], rates["b"]
     assert (a.runs, a.helped, a.harmed, a.abstained) == (3, 2, 1, 0)
     assert (b.runs, b.helped, b.harmed, b.abstained) == (2, 0, 0, 1)
     assert a.mean_change == pytest.approx(-0.2 / 3)
