@@ -14,8 +14,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_sgdinf.zoo import Classifier, ImageDataset, mnist_net
-from lightning_sgdinf.zoo.mnist import Mnist
+from lightning_sgdinf.zoo import Classifier, ImageDataset, Mnist, mnist_net
 
 BATCH = 64
 

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sgdinf import InfluenceRunner, RunLog, TrajectoryRecorder
 from lightning_sgdinf.checkpointing import held_in, states_in, steps_again
-from lightning_sgdinf.zoo.mnist import Mnist
+from lightning_sgdinf.zoo import Mnist
 
 RATE, NUMERATOR, DENOMINATOR = 0.05, 9, 10  # momentum 0.9
 SCALE = 2.0**32  # of fixed-point numbers

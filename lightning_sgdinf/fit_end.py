@@ -159,13 +159,12 @@ class ScoreOnFitEnd(Callback):
         folder = recorder.path.with_suffix(".report")
         folder.mkdir(parents=True, exist_ok=True)
         scores.save(folder / "scores.h5", overwrite=True)
-        report = require("lightning_sgdinf.report", extra="cli")
+        report = require("lightning_sgdinf.report", extra="report")
         title = f"Training examples that helped and harmed: {type(module).__name__}"
         data = report.ReportData(
             title=title, scores=scores, shown=self._shown, examples=self._examples(module, recorder, scores)
         )
-        self.report = report.write_report(data, folder)
-        report.log_report(data, trainer.loggers, log=recorder.path, files=False)
+        self.report = report.publish_report(data, folder, trainer.loggers, log=recorder.path)
         rank_zero_info(f"ScoreOnFitEnd: {data.result()} Report: {self.report}")
 
     def _examples(self, module: nn.Module, recorder: TrajectoryRecorder, scores: Scores) -> dict[int, Any]:
@@ -174,7 +173,7 @@ class ScoreOnFitEnd(Callback):
         dataset: Any = getattr(loaders[0], "dataset", None) if len(loaders) == 1 else None
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or len(dataset) != len(scores):
             return {}
-        rendered = require("lightning_sgdinf.report.rendering", extra="cli").Rendered(dataset, self._show)
+        rendered = require("lightning_sgdinf.report", extra="report").Rendered(dataset, self._show)
         wanted = {*scores.most_harmful(self._shown).example_ids, *scores.most_helpful(self._shown).example_ids}
         found = {}
         for i in sorted(wanted):

@@ -200,7 +200,7 @@ class Scores:
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        pandas = require("pandas", extra="cli")
+        pandas = require("pandas", extra="report")
         columns: dict[str, Any] = {"example_id": np.arange(len(self))}
         if self.labels is not None:
             columns["label"] = list(self.labels)
@@ -220,7 +220,7 @@ class Scores:
 
     def to_parquet(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write `to_frame` as Parquet; refuses a path that is taken unless ``overwrite``."""
-        require("pyarrow", extra="cli")
+        require("pyarrow", extra="report")
         frame = self.to_frame()
         _refuse_taken(path, overwrite)
         frame.to_parquet(path, index=False, engine="pyarrow")
@@ -240,7 +240,7 @@ class Scores:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        report = require("lightning_sgdinf.report", extra="cli")
+        report = require("lightning_sgdinf.report", extra="report")
         data = report.ReportData(title=title, scores=self, **details)
         write = report.write_page if Path(path).suffix == ".html" else report.write_report
         return cast(Path, write(data, path))
@@ -264,7 +264,7 @@ class Scores:
         Raises:
             MissingExtraError: matplotlib, or what the logger needs, is not installed.
         """
-        report = require("lightning_sgdinf.report", extra="cli")
+        report = require("lightning_sgdinf.report", extra="report")
         report.log_report(report.ReportData(title=title, scores=self, **details), logger, log=log)
 
 

@@ -298,7 +298,7 @@ def test_a_missing_package_is_answered_with_what_installs_it(
     module: str, use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=rf'{module}.*pip install "lightning-sgdinf\[cli\]"$'):
+    with pytest.raises(MissingExtraError, match=rf'{module}.*pip install "lightning-sgdinf\[report\]"$'):
         use(scores_of([1.0]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -12,17 +12,18 @@ from lightning_sgdinf.cleansing.evaluate import held_out_value as held_out_value
 from lightning_sgdinf.cleansing.evaluate import logits_and_labels as logits_and_labels
 from lightning_sgdinf.cleansing.holdout import Halves as Halves
 from lightning_sgdinf.cleansing.holdout import halve as halve
-from lightning_sgdinf.cleansing.infeasible import ExcessWarning as ExcessWarning
+from lightning_sgdinf.cleansing.infeasible import InfeasibleWarning as InfeasibleWarning
 from lightning_sgdinf.cleansing.infeasible import OnExcess as OnExcess
+from lightning_sgdinf.cleansing.infeasible import lost_classes as lost_classes
 from lightning_sgdinf.cleansing.negative import Negative as Negative
 from lightning_sgdinf.cleansing.relabel import Relabel as Relabel
-from lightning_sgdinf.cleansing.reliability import Chosen as Chosen
 from lightning_sgdinf.cleansing.reliability import Reliability as Reliability
+from lightning_sgdinf.cleansing.reliability import StrategyOutcome as StrategyOutcome
 from lightning_sgdinf.cleansing.reliability import choose_by_each as choose_by_each
-from lightning_sgdinf.cleansing.reliability import how_reliable as how_reliable
+from lightning_sgdinf.cleansing.reliability import measure_reliability as measure_reliability
 from lightning_sgdinf.cleansing.retraining import CounterfactualRetraining as CounterfactualRetraining
 from lightning_sgdinf.cleansing.retraining import ScratchRetraining as ScratchRetraining
-from lightning_sgdinf.cleansing.retraining_cache import Outcomes as Outcomes
+from lightning_sgdinf.cleansing.retraining_cache import RetrainingCache as RetrainingCache
 from lightning_sgdinf.cleansing.stable import Stable as Stable
 from lightning_sgdinf.cleansing.top_fraction import TopFraction as TopFraction
 from lightning_sgdinf.cleansing.top_k import TopK as TopK
@@ -34,6 +35,10 @@ from lightning_sgdinf.selection import Trial as Trial
 __getattr__ = renamed(
     __name__,
     {
+        "Chosen": "lightning_sgdinf.cleansing.StrategyOutcome",
+        "ExcessWarning": "lightning_sgdinf.cleansing.InfeasibleWarning",
+        "how_reliable": "lightning_sgdinf.cleansing.measure_reliability",
+        "Outcomes": "lightning_sgdinf.cleansing.RetrainingCache",
         "Retrained": "lightning_sgdinf.updates.Updated",
         **{
             name: f"lightning_sgdinf.updates.{name}"

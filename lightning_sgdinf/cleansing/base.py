@@ -1,4 +1,4 @@
-"""What a cleansing strategy is asked, and what it answers.
+"""The question to a cleansing strategy and its answer.
 
 A strategy reads scores and answers with a `Selection`: ids to leave out and ids to give another label. What is then
 done with a selection (training again) is `lightning_sgdinf.updates.counterfactual`'s matter.
@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lightning_sgdinf.cleansing.infeasible import OnExcess, lost_classes, report_excess
+from lightning_sgdinf.cleansing.infeasible import OnExcess, lost_classes, report_infeasible
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.selection import Selection
@@ -20,7 +20,7 @@ from lightning_sgdinf.selection import Selection
 
 @dataclass(frozen=True, kw_only=True)
 class CleansingContext:
-    """What a strategy may ask beyond the scores; each strategy says which of it it needs.
+    """Answers that a strategy may ask for beyond the scores; each strategy says which of them it needs.
 
     Attributes:
         labels: Given class of every training example, whole numbers ``[N]``; ``None`` if there are none.
@@ -41,20 +41,20 @@ class CleansingContext:
     seed: int = 0
 
     def allowed(self, count: int, total: int) -> int:
-        """A number of examples to change, cut so that one of ``total`` is left as it is.
+        """Return a number of examples to change, cut so that one of ``total`` is left as it is.
 
         Raises:
             ConfigurationError: It is too large, and that is refused.
         """
         if count < total:
             return count
-        report_excess(
+        report_infeasible(
             f"number of examples to change: expected 0 to {total - 1} of {total}, got {count}", self.on_excess
         )
         return total - 1
 
     def checked(self, selection: Selection) -> Selection:
-        """A selection, once it is known to leave something of every class; of any, if there are no labels.
+        """Return a selection, once it is known to leave something of every class; of any, if there are no labels.
 
         Raises:
             ConfigurationError: It leaves nothing of a class, and that is refused; or the labels are not classes.
@@ -67,7 +67,7 @@ class CleansingContext:
                 f"shape {list(self.labels.shape)}"
             )
         if lost := lost_classes(self.labels, selection.drop, dict(selection.relabel)):
-            report_excess(
+            report_infeasible(
                 f"without {len(selection.drop)} examples and with {len(selection.relabel)} relabelled, nothing is left "
                 f"of class {', '.join(map(str, lost))}",
                 self.on_excess,
@@ -93,7 +93,7 @@ class CleansingStrategy(Protocol):
 
 
 def most_harmful_ids(scores: Scores, count: int, query: int | str = 0) -> tuple[int, ...]:
-    """The ids of the ``count`` most harmful examples, the worst first.
+    """Return the ids of the ``count`` most harmful examples, the worst first.
 
     Args:
         scores: Of ``N`` examples.

@@ -51,7 +51,7 @@ def cleansing_curve(
 
 
 def random_ranking(count: int, *, seed: int) -> tuple[int, ...]:
-    """The ids ``0 .. count - 1`` in random order, the baseline of a curve; no global generator is read or moved.
+    """Return the ids ``0 .. count - 1`` in random order, the baseline of a curve; no global generator is touched.
 
     One permutation per seed: its prefixes are nested as those of any other ranking.
     """

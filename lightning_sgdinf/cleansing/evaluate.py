@@ -1,4 +1,4 @@
-"""How good a classifier is on held-out data, measured without leaving a trace in it.
+"""Loss and error of a classifier on held-out data, measured without leaving a trace in it.
 
 The mean over the examples of a loader, in eval mode: of the cross-entropy (binary where there is one logit), and of the
 share that is classified wrongly.
@@ -24,7 +24,7 @@ from lightning_sgdinf.updates import Retraining, with_state
 from lightning_sgdinf.updates.datasets import SizedDataset
 
 LogitsAndLabels = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
-"""What a model says of a batch: logits ``[B, C]`` (``[B]`` or ``[B, 1]`` if there are two classes) and labels
+"""The answer of a model to a batch: logits ``[B, C]`` (``[B]`` or ``[B, 1]`` if there are two classes) and labels
 ``[B]``."""
 
 
@@ -48,7 +48,7 @@ class Evaluation:
 
 
 def logits_and_labels(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-    """``(model(x), y)`` of an ``(x, y)`` batch, on the model's device.
+    """Return ``(model(x), y)`` of an ``(x, y)`` batch, on the model's device.
 
     Raises:
         ConfigurationError: The batch is of another form.
@@ -66,7 +66,7 @@ def logits_and_labels(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 def evaluate_classifier(
     model: nn.Module, loader: Iterable[Any], *, forward: LogitsAndLabels = logits_and_labels
 ) -> Evaluation:
-    """Mean loss and error of a classifier, in eval mode and without gradients.
+    """Compute mean loss and error of a classifier, in eval mode and without gradients.
 
     The module's modes and every global generator are afterwards as before.
 
@@ -132,7 +132,7 @@ class StateEvaluation:
 def held_out_value(
     retraining: Retraining, evaluate: Callable[[ModelState], Evaluation], *, metric: Literal["loss", "error"] = "loss"
 ) -> Callable[[Selection], float]:
-    """What `CleansingContext.evaluate` asks for: the loss or error after training again with a selection.
+    """Return the function that `CleansingContext.evaluate` asks for: loss or error after training with a selection.
 
     Args:
         retraining: How to train again.
@@ -145,7 +145,7 @@ def held_out_value(
 
 
 class ModelPredictions:
-    """The model's class for given training examples: what `CleansingContext.predictions` asks for.
+    """The model's class for given training examples, as `CleansingContext.predictions` asks for.
 
     Args:
         model: With the final state loaded.
@@ -171,7 +171,7 @@ class ModelPredictions:
         self._forward = forward
 
     def __call__(self, ids: Sequence[int]) -> Tensor:
-        """Classes ``[K]``, int64, CPU, of the examples with these ids."""
+        """Return classes ``[K]``, int64, CPU, of the examples with these ids."""
         subset = Subset(cast(Dataset[Any], self._dataset), list(ids))
         loader = DataLoader(subset, batch_size=self._batch_size, collate_fn=self._collate_fn)
         with _evaluating(self._model):

@@ -1,4 +1,4 @@
-"""Which numbers of examples a strategy tries."""
+"""Numbers of examples that a strategy tries."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from lightning_sgdinf.cleansing.base import CleansingContext, CleansingStrategy
-from lightning_sgdinf.cleansing.infeasible import report_excess
+from lightning_sgdinf.cleansing.infeasible import report_infeasible
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.selection import Selection
 
 
 def checked_grid(grid: Sequence[int] | None) -> tuple[int, ...] | None:
-    """Counts as a tuple.
+    """Return counts as a tuple.
 
     Raises:
         ConfigurationError: There are none, or they do not increase from 1 or more.
@@ -29,7 +29,7 @@ def checked_grid(grid: Sequence[int] | None) -> tuple[int, ...] | None:
 
 
 def default_grid(total: int) -> tuple[int, ...]:
-    """3, 10, 30, 100 and so on, up to half of ``total`` examples; at least one count if there are two examples."""
+    """Return 3, 10, 30, 100 and so on, up to half of ``total`` examples; one count if there are two examples."""
     counts = tuple(step * 10**power for power in range(len(str(total))) for step in (1, 3))
     return tuple(count for count in counts[1:] if 2 * count <= total) or (1,)
 
@@ -41,7 +41,7 @@ def selections(
     context: CleansingContext,
     query: int | str,
 ) -> dict[int, Selection]:
-    """What is to be tried, by count; all of it is looked at before anything is trained.
+    """Return the selections to be tried, by count; all are looked at before anything is trained.
 
     Args:
         grid: Counts; those of `default_grid` if ``None``.
@@ -56,7 +56,7 @@ def selections(
     total = len(scores)
     counts = default_grid(total) if grid is None else tuple(grid)
     if beyond := [count for count in counts if count >= total]:
-        report_excess(
+        report_infeasible(
             f"grid: expected counts below {total}, the size of the training set, got {beyond}", context.on_excess
         )
     return {count: treatment(count).select(scores, context, query) for count in counts if count < total}

@@ -28,7 +28,7 @@ class Halves:
     choosing: Tensor
 
     def subsets(self, dataset: Dataset) -> tuple[Subset, Subset]:
-        """The two halves of a dataset, scoring first."""
+        """Return the two halves of a dataset, scoring first."""
         return Subset(dataset, self.scoring.tolist()), Subset(dataset, self.choosing.tolist())
 
 

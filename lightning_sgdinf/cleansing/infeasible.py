@@ -11,15 +11,15 @@ from torch import Tensor
 from lightning_sgdinf.errors import ConfigurationError
 
 OnExcess: TypeAlias = Literal["refuse", "warn"]
-"""What becomes of them: ``"refuse"`` raises an error; ``"warn"`` warns, cuts a number of removals to what leaves one
+"""Treatment of them: ``"refuse"`` raises an error; ``"warn"`` warns, cuts a number of removals to what leaves one
 example, and lets a class go."""
 
 
-class ExcessWarning(UserWarning):
+class InfeasibleWarning(UserWarning):
     """More was to be removed than can be, or a class is gone."""
 
 
-def report_excess(message: str, on_excess: OnExcess) -> None:
+def report_infeasible(message: str, on_excess: OnExcess) -> None:
     """Say that too much is to be removed.
 
     Raises:
@@ -29,11 +29,11 @@ def report_excess(message: str, on_excess: OnExcess) -> None:
         raise ConfigurationError(f"on_excess: expected 'refuse' or 'warn', got {on_excess!r}")
     if on_excess == "refuse":
         raise ConfigurationError(f"{message}; take fewer, or on_excess='warn' to go on with a warning.")
-    warnings.warn(f"{message}.", ExcessWarning, stacklevel=3)
+    warnings.warn(f"{message}.", InfeasibleWarning, stacklevel=3)
 
 
 def lost_classes(labels: Tensor, drop: tuple[int, ...], relabel: dict[int, int]) -> list[int]:
-    """Classes that have examples before a selection and none after it.
+    """Return the classes that have examples before a selection and none after it.
 
     Args:
         labels: Given classes ``[N]``.

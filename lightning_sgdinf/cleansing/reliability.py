@@ -1,4 +1,4 @@
-"""How often a way to choose the number of examples helps, and how often it does harm, on untouched data."""
+"""Reliability of a way to choose the number of examples: how often it helps and does harm, on untouched data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_sgdinf.selection import Selection
 
 
 class Outcome(Protocol):
-    """What came of one choice: how many examples it changed, and the test error before and after."""
+    """Result of one choice: how many examples it changed, and the test error before and after."""
 
     @property
     def count(self) -> int:
@@ -34,8 +34,8 @@ class Outcome(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
-    """What came of one strategy's choice.
+class StrategyOutcome:
+    """Result of one strategy's choice.
 
     Attributes:
         selection: The choice.
@@ -82,10 +82,10 @@ def choose_by_each(
     context: CleansingContext,
     test: Callable[[Selection], float],
     query: int | str = 0,
-) -> dict[str, Chosen]:
+) -> dict[str, StrategyOutcome]:
     """Let several strategies choose on one run, and see on test data what comes of each choice.
 
-    With a context and ``test`` of one `Outcomes`, equal selections are trained once for all strategies together.
+    With a context and ``test`` of one `RetrainingCache`, equal selections are trained once for all strategies together.
 
     Args:
         strategies: By name.
@@ -95,15 +95,15 @@ def choose_by_each(
         query: To go by.
     """
     before = test(Selection())
-    found = {}
+    outcomes = {}
     for name, strategy in strategies.items():
         selection = strategy.select(scores, context, query)
-        found[name] = Chosen(selection=selection, before=before, after=test(selection))
-    return found
+        outcomes[name] = StrategyOutcome(selection=selection, before=before, after=test(selection))
+    return outcomes
 
 
-def how_reliable(runs: Iterable[Mapping[str, Outcome]]) -> dict[str, Reliability]:
-    """How often each strategy helped or harmed.
+def measure_reliability(runs: Iterable[Mapping[str, Outcome]]) -> dict[str, Reliability]:
+    """Count how often each strategy helped or harmed.
 
     Args:
         runs: The outcomes of each run (of another seed, say) by name of the strategy, e.g. of `choose_by_each`; a
@@ -118,14 +118,14 @@ def how_reliable(runs: Iterable[Mapping[str, Outcome]]) -> dict[str, Reliability
         for name, outcome in run.items():
             by_name.setdefault(name, []).append(outcome)
     if not by_name:
-        raise ConfigurationError("how_reliable: expected the outcomes of one run or more, got none")
+        raise ConfigurationError("measure_reliability: expected the outcomes of one run or more, got none")
     return {name: _reliability(name, outcomes) for name, outcomes in by_name.items()}
 
 
 def _reliability(name: str, outcomes: list[Outcome]) -> Reliability:
     changes = np.array([outcome.after - outcome.before for outcome in outcomes], np.float64)
     if not np.isfinite(changes).all():
-        raise NonFiniteError(f"how_reliable: a test value of {name!r} is not finite; leave failed runs out")
+        raise NonFiniteError(f"measure_reliability: a test value of {name!r} is not finite; leave failed runs out")
     counts = np.array([outcome.count for outcome in outcomes])
     return Reliability(
         runs=len(outcomes),

@@ -1,4 +1,4 @@
-"""What comes of selections, each trained once however often it is asked for.
+"""Evaluations after training again with selections, each trained once however often it is asked for.
 
 Strategies that choose on held-out data train again with one selection after another, and several of them on the same
 ranking with the same ones. Here each is trained once and measured on every data set that is of interest.
@@ -21,7 +21,7 @@ Metric = Literal["loss", "error"]
 
 
 @final
-class Outcomes:
+class RetrainingCache:
     """Evaluations after training again, by selection.
 
     Args:
@@ -40,7 +40,7 @@ class Outcomes:
         self.trained = 0
 
     def __call__(self, selection: Selection) -> Mapping[str, Evaluation]:
-        """The evaluations by name, after training again with a selection."""
+        """Return the evaluations by name, after training again with a selection."""
         key = frozenset(selection.drop), frozenset(selection.relabel.items())
         if key not in self._known:
             state = self._retraining(selection).state
@@ -49,7 +49,7 @@ class Outcomes:
         return self._known[key]
 
     def mean(self, name: str, metric: Metric = "loss") -> Callable[[Selection], float]:
-        """What `CleansingContext.evaluate` asks for.
+        """Return the function that `CleansingContext.evaluate` asks for.
 
         Args:
             name: Of the data.
@@ -62,13 +62,13 @@ class Outcomes:
         return lambda selection: getattr(self(selection)[name], metric)
 
     def each(self, name: str, metric: Metric = "loss") -> Callable[[Selection], Tensor]:
-        """What `CleansingContext.evaluate_each` asks for; arguments as for `mean`."""
+        """Return the function that `CleansingContext.evaluate_each` asks for; arguments as for `mean`."""
         self._check(name, metric)
         field = {"loss": "losses", "error": "wrong"}[metric]
         return lambda selection: getattr(self(selection)[name], field)
 
     def _check(self, name: str, metric: str) -> None:
         if name not in self._measures:
-            raise ConfigurationError(f"outcomes: expected one of {', '.join(self._measures)}, got {name!r}")
+            raise ConfigurationError(f"measures: expected one of {', '.join(self._measures)}, got {name!r}")
         if metric not in ("loss", "error"):
             raise ConfigurationError(f"metric: expected 'loss' or 'error', got {metric!r}.")

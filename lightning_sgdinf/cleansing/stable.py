@@ -1,4 +1,4 @@
-r"""How many examples to leave out is chosen on held-out examples, and none unless chance cannot explain the gain.
+r"""The number of examples to leave out, chosen on held-out examples: none unless chance cannot explain the gain.
 
 With :math:`v_i(m)` the loss or error of held-out example ``i`` after training again without the ``m`` most harmful
 examples, the gain is the mean of the paired differences :math:`d_i = v_i(0) - v_i(m)`. Its lower confidence bound is
@@ -40,8 +40,8 @@ class Stable:
     probability ``1 - confidence``, and one of them with up to the number of counts times that, unless ``simultaneous``.
 
     The cost is one retraining per count up to the one that is taken; the models are those that `Validated` trains, so
-    with a `lightning_sgdinf.cleansing.Outcomes` both strategies choose from one set of retrainings. In a configuration
-    file::
+    with a `lightning_sgdinf.cleansing.RetrainingCache` both strategies choose from one set of retrainings. In a
+    configuration file::
 
         _target_: lightning_sgdinf.cleansing.Stable
         grid: [10, 30, 100, 300]
@@ -119,7 +119,7 @@ class Stable:
 
 
 def lower_bound(differences: Tensor, *, confidence: float, resamples: int, seed: int) -> float:
-    """One-sided lower confidence bound of a mean, by the percentile bootstrap.
+    """Compute the one-sided lower confidence bound of a mean, by the percentile bootstrap.
 
     Args:
         differences: ``[V]``.

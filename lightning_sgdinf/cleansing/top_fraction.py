@@ -47,5 +47,5 @@ class TopFraction:
 
 
 def count_of(fraction: float, total: int) -> int:
-    """The whole number nearest to ``fraction * total``, halves upwards, leaving at least one of ``total``."""
+    """Return the whole number nearest to ``fraction * total``, halves upwards, leaving at least one of ``total``."""
     return max(0, min(int(fraction * total + 0.5), total - 1))

@@ -1,4 +1,4 @@
-"""How many examples to leave out is chosen by training again and looking at held-out examples."""
+"""The number of examples to leave out, chosen by training again and looking at held-out examples."""
 
 from __future__ import annotations
 

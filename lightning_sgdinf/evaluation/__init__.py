@@ -1,4 +1,4 @@
-"""How good a ranking, or a cleansing by it, was."""
+"""Measures of a ranking, and of a cleansing by it."""
 
 from lightning_sgdinf.evaluation.agreement import Agreement as Agreement
 from lightning_sgdinf.evaluation.agreement import jaccard_of_extremes as jaccard_of_extremes

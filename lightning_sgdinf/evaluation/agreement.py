@@ -1,4 +1,4 @@
-"""How well two sets of scores agree, e.g. an estimate and the truth by re-training.
+"""Agreement of two sets of scores, e.g. an estimate and the truth by re-training.
 
 Rank correlations judge the whole order; `jaccard_of_extremes` judges only the examples anybody would act on.
 
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.extras import require
 
-stats = require("scipy.stats", extra="cli")
+stats = require("scipy.stats", extra="report")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Agreement:
 
 
 def measure_agreement(estimated: ArrayLike, true: ArrayLike, *, k: int = 10) -> Agreement:
-    """All measures of agreement at once.
+    """Compute all measures of agreement at once.
 
     Args:
         estimated: ``[N]`` scores.
@@ -64,25 +64,25 @@ def measure_agreement(estimated: ArrayLike, true: ArrayLike, *, k: int = 10) -> 
 
 
 def kendall_tau(estimated: ArrayLike, true: ArrayLike) -> float:
-    """Kendall's tau-b: pairs in the same order minus pairs in the opposite one, over all pairs, corrected for ties."""
+    """Return Kendall's tau-b: pairs in the same order minus pairs in the opposite one, over all, corrected for ties."""
     a, b = _varying(estimated, true)
     return float(stats.kendalltau(a, b).statistic)
 
 
 def spearman(estimated: ArrayLike, true: ArrayLike) -> float:
-    """Spearman's correlation: Pearson's correlation of the ranks."""
+    """Return Spearman's correlation: Pearson's correlation of the ranks."""
     a, b = _varying(estimated, true)
     return float(stats.spearmanr(a, b).statistic)
 
 
 def pearson(estimated: ArrayLike, true: ArrayLike) -> float:
-    """Pearson's correlation: 1 if one is an increasing straight line of the other."""
+    """Return Pearson's correlation: 1 if one is an increasing straight line of the other."""
     a, b = _varying(estimated, true)
     return float(stats.pearsonr(a, b).statistic)
 
 
 def jaccard_of_extremes(estimated: ArrayLike, true: ArrayLike, *, k: int = 10) -> float:
-    """Overlap ``|A & B| / |A | B|`` of the ``k`` smallest and ``k`` largest scores; ties go to the lower id.
+    """Return the overlap ``|A & B| / |A | B|`` of the ``k`` smallest and ``k`` largest scores; ties go to the lower id.
 
     Raises:
         ConfigurationError: Different lengths, or ``k`` outside ``[1, N / 2]``.

@@ -11,12 +11,12 @@ from numpy.typing import ArrayLike
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.extras import require
 
-stats = require("scipy.stats", extra="cli")
+stats = require("scipy.stats", extra="report")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CleansingCurve:
-    """What a method's removals did to the test error, over several runs.
+    """Test error of a method's removals, over several runs.
 
     Args:
         method: Its name.
@@ -65,7 +65,7 @@ class CleansingCurve:
         return np.mean(np.asarray(self.errors), axis=0)
 
     def interval(self, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-        """Student's confidence interval of the mean at each count.
+        """Return Student's confidence interval of the mean at each count.
 
         Args:
             confidence: Coverage, in ``(0, 1)``.
@@ -80,7 +80,7 @@ class CleansingCurve:
         return self.mean - half, self.mean + half
 
     def best(self) -> tuple[int, float]:
-        """The count with the lowest mean error, and that error; the smaller count among equals.
+        """Return the count with the lowest mean error, and that error; the smaller count among equals.
 
         It was chosen by looking at the errors, so its error is optimistic: choose on validation, report on test.
         """

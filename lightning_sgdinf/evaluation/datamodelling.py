@@ -25,7 +25,7 @@ from lightning_sgdinf.extras import require
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.truth import Truth
 
-stats = require("scipy.stats", extra="cli")
+stats = require("scipy.stats", extra="report")
 
 FEWEST = 10
 """Sets below which an interval would say nothing."""
@@ -55,7 +55,7 @@ class DatamodellingScore:
 
 
 def random_subsets(examples: int, count: int, *, part: float = 0.5, seed: int = 0) -> tuple[tuple[int, ...], ...]:
-    """Random sets of examples to leave out, for `Counterfactuals.measure`.
+    """Draw random sets of examples to leave out, for `Counterfactuals.measure`.
 
     Args:
         examples: ``N``.
@@ -77,7 +77,7 @@ def random_subsets(examples: int, count: int, *, part: float = 0.5, seed: int = 
 
 
 def datamodelling_score(scores: Scores, truth: Truth, *, resamples: int = 1000, seed: int = 0) -> DatamodellingScore:
-    """The linear datamodelling score of an estimate.
+    """Compute the linear datamodelling score of an estimate.
 
     Args:
         scores: Estimated changes ``[N, Q]``; those of one query, such as a ranking, are used for all of the truth's.
@@ -120,12 +120,12 @@ def datamodelling_score(scores: Scores, truth: Truth, *, resamples: int = 1000, 
 
 
 def _to_z(correlation: float) -> float:
-    """Fisher's transform; finite for a correlation of one, too."""
+    """Apply Fisher's transform; finite for a correlation of one, too."""
     return float(np.arctanh(np.clip(correlation, -LARGEST, LARGEST)))
 
 
 def _rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of every column of ``[M, Q]`` with its own, ``[Q]``."""
+    """Return Spearman's correlation of every column of ``[M, Q]`` with its own, ``[Q]``."""
     ranks = [stats.rankdata(x, axis=0) for x in (a, b)]
     centred = [x - x.mean(0) for x in ranks]
     return (centred[0] * centred[1]).sum(0) / np.sqrt((centred[0] ** 2).sum(0) * (centred[1] ** 2).sum(0))

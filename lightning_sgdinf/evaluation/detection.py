@@ -1,4 +1,4 @@
-"""How well a ranking finds examples that are known to be corrupt, e.g. labels that were flipped on purpose.
+"""Detection of examples that are known to be corrupt, e.g. labels that were flipped on purpose, by a ranking.
 
 The examples are inspected from the most harmful down. Nothing is trained here; what it costs is one sort.
 """
@@ -14,18 +14,19 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision, binary_precision_recall_curve
 
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+from lightning_sgdinf.renamed import warn_renamed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Detection:
-    """How well a ranking found the corrupt examples.
+    """Measures of finding the corrupt examples by a ranking.
 
     Attributes:
         auroc: Probability that a corrupt example ranks above a clean one; 0.5 is chance.
         average_precision: Area under the precision-recall curve; ``corrupt / total`` is chance.
         precision: ``[P]`` precision of the precision-recall curve, from inspecting everything to inspecting nothing.
         recall: ``[P]`` its recall, decreasing.
-        found: ``[N + 1]``: corrupt examples among the first ``m`` inspected; examples with equal scores in order of id.
+        cumulative_hits: ``[N + 1]``: corrupt examples among the first ``m`` inspected; equal scores in order of id.
         corrupt: Number of corrupt examples.
         total: Number ``N`` of examples.
     """
@@ -34,14 +35,20 @@ class Detection:
     average_precision: float
     precision: np.ndarray
     recall: np.ndarray
-    found: np.ndarray
+    cumulative_hits: np.ndarray
     corrupt: int
     total: int
 
     @property
     def hits(self) -> int:
         """Corrupt examples found when as many are inspected as there are."""
-        return int(self.found[self.corrupt])
+        return int(self.cumulative_hits[self.corrupt])
+
+    @property
+    def found(self) -> np.ndarray:
+        """The old name of `cumulative_hits`."""
+        warn_renamed("Detection.found", "Detection.cumulative_hits")
+        return self.cumulative_hits
 
 
 def detect(harm: Tensor, corrupt: Iterable[int]) -> Detection:
@@ -77,7 +84,7 @@ def detect(harm: Tensor, corrupt: Iterable[int]) -> Detection:
         average_precision=float(binary_average_precision(confidence, target)),
         precision=precision.numpy().astype(np.float64),
         recall=recall.numpy().astype(np.float64),
-        found=np.concatenate([[0], np.cumsum(target[order].numpy())]),
+        cumulative_hits=np.concatenate([[0], np.cumsum(target[order].numpy())]),
         corrupt=len(ids),
         total=len(harm),
     )

@@ -1,4 +1,4 @@
-"""What verified examples are worth: cost of real runs against agreement with the full truth."""
+"""The worth of verified examples: cost of real runs against agreement with the full truth."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def refinement_curve(
     column = scores.query_index(query)
     points = []
     for budget in budgets:
-        found = refine(scores, truth, budget=budget, strategy=strategy, query=query)
-        spent = found.provenance["refined"]
+        refined = refine(scores, truth, budget=budget, strategy=strategy, query=query)
+        spent = refined.provenance["refined"]
         assert isinstance(spent, dict)
         cost, measured = spent["cost"], spent["measured"]
         assert isinstance(cost, float)
         assert isinstance(measured, int)
-        agreement = measure_agreement(found.values[:, column], full.values[:, column], k=k)
+        agreement = measure_agreement(refined.values[:, column], full.values[:, column], k=k)
         points.append(RefinementPoint(budget=budget, cost=cost, measured=measured, agreement=agreement))
     return tuple(points)

@@ -11,7 +11,7 @@ import numpy as np
 from lightning_sgdinf.evaluation.significance import Comparison, holm, paired_t_test, wilcoxon_test
 from lightning_sgdinf.extras import require
 
-stats = require("scipy.stats", extra="cli")
+stats = require("scipy.stats", extra="report")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,7 +52,7 @@ class Removal:
         return float(np.std(self.after, ddof=1)) if self.runs > 1 else math.nan
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Student's confidence interval of the mean; the mean itself for a single run."""
+        """Return Student's confidence interval of the mean; the mean itself for a single run."""
         if self.runs == 1:
             return self.mean, self.mean
         half = float(stats.t.ppf(0.5 + confidence / 2, self.runs - 1)) * self.deviation / math.sqrt(self.runs)
@@ -66,24 +66,24 @@ def compare_removals(
 
     Args:
         before: Error with none left out, by run.
-        after: By number of examples left out, the error by run. Runs may be missing; those without a partner are passed
-            over.
+        after: By number of examples left out, the error by run. Runs may be missing; those without a partner are
+            skipped.
         correct_over: Correct for as many counts, if more were looked at than these.
 
     Returns:
         One `Removal` per count that any run has, increasing.
     """
-    found = []
+    paired = []
     for count in sorted(after):
         runs = [run for run in sorted(after[count]) if run in before]
         if not runs:
             continue
         pair = np.array([before[run] for run in runs]), np.array([after[count][run] for run in runs])
         tests = (paired_t_test(*pair), wilcoxon_test(*pair)) if len(runs) > 1 else (None, None)
-        found.append((count, pair, tests))
-    more = max(0, (correct_over or 0) - len(found))
+        paired.append((count, pair, tests))
+    more = max(0, (correct_over or 0) - len(paired))
     adjusted = [
-        holm([*(math.nan if tests[i] is None else tests[i].p_value for _, _, tests in found), *[1.0] * more])
+        holm([*(math.nan if tests[i] is None else tests[i].p_value for _, _, tests in paired), *[1.0] * more])
         for i in (0, 1)
     ]
     return [
@@ -96,5 +96,5 @@ def compare_removals(
             t_adjusted=float(adjusted[0][number]),
             wilcoxon_adjusted=float(adjusted[1][number]),
         )
-        for number, (count, pair, tests) in enumerate(found)
+        for number, (count, pair, tests) in enumerate(paired)
     ]

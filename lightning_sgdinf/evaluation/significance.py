@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.extras import require
 
-stats = require("scipy.stats", extra="cli")
+stats = require("scipy.stats", extra="report")
 
 MOST_PAIRS = 16
 """Up to here all sign flips are tried; with more pairs the t test serves as well."""
@@ -52,7 +52,7 @@ class Comparison:
 
     @property
     def significant(self) -> bool:
-        """Whether the test rejects "no difference" at level ``1 - confidence``."""
+        """True if the test rejects "no difference" at level ``1 - confidence``."""
         return self.p_value < 1 - self.confidence
 
     def sentence(self) -> str:
@@ -64,7 +64,7 @@ class Comparison:
 
 
 def paired_t_test(before: ArrayLike, after: ArrayLike, *, confidence: float = 0.95) -> Comparison:
-    """Student's t test of the mean difference of pairs, ``t = mean(d) / (std(d) / sqrt(n))``, two-sided.
+    """Apply Student's t test of the mean difference of pairs, ``t = mean(d) / (std(d) / sqrt(n))``, two-sided.
 
     Args:
         before: ``[n]`` errors before, one per run.
@@ -96,7 +96,7 @@ def paired_t_test(before: ArrayLike, after: ArrayLike, *, confidence: float = 0.
 
 
 def unpaired_t_test(before: ArrayLike, after: ArrayLike, *, confidence: float = 0.95) -> Comparison:
-    """Welch's t test of the difference of two means, two-sided; as `paired_t_test`, but lengths may differ.
+    """Apply Welch's t test of the difference of two means, two-sided; as `paired_t_test`, but lengths may differ.
 
     ``t = (mean(b) - mean(a)) / sqrt(v_a + v_b)``, ``v = var / n``, with
     ``(v_a + v_b)^2 / sum(v^2 / (n - 1))`` degrees of freedom.
@@ -122,7 +122,7 @@ def unpaired_t_test(before: ArrayLike, after: ArrayLike, *, confidence: float = 
 
 
 def wilcoxon_test(before: ArrayLike, after: ArrayLike) -> Comparison:
-    """Wilcoxon's signed-rank test of pairs, two-sided; pairs without a difference are left out, as Wilcoxon did.
+    """Apply Wilcoxon's signed-rank test of pairs, two-sided, leaving out pairs without a difference, as Wilcoxon did.
 
     Args:
         before: ``[n]`` errors before, one per run.
@@ -150,7 +150,7 @@ def wilcoxon_test(before: ArrayLike, after: ArrayLike) -> Comparison:
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
-    """Adjusted p values of several tests: reject where they are below the level, and any wrong rejection is that rare.
+    """Adjust p values of several tests: reject where they are below the level, and any wrong rejection is that rare.
 
     ``adjusted_(i) = max_{k <= i} min(1, (m - k + 1) p_(k))`` for ``m`` p values in increasing order.
 
@@ -170,7 +170,7 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 
 
 def sign_flip_test(before: ArrayLike, after: ArrayLike, *, confidence: float = 0.95) -> Comparison:
-    """Exact permutation test of pairs: the share of all sign flips whose mean is at least as far from 0, two-sided.
+    """Apply the exact permutation test of pairs: the share of all sign flips whose mean is at least as far from 0.
 
     ``p = #{s in {-1, 1}^n : |mean(s d)| >= |mean(d)|} / 2^n`` with ``d = after - before``. The interval holds the
     values that the test would not reject: from the ``c``-th smallest to the ``c``-th largest mean of a subset of ``d``.

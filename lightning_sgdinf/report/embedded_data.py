@@ -11,13 +11,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 Reference: TypeAlias = "dict[str, Any]"
-"""Where an array is: ``at`` and ``size`` in characters of the text, and its ``type``."""
+"""Place of an array: ``at`` and ``size`` in characters of the text, and its ``type``."""
 
 _TYPES = {"u1", "u2", "u4", "i2", "f4", "f8"}
 _FOR_SCRIPTS = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
-class Island:
+class EmbeddedData:
     """Collects what a page is to hold; `html` writes it."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Island:
         return reference
 
     def html(self, index: Any) -> str:
-        """The two elements that hold it, which no string in the index can end."""
+        """Return the two elements that hold it, which no string in the index can end."""
         return (
             f'<script type="application/json" id="explorer-index">{script_json(index)}</script>\n'
             f'<script type="text/plain" id="explorer-data">{"".join(self._parts)}</script>\n'
@@ -65,20 +65,20 @@ class Island:
 
 
 def script_json(value: Any) -> str:
-    """JSON in ASCII that may stand inside a script element: it has none of the signs that could end one."""
+    """Return JSON in ASCII that may stand inside a script element: it has none of the signs that could end one."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).translate(_FOR_SCRIPTS)
 
 
 def compressed(content: bytes) -> bytes:
-    """What browsers call "deflate"."""
+    """Compress bytes in the form that browsers call "deflate"."""
     return zlib.compress(content, 9 if len(content) < 1 << 20 else 6)
 
 
 def compressed_strings(values: Sequence[str]) -> bytes:
-    """Strings as compressed JSON."""
+    """Compress strings as JSON."""
     return compressed(json.dumps(list(values), ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def characters(count: int) -> int:
-    """How many characters of base64 so many bytes take."""
+    """Return the number of characters of base64 that so many bytes take."""
     return 4 * -(-count // 3)

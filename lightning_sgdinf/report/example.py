@@ -71,12 +71,12 @@ class Example:
 
     @property
     def mislabelled(self) -> bool:
-        """Whether the label is known to be wrong."""
+        """True if the label is known to be wrong."""
         return self.true_label is not None and self.true_label != self.label
 
     @property
     def is_row(self) -> bool:
-        """Whether there is a row to show and nothing else."""
+        """True if there is a row to show and nothing else."""
         return bool(self.row) and self.image is None and not self.text and self.html is None
 
 

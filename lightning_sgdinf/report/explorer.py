@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,9 +10,9 @@ import numpy as np
 
 from lightning_sgdinf.ranking import Better
 from lightning_sgdinf.report import payloads
-from lightning_sgdinf.report.embedded_data import Island, Reference, characters
+from lightning_sgdinf.report.embedded_data import EmbeddedData, Reference, characters
 from lightning_sgdinf.report.example import Example
-from lightning_sgdinf.report.fragments import shortened
+from lightning_sgdinf.report.fragments import resource, shortened
 from lightning_sgdinf.report.images import data_address, pixels, png
 from lightning_sgdinf.report.model import ReportData
 from lightning_sgdinf.scores import Scores
@@ -24,7 +23,7 @@ SINGLE = 4_000_000
 _HELD_OUT_SIDE = 64
 _HELD_OUT_WORDS = 160
 _INDEX_MARGIN = 20_000  # characters of the index that name the sheets
-_SCRIPTS = ("island", "numbers", "examples", "choosing", "building", "list", "detail", "compare", "explorer")
+_SCRIPTS = ("embedded_data", "numbers", "examples", "choosing", "building", "list", "detail", "compare", "explorer")
 
 
 class Column(NamedTuple):
@@ -50,8 +49,8 @@ class Column(NamedTuple):
 
 
 @dataclass
-class _Found:
-    """What is known of the training examples, taken down in one pass over them."""
+class _Descriptions:
+    """Labels, words and pictures of the training examples, collected in one pass over them."""
 
     labels: list[str] = field(default_factory=list)
     truths: list[str] = field(default_factory=list)
@@ -63,17 +62,12 @@ class _Found:
 
 
 def script() -> str:
-    """What runs in the page."""
+    """Return the script that runs in the page."""
     return '"use strict";\n(() => {\n' + "\n".join(resource(f"browser/{name}.js") for name in _SCRIPTS) + "})();\n"
 
 
-def resource(name: str) -> str:
-    """A file of this package, as text."""
-    return importlib.resources.files("lightning_sgdinf.report").joinpath(name).read_text(encoding="utf-8")
-
-
 def content(data: ReportData, *, room: int) -> tuple[str, tuple[str, ...]]:
-    """What the page holds of all examples.
+    """Return the part of the page that holds all examples.
 
     Args:
         data: What the page shows.
@@ -82,51 +76,51 @@ def content(data: ReportData, *, room: int) -> tuple[str, tuple[str, ...]]:
     Returns:
         The elements that hold it, and notes on what there was no room for.
     """
-    island, notes, found = Island(), [], _gathered(data)
+    embedded, notes, described = EmbeddedData(), [], _described(data)
     order = data.scores.order(data.query).tolist()
     contributions, verified = data.contributions, data.scores.verified
     index: dict[str, Any] = {
         "count": len(order),
-        "columns": [_entry(island, column) for column in _fitting(data, notes)],
-        "labels": payloads.names(island, found.labels) if any(found.labels) else None,
-        "predictions": payloads.names(island, found.predictions) if any(found.predictions) else None,
-        "truths": payloads.names(island, found.truths) if any(found.truths) else None,
-        "corrupt": _flags(island, data.known_corrupt, len(order)),
-        "verified": None if verified is None else island.array(verified.numpy().astype(np.uint8)),
-        "epochs": None if contributions is None else payloads.epochs(island, contributions, order, notes),
-        "texts": payloads.texts(island, found.texts, order, notes),
-        "htmls": payloads.htmls(island, found.htmls, order, notes),
-        "table": payloads.table(island, found.rows, order, notes),
+        "columns": [_entry(embedded, column) for column in _fitting(data, notes)],
+        "labels": payloads.names(embedded, described.labels) if any(described.labels) else None,
+        "predictions": payloads.names(embedded, described.predictions) if any(described.predictions) else None,
+        "truths": payloads.names(embedded, described.truths) if any(described.truths) else None,
+        "corrupt": _flags(embedded, data.known_corrupt, len(order)),
+        "verified": None if verified is None else embedded.array(verified.numpy().astype(np.uint8)),
+        "epochs": None if contributions is None else payloads.epochs(embedded, contributions, order, notes),
+        "texts": payloads.texts(embedded, described.texts, order, notes),
+        "htmls": payloads.htmls(embedded, described.htmls, order, notes),
+        "table": payloads.table(embedded, described.rows, order, notes),
     }
-    pictured = [i for i in order if i in found.pictured]
-    left = room - len(island) - _INDEX_MARGIN - len(pictured)
-    index["sheets"] = payloads.sheets(island, lambda i: pixels(data.examples[i]), pictured, left, notes)
-    return island.html(index), tuple(notes)
+    pictured = [i for i in order if i in described.pictured]
+    left = room - len(embedded) - _INDEX_MARGIN - len(pictured)
+    index["sheets"] = payloads.sheets(embedded, lambda i: pixels(data.examples[i]), pictured, left, notes)
+    return embedded.html(index), tuple(notes)
 
 
-def _gathered(data: ReportData) -> _Found:
-    found, labels = _Found(), data.scores.labels
+def _described(data: ReportData) -> _Descriptions:
+    described, labels = _Descriptions(), data.scores.labels
     for i in range(len(data.scores)):
         example = data.examples.get(i)
         known = "" if example is None else example.label
-        found.labels.append(known if labels is None else labels[i])
-        found.truths.append("" if example is None or example.true_label is None else example.true_label)
-        found.predictions.append("" if example is None else example.prediction)
+        described.labels.append(known if labels is None else labels[i])
+        described.truths.append("" if example is None or example.true_label is None else example.true_label)
+        described.predictions.append("" if example is None else example.prediction)
         if example is None:
             continue
         if example.image is not None:
-            found.pictured.add(i)
+            described.pictured.add(i)
         if example.text:
-            found.texts[i] = example.text
+            described.texts[i] = example.text
         if example.row:
-            found.rows[i] = example.row
+            described.rows[i] = example.row
         if example.html is not None:
-            found.htmls[i] = example.html.html
-    return found
+            described.htmls[i] = example.html.html
+    return described
 
 
 def _fitting(data: ReportData, notes: list[str]) -> list[Column]:
-    """The rankings that there is room for; the report's own first."""
+    """Return the rankings that there is room for, the report's own first."""
     columns = [*_rankings(data), *_singles(data)]
     single = sum(column.group == "single" for column in columns)
     room = max(1, SINGLE // characters(4 * len(data.scores)))
@@ -160,7 +154,7 @@ def _column(group: str, scores: Scores, q: int, name: str) -> Column:
     return Column(group, name, scores.queries[q], scores.better[q], scores.values[:, q].numpy(), ranks)
 
 
-def _entry(island: Island, column: Column) -> dict[str, Any]:
+def _entry(embedded: EmbeddedData, column: Column) -> dict[str, Any]:
     scale = float(np.abs(column.values).max()) or 1.0  # keeps what is very small or very large within four-byte numbers
     return {
         "group": column.group,
@@ -168,14 +162,14 @@ def _entry(island: Island, column: Column) -> dict[str, Any]:
         "query": column.query,
         "better": column.better,
         "scale": scale,
-        "values": island.array((column.values / scale).astype(np.float32)),
-        "ranks": None if column.ranks is None else island.array(column.ranks),
+        "values": embedded.array((column.values / scale).astype(np.float32)),
+        "ranks": None if column.ranks is None else embedded.array(column.ranks),
         "about": None if column.about is None else _held_out(column.about),
     }
 
 
 def _held_out(example: Example) -> dict[str, str]:
-    """A held-out example in few words, with its picture."""
+    """Return a held-out example in few words, with its picture."""
     words = example.text or ", ".join(f"{name} {value}" for name, value in example.row.items())
     line = shortened(" ".join(words.split()), _HELD_OUT_WORDS)
     about = {"label": example.label, "prediction": example.prediction, "words": line}
@@ -184,7 +178,7 @@ def _held_out(example: Example) -> dict[str, str]:
     return about
 
 
-def _flags(island: Island, ids: Iterable[int], count: int) -> Reference | None:
+def _flags(embedded: EmbeddedData, ids: Iterable[int], count: int) -> Reference | None:
     flags = np.zeros(count, np.uint8)
     flags[list(ids)] = 1
-    return island.array(flags) if flags.any() else None
+    return embedded.array(flags) if flags.any() else None

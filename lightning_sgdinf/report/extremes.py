@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lightning_sgdinf.ranking import Ranking
-from lightning_sgdinf.report.model import Example, ReportData
+from lightning_sgdinf.report.example import Example
+from lightning_sgdinf.report.model import ReportData
 from lightning_sgdinf.report.sparkline import harm_per_epoch
-from lightning_sgdinf.report.tables import Cell, Table, ranking_table
+from lightning_sgdinf.report.tables import Table, ranking_table
 
 _LONGEST_TEXT = 1000
 
 
 @dataclass(frozen=True, eq=False)
-class Ends:
+class Extremes:
     """The most harmful and the most helpful examples, in the order of their ranks.
 
     Attributes:
@@ -34,12 +35,12 @@ class Ends:
 
     @property
     def has_images(self) -> bool:
-        """Whether there is a picture of any."""
+        """True if there is a picture of any."""
         return any(example.image is not None for example in self.examples.values())
 
 
-def both_ends(data: ReportData) -> Ends:
-    """The shown examples of a report, as one table named ``ranking``."""
+def collect_extremes(data: ReportData) -> Extremes:
+    """Return the shown examples of a report as one table named ``ranking``."""
     ranking = _joined(
         data.scores.most_harmful(data.shown, data.query), data.scores.most_helpful(data.shown, data.query)
     )
@@ -47,21 +48,16 @@ def both_ends(data: ReportData) -> Ends:
     examples = {i: data.examples[i] for i in ranking.example_ids if i in data.examples}
     texts = [examples[i].text[:_LONGEST_TEXT] if i in examples else "" for i in ranking.example_ids]
     if any(texts):
-        table = _with_column(table, "text", texts)
+        table = table.with_column("text", texts)
     harm = None
     contributions = data.contributions
     if contributions is not None:
         harm = tuple(harm_per_epoch(contributions[:, i], data.better) for i in ranking.example_ids)
-    return Ends(table=table, example_ids=ranking.example_ids, examples=examples, harm=harm)
-
-
-def _with_column(table: Table, name: str, cells: Sequence[Cell]) -> Table:
-    rows = tuple((*row, cell) for row, cell in zip(table.rows, cells, strict=True))
-    return replace(table, columns=(*table.columns, name), rows=rows)
+    return Extremes(table=table, example_ids=ranking.example_ids, examples=examples, harm=harm)
 
 
 def _joined(harmful: Ranking, helpful: Ranking) -> Ranking:
-    """One ranking of both; nobody is in it twice."""
+    """Return one ranking of both; nobody is in it twice."""
     known = set(harmful.example_ids)
     rest = [place for place, i in reversed(list(enumerate(helpful.example_ids))) if i not in known]
 

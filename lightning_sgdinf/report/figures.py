@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lightning_sgdinf.evaluation.detection import Detection
+from lightning_sgdinf.evaluation import Detection
 from lightning_sgdinf.ranking import Better, sign_sentence
-from lightning_sgdinf.report.model import BeforeAfter, Example, ReportData
+from lightning_sgdinf.report.example import Example
+from lightning_sgdinf.report.model import BeforeAfter, ReportData
 from lightning_sgdinf.report.style import HARM, HELP, INK, MUTED, SIZE, dress, legend, new_figure, plain, series
 
 if TYPE_CHECKING:
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 
 
 def score_axis(query: str, better: Better) -> str:
-    """Label of an axis of scores, in two lines: what it is, and which sign harms."""
+    """Return the label of an axis of scores, in two lines: what it is, and which sign harms."""
     name = query if better == "order" else f"change of {query} if the example is left out"
     return f"{name}\n({sign_sentence('it', better)})"
 
 
 def score_distribution(data: ReportData) -> Figure:
-    """Histogram of all scores, known corrupt examples apart; counts on a logarithmic axis, because the tails matter."""
+    """Draw a histogram of all scores, known corrupt examples apart; logarithmic counts, because the tails matter."""
     figure = new_figure()
     axes = figure.subplots()
     values = data.scores.values[:, data.scores.query_index(data.query)].numpy()
@@ -46,7 +47,7 @@ def score_distribution(data: ReportData) -> Figure:
 
 
 def cleansing_curves(data: ReportData) -> Figure:
-    """Mean test error against the number of examples left out, with 95 % intervals, one line per method."""
+    """Draw mean test error against the number of examples left out, with 95 % intervals, one line per method."""
     figure = new_figure()
     axes = figure.subplots()
     scale = 100 if data.curves[0].percent else 1
@@ -72,7 +73,7 @@ def cleansing_curves(data: ReportData) -> Figure:
 
 
 def before_after(changes: tuple[BeforeAfter, ...]) -> Figure:
-    """Every run before and after cleansing, joined by a line, and the means; one panel per metric."""
+    """Draw every run before and after cleansing, joined by a line, and the means; one panel per metric."""
     figure = new_figure(max(5.2, 2.6 * len(changes)))
     for axes, change in zip(np.atleast_1d(figure.subplots(1, len(changes))), changes, strict=True):
         scale = 100 if change.percent else 1
@@ -103,15 +104,16 @@ def before_after(changes: tuple[BeforeAfter, ...]) -> Figure:
     return figure
 
 
-def found_curve(detections: Mapping[str, Detection]) -> Figure:
-    """Share of the corrupt examples found against the share inspected, one line per method."""
+def detection_curve(detections: Mapping[str, Detection]) -> Figure:
+    """Draw the share of the corrupt examples found against the share inspected, one line per method."""
     figure = new_figure()
     axes = figure.subplots()
-    for index, (method, found) in enumerate(detections.items()):
-        inspected = 100 * np.arange(found.total + 1) / found.total
+    for index, (method, detection) in enumerate(detections.items()):
+        inspected = 100 * np.arange(detection.total + 1) / detection.total
         colour = series(index)["color"]
-        axes.plot(inspected, 100 * found.found / found.corrupt, color=colour, linewidth=1.6, label=plain(method))
-    share = 100 * max(found.corrupt / found.total for found in detections.values())
+        hits = 100 * detection.cumulative_hits / detection.corrupt
+        axes.plot(inspected, hits, color=colour, linewidth=1.6, label=plain(method))
+    share = 100 * max(detection.corrupt / detection.total for detection in detections.values())
     axes.plot([0, share, 100], [0, 100, 100], color=INK, linewidth=0.8, linestyle=":", label="perfect")
     axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, linestyle="--", label="chance")
     dress(axes, x="training examples inspected in %, most harmful first", y="corrupt examples found in %")
@@ -120,19 +122,14 @@ def found_curve(detections: Mapping[str, Detection]) -> Figure:
 
 
 def precision_recall(detections: Mapping[str, Detection]) -> Figure:
-    """Precision against recall of finding the corrupt examples, one line per method."""
+    """Draw precision against recall of finding the corrupt examples, one line per method."""
     figure = new_figure()
     axes = figure.subplots()
-    for index, (method, found) in enumerate(detections.items()):
-        label = plain(f"{method} (AP {found.average_precision:.2f})")
-        axes.plot(
-            found.recall[:-1],
-            found.precision[:-1],
-            color=series(index)["color"],
-            linewidth=1.6,
-            label=label,
-        )
-    chance = max(found.corrupt / found.total for found in detections.values())
+    for index, (method, detection) in enumerate(detections.items()):
+        label = plain(f"{method} (AP {detection.average_precision:.2f})")
+        colour = series(index)["color"]
+        axes.plot(detection.recall[:-1], detection.precision[:-1], color=colour, linewidth=1.6, label=label)
+    chance = max(detection.corrupt / detection.total for detection in detections.values())
     axes.axhline(chance, color=MUTED, linewidth=0.8, linestyle="--", label="chance")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.03)
@@ -142,7 +139,7 @@ def precision_recall(detections: Mapping[str, Detection]) -> Figure:
 
 
 def epoch_contributions(data: ReportData) -> Figure:
-    """Mean contribution of each epoch to the scores of the most harmful, the most helpful and all examples."""
+    """Draw each epoch's mean contribution to the scores of the most harmful, the most helpful and all examples."""
     contributions = data.contributions
     assert contributions is not None  # the page asks only then
     figure = new_figure()
@@ -166,7 +163,7 @@ def epoch_contributions(data: ReportData) -> Figure:
 
 
 def predicted_against_measured(data: ReportData) -> Figure:
-    """The certificate's sampled examples: predicted against really measured change, with the line of equality."""
+    """Draw predicted against measured change of the certificate's sampled examples, and the line of equality."""
     certificate = data.scores.certificate
     assert certificate is not None
     figure = new_figure()
@@ -177,15 +174,8 @@ def predicted_against_measured(data: ReportData) -> Figure:
         (certificate.gradient_check, "central difference", HELP, "+"),
     ):
         if check is not None:
-            axes.plot(
-                check.measured,
-                check.predicted,
-                color=colour,
-                marker=marker,
-                markersize=6,
-                linestyle="none",
-                label=label,
-            )
+            look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 6, "linestyle": "none"}
+            axes.plot(check.measured, check.predicted, **look, label=label)
             everything += [*check.measured, *check.predicted]
     span = [min(everything), max(everything)]
     axes.plot(span, span, color=MUTED, linewidth=0.8, linestyle="--", label="equal", zorder=1)
@@ -196,7 +186,7 @@ def predicted_against_measured(data: ReportData) -> Figure:
 
 
 def contact_sheet(data: ReportData, end: Literal["harmful", "helpful"], columns: int = 8) -> Figure | None:
-    """Pictures of the ranked examples with label, id and score, mislabelled ones outlined; none without pictures."""
+    """Draw the ranked examples with label, id and score, mislabelled ones outlined; ``None`` without pictures."""
     best = data.scores.most_harmful if end == "harmful" else data.scores.most_helpful
     ranking = best(data.shown, data.query)
     shown = [(row, data.examples[row.example_id]) for row in ranking if row.example_id in data.examples]
@@ -231,14 +221,14 @@ def _picture(axes: Axes, example: Example, *, corrupt: bool) -> None:
 
 
 def all_figures(data: ReportData) -> dict[str, Figure]:
-    """Every figure for which there are data, by name."""
+    """Draw every figure for which there are data; returns them by name."""
     figures = {"score-distribution": score_distribution(data)}
     if data.before_after:
         figures["before-after"] = before_after(data.before_after)
     if data.curves:
         figures["cleansing-curves"] = cleansing_curves(data)
     if data.detections:
-        figures["corrupt-found"] = found_curve(data.detections)
+        figures["corrupt-found"] = detection_curve(data.detections)
         figures["precision-recall"] = precision_recall(data.detections)
     if data.contributions is not None:
         figures["epoch-contributions"] = epoch_contributions(data)
@@ -249,6 +239,6 @@ def all_figures(data: ReportData) -> dict[str, Figure]:
 
 
 def contact_sheets(data: ReportData) -> dict[str, Figure]:
-    """The contact sheets of both ends, by name, if there are pictures."""
+    """Draw the contact sheets of both ends, if there are pictures; returns them by name."""
     sheets = {"most-harmful": contact_sheet(data, "harmful"), "most-helpful": contact_sheet(data, "helpful")}
     return {name: sheet for name, sheet in sheets.items() if sheet is not None}

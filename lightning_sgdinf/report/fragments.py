@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import math
 from collections.abc import Iterable, Mapping
 from html import escape
-from typing import TYPE_CHECKING
 
 from lightning_sgdinf.report.example import Example
 from lightning_sgdinf.report.images import data_address, png
-from lightning_sgdinf.report.style import to_svg
 from lightning_sgdinf.report.tables import Cell, Table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -22,8 +17,27 @@ _LONGEST_TEXT = 1000
 _MOST_CELLS = 16
 
 
+def document(title: str, body: str, *, style: str, policy: str = "") -> str:
+    """Return a whole page that needs no other file."""
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">{policy}'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body>{body}</body></html>\n"
+    )
+
+
+def resource(name: str) -> str:
+    """Return a file of this package, as text."""
+    return importlib.resources.files("lightning_sgdinf.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def aside(content: str) -> str:
+    """Return what must be read first, in a box of its own, if there is anything."""
+    return f'<aside class="warning" role="note">{content}</aside>' if content else ""
+
+
 def number(value: float, digits: int = 3) -> str:
-    """A number as a person writes it, with a true minus sign."""
+    """Format a number as a person writes it, with a true minus sign."""
     if math.isinf(value):
         return "∞" if value > 0 else f"{MINUS}∞"
     if value == 0 or 1e-4 <= abs(value) < 1e5:
@@ -34,20 +48,20 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def signed(value: float) -> str:
-    """A change: a number that shows its sign even if it is a plus."""
+    """Format a change: a number that shows its sign even if it is a plus."""
     return ("+" if value > 0 else "") + number(value)
 
 
 def plain_number(value: float) -> str:
-    """A number of a table: whole ones in full, others with four digits."""
+    """Format a number of a table: whole ones in full, others with four digits."""
     if isinstance(value, int):
         return f"{value:,}".replace("-", MINUS)
     return "undefined" if math.isnan(value) else number(value, 4)
 
 
-def chart(figure: Figure, caption: str, alternative: str) -> str:
-    """A figure with its caption, as a picture inside the page."""
-    source = data_address(to_svg(figure).encode(), "image/svg+xml")
+def chart(svg: str, caption: str, alternative: str) -> str:
+    """Return a figure with its caption, as a picture inside the page."""
+    source = data_address(svg.encode(), "image/svg+xml")
     return (
         f'<figure class="chart"><img src="{source}" alt="{escape(alternative)}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
@@ -55,7 +69,7 @@ def chart(figure: Figure, caption: str, alternative: str) -> str:
 
 
 def table(content: Table) -> str:
-    """A table with its caption; numbers to the right."""
+    """Return a table with its caption; numbers to the right."""
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in content.columns)
     body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in content.rows)
     return (
@@ -74,24 +88,24 @@ def _cell(value: Cell) -> str:
 
 
 def folded(summary: str, content: str) -> str:
-    """Content behind a line that opens it."""
+    """Return content behind a line that opens it."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def pairs(items: Mapping[str, str]) -> str:
-    """Names and values in two columns."""
+    """Return names and values in two columns."""
     return (
         '<dl class="pairs">' + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in items.items()) + "</dl>"
     )
 
 
 def fact(value: str, meaning: str) -> str:
-    """One number worth a glance."""
+    """Return one number worth a glance."""
     return f'<div class="fact"><b>{escape(value)}</b><span>{escape(meaning)}</span></div>'
 
 
 def paragraphs(sentences: Iterable[str]) -> str:
-    """One paragraph per sentence."""
+    """Return one paragraph per sentence."""
     return "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
 
 
@@ -104,7 +118,7 @@ def tile(
     corrupt: bool = False,
     training_id: int | None = None,
 ) -> str:
-    """One example: what it looks like, label, what the label should be, name and a note; outlined if it is corrupt.
+    """Return one example: its looks, label, true label, name and a note; outlined if it is corrupt.
 
     Where its id as a training example is given, the page's script makes it open that.
     """
@@ -145,15 +159,15 @@ def _words(example: Example) -> str:
 
 
 def shortened(text: str, length: int | None) -> str:
-    """The text, or its beginning with an ellipsis, ``length`` characters in all."""
+    """Return the text, or its beginning with an ellipsis, ``length`` characters in all."""
     return text if length is None or len(text) <= length else text[: length - 1] + "…"
 
 
 def tiles(content: Iterable[str]) -> str:
-    """A sheet of tiles."""
+    """Return a sheet of tiles."""
     return f'<div class="tiles">{"".join(content)}</div>'
 
 
 def section(name: str, heading: str, *content: str) -> str:
-    """A section of the page that links can point at."""
+    """Return a section of the page that links can point at."""
     return f'<section id="{escape(name)}"><h2>{escape(heading)}</h2>{"".join(content)}</section>'

@@ -15,14 +15,14 @@ LARGEST = 192
 
 
 def pixels(example: Example) -> np.ndarray:
-    """An example's picture as uint8, ``[H, W]`` or ``[H, W, C]``."""
+    """Return an example's picture as uint8, ``[H, W]`` or ``[H, W, C]``."""
     assert example.image is not None
     return np.round(np.asarray(example.image) * 255).astype(np.uint8)
 
 
 def png(example: Example, *, largest: int = LARGEST) -> bytes:
-    """An example's picture as PNG, at most ``largest`` pixels on a side."""
-    image = require("PIL.Image", extra="cli").fromarray(pixels(example))
+    """Return an example's picture as PNG, at most ``largest`` pixels on a side."""
+    image = require("PIL.Image", extra="report").fromarray(pixels(example))
     if max(image.size) > largest:
         image.thumbnail((largest, largest))
     buffer = io.BytesIO()
@@ -31,5 +31,5 @@ def png(example: Example, *, largest: int = LARGEST) -> bytes:
 
 
 def data_address(content: bytes, media_type: str) -> str:
-    """Bytes as an address that needs no file."""
+    """Return bytes as an address that needs no file."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

@@ -1,24 +1,24 @@
 """Many runs on one page: test error against removals with error bands, what was found, tables.
 
-Needs the ``cli`` extra (matplotlib).
+Needs the ``report`` extra (matplotlib).
 """
 
 from __future__ import annotations
 
-import importlib.resources
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_sgdinf.evaluation.removals import Removal
+from lightning_sgdinf.evaluation import Removal
 from lightning_sgdinf.report import fragments
-from lightning_sgdinf.report.model import Example
-from lightning_sgdinf.report.style import INK, MUTED, SIZE, dress, new_figure, plain, series
+from lightning_sgdinf.report.example import Example
+from lightning_sgdinf.report.style import INK, MUTED, SIZE, dress, new_figure, plain, series, to_png, to_svg
 from lightning_sgdinf.report.tables import Table
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Panel:
 
     @property
     def runs(self) -> int:
-        """How many runs there are at most."""
+        """The largest number of runs."""
         return max([len(self.base), *(r.runs for curve in self.curves.values() for r in curve)])
 
 
@@ -97,18 +97,24 @@ class Merged:
     bars: Bars | None = None
     sheets: tuple[Sheet, ...] = ()
     tables: tuple[Table, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
+    @cached_property
+    def figure(self) -> tuple[str, bytes] | None:
+        """The papers' figure, one panel per cell and way to train again, or the bars: SVG and PNG."""
+        if not self.panels and self.bars is None:
+            return None
+        figure = removal_curves(self.panels) if self.bars is None or self.panels else dots(self.bars)
+        return to_svg(figure), to_png(figure)
 
-def merged_figure(merged: Merged) -> Figure | None:
-    """The papers' figure, one panel per cell and way to train again; or the bars; ``None`` if there is neither."""
-    if merged.panels:
-        return removal_curves(merged.panels)
-    return None if merged.bars is None else dots(merged.bars)
+    @cached_property
+    def page(self) -> str:
+        """The whole page, one file that needs no network."""
+        return _render(self)
 
 
 def removal_curves(panels: Sequence[Panel]) -> Figure:
-    """Mean test error in % against the number of examples left out (logarithmic), with 95 % intervals.
+    """Draw mean test error in % against the number of examples left out (logarithmic), with 95 % intervals.
 
     Args:
         panels: Each gets axes of its own; a method looks the same in all of them.
@@ -142,10 +148,10 @@ def _panel(axes: Axes, panel: Panel, methods: Sequence[str]) -> dict[str, Any]:
         index = methods.index(name)
         look = {**series(index), "linestyle": DASHES[index // 7 % len(DASHES)]}
         counts = [removal.count for removal in curve]
-        ends = 100 * np.array([removal.interval() for removal in curve])
+        intervals = 100 * np.array([removal.interval() for removal in curve])
         (handles[name],) = axes.plot(counts, [100 * r.mean for r in curve], **look, markersize=4, linewidth=1.5)
         if any(removal.runs > 1 for removal in curve):
-            axes.fill_between(counts, ends[:, 0], ends[:, 1], color=look["color"], alpha=0.1, linewidth=0)
+            axes.fill_between(counts, intervals[:, 0], intervals[:, 1], color=look["color"], alpha=0.1, linewidth=0)
     if len(panel.base):
         level = 100 * float(np.mean(panel.base))
         handles["nothing left out"] = axes.axhline(level, color=MUTED, linewidth=1, linestyle="--")
@@ -163,7 +169,8 @@ def _panel(axes: Axes, panel: Panel, methods: Sequence[str]) -> dict[str, Any]:
 
 
 def _of_fewer(panel: Panel) -> Iterator[str]:
-    """Which methods are means of fewer runs, and what those had with nothing left out: other runs may be easier."""
+    """Name the methods that are means of fewer runs, with the error of those runs with nothing left out: other runs may
+    be easier."""
     groups: dict[str, list[str]] = {}
     for name, curve in panel.curves.items():
         most = max(curve, key=lambda removal: removal.runs)
@@ -176,7 +183,7 @@ def _of_fewer(panel: Panel) -> Iterator[str]:
 
 
 def dots(bars: Bars) -> Figure:
-    """Every run as a dot and the mean as a bar, one line per configuration."""
+    """Draw every run as a dot and the mean as a bar, one line per configuration."""
     figure = new_figure(6.4, 0.9 + 0.36 * len(bars.values))
     axes = figure.subplots()
     for place, values in enumerate(bars.values.values()):
@@ -189,18 +196,16 @@ def dots(bars: Bars) -> Figure:
     return figure
 
 
-def render_merged(merged: Merged) -> str:
-    """The whole page, one file that needs no network."""
-    style = importlib.resources.files("lightning_sgdinf.report").joinpath("page.css").read_text(encoding="utf-8")
+def _render(merged: Merged) -> str:
     sections = []
-    if (figure := merged_figure(merged)) is not None:
+    if merged.figure is not None:
         caption = (
             "Means over runs; bands are 95 % intervals of the mean (Student). Trained again without the examples that "
             "each method finds most harmful."
             if merged.panels
             else "Every run, and the mean of each configuration."
         )
-        wide = fragments.chart(figure, caption, "Test error of the runs").replace(
+        wide = fragments.chart(merged.figure[0], caption, "Test error of the runs").replace(
             "<figure ", '<figure style="max-width:none" '
         )
         sections.append(fragments.section("figure", "Test error", wide))
@@ -210,15 +215,11 @@ def render_merged(merged: Merged) -> str:
     for number, sheet in enumerate(merged.sheets):
         rows = "".join(_row(method, examples) for method, examples in sheet.rows.items())
         sections.append(fragments.section(f"found-{number}", f"Found most harmful: {sheet.title}", rows))
-    notes = "".join(f"<p>{escape(note)}</p>" for note in merged.notes)
-    notes = f'<aside class="warning" role="note">{notes}</aside>' if notes else ""
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(merged.title)}</title><style>{style}</style></head>\n<body>"
-        f'<header><h1>{escape(merged.title)}</h1><p class="about">{escape(merged.about)}</p>{notes}</header>\n'
-        f"<main>{''.join(sections)}</main>\n</body></html>\n"
+    body = (
+        f'<header><h1>{escape(merged.title)}</h1><p class="about">{escape(merged.about)}</p>'
+        f"{fragments.aside(fragments.paragraphs(merged.notes))}</header>\n<main>{''.join(sections)}</main>\n"
     )
+    return fragments.document(merged.title, body, style=fragments.resource("page.css"))
 
 
 def _row(method: str, examples: Sequence[tuple[int, Example]]) -> str:

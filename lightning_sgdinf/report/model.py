@@ -1,4 +1,4 @@
-"""What a report can show, as one value; only a title and the scores are needed, every further field adds a section."""
+"""The contents of a report as one value; only a title and the scores are needed, every further field adds a section."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.evaluation.curves import CleansingCurve
-from lightning_sgdinf.evaluation.detection import Detection
-from lightning_sgdinf.evaluation.significance import Comparison
+from lightning_sgdinf.evaluation import CleansingCurve, Comparison, Detection
 from lightning_sgdinf.ranking import Better
-from lightning_sgdinf.report.example import Example as Example
-from lightning_sgdinf.report.example import SafeHtml as SafeHtml
+from lightning_sgdinf.report.example import Example
 from lightning_sgdinf.report.rendering import Rendered
 from lightning_sgdinf.scores import Scores
 
@@ -71,12 +68,12 @@ class BeforeAfter:
 
     @property
     def improved(self) -> bool:
-        """Whether the mean moved in the good direction."""
+        """True if the mean moved in the good direction."""
         before, after = self.means
         return after < before if self.better == "lower" else after > before
 
     def show(self, value: float) -> str:
-        """A value of the metric as text."""
+        """Format a value of the metric."""
         if not self.percent:
             return f"{value:.4g}"
         places = 1 if abs(value) >= 0.0995 else 2
@@ -85,7 +82,7 @@ class BeforeAfter:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one part of the work took.
+    """Time or space that one part of the work took.
 
     Attributes:
         part: Its name.
@@ -181,7 +178,7 @@ class ReportData:
 
     @property
     def contributions(self) -> np.ndarray | None:
-        """What each epoch contributed to the scores of that query, ``[E, N]``; ``None`` if that was not kept, or if
+        """Contribution of each epoch to the scores of that query, ``[E, N]``; ``None`` if that was not kept, or if
         there was one epoch, whose contribution is the score.
         """
         per_epoch = self.scores.per_epoch
@@ -203,7 +200,7 @@ class ReportData:
         return frozenset(i for i, example in self.examples.items() if example.mislabelled)
 
     def result(self) -> str:
-        """The result in one sentence."""
+        """Return the result in one sentence."""
         if self.headline:
             return self.headline
         if self.before_after:

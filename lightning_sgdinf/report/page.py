@@ -10,45 +10,49 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Literal
 
 from lightning_sgdinf.random_state import preserved
 from lightning_sgdinf.ranking import Ranking, score_name, sign_sentence
-from lightning_sgdinf.report import explorer, figures, fragments, tables
+from lightning_sgdinf.report import explorer, fragments, tables
 from lightning_sgdinf.report.model import Explanation, ReportData
 
 PAGE_BYTES = 14_500_000
 """Size that a page keeps below, as long as its printed part leaves room."""
 
 
-def render_page(data: ReportData) -> str:
-    """The whole page."""
+def render_page(data: ReportData, charts: Mapping[str, str]) -> str:
+    """Return the whole page.
+
+    Args:
+        data: What it shows.
+        charts: SVG of the figures for which there are data, by the names of `figures.all_figures`.
+    """
     with preserved():  # data sets may draw from global generators when they are looked at
-        sections = list(_sections(data))
-        script, style = explorer.script(), explorer.resource("page.css") + explorer.resource("browser/explorer.css")
+        sections = list(_sections(data, charts))
+        script, style = explorer.script(), fragments.resource("page.css") + fragments.resource("browser/explorer.css")
         body = "".join(fragments.section(name, heading, *content) for name, heading, content in sections)
         room = PAGE_BYTES - sum(len(part.encode()) for part in (body, script, style)) - len(data.config) - 50_000
-        island, notes = explorer.content(data, room=room)
+        embedded, notes = explorer.content(data, room=room)
     everything = ("explore", f"All {len(data.scores):,} examples")
     links = "".join(
         f'<a href="#{name}">{escape(heading)}</a> ' for name, heading in (everything, *(part[:2] for part in sections))
     )
     said = "".join(f'<p class="sign">{escape(note)}</p>' for note in notes)
-    explore = fragments.section(*everything, explorer.resource("browser/explorer.html"), said)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(data.title)}</title><style>{style}</style></head>\n<body>{_head(data)}"
-        f'<nav aria-label="Sections">{links}</nav>\n<main>{explore}{body}</main>\n{_foot(data)}'
-        f"{island}<script>{script}</script></body></html>\n"
+    explore = fragments.section(*everything, fragments.resource("browser/explorer.html"), said)
+    content = (
+        f'{_head(data)}<nav aria-label="Sections">{links}</nav>\n<main>{explore}{body}</main>\n{_foot(data)}'
+        f"{embedded}<script>{script}</script>"
     )
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">'
+    return fragments.document(data.title, content, style=style, policy=policy)
 
 
 def _policy(script: str) -> str:
-    """What browsers let the page do: run its own script, known by its digest, and show pictures it holds itself."""
+    """Return the page's policy: it may run its own script, known by its digest, and show pictures that it holds
+    itself."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     own = "img-src data: blob:; media-src data: blob:; font-src data:; style-src 'unsafe-inline'"
     return f"default-src 'none'; script-src 'sha256-{digest}'; {own}; base-uri 'none'; form-action 'none'"
@@ -58,9 +62,8 @@ def _head(data: ReportData) -> str:
     judged = "ranked by" if data.better == "order" else "judged by their effect on"
     about = f"{len(data.scores):,} training examples, {judged} {data.query_name}"
     warnings = "".join(f"<p><strong>Warning.</strong> {escape(warning)}</p>" for warning in data.all_warnings)
-    warnings = f'<aside class="warning" role="note">{warnings}</aside>' if warnings else ""
     return (
-        f'<header><h1>{escape(data.title)}</h1><p class="about">{escape(about)}</p>{warnings}'
+        f'<header><h1>{escape(data.title)}</h1><p class="about">{escape(about)}</p>{fragments.aside(warnings)}'
         f'<p class="headline">{_result(data)}</p><div class="facts">{"".join(_facts(data))}</div></header>\n'
     )
 
@@ -78,15 +81,16 @@ def _facts(data: ReportData) -> Iterator[str]:
     for change in data.before_after[:1]:
         before, after = (change.show(value) for value in change.means)
         yield fragments.fact(f"{before} → {after}", f"{change.metric}, before → after")
-    for method, found in list(data.detections.items())[:1]:
-        yield fragments.fact(f"{found.hits} of {found.corrupt}", f"known corrupt examples at the top of {method}")
+    for method, detection in list(data.detections.items())[:1]:
+        yield fragments.fact(
+            f"{detection.hits} of {detection.corrupt}", f"known corrupt examples at the top of {method}"
+        )
     certificate = data.scores.certificate
     if certificate is not None and certificate.trust is not None:
         yield fragments.fact(f"{certificate.trust.correlation:.3f}", "correlation of predicted and true removals")
 
 
-def _sections(data: ReportData) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    drawn = figures.all_figures(data)
+def _sections(data: ReportData, drawn: Mapping[str, str]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     if data.before_after or data.curves:
         yield "effect", "Did leaving them out help?", _effect(data, drawn)
     harmful = data.scores.most_harmful(data.shown, data.query)
@@ -115,7 +119,7 @@ def _charts(*charts: str) -> str:
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
-def _effect(data: ReportData, drawn: dict) -> tuple[str, ...]:
+def _effect(data: ReportData, drawn: Mapping[str, str]) -> tuple[str, ...]:
     charts: list[str] = []
     content: list[str] = []
     if data.before_after:
@@ -159,7 +163,7 @@ def _sheet(data: ReportData, ranking: Ranking, end: Literal["harmful", "helpful"
     return (head, fragments.tiles(sheet), fragments.folded(f"As a table ({len(ranking)} rows)", table))
 
 
-def _distribution(data: ReportData, drawn: dict) -> tuple[str, ...]:
+def _distribution(data: ReportData, drawn: Mapping[str, str]) -> tuple[str, ...]:
     caption = f"Distribution of all scores; {sign_sentence(data.query_name, data.better)}."
     charts = [fragments.chart(drawn["score-distribution"], caption, "Histogram of the scores")]
     if not data.detections:
@@ -194,7 +198,7 @@ def _case(data: ReportData, explanation: Explanation) -> str:
     )
 
 
-def _trust(data: ReportData, drawn: dict) -> tuple[str, ...]:
+def _trust(data: ReportData, drawn: Mapping[str, str]) -> tuple[str, ...]:
     certificate = data.scores.certificate
     if certificate is None:
         return (fragments.paragraphs(("This ranking carries no certificate: nothing was checked.",)),)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.report.example import Example, SafeHtml
+from lightning_sgdinf.updates.datasets import SizedDataset
 
 Renderer = Callable[[Any], "Example | SafeHtml"]
 """Shows an item of a data set: as an `Example`, or as HTML that it vouches for."""
@@ -17,18 +18,6 @@ _LONGEST_VECTOR = 256
 _NUMBERS_IN_A_CELL = 12
 _LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 _BYTE = 255
-
-
-class Items(Protocol):
-    """A map-style data set."""
-
-    def __len__(self) -> int:
-        """How many items there are."""
-        ...
-
-    def __getitem__(self, index: int, /) -> Any:
-        """One of them."""
-        ...
 
 
 class Rendered(Mapping[int, Example]):
@@ -45,7 +34,9 @@ class Rendered(Mapping[int, Example]):
         class_names: Names of the classes, where labels are whole numbers.
     """
 
-    def __init__(self, dataset: Items, renderer: Renderer | None = None, *, class_names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, dataset: SizedDataset, renderer: Renderer | None = None, *, class_names: Sequence[str] = ()
+    ) -> None:
         self._dataset = dataset
         self._renderer = renderer
         self._class_names = tuple(class_names)
@@ -114,7 +105,8 @@ def as_example(item: Any, class_names: Sequence[str] = ()) -> Example:
 
 
 def label_of(item: Any, class_names: Sequence[str] = ()) -> str:
-    """The label of an ``(input, label, ...)`` item or of a mapping as text; empty if there is none, or several."""
+    """Return the label of an ``(input, label, ...)`` item or of a mapping as text; empty if there is none, or
+    several."""
     if isinstance(item, Mapping):
         label = next((item[key] for key in _LABEL_KEYS if key in item), "")
     elif _is_tuple(item) and len(item) > 1:
@@ -133,7 +125,7 @@ def label_of(item: Any, class_names: Sequence[str] = ()) -> str:
 
 
 def _of_mapping(item: Mapping[Any, Any], class_names: Sequence[str]) -> Example:
-    """An item that is a mapping: its label, its first picture, and all the rest as a row."""
+    """Show an item that is a mapping: its label, its first picture, and all the rest as a row."""
     label = label_of(item, class_names)
     labelled = next((key for key in _LABEL_KEYS if key in item), None) if label else None
     rest = {name: value for name, value in item.items() if name != labelled}
@@ -148,7 +140,7 @@ def _of_mapping(item: Mapping[Any, Any], class_names: Sequence[str]) -> Example:
 
 
 def _is_picture(value: Any) -> bool:
-    """Whether this is a picture for certain: one of Pillow, or an array with colours."""
+    """Return True if this is a picture for certain: one of Pillow, or an array with colours."""
     if not hasattr(value, "detach") and not isinstance(value, np.ndarray):
         return hasattr(value, "__array_interface__")
     values = _array(value)
@@ -157,7 +149,7 @@ def _is_picture(value: Any) -> bool:
 
 
 def _cell(value: Any) -> Any:
-    """What stands in a row for a value: numbers as they are, the first of a vector, the form of anything larger."""
+    """Return the cell of a row for a value: numbers as they are, the first of a vector, the form of anything larger."""
     if not hasattr(value, "detach") and not isinstance(value, (np.ndarray, list, tuple)):
         return value
     try:
@@ -183,7 +175,7 @@ def _is_tuple(item: Any) -> bool:
 
 
 def _picture(values: np.ndarray, *, of_tensor: bool) -> np.ndarray:
-    """``[H, W]`` or ``[H, W, C]`` in ``[0, 1]``; where both ends could be channels, a tensor's are its first."""
+    """Return ``[H, W]`` or ``[H, W, C]`` in ``[0, 1]``; where both ends could be channels, a tensor's are its first."""
     channels = (1, 3, 4)
     if values.ndim == 3 and values.shape[0] in channels and (of_tensor or values.shape[2] not in channels):
         values = values.transpose(1, 2, 0)

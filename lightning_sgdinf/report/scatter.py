@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def scatter(true: np.ndarray, estimates: Mapping[str, np.ndarray]) -> Figure:
-    """A point per training example; on the dashed line estimate and measurement agree.
+    """Draw a point per training example; on the dashed line estimate and measurement agree.
 
     Args:
         true: Measured change of the query without each example, ``[N]``.
@@ -27,11 +27,11 @@ def scatter(true: np.ndarray, estimates: Mapping[str, np.ndarray]) -> Figure:
     for index, (axes, (name, values)) in enumerate(zip(panels, estimates.items(), strict=True)):
         low, high = min(true.min(), values.min()), max(true.max(), values.max())
         margin = 0.05 * (high - low)
-        ends = (low - margin, high + margin)
-        axes.plot(ends, ends, color=MUTED, linewidth=0.8, linestyle="--")
+        limits = (low - margin, high + margin)
+        axes.plot(limits, limits, color=MUTED, linewidth=0.8, linestyle="--")
         axes.scatter(true, values, s=12, color=series(index)["color"], alpha=0.6, linewidths=0)
-        axes.set_xlim(ends)
-        axes.set_ylim(ends)
+        axes.set_xlim(limits)
+        axes.set_ylim(limits)
         axes.set_aspect("equal")
         axes.set_title(f"{name}\ntau = {kendall_tau(values, true):.2f}", fontsize=SIZE, color=INK)
         axes.ticklabel_format(style="sci", scilimits=(-2, 3), axis="both")

@@ -1,29 +1,31 @@
-"""Where a report goes: a page, a folder of files, a Lightning logger."""
+"""Destinations of a report: a page, a folder of files, a Lightning logger."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.report.figures import all_figures, contact_sheets
-from lightning_sgdinf.report.merged import Curves, Merged, merged_figure, render_merged
+from lightning_sgdinf.report.drawn import DrawnReport
+from lightning_sgdinf.report.merged import Curves, Merged
 from lightning_sgdinf.report.model import ReportData
-from lightning_sgdinf.report.page import render_page
-from lightning_sgdinf.report.style import to_png
-from lightning_sgdinf.report.tables import all_tables, write_csv
+from lightning_sgdinf.report.tables import write_csv
 from lightning_sgdinf.report.tensorboard_sink import is_tensorboard, log_merged_to_tensorboard, log_to_tensorboard
 from lightning_sgdinf.report.wandb_sink import is_wandb, log_merged_to_wandb, log_to_wandb
 
 
 class MetricsLogger(Protocol):
-    """What is asked of a logger: Lightning's loggers have it."""
+    """The one method of a logger that is needed: Lightning's loggers have it."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Take numbers by name."""
+
+
+Loggers: TypeAlias = "MetricsLogger | Iterable[MetricsLogger] | None"
+"""``trainer.logger``, ``trainer.loggers`` or none."""
 
 
 def write_page(data: ReportData, path: str | Path) -> Path:
@@ -37,7 +39,7 @@ def write_page(data: ReportData, path: str | Path) -> Path:
         The path.
     """
     path = Path(path)
-    replace_bytes(path, render_page(data).encode())
+    replace_bytes(path, DrawnReport(data).page.encode())
     return path
 
 
@@ -54,19 +56,22 @@ def write_report(data: ReportData, folder: str | Path) -> Path:
     Raises:
         ConfigurationError: The folder is a file.
     """
-    folder = Path(folder)
+    return _write(DrawnReport(data), Path(folder))
+
+
+def _write(report: DrawnReport, folder: Path) -> Path:
     if folder.is_file():
         raise ConfigurationError(
             f"expected a folder for the report, got the file {folder}; for a page alone use write_page"
         )
     for part in ("figures", "tables"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    page = write_page(data, folder / "report.html")
-    for name, figure in {**all_figures(data), **contact_sheets(data)}.items():
-        (folder / "figures" / f"{name}.png").write_bytes(to_png(figure))
-    for table in all_tables(data):
+    replace_bytes(folder / "report.html", report.page.encode())
+    for name, picture in report.pictures.items():
+        (folder / "figures" / f"{name}.png").write_bytes(picture)
+    for table in report.tables:
         write_csv(table, folder / "tables" / f"{table.name}.csv")
-    return page
+    return folder / "report.html"
 
 
 def write_merged(merged: Merged, folder: Path) -> Path:
@@ -82,15 +87,15 @@ def write_merged(merged: Merged, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for position, table in enumerate(merged.tables):
         write_csv(table, folder / ("table.csv" if position == 0 else f"{table.name}.csv"))
-    if (figure := merged_figure(merged)) is not None:
-        replace_bytes(folder / "figure.png", to_png(figure))
-    replace_bytes(folder / "page.html", render_merged(merged).encode())
+    if merged.figure is not None:
+        replace_bytes(folder / "figure.png", merged.figure[1])
+    replace_bytes(folder / "page.html", merged.page.encode())
     return folder / "page.html"
 
 
 def log_report(
     data: ReportData,
-    logger: MetricsLogger | Iterable[MetricsLogger] | None,
+    logger: Loggers,
     *,
     log: str | Path | None = None,
     files: bool = True,
@@ -111,19 +116,45 @@ def log_report(
         ConfigurationError: Something that has no ``log_metrics``.
         LogError: There is no readable record at ``log``.
     """
+    _log(DrawnReport(data), logger, log=log, files=files)
+
+
+def publish_report(data: ReportData, folder: str | Path, logger: Loggers, *, log: str | Path | None = None) -> Path:
+    """Write a report as `write_report` does and give it to loggers as `log_report` does, everything drawn once.
+
+    Args:
+        data: What to show.
+        folder: As of `write_report`; loggers write no page of their own beside it.
+        logger: As of `log_report`.
+        log: Likewise.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        ConfigurationError: As both do.
+        LogError: As `log_report` does.
+    """
+    report = DrawnReport(data)
+    page = _write(report, Path(folder))
+    _log(report, logger, log=log, files=False)
+    return page
+
+
+def _log(report: DrawnReport, logger: Loggers, *, log: str | Path | None, files: bool) -> None:
     if logger is None:
         return
     if isinstance(logger, Iterable):
         for single in logger:
-            log_report(data, single, log=log, files=files)
+            _log(report, single, log=log, files=files)
         return
-    _log_numbers(metrics(data), logger)
+    _log_numbers(metrics(report.data), logger)
     if is_wandb(logger):
-        log_to_wandb(data, logger, log=log)
+        log_to_wandb(report, logger, log=log)
     elif is_tensorboard(logger):
-        log_to_tensorboard(data, logger)
+        log_to_tensorboard(report, logger)
     if files and (folder := _folder_of(logger)) is not None:
-        write_report(data, folder)
+        _write(report, folder)
     _save(logger)
 
 
@@ -160,7 +191,7 @@ def _log_numbers(numbers: Mapping[str, float], logger: MetricsLogger) -> None:
 
 
 def _folder_of(logger: MetricsLogger) -> Path | None:
-    """Where a logger that keeps a folder of its own gets a report."""
+    """Return the place for a report in the folder of a logger that keeps one of its own."""
     folder = getattr(logger, "log_dir", None)
     return Path(folder) / "report" if isinstance(folder, (str, Path)) else None
 
@@ -172,9 +203,9 @@ def _save(logger: MetricsLogger) -> None:
 
 
 def metrics(data: ReportData) -> dict[str, float]:
-    """The numbers of a report, under names that every logger can keep: letters, digits, ``_`` and ``/``."""
+    """Return the numbers of a report, under names that every logger can keep: letters, digits, ``_`` and ``/``."""
     harm = data.scores.harm(data.query)
-    found: dict[str, float] = {
+    numbers: dict[str, float] = {
         "examples": float(len(harm)),
         "share_harmful": float((harm > 0).double().mean()),
         "largest_harm": float(harm.max()),
@@ -182,12 +213,12 @@ def metrics(data: ReportData) -> dict[str, float]:
     }
     for change in data.before_after:
         before, after = change.means
-        found |= {f"{change.metric}/before": before, f"{change.metric}/after": after}
+        numbers |= {f"{change.metric}/before": before, f"{change.metric}/after": after}
         if change.test is not None and change.test.p_value == change.test.p_value:
-            found[f"{change.metric}/p_value"] = change.test.p_value
+            numbers[f"{change.metric}/p_value"] = change.test.p_value
     for place, (name, detection) in enumerate(data.detections.items()):
         for method in (name, "own") if place == 0 else (name,):  # under one name in every run, to compare runs by
-            found |= {
+            numbers |= {
                 f"{method}/auroc": detection.auroc,
                 f"{method}/average_precision": detection.average_precision,
                 f"{method}/found_at_top": float(detection.hits),
@@ -195,13 +226,13 @@ def metrics(data: ReportData) -> dict[str, float]:
     for place, curve in enumerate(data.curves):
         count, error = curve.best()
         for method in (curve.method, "own") if place == 0 else (curve.method,):
-            found |= {f"{method}/best_{curve.metric}": error, f"{method}/best_count": float(count)}
+            numbers |= {f"{method}/best_{curve.metric}": error, f"{method}/best_count": float(count)}
     certificate = data.scores.certificate
     if certificate is not None and certificate.trust is not None:
-        found["trust_correlation"] = certificate.trust.correlation
-    return _named(found)
+        numbers["trust_correlation"] = certificate.trust.correlation
+    return _named(numbers)
 
 
 def _named(numbers: Mapping[str, float]) -> dict[str, float]:
-    """Under names that every logger can keep."""
+    """Name numbers so that every logger can keep them."""
     return {"report/" + re.sub(r"[^A-Za-z0-9_/]+", "_", name): value for name, value in numbers.items()}

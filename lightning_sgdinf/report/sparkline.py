@@ -1,4 +1,4 @@
-"""What each epoch contributed to one score, as a picture or a word small enough for the cell of a table."""
+"""The epochs' contributions to one score, as a picture or a word small enough for the cell of a table."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _STEPS = "▁▂▃▄▅▆▇█"
 
 
 def harm_per_epoch(contributions: ArrayLike, better: str) -> np.ndarray:
-    """Contributions with the sign of harm, float64 ``[E]``: positive harms, whichever way the query points.
+    """Return contributions with the sign of harm, float64 ``[E]``: positive harms, whichever way the query points.
 
     Raises:
         ConfigurationError: They are not one row.
     """
-    found = np.asarray(contributions, np.float64)
-    if found.ndim != 1 or not found.size:
-        raise ConfigurationError(f"contributions: expected shape [E], at least one epoch, got {list(found.shape)}")
-    return found if better == "higher" else -found
+    values = np.asarray(contributions, np.float64)
+    if values.ndim != 1 or not values.size:
+        raise ConfigurationError(f"contributions: expected shape [E], at least one epoch, got {list(values.shape)}")
+    return values if better == "higher" else -values
 
 
 def sparkline_png(harm: Sequence[float] | np.ndarray) -> bytes:
-    """One bar per epoch, up and orange where it harmed, down and blue where it helped; the tallest fills its half.
+    """Draw one bar per epoch, up and orange where it harmed, down and blue where it helped; the tallest fills its half.
 
     With more epochs than there is room for, neighbours are summed, so that nothing is left out.
 
@@ -53,12 +53,12 @@ def sparkline_png(harm: Sequence[float] | np.ndarray) -> bytes:
         rows = slice(middle - length, middle) if value > 0 else slice(middle + 1, middle + 1 + length)
         image[rows, left : max(right - 1, left + 1)] = (*(HARMFUL if value > 0 else HELPFUL), 255)
     buffer = io.BytesIO()
-    require("PIL.Image", extra="cli").fromarray(image).save(buffer, format="PNG", optimize=True)
+    require("PIL.Image", extra="report").fromarray(image).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
 def sparkline_text(harm: Sequence[float] | np.ndarray) -> str:
-    """The same in eight heights of block characters, from the least to the greatest."""
+    """Write the same in eight heights of block characters, from the least to the greatest."""
     values = np.asarray(harm, np.float64)
     low, high = values.min(), values.max()
     heights = np.zeros(len(values)) if low == high else (values - low) / (high - low)

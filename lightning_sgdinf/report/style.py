@@ -1,4 +1,4 @@
-"""How all figures of a report look, without touching matplotlib's global settings."""
+"""The look of all figures of a report, without touching matplotlib's global settings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 else:
-    matplotlib = require("matplotlib", extra="cli")
-    Figure = require("matplotlib.figure", extra="cli").Figure
+    matplotlib = require("matplotlib", extra="report")
+    Figure = require("matplotlib.figure", extra="report").Figure
 
 # Okabe and Ito's colours, told apart with any colour vision; harm and help also differ in lightness.
 HARM, HELP, INK, MUTED, RULE = "#d55e00", "#0072b2", "#222222", "#8c8c8c", "#dddddd"
@@ -23,17 +23,17 @@ SIZE = 10
 
 
 def new_figure(width: float = 5.2, height: float = 3.2) -> Figure:
-    """An empty figure, in inches, drawn without pyplot."""
+    """Return an empty figure, in inches, drawn without pyplot."""
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def series(index: int) -> dict[str, Any]:
-    """Colour and marker of the ``index``-th series."""
+    """Return the colour and marker of the ``index``-th series."""
     return {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib shows as it is: a dollar sign would begin a formula."""
+    """Return text that matplotlib shows as it is: a dollar sign would begin a formula."""
     return text.replace("$", r"\$")
 
 
@@ -49,7 +49,7 @@ def dress(axes: Axes, *, x: str, y: str) -> None:
 
 
 def legend(figure: Figure) -> None:
-    """A legend above the axes, where it hides nothing."""
+    """Draw a legend above the axes, where it hides nothing."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     look: dict[str, Any] = {
         "fontsize": SIZE - 1,
@@ -64,7 +64,7 @@ def legend(figure: Figure) -> None:
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as SVG, the same bytes for the same figure."""
+    """Return the figure as SVG, the same bytes for the same figure."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "lightning-sgdinf", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -72,7 +72,7 @@ def to_svg(figure: Figure) -> str:
 
 
 def to_png(figure: Figure, dots_per_inch: int = 160) -> bytes:
-    """The figure as PNG."""
+    """Return the figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dots_per_inch)
     return buffer.getvalue()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -43,9 +44,14 @@ class Table:
                     f"in row {number}"
                 )
 
+    def with_column(self, name: str, cells: Sequence[Cell]) -> Table:
+        """Return the table with one more column, a cell for each row."""
+        rows = tuple((*row, cell) for row, cell in zip(self.rows, cells, strict=True))
+        return replace(self, columns=(*self.columns, name), rows=rows)
+
 
 def ranking_table(data: ReportData, ranking: Ranking, name: str) -> Table:
-    """A ranking with what is known of its examples."""
+    """Return a ranking with the labels, predictions and columns of its examples."""
     column = score_name(ranking.query, ranking.better)
     rows: list[tuple[Cell, ...]] = []
     verified = ["yes" if measured else "no" for measured in ranking.verified or ()] or [None] * len(ranking)
@@ -66,7 +72,7 @@ def ranking_table(data: ReportData, ranking: Ranking, name: str) -> Table:
 
 
 def _uniform(cells: list[Cell]) -> list[Cell]:
-    """Cells of one type, as dashboards want them; those without a value are ``None``."""
+    """Return cells of one type, as dashboards want them; those without a value are ``None``."""
     known = [None if cell == "" else cell for cell in cells]
     if any(isinstance(cell, str) for cell in known):
         return [None if cell is None else str(cell) for cell in known]
@@ -74,10 +80,10 @@ def _uniform(cells: list[Cell]) -> list[Cell]:
 
 
 def detection_table(data: ReportData) -> Table:
-    """How well each method found the known corrupt examples."""
+    """Return the measures of finding the known corrupt examples, a row per method."""
     rows = tuple(
-        (method, found.auroc, found.average_precision, found.hits, found.corrupt, found.total)
-        for method, found in data.detections.items()
+        (method, detection.auroc, detection.average_precision, detection.hits, detection.corrupt, detection.total)
+        for method, detection in data.detections.items()
     )
     columns = ("method", "AUROC", "average precision", "found at the top", "corrupt", "examples")
     caption = "Found at the top: corrupt ones among as many examples as there are corrupt ones. Chance: AUROC 0.5."
@@ -85,7 +91,7 @@ def detection_table(data: ReportData) -> Table:
 
 
 def before_after_table(data: ReportData) -> Table:
-    """What cleansing changed, with its tests."""
+    """Return the metrics before and after cleansing, with their tests."""
     rows: list[tuple[Cell, ...]] = []
     for change in data.before_after:
         before, after = change.means
@@ -103,7 +109,7 @@ def before_after_table(data: ReportData) -> Table:
 
 
 def curve_table(data: ReportData) -> Table:
-    """Every point of the cleansing curves."""
+    """Return every point of the cleansing curves."""
     rows: list[tuple[Cell, ...]] = []
     for curve in data.curves:
         low, high = curve.interval()
@@ -116,7 +122,7 @@ def curve_table(data: ReportData) -> Table:
 
 
 def cause_table(data: ReportData) -> Table:
-    """The training examples behind each explained prediction."""
+    """Return the training examples behind each explained prediction."""
     rows = tuple(
         (explanation.title, explanation.query, sign_sentence("it", explanation.better), example_id, score)
         for explanation in data.explanations
@@ -127,13 +133,13 @@ def cause_table(data: ReportData) -> Table:
 
 
 def cost_table(data: ReportData) -> Table:
-    """What each part of the work took."""
+    """Return time and size of each part of the work."""
     rows = tuple((cost.part, cost.seconds, cost.size_bytes) for cost in data.costs)
     return Table("costs", "Wall time and size of each part.", ("part", "seconds", "bytes"), rows)
 
 
 def all_tables(data: ReportData) -> tuple[Table, ...]:
-    """Every table that has rows."""
+    """Return every table that has rows."""
     tables = (
         ranking_table(data, data.scores.most_harmful(data.shown, data.query), "most-harmful"),
         ranking_table(data, data.scores.most_helpful(data.shown, data.query), "most-helpful"),

@@ -13,52 +13,45 @@ from typing import Any
 import numpy as np
 
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.report.extremes import both_ends
-from lightning_sgdinf.report.figures import all_figures, contact_sheets
-from lightning_sgdinf.report.merged import Curves, Merged, merged_figure
-from lightning_sgdinf.report.model import ReportData
+from lightning_sgdinf.report.drawn import DrawnReport
+from lightning_sgdinf.report.merged import Curves, Merged
 from lightning_sgdinf.report.sparkline import sparkline_text
-from lightning_sgdinf.report.style import to_png
-from lightning_sgdinf.report.tables import Table, all_tables
-
-_SHOWN_ONCE = ("most-harmful", "most-helpful")  # their rows are in the table of both ends
+from lightning_sgdinf.report.tables import Table
 
 
 def is_tensorboard(logger: Any) -> bool:
-    """Whether a logger is Lightning's `TensorBoardLogger`, told by name, without importing either package."""
+    """Return True for Lightning's `TensorBoardLogger`, told by name, without importing either package."""
     return any(kind.__name__ == "TensorBoardLogger" for kind in type(logger).__mro__)
 
 
-def log_to_tensorboard(data: ReportData, logger: Any) -> None:
+def log_to_tensorboard(report: DrawnReport, logger: Any) -> None:
     """Write a report with a `TensorBoardLogger`'s writer.
 
     Curves have the number of examples left out as their step, so that several runs lie over each other.
     """
-    writer = logger.experiment
+    data, writer = report.data, logger.experiment
     values = data.scores.values[:, data.scores.query_index(data.query)].numpy()
     writer.add_histogram("report/scores", values, bins=np.histogram_bin_edges(values, bins=60).tolist())
-    for name, figure in {**all_figures(data), **contact_sheets(data)}.items():
-        writer.add_image(f"report/{name}", _pixels(to_png(figure)), dataformats="HWC")
+    for name, picture in report.pictures.items():
+        writer.add_image(f"report/{name}", _pixels(picture), dataformats="HWC")
     for place, curve in enumerate(data.curves):
         for tag in ("own", curve.method) if place == 0 else (curve.method,):
             for count, error in zip(curve.counts, curve.mean, strict=True):
                 writer.add_scalar(f"report/curve/{_tag(tag)}", float(error), global_step=count)
     said = [f"**{_plain(data.result())}**", *(f"Warning: {_plain(warning)}" for warning in data.all_warnings)]
     writer.add_text("report/result", "\n\n".join(said))
-    ends = both_ends(data)
-    table = ends.table
-    if ends.harm is not None:
-        rows = tuple((*row, sparkline_text(harm)) for row, harm in zip(table.rows, ends.harm, strict=True))
-        table = Table(table.name, table.caption, (*table.columns, "harm per epoch"), rows)
-    for one in (table, *(found for found in all_tables(data) if found.name not in _SHOWN_ONCE)):
-        writer.add_text(f"report/{one.name}", markdown(one))
+    ranking = report.extremes.table
+    if report.extremes.harm is not None:
+        ranking = ranking.with_column("harm per epoch", [sparkline_text(harm) for harm in report.extremes.harm])
+    for table in (ranking, *report.tables_beside_extremes):
+        writer.add_text(f"report/{table.name}", markdown(table))
 
 
 def log_merged_to_tensorboard(merged: Merged, logger: Any, *, curves: Curves) -> None:
     """Write figure, tables and curves with a `TensorBoardLogger`'s writer; see `log_to_tensorboard`."""
     writer = logger.experiment
-    if (figure := merged_figure(merged)) is not None:
-        writer.add_image("report/figure", _pixels(to_png(figure)), dataformats="HWC")
+    if merged.figure is not None:
+        writer.add_image("report/figure", _pixels(merged.figure[1]), dataformats="HWC")
     for name, curve in curves.items():
         for count, error in curve.items():
             writer.add_scalar(f"report/curve/{_tag(name)}", error, global_step=count)
@@ -67,7 +60,7 @@ def log_merged_to_tensorboard(merged: Merged, logger: Any, *, curves: Curves) ->
 
 
 def markdown(table: Table) -> str:
-    """A table in Markdown, under its caption; text in it stays text."""
+    """Return a table in Markdown, under its caption; text in it stays text."""
     lines = [table.columns, ["---"] * len(table.columns), *table.rows]
     cells = (" | ".join(_cell(cell) for cell in line) for line in lines)
     return "\n".join((_plain(table.caption), "", *(f"| {line} |" for line in cells)))
@@ -80,7 +73,7 @@ def _cell(value: Any) -> str:
 
 
 def _plain(text: str) -> str:
-    """No markup of HTML or Markdown is left in it, and no line ends."""
+    """Return text without markup of HTML or Markdown and without line ends."""
     safe = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", safe)
 
@@ -90,4 +83,4 @@ def _tag(text: str) -> str:
 
 
 def _pixels(png: bytes) -> np.ndarray:
-    return np.asarray(require("PIL.Image", extra="cli").open(io.BytesIO(png)).convert("RGB"))
+    return np.asarray(require("PIL.Image", extra="report").open(io.BytesIO(png)).convert("RGB"))

@@ -57,7 +57,7 @@ class Sheets:
 
 
 def thumbnails(ids: Sequence[int], picture: Picture, *, room: int) -> Sheets | None:
-    """The best sheets that fit: of all pictures if they can be had in any quality, otherwise of fewer.
+    """Make the best sheets that fit: of all pictures if they can be had in any quality, otherwise of fewer.
 
     Args:
         ids: Examples with a picture in the order of their ranks; those at the ends are kept if not all fit.
@@ -80,11 +80,11 @@ def thumbnails(ids: Sequence[int], picture: Picture, *, room: int) -> Sheets | N
     kept = list(ids)
     while needed > room * _MARGIN and kept:
         count = int(len(kept) * min(0.98, room * _MARGIN / needed))
-        kept = ends(ids, count - count % _PER_SHEET)
+        kept = take_extremes(ids, count - count % _PER_SHEET)
         needed = sheet.estimate(kept, picture) if kept else 0
     files = tuple(sheet.file(kept[at : at + _PER_SHEET], picture) for at in range(0, len(kept), _PER_SHEET))
     while files and sum(characters(len(file)) for file in files) > room:  # the sample was luckier than the whole
-        kept = ends(kept, len(kept) - max(_PER_SHEET, len(kept) // 20))
+        kept = take_extremes(kept, len(kept) - max(_PER_SHEET, len(kept) // 20))
         files = tuple(sheet.file(kept[at : at + _PER_SHEET], picture) for at in range(0, len(kept), _PER_SHEET))
     if not files:
         return None
@@ -93,8 +93,8 @@ def thumbnails(ids: Sequence[int], picture: Picture, *, room: int) -> Sheets | N
     )
 
 
-def ends(ids: Sequence[int], count: int) -> list[int]:
-    """The first and the last of a sequence, ``count`` in all, in order."""
+def take_extremes(ids: Sequence[int], count: int) -> list[int]:
+    """Return the first and the last of a sequence, ``count`` in all, in order."""
     if count >= len(ids):
         return list(ids)
     first = -(-count // 2)
@@ -103,7 +103,7 @@ def ends(ids: Sequence[int], count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Sheet:
-    """How a sheet is made."""
+    """Size and encoding of a sheet."""
 
     width: int
     height: int
@@ -113,17 +113,17 @@ class _Sheet:
 
     @classmethod
     def measured(cls, ids: Sequence[int], picture: Picture, side: int, quality: int | None) -> _Sheet:
-        """Cells as large as the largest of some pictures, but not larger than ``side``."""
+        """Make cells as large as the largest of some pictures, but not larger than ``side``."""
         some = [picture(ids[k]) for k in range(0, len(ids), max(1, len(ids) // 50))]
         height, width = (max(image.shape[axis] for image in some) for axis in (0, 1))
         zoom = min(1.0, side / max(height, width))
         mode = "L" if all(image.ndim == 2 for image in some) else "RGB"
-        webp = require("PIL.features", extra="cli").check("webp")
+        webp = require("PIL.features", extra="report").check("webp")
         kind = "WEBP" if webp else ("PNG" if quality is None else "JPEG")
         return cls(max(1, round(width * zoom)), max(1, round(height * zoom)), mode, kind, quality)
 
     def estimate(self, ids: Sequence[int], picture: Picture) -> int:
-        """Characters that all sheets would take, from some of them."""
+        """Estimate the characters that all sheets would take from some of them."""
         count = math.ceil(len(ids) / _PER_SHEET)
         places = sorted({round(k * (count - 1) / max(1, _SAMPLED_SHEETS - 1)) for k in range(_SAMPLED_SHEETS)})
         some = [ids[p * _PER_SHEET : (p + 1) * _PER_SHEET] for p in places]
@@ -131,8 +131,8 @@ class _Sheet:
         return math.ceil(size * len(ids) / sum(len(part) for part in some))
 
     def file(self, ids: Sequence[int], picture: Picture) -> bytes:
-        """One sheet."""
-        images = require("PIL.Image", extra="cli")
+        """Encode one sheet."""
+        images = require("PIL.Image", extra="report")
         lines = math.ceil(len(ids) / ACROSS)
         sheet = images.new(self.mode, (ACROSS * self.width, lines * self.height), "white")
         for place, i in enumerate(ids):
@@ -145,9 +145,9 @@ class _Sheet:
         return buffer.getvalue()
 
     def _cell(self, image: Any, place: int) -> tuple[Any, tuple[int, int]]:
-        """A picture that fits its cell, and where it goes: into the middle of it."""
+        """Return a picture that fits its cell, and its place: in the middle of it."""
         if image.mode == "RGBA":  # onto white: pages are made for looking at, not for layers
-            behind = require("PIL.Image", extra="cli").new("RGB", image.size, "white")
+            behind = require("PIL.Image", extra="report").new("RGB", image.size, "white")
             behind.paste(image, mask=image.getchannel("A"))
             image = behind
         image = image if image.mode == self.mode else image.convert(self.mode)

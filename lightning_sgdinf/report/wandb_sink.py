@@ -17,37 +17,34 @@ import numpy as np
 from lightning_sgdinf.extras import require
 from lightning_sgdinf.log import RunLog
 from lightning_sgdinf.ranking import Ranking
+from lightning_sgdinf.report.drawn import DrawnReport
 from lightning_sgdinf.report.example import Example
-from lightning_sgdinf.report.extremes import Ends, both_ends
-from lightning_sgdinf.report.figures import all_figures, contact_sheets
+from lightning_sgdinf.report.extremes import Extremes
 from lightning_sgdinf.report.images import pixels, png
-from lightning_sgdinf.report.merged import Curves, Merged, Sheet, merged_figure, render_merged
+from lightning_sgdinf.report.merged import Curves, Merged, Sheet
 from lightning_sgdinf.report.model import ReportData
-from lightning_sgdinf.report.page import render_page
 from lightning_sgdinf.report.sparkline import sparkline_png
-from lightning_sgdinf.report.style import to_png
-from lightning_sgdinf.report.tables import Table, all_tables
+from lightning_sgdinf.report.tables import Table
 
 LOG_LIMIT_BYTES = 64 << 20
 """A log up to this size is uploaded whole, a larger one is named by its digest and path."""
 
-_SHOWN_ONCE = ("most-harmful", "most-helpful")  # their rows are in the table of both ends
 _LEFT_OUT = "report/left_out"
 
 
 def is_wandb(logger: Any) -> bool:
-    """Whether a logger is Lightning's `WandbLogger`, told by what only it offers, without importing either package."""
+    """Return True for Lightning's `WandbLogger`, told by what only it offers, without importing either package."""
     return hasattr(logger, "log_table") and hasattr(logger, "log_image") and hasattr(logger, "experiment")
 
 
-def log_to_wandb(data: ReportData, logger: Any, *, log: str | Path | None = None) -> None:
+def log_to_wandb(report: DrawnReport, logger: Any, *, log: str | Path | None = None) -> None:
     """Log the ranking with pictures and contributions, tables, figures, curves, the page, scores and record.
 
     Pictures are also logged on their own: offline, those in the cells of a table lie in a folder of their own, and a
     table's JSON does not show them.
 
     Args:
-        data: What to show.
+        report: What to show.
         logger: A `WandbLogger`, online or offline.
         log: Where the record of the run is; see `LOG_LIMIT_BYTES`.
 
@@ -56,12 +53,12 @@ def log_to_wandb(data: ReportData, logger: Any, *, log: str | Path | None = None
         LogError: There is no readable record at ``log``.
     """
     wandb = require("wandb", extra="wandb")
-    run = logger.experiment
+    data, run = report.data, logger.experiment
     if _is_of_another_process(run):
         return
     with _staged_with(run):
-        run.log({"report/ranking": _ranking(wandb, both_ends(data))})
-        _log_tables(logger, [table for table in all_tables(data) if table.name not in _SHOWN_ONCE])
+        run.log({"report/ranking": _ranking(wandb, report.extremes)})
+        _log_tables(logger, report.tables_beside_extremes)
         for name, ranking in (
             ("most-harmful", data.scores.most_harmful(data.shown, data.query)),
             ("most-helpful", data.scores.most_helpful(data.shown, data.query)),
@@ -69,15 +66,15 @@ def log_to_wandb(data: ReportData, logger: Any, *, log: str | Path | None = None
             images, captions = _pictures(data, ranking)
             if images:
                 logger.log_image(f"report/{name}-examples", images=images, caption=captions)
-        for name, figure in {**all_figures(data), **contact_sheets(data)}.items():
-            logger.log_image(f"report/{name}-figure", images=[_opened(to_png(figure))])
+        for name, picture in report.pictures.items():
+            logger.log_image(f"report/{name}-figure", images=[_opened(picture)])
         values = data.scores.values[:, data.scores.query_index(data.query)].numpy()
         run.log({"report/scores": wandb.Histogram(np_histogram=np.histogram(values, bins=60))})
         if data.curves:
             curves = {c.method: dict(zip(c.counts, c.mean.tolist(), strict=True)) for c in data.curves}
             _log_chart(wandb, run, curves, data.curves[0].metric)
             _log_points(run, {**curves, "own": curves[data.curves[0].method]})
-        run.log({"report/page": wandb.Html(render_page(data), inject=False)})
+        run.log({"report/page": wandb.Html(report.page, inject=False)})
         _log_artifacts(wandb, run, data, None if log is None else Path(log))
 
 
@@ -98,18 +95,18 @@ def log_merged_to_wandb(merged: Merged, logger: Any, *, curves: Curves) -> None:
         return
     with _staged_with(run):
         for sheet in merged.sheets:
-            run.log({"report/ranking": _found(wandb, sheet)})
+            run.log({"report/ranking": _harmful_table(wandb, sheet)})
             for method, examples in sheet.rows.items():
                 images = [pixels(example) for _, example in examples]
                 captions = [_caption(number, example) for number, example in examples]
                 logger.log_image(f"report/{method}-examples", images=images, caption=captions)
         _log_tables(logger, merged.tables)
-        if (figure := merged_figure(merged)) is not None:
-            logger.log_image("report/figure", images=[_opened(to_png(figure))])
+        if merged.figure is not None:
+            logger.log_image("report/figure", images=[_opened(merged.figure[1])])
         if curves:
             _log_chart(wandb, run, curves, "test error")
             _log_points(run, curves)
-        run.log({"report/page": wandb.Html(render_merged(merged), inject=False)})
+        run.log({"report/page": wandb.Html(merged.page, inject=False)})
 
 
 def finish_run(*, failed: bool) -> None:
@@ -120,7 +117,7 @@ def finish_run(*, failed: bool) -> None:
 
 
 def _is_of_another_process(run: Any) -> bool:
-    """Whether Lightning gave a stand-in: only the first process of several logs."""
+    """Return True for the stand-in that Lightning gives: only the first process of several logs."""
     return type(run).__name__ == "_DummyExperiment"
 
 
@@ -130,8 +127,8 @@ def _log_tables(logger: Any, tables: Sequence[Table]) -> None:
         logger.log_table(f"report/{table.name}", columns=columns, data=rows)
 
 
-def _found(wandb: Any, sheet: Sheet) -> Any:
-    """A table of what each method finds most harmful, a row per method and rank."""
+def _harmful_table(wandb: Any, sheet: Sheet) -> Any:
+    """Return a table of the examples that each method finds most harmful, a row per method and rank."""
     rows = [
         [wandb.Image(_opened(png(example))), method, rank, number, example.label, example.true_label or example.label]
         for method, examples in sheet.rows.items()
@@ -140,17 +137,17 @@ def _found(wandb: Any, sheet: Sheet) -> Any:
     return wandb.Table(columns=["image", "method", "rank", "example id", "label", "true label"], data=rows)
 
 
-def _ranking(wandb: Any, ends: Ends) -> Any:
-    """A table with a column of pictures, if there are any, and one of what each epoch contributed."""
-    columns, rows = _uniform(ends.table)
-    if ends.has_images:
+def _ranking(wandb: Any, extremes: Extremes) -> Any:
+    """Return a table with a column of pictures, if there are any, and one of the epochs' contributions."""
+    columns, rows = _uniform(extremes.table)
+    if extremes.has_images:
         columns = ["image", *columns]
-        shown = [ends.examples.get(i) for i in ends.example_ids]
+        shown = [extremes.examples.get(i) for i in extremes.example_ids]
         cells = [wandb.Image(_opened(png(e))) if e is not None and e.image is not None else None for e in shown]
         rows = [[cell, *row] for cell, row in zip(cells, rows, strict=True)]
-    if ends.harm is not None:
+    if extremes.harm is not None:
         columns = [*columns, "harm per epoch"]
-        lines = [wandb.Image(_opened(sparkline_png(harm)), caption=_in_words(harm)) for harm in ends.harm]
+        lines = [wandb.Image(_opened(sparkline_png(harm)), caption=_in_words(harm)) for harm in extremes.harm]
         rows = [[*row, line] for row, line in zip(rows, lines, strict=True)]
     return wandb.Table(columns=columns, data=rows)
 
@@ -160,7 +157,7 @@ def _in_words(harm: np.ndarray) -> str:
 
 
 def _log_chart(wandb: Any, run: Any, curves: Curves, metric: str) -> None:
-    """All curves in one chart."""
+    """Log all curves in one chart."""
     chart = wandb.plot.line_series(
         xs=[list(curve) for curve in curves.values()],
         ys=[list(curve.values()) for curve in curves.values()],
@@ -172,12 +169,12 @@ def _log_chart(wandb: Any, run: Any, curves: Curves, metric: str) -> None:
 
 
 def _log_points(run: Any, curves: Curves) -> None:
-    """Each curve as a metric over the number left out, so that runs can be compared."""
+    """Log each curve as a metric over the number left out, so that runs can be compared."""
     run.define_metric(_LEFT_OUT, hidden=True)
     run.define_metric("report/curve/*", step_metric=_LEFT_OUT)
     for count in sorted({count for curve in curves.values() for count in curve}):
-        found = {f"report/curve/{name}": curve[count] for name, curve in curves.items() if count in curve}
-        run.log({_LEFT_OUT: count, **found})
+        values = {f"report/curve/{name}": curve[count] for name, curve in curves.items() if count in curve}
+        run.log({_LEFT_OUT: count, **values})
 
 
 def _log_artifacts(wandb: Any, run: Any, data: ReportData, log: Path | None) -> None:
@@ -204,7 +201,7 @@ def _log_artifacts(wandb: Any, run: Any, data: ReportData, log: Path | None) -> 
 
 
 def _record(wandb: Any, run: Any, path: Path) -> Any:
-    """The record of a training run: its segments, or, where they are large, where they lie."""
+    """Return the record of a training run: its segments, or, where they are large, their place."""
     with RunLog.open(path) as log:
         about = {"digest": log.digest, "steps": len(log), "bytes": log.size_bytes, "finished": log.finished}
     artifact = wandb.Artifact(
@@ -223,8 +220,8 @@ def _record(wandb: Any, run: Any, path: Path) -> Any:
 
 @contextmanager
 def _staged_with(run: Any) -> Iterator[None]:
-    """Offline, wandb keeps what tables and artifacts hold in the user's home until it is uploaded; keep it with the
-    run instead, so that the run's folder is all there is to move."""
+    """Keep with the run what tables and artifacts hold: offline, wandb would keep it in the user's home until it is
+    uploaded, and the run's folder would not be all there is to move."""
     variable = "WANDB_DATA_DIR"
     if getattr(run, "offline", False) is not True or variable in os.environ:
         yield
@@ -261,4 +258,4 @@ def _caption(number: int, example: Example) -> str:
 
 
 def _opened(content: bytes) -> Any:
-    return require("PIL.Image", extra="cli").open(io.BytesIO(content))
+    return require("PIL.Image", extra="report").open(io.BytesIO(content))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +17,7 @@ def print_outcome(
     study: Study,
     ranked: Ranked,
     cleansed: Cleansed,
-    found: dict[str, Detection],
+    found: Mapping[str, Detection],
     page: Path,
     console: Console | None = None,
 ) -> None:
@@ -55,7 +56,7 @@ def _harmful(study: Study, ranked: Ranked) -> Table:
     return table
 
 
-def _found(found: dict[str, Detection]) -> Table:
+def _found(found: Mapping[str, Detection]) -> Table:
     corrupt = next(iter(found.values())).corrupt
     table = Table(title=f"The {corrupt} wrong labels", title_justify="left")
     for name in ("method", f"found among its first {corrupt}", "AUROC"):

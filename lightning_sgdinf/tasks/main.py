@@ -27,12 +27,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_sgdinf.errors import SgdInfluenceError
-from lightning_sgdinf.report import finish_run, log_report, write_report
+from lightning_sgdinf.report import finish_run, publish_report
 from lightning_sgdinf.tasks import summary
 from lightning_sgdinf.tasks.configuration import checked, conf_dir, make_job, make_study
 from lightning_sgdinf.tasks.console import print_outcome
 from lightning_sgdinf.tasks.outcome import groups_of, results_of, row_of
-from lightning_sgdinf.tasks.pipeline import cleanse, detections, rank, train
+from lightning_sgdinf.tasks.pipeline import cleanse, rank, train
 from lightning_sgdinf.tasks.progress import JobProgress
 from lightning_sgdinf.tasks.refusals import refuse_processes_in_a_sweep, refuse_what_is_left_aside
 from lightning_sgdinf.tasks.reporting import report_data
@@ -68,13 +68,11 @@ def run_study(
         scores.save(study.folder / "scores" / f"{name}.h5", overwrite=True)
     cleansed = cleanse(study, trained, ranked)
     data = report_data(study, trained, ranked, cleansed, command)
-    page = write_report(data, study.folder / "report")
     _log_choices(study, trained.logger)
-    log_report(data, trained.logger, log=trained.log, files=False)
-    found = detections(study, ranked)
-    print_outcome(study, ranked, cleansed, found, page)
-    results_of(study, trained, ranked, cleansed, found, overrides or {}).save(study.folder)
-    return page, row_of(study, trained, ranked, cleansed, found)
+    page = publish_report(data, study.folder / "report", trained.logger, log=trained.log)
+    print_outcome(study, ranked, cleansed, data.detections, page)
+    results_of(study, trained, ranked, cleansed, data.detections, overrides or {}).save(study.folder)
+    return page, row_of(study, trained, ranked, cleansed, data.detections)
 
 
 def _log_choices(study: Study, logger: Any) -> None:

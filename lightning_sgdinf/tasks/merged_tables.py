@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from lightning_sgdinf.cleansing import how_reliable
+from lightning_sgdinf.cleansing import measure_reliability
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.evaluation import Removal, compare_removals, paired_t_test, wilcoxon_test
-from lightning_sgdinf.report.tables import Cell, Table
+from lightning_sgdinf.report import Cell, Table
 from lightning_sgdinf.tasks.results import RunResults
 
 Cells = Mapping[str, Sequence[RunResults]]
@@ -100,7 +100,7 @@ def choices(cells: Cells) -> Table:
                 found[choice.mode, choice.method, choice.strategy].append(choice)
         for (mode, method, strategy), chosen in found.items():
             before, after = [c.before for c in chosen], [c.after for c in chosen]
-            of = how_reliable([{strategy: choice} for choice in chosen])[strategy]
+            of = measure_reliability([{strategy: choice} for choice in chosen])[strategy]
             tests = [test(before, after).p_value for test in (paired_t_test, wilcoxon_test) if len(chosen) > 1]
             rows.append(
                 (

@@ -22,9 +22,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
-from lightning_sgdinf.report import write_merged
-from lightning_sgdinf.report.merged import Bars, Merged, Panel, Sheet
-from lightning_sgdinf.report.model import Example
+from lightning_sgdinf.report import Bars, Example, Merged, Panel, Sheet, write_merged
 from lightning_sgdinf.tasks import merged_tables, summary
 from lightning_sgdinf.tasks.pieces import flat
 from lightning_sgdinf.tasks.refusals import refuse_processes_in_a_sweep

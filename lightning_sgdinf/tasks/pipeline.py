@@ -22,7 +22,7 @@ from lightning_sgdinf.cleansing import (
     CleansingContext,
     Evaluation,
     ModelPredictions,
-    Outcomes,
+    RetrainingCache,
     Selection,
     StateEvaluation,
     evaluate_classifier,
@@ -139,7 +139,7 @@ def cleanse(study: Study, trained: Trained, ranked: Ranked) -> Cleansed:
     with study.runner.open(trained.model, data.train_dataloader(), log=trained.log) as run:
         ended = EndedRun(run=run, dataset=data.train_set, fit=lambda dataset: _fit(study, dataset))
         retraining = study.retraining.prepare(ended)
-        outcomes = Outcomes(retraining, {CHOOSING: on_choosing, TEST: on_test})
+        outcomes = RetrainingCache(retraining, {CHOOSING: on_choosing, TEST: on_test})
         context = CleansingContext(
             labels=data.train_set.labels,
             predictions=predictions,
@@ -173,7 +173,7 @@ def _scores(study: Study, trained: Trained, loader: DataLoader, query: Query, me
     return study.runner.run(trained.model, train_loader, loader, log=trained.log, query=query, estimator=method)
 
 
-def _curves(ranked: Ranked, outcomes: Outcomes, counts: tuple[int, ...]) -> tuple[CleansingCurve, ...]:
+def _curves(ranked: Ranked, outcomes: RetrainingCache, counts: tuple[int, ...]) -> tuple[CleansingCurve, ...]:
     curves = []
     for name, scores in ranked.scores.items() if counts else ():
         order = scores.order().tolist()

@@ -1,4 +1,4 @@
-"""Data sets and models of the experiments. Nothing else in the package imports this."""
+"""Data sets and models of the experiments, which alone import them."""
 
 from lightning_sgdinf.zoo.adult import Adult as Adult
 from lightning_sgdinf.zoo.asymmetric_noise import AsymmetricNoise as AsymmetricNoise

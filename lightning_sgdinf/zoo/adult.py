@@ -26,7 +26,7 @@ _UNKNOWN = "0"
 
 
 def _grouped(**groups: str) -> dict[str, str]:
-    """Each member's group, of members named in one string."""
+    """Return the group of each member, of members named in one string."""
     return {member: group for group, members in groups.items() for member in members.split()}
 
 
@@ -79,7 +79,8 @@ class Adult:
         self.download = download
 
     def read(self) -> BinaryExamples:
-        """All rows, those to train on first: numbers as they are, the logarithm of ``fnlwgt``, a column per category.
+        """Read all rows, those to train on first: numbers as they are, the logarithm of ``fnlwgt``, a column per
+        category.
 
         Raises:
             ConfigurationError: The files are not there and could not be fetched, or are damaged.
@@ -87,7 +88,7 @@ class Adult:
         return encoded(self.rows())
 
     def rows(self) -> list[list[str]]:
-        """All rows as they are in the files, the values of `COLUMNS`; those to train on first.
+        """Read all rows as they are in the files, the values of `COLUMNS`; those to train on first.
 
         Raises:
             ConfigurationError: As `read`.
@@ -96,7 +97,7 @@ class Adult:
         return [*train, *test]
 
     def parts(self) -> tuple[list[list[str]], list[list[str]]]:
-        """The rows to train on and those to test with, the values of `COLUMNS`.
+        """Read the rows to train on and those to test with, the values of `COLUMNS`.
 
         Raises:
             ConfigurationError: As `read`.
@@ -113,7 +114,7 @@ class Adult:
         if not self.download:
             raise ConfigurationError(f"{missing}; set data_dir, or allow download")
         try:
-            found = fetch(
+            bunch = fetch(
                 "fetch_openml",
                 "adult",
                 version=2,
@@ -125,12 +126,12 @@ class Adult:
             raise ConfigurationError(
                 f"{missing}, and fetching it from OpenML failed ({error}); put the files there or set data_dir"
             ) from error
-        frame = found.frame.astype(object).where(found.frame.notna(), _MISSING)
+        frame = bunch.frame.astype(object).where(bunch.frame.notna(), _MISSING)
         return [[str(value) for value in row] for row in frame.itertuples(index=False)]
 
 
 def encoded(rows: Sequence[Sequence[str]]) -> BinaryExamples:
-    """People as vectors: numbers as they are, the logarithm of ``fnlwgt``, a column per category.
+    """Encode people as vectors: numbers as they are, the logarithm of ``fnlwgt``, a column per category.
 
     Args:
         rows: Values of `COLUMNS`.
@@ -164,7 +165,7 @@ def _existing(folder: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _read(file: Path) -> list[list[str]]:
-    """Rows of a file; lines that are empty or a comment (the test file's first) are left out."""
+    """Read the rows of a file without lines that are empty or a comment (the test file's first)."""
     data = read_whole(file)
     try:
         text = data.decode("ascii")
@@ -190,7 +191,7 @@ def _read(file: Path) -> list[list[str]]:
 
 
 def _row(line: str, file: Path, *, start: int, number: int) -> list[str]:
-    """The values of a line that starts at that byte."""
+    """Return the values of a line that starts at that byte."""
     values = [value.strip() for value in line.split(",")]
     if len(values) != len(COLUMNS):
         raise damaged(file, start, f"expected {len(COLUMNS)} columns, row {number} has {len(values)}")

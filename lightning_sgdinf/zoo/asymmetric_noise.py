@@ -71,14 +71,14 @@ class AsymmetricNoise:
                 f"class_map: there is none in common use for the classes {', '.join(class_names)}; give one, such as "
                 f"{{{class_names[0]}: {class_names[-1]}}}"
             )
-        found = {_number(a, class_names): _number(b, class_names) for a, b in chosen.items()}
-        if same := [class_names[a] for a, b in found.items() if a == b]:
+        numbers = {_number(a, class_names): _number(b, class_names) for a, b in chosen.items()}
+        if same := [class_names[a] for a, b in numbers.items() if a == b]:
             raise ConfigurationError(f"class_map: expected classes to be mapped to others, got {same[0]} to itself")
-        return found
+        return numbers
 
 
 def _number(entry: str | int, class_names: Sequence[str]) -> int:
-    """A class by name, else by number."""
+    """Return a class by name, else by number."""
     if str(entry) in class_names:
         return class_names.index(str(entry))
     if isinstance(entry, int) and 0 <= entry < len(class_names):

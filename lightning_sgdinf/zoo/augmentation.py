@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def random_crop(image: Tensor, padding: int) -> Tensor:
-    """A part of the image's own size, at a random place of it with so many black pixels on every side.
+    """Crop a part of the image's own size, at a random place of it with so many black pixels on every side.
 
     Args:
         image: ``[C, H, W]``.
@@ -20,5 +20,5 @@ def random_crop(image: Tensor, padding: int) -> Tensor:
 
 
 def random_flip(image: Tensor) -> Tensor:
-    """The image ``[C, H, W]``, or with probability 1/2 its mirror image with left and right exchanged."""
+    """Mirror the image ``[C, H, W]`` with probability 1/2, left and right exchanged."""
     return image.flip(-1) if int(torch.randint(0, 2, ())) else image

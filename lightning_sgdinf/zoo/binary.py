@@ -33,10 +33,10 @@ class BinaryExamples:
 
 
 class BinarySource(Protocol):
-    """Where vectors come from."""
+    """A source of vectors."""
 
     def read(self) -> BinaryExamples:
-        """All there are."""
+        """Read all there are."""
         ...
 
 
@@ -75,7 +75,7 @@ class EpochOrder(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before every epoch."""
+        """Set the epoch; the Trainer does before each."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -136,19 +136,19 @@ class BinaryData(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """In the order of `EpochOrder`."""
+        """Return a loader in the order of `EpochOrder`."""
         order = EpochOrder(len(self.train_set))
         return DataLoader(self.train_set, batch_size=self.batch_size, sampler=order, collate_fn=_as_it_is)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """In one batch."""
+        """Return a loader of one batch."""
         return DataLoader(self.val_set, batch_size=len(self.val_set), collate_fn=_as_it_is)
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """In one batch."""
+        """Return a loader of one batch."""
         return DataLoader(self.test_set, batch_size=len(self.test_set), collate_fn=_as_it_is)
 
 
 def _as_it_is(batch: Any) -> Any:
-    """Batches come from the data set ready."""
+    """Return a batch as the data set made it."""
     return batch

@@ -37,7 +37,7 @@ class Census:
         self.train_rows = train_rows
 
     def read(self) -> tuple[LabelledVectors, LabelledVectors]:
-        """The people of the training file, and those of the test file.
+        """Read the people of the training file, and those of the test file.
 
         Raises:
             ConfigurationError: The files are not there and could not be fetched, or are damaged, or there are not

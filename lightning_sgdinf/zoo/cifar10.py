@@ -41,7 +41,7 @@ class Cifar10:
         self.data_dir = Path(data_dir).expanduser()
 
     def read(self) -> tuple[LabelledImages, LabelledImages | None]:
-        """The training part ``[50000, 3, 32, 32]`` and the test part ``[10000, 3, 32, 32]``, pixels as bytes.
+        """Read the training part ``[50000, 3, 32, 32]`` and the test part ``[10000, 3, 32, 32]``, pixels as bytes.
 
         Raises:
             ConfigurationError: The files are not there, or damaged.
@@ -69,7 +69,7 @@ def _joined(files: list[Path]) -> LabelledImages:
 
 
 def read_records(file: Path) -> np.ndarray:
-    """The records of a file, uint8 ``[N, 3073]``.
+    """Read the records of a file, uint8 ``[N, 3073]``.
 
     Raises:
         ConfigurationError: The file is damaged; says where.

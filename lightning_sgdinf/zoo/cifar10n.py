@@ -98,7 +98,7 @@ def _command(folder: Path) -> str:
 
 
 def _read(file: Path, key: str) -> list[Tensor]:
-    """The clean labels and those of a key."""
+    """Read the clean labels and those of a key."""
     arrays = [_array(content, file) for content in _members(file, ("clean_label", key))]
     for name, array in zip(("clean_label", key), arrays, strict=True):
         if array.shape != arrays[0].shape or array.ndim != 1 or array.dtype.kind not in "iu":
@@ -111,7 +111,7 @@ def _read(file: Path, key: str) -> list[Tensor]:
 
 
 def _members(file: Path, names: Sequence[str]) -> list[bytes]:
-    """The files in an archive that hold arrays, as bytes that agree with its checksums."""
+    """Read the files in an archive that hold arrays, as bytes that agree with its checksums."""
     data = read_whole(file)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

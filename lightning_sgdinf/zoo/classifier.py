@@ -19,7 +19,7 @@ SchedulerFactory = Callable[[Optimizer], Any]
 
 
 def plain_sgd(params: Iterable[nn.Parameter]) -> Optimizer:
-    """SGD with the learning rate of the SGD-influence paper, 0.05, and nothing else."""
+    """Build SGD with the learning rate of the SGD-influence paper, 0.05, and nothing else."""
     return SGD(params, lr=0.05)
 
 
@@ -52,38 +52,35 @@ class Classifier(LightningModule):
         self.test_accuracy = MulticlassAccuracy(classes, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of images."""
+        """Compute the logits of images."""
         return self.network(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean cross entropy of the batch."""
+        """Compute the mean cross entropy of the batch."""
         images, labels = batch
         loss = F.cross_entropy(self(images), labels)
         self.log("train_loss", loss)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean cross entropy of the batch; logs it and the accuracy."""
-        images, labels = batch
-        logits = self(images)
-        loss = F.cross_entropy(logits, labels)
-        self.val_accuracy(logits, labels)
-        self.log("val_loss", loss, prog_bar=True)
-        self.log("val_accuracy", self.val_accuracy, prog_bar=True)
-        return loss
+        """Compute the mean cross entropy of the batch; log it and the accuracy."""
+        return self._judge(batch, "val", self.val_accuracy)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean cross entropy of the batch; logs it and the accuracy."""
+        """Compute the mean cross entropy of the batch; log it and the accuracy."""
+        return self._judge(batch, "test", self.test_accuracy)
+
+    def _judge(self, batch: tuple[Tensor, Tensor], part: str, accuracy: MulticlassAccuracy) -> Tensor:
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels)
-        self.test_accuracy(logits, labels)
-        self.log("test_loss", loss)
-        self.log("test_accuracy", self.test_accuracy)
+        accuracy(logits, labels)
+        self.log(f"{part}_loss", loss, prog_bar=part == "val")
+        self.log(f"{part}_accuracy", accuracy, prog_bar=part == "val")
         return loss
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, with its scheduler if there is one."""
+        """Build the optimizer, with its scheduler if there is one."""
         optimizer = self.optimizer(self.parameters())
         if self.scheduler is None:
             return optimizer

@@ -20,13 +20,13 @@ _ENDINGS = {".gz": "gzip", ".xz": "xz"}
 
 
 def existing(path: Path) -> Path | None:
-    """The file itself, or the same with ``.gz`` or ``.xz`` at the end; ``None`` if there is none of them."""
+    """Return the file itself, or the same with ``.gz`` or ``.xz`` at the end; ``None`` if there is none of them."""
     candidates = (path.with_name(path.name + suffix) for suffix in SUFFIXES)
     return next((file for file in candidates if file.is_file()), None)
 
 
 def read_whole(path: str | Path) -> bytes:
-    """All bytes of a file, decompressed; gzip and xz are recognised by content.
+    """Read all bytes of a file, decompressed; gzip and xz are recognised by content.
 
     Raises:
         ConfigurationError: The file is damaged or cut off; says where.
@@ -44,7 +44,7 @@ def read_whole(path: str | Path) -> bytes:
 
 
 def damaged(path: str | Path, offset: int, what: str) -> ConfigurationError:
-    """The error for a file whose bytes are not what they should be, to be raised.
+    """Return the error for a file whose bytes are not what they should be, to be raised.
 
     Args:
         path: The file.
@@ -55,7 +55,7 @@ def damaged(path: str | Path, offset: int, what: str) -> ConfigurationError:
 
 
 def head(data: bytes) -> str:
-    """How a file starts, for messages."""
+    """Return the beginning of a file for messages."""
     return data[:6].hex(" ") or "nothing"
 
 

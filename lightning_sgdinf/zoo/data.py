@@ -69,21 +69,21 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         return image, self.labels[index]
 
     def pixels(self, index: int) -> Tensor:
-        """Image ``index`` as it is, neither augmented nor normalised, float ``[C, H, W]`` in ``[0, 1]``."""
+        """Return image ``index`` as it is, neither augmented nor normalised, float ``[C, H, W]`` in ``[0, 1]``."""
         return _as_float(self.images[index])
 
     def shown(self, index: int) -> Tensor:
-        """What a person would look at: `pixels`."""
+        """Return `pixels`, which a person would look at."""
         return self.pixels(index)
 
     def unaugmented(self) -> ImageDataset:
-        """The same examples without random changes."""
+        """Return the same examples without random changes."""
         plain = copy(self)
         plain.crop_padding, plain.flip = 0, False
         return plain
 
     def augmenting(self, other: ImageDataset) -> ImageDataset:
-        """The examples of another data set with this one's random changes."""
+        """Return the examples of another data set with this one's random changes."""
         changed = copy(other)
         changed.crop_padding, changed.flip = self.crop_padding, self.flip
         return changed
@@ -171,15 +171,15 @@ class ImageData(LightningDataModule):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """What networks are made for: `image_shape`."""
+        """The shape that networks are made for: `image_shape`."""
         return self.image_shape
 
     def image(self, index: int) -> Tensor:
-        """Training image ``index`` as it is, neither augmented nor normalised, ``[C, H, W]`` in ``[0, 1]``."""
+        """Return training image ``index`` as it is, neither augmented nor normalised, ``[C, H, W]`` in ``[0, 1]``."""
         return self.train_set.pixels(index)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Shuffled; every new loader gives the same order."""
+        """Return a shuffled loader; every new one gives the same order."""
         return DataLoader(
             self.train_set,
             batch_size=self.batch_size,
@@ -190,11 +190,11 @@ class ImageData(LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """In order."""
+        """Return a loader in order."""
         return DataLoader(self.val_set, batch_size=self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """In order."""
+        """Return a loader in order."""
         return DataLoader(self.test_set, batch_size=self.eval_batch_size)
 
 
@@ -219,8 +219,8 @@ def _parts(
     test_size: int | None,
     seed: int,
 ) -> tuple[Tensor, LabelledImages, LabelledImages]:
-    """Ids of the training part, validation and test part; validation is drawn first, so that it stays the same whatever
-    the other sizes are."""
+    """Return the ids of the training part, the validation part and the test part; validation is drawn first, so that it
+    stays the same whatever the other sizes are."""
     if test is None:
         if not test_size:
             raise ConfigurationError("test_size: this source has no test part of its own, so a size > 0 is needed")

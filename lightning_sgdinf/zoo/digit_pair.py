@@ -38,7 +38,7 @@ class DigitPair:
         self.skip = skip
 
     def read(self) -> BinaryExamples:
-        """The images of the training part, the first digit's before the second's.
+        """Read the images of the training part, the first digit's before the second's.
 
         Raises:
             ConfigurationError: The files are not there and could not be fetched, or are damaged.

@@ -20,7 +20,7 @@ class Digits:
     """
 
     def read(self) -> tuple[LabelledImages, LabelledImages | None]:
-        """All images ``[1797, 1, 8, 8]``; there is no test part of their own.
+        """Read all images ``[1797, 1, 8, 8]``; there is no test part of their own.
 
         Raises:
             MissingExtraError: scikit-learn is not installed.

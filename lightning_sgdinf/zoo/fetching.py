@@ -12,7 +12,7 @@ from lightning_sgdinf.extras import require
 
 
 def fetch(loader: str, *arguments: Any, data_home: Path, **options: Any) -> Any:
-    """What a function of ``sklearn.datasets`` gives, which keeps what it fetched in a folder.
+    """Call a function of ``sklearn.datasets`` that keeps what it fetched in a folder, and return its answer.
 
     Its errors come through (`OSError` without a network, `ValueError` for an answer that is no data set); folders that
     it made and left empty then go, so that a mistyped one is not there afterwards.

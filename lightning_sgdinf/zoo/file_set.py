@@ -28,7 +28,7 @@ class FileSet:
 
     @classmethod
     def of_archive(cls, data_dir: Path, *, dataset: str, unpacked: str, names: Sequence[str], address: str) -> FileSet:
-        """Files of a ``.tar.gz`` of their makers, in a folder named for the data set or as it unpacks.
+        """Build the set of the files of a makers' ``.tar.gz``, in a folder named for the data set or as it unpacks.
 
         Args:
             data_dir: Folder of the data sets, or the folder of this one.
@@ -44,11 +44,11 @@ class FileSet:
         return cls(dataset=dataset, names=names, folders=folders, command=command)
 
     def find(self) -> list[Path] | None:
-        """The files, in the order of ``names``; ``None`` unless one folder has them all."""
+        """Find the files, in the order of ``names``; ``None`` unless one folder has them all."""
         for folder in self.folders:
-            found = [existing(folder / name) for name in self.names]
-            if all(found):
-                return [file for file in found if file is not None]
+            files = [existing(folder / name) for name in self.names]
+            if all(files):
+                return [file for file in files if file is not None]
         return None
 
     def require(self) -> list[Path]:
@@ -57,12 +57,12 @@ class FileSet:
         Raises:
             ConfigurationError: There is no such folder; see `missing`.
         """
-        if (found := self.find()) is None:
+        if (files := self.find()) is None:
             raise ConfigurationError(self.missing())
-        return found
+        return files
 
     def missing(self) -> str:
-        """Which file is not there, what should lie where, and how to fetch it."""
+        """Say which file is not there, what should lie where, and how to fetch it."""
         lacking = {folder: [n for n in self.names if existing(folder / n) is None] for folder in self.folders}
         nearest = min(self.folders, key=lambda folder: len(lacking[folder]))
         return (

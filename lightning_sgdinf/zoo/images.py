@@ -26,13 +26,13 @@ class LabelledImages:
         return len(self.labels)
 
     def subset(self, ids: Tensor) -> LabelledImages:
-        """The images with the given ids (int64 ``[M]``), in that order."""
+        """Return the images with the given ids (int64 ``[M]``), in that order."""
         return LabelledImages(images=self.images[ids], labels=self.labels[ids], class_names=self.class_names)
 
 
 class ImageSource(Protocol):
-    """Where images come from. A new data set is one class with this one method, and one file in ``conf/dataset``."""
+    """A source of images. A new data set is one class with this one method, and one file in ``conf/dataset``."""
 
     def read(self) -> tuple[LabelledImages, LabelledImages | None]:
-        """Everything one may train and validate on, and the data set's own test part if it has one."""
+        """Read everything one may train and validate on, and the data set's own test part if it has one."""
         ...

@@ -27,7 +27,7 @@ class NoisyLabels:
 
     @property
     def flipped(self) -> Tensor:
-        """Where the two differ, bool ``[N]``."""
+        """True where the two differ, bool ``[N]``."""
         return self.labels != self.true_labels
 
 
@@ -36,7 +36,7 @@ class LabelNoise(Protocol):
     """Makes labels wrong. A new kind is one class with this one method, and one file in ``conf/noise``."""
 
     def apply(self, labels: Tensor, *, ids: Tensor, class_names: Sequence[str], seed: int) -> NoisyLabels:
-        """The labels before and after.
+        """Return the labels before and after.
 
         Args:
             labels: True labels, int64 ``[N]`` in ``[0, len(class_names))``.
@@ -71,7 +71,7 @@ class SymmetricNoise:
 
 
 def flip_labels(labels: Tensor, *, fraction: float, classes: int, seed: int) -> NoisyLabels:
-    """Symmetric label noise: give a random part of the examples another class, each other class being as likely.
+    """Give a random part of the examples another class, each other class being as likely (symmetric label noise).
 
     Exactly ``round(fraction * N)`` labels change.
 

@@ -62,7 +62,7 @@ class Mnist:
         self.download = download
 
     def read(self) -> tuple[LabelledImages, LabelledImages | None]:
-        """The training part ``[60000, 1, 28, 28]`` and the test part ``[10000, 1, 28, 28]``.
+        """Read the training part ``[60000, 1, 28, 28]`` and the test part ``[10000, 1, 28, 28]``.
 
         Raises:
             ConfigurationError: The files are not there and could not be fetched, or are damaged.

@@ -21,7 +21,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "g
 
 
 def logistic_regression(image_shape: Shape, classes: int) -> nn.Sequential:
-    """One linear layer on the pixels; its loss is convex."""
+    """Build one linear layer on the pixels; its loss is convex."""
     return nn.Sequential(nn.Flatten(), nn.Linear(prod(image_shape), classes))
 
 
@@ -32,7 +32,7 @@ def mlp(
     hidden: Sequence[int] = (32,),
     activation: Literal["relu", "tanh", "gelu"] = "relu",
 ) -> nn.Sequential:
-    """Fully connected layers.
+    """Build fully connected layers.
 
     Args:
         image_shape: Channels, height, width.
@@ -54,7 +54,7 @@ def mlp(
 
 
 def small_cnn(image_shape: Shape, classes: int, *, channels: Sequence[int] = (8, 16)) -> nn.Sequential:
-    """Two 3 x 3 convolutions with pooling between them; 3,818 parameters for 8 x 8 digits.
+    """Build two 3 x 3 convolutions with pooling between them; 3,818 parameters for 8 x 8 digits.
 
     Args:
         image_shape: Channels, height, width.
@@ -75,7 +75,7 @@ def small_cnn(image_shape: Shape, classes: int, *, channels: Sequence[int] = (8,
 
 
 def mnist_net(image_shape: Shape, classes: int) -> nn.Sequential:
-    """The convolutional network of the SGD-influence paper's MNIST experiment; 13,750 parameters for its images.
+    """Build the network of the SGD-influence paper's MNIST experiment; 13,750 parameters for its images.
 
     References:
         Hara, Nitanda, Maehara: Data Cleansing for Models Trained with SGD, NeurIPS 2019.
@@ -95,7 +95,7 @@ def mnist_net(image_shape: Shape, classes: int) -> nn.Sequential:
 
 
 def cifar_net(image_shape: Shape, classes: int) -> nn.Sequential:
-    """Six convolutions in three blocks, BatchNorm after the first of each; 307,946 parameters for 3 x 32 x 32 images.
+    """Build six convolutions in three blocks, BatchNorm after the first of each; 307,946 parameters for 3 x 32 x 32.
 
     References:
         Hara, Nitanda, Maehara: Data Cleansing for Models Trained with SGD, NeurIPS 2019.
@@ -112,8 +112,8 @@ def cifar_net(image_shape: Shape, classes: int) -> nn.Sequential:
 
 
 def six_conv_net(image_shape: Shape, classes: int) -> nn.Sequential:
-    """The network of the storage-efficient method's experiments, one for all data sets: `cifar_net` on images whose
-    sides are brought between 32 and 128 pixels; 307,370 parameters for one channel of 28 x 28.
+    """Build the network of the storage-efficient method's experiments, one for all data sets: `cifar_net` on images
+    whose sides are brought between 32 and 128 pixels; 307,370 parameters for one channel of 28 x 28.
 
     References:
         Suzuki, Kobayashi and Narihira: Data Cleansing for Deep Neural Networks with Storage-efficient Approximation of
@@ -146,7 +146,7 @@ class _Resized(nn.Module):
 
 
 def _halved(size: int) -> int:
-    """Side of the feature map after pooling, a second 5 x 5 convolution and pooling."""
+    """Return the side of the feature map after pooling, a second 5 x 5 convolution and pooling."""
     after = (size // 2 - 4) // 2
     if after < 1:
         raise ConfigurationError(f"mnist_net: expected images of at least 16 x 16 pixels, got a side of {size + 4}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,6 @@ from lightning_sgdinf.zoo.fetching import fetch
 
 GROUPS = ("comp.sys.ibm.pc.hardware", "comp.sys.mac.hardware")
 ARCHIVE = "20news-bydate-ibm-mac.tar.gz"
-
-_REMOVE = ("headers", "footers", "quotes")
 
 
 class NewsHardware:
@@ -44,7 +43,7 @@ class NewsHardware:
         self.download = download
 
     def read(self) -> BinaryExamples:
-        """TF-IDF weights of words that are in 0.1 to 20 % of the training posts; training posts first.
+        """Compute TF-IDF weights of words that are in 0.1 to 20 % of the training posts; training posts first.
 
         Raises:
             ConfigurationError: The posts are not there and could not be fetched, or the archive is damaged.
@@ -60,7 +59,7 @@ class NewsHardware:
         )
 
     def posts(self) -> list[tuple[list[str], np.ndarray]]:
-        """The posts to train on with their groups (places in `GROUPS`), then those to test with.
+        """Read the posts to train on with their groups (places in `GROUPS`), then those to test with.
 
         Raises:
             ConfigurationError: As `read`.
@@ -71,37 +70,38 @@ class NewsHardware:
         missing = f"20news: no {ARCHIVE} in {self.data_dir / '20news'}"
         if not self.download:
             raise ConfigurationError(f"{missing}; set data_dir, or allow download")
-        found = []
-        for subset in ("train", "test"):
-            try:
-                part = fetch(
-                    "fetch_20newsgroups",
-                    data_home=self.data_dir / "sklearn",
-                    subset=subset,
-                    categories=GROUPS,
-                    remove=_REMOVE,
-                )
-            except (OSError, ValueError) as error:  # no network, or a damaged answer
-                raise ConfigurationError(
-                    f"{missing}, and fetching the posts failed ({error}); put the archive there or set data_dir"
-                ) from error
-            found.append((part.data, part.target))
-        return found
+        try:
+            return [(part.data, part.target) for part in fetch_posts(self.data_dir, GROUPS)]
+        except (OSError, ValueError) as error:  # no network, or a damaged answer
+            raise ConfigurationError(
+                f"{missing}, and fetching the posts failed ({error}); put the archive there or set data_dir"
+            ) from error
+
+
+def fetch_posts(data_dir: Path, groups: Sequence[str] | None) -> list[Any]:
+    """Fetch posts by scikit-learn, which keeps them: the training part and the test part; see `fetch` for errors.
+
+    Args:
+        data_dir: Folder of the data sets.
+        groups: Names of the newsgroups; ``None`` for all twenty.
+    """
+    options = {"data_home": data_dir / "sklearn", "categories": groups, "remove": ("headers", "footers", "quotes")}
+    return [fetch("fetch_20newsgroups", subset=subset, **options) for subset in ("train", "test")]
 
 
 def _unpacked(folder: Path) -> list[tuple[list[str], np.ndarray]]:
-    """Training and test posts with their labels, in the order that the lists beside the archive give."""
+    """Read training and test posts with their labels, in the order that the lists beside the archive give."""
     texts = _texts(folder / ARCHIVE)
-    found = []
+    parts = []
     for subset in ("train", "test"):
         names = _order(folder, subset, texts)
         labels = np.array([GROUPS.index(name.split("/")[-2]) for name in names])
-        found.append(([_stripped(texts[name]) for name in names], labels))
-    return found
+        parts.append(([_stripped(texts[name]) for name in names], labels))
+    return parts
 
 
 def _texts(file: Path) -> dict[str, str]:
-    """The posts of an archive by their names.
+    """Read the posts of an archive by their names.
 
     All of it is unpacked first, to some tens of megabytes: tarfile stops reading before gzip's checksum, which is what
     most of the damage shows by.
@@ -119,7 +119,7 @@ def _texts(file: Path) -> dict[str, str]:
 
 
 def _order(folder: Path, subset: str, texts: Mapping[str, str]) -> list[str]:
-    """The names of a part's posts as the list beside the archive has them; sorted, if there is no list."""
+    """Read the names of a part's posts as the list beside the archive has them; sorted, if there is no list."""
     order = folder / f"order_{subset}.txt"
     present = sorted(name for name in texts if f"-{subset}/" in name)
     names = order.read_text(encoding="latin1").split() if order.is_file() else present
@@ -137,6 +137,6 @@ def _order(folder: Path, subset: str, texts: Mapping[str, str]) -> list[str]:
 
 
 def _stripped(post: str) -> str:
-    """A post's own words, by scikit-learn's rules."""
+    """Return a post's own words, by scikit-learn's rules."""
     rules = require("sklearn.datasets._twenty_newsgroups", extra="cli")
     return rules.strip_newsgroup_quoting(rules.strip_newsgroup_footer(rules.strip_newsgroup_header(post)))

@@ -36,30 +36,30 @@ class PenalisedClassifier(LightningModule):
         self.decay = decay
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits ``[B]``."""
+        """Compute logits ``[B]``."""
         return self.network(inputs)[:, 0]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean loss of the batch."""
+        """Compute the mean loss of the batch."""
         inputs, labels = batch
         logits = self(inputs)
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype)) + self._penalty()
 
     def per_example_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Loss of each example, ``[B]``, penalty included."""
+        """Compute the loss of each example, ``[B]``, penalty included."""
         inputs, labels = batch
         logits = self(inputs)
         each = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
         return each + self._penalty()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean cross entropy of the batch, without penalty."""
+        """Compute the mean cross entropy of the batch, without penalty."""
         inputs, labels = batch
         logits = self(inputs)
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
     def configure_optimizers(self) -> Any:
-        """SGD, its learning rate decaying if asked for."""
+        """Build SGD, its learning rate decaying if asked for."""
         optimizer = torch.optim.SGD(self.parameters(), lr=self.lr)
         if not self.decay:
             return optimizer
@@ -72,7 +72,7 @@ class PenalisedClassifier(LightningModule):
 
 
 def cross_validated_penalty(inputs: Tensor, labels: Tensor, *, seed: int) -> float:
-    """The penalty of a logistic regression that five-fold cross-validation likes best.
+    """Return the penalty of a logistic regression that five-fold cross-validation likes best.
 
     Args:
         inputs: ``[N, D]``.

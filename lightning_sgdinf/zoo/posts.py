@@ -9,11 +9,9 @@ import torch
 
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.zoo.fetching import fetch
-from lightning_sgdinf.zoo.newsgroups import GROUPS, NewsHardware
+from lightning_sgdinf.zoo.newsgroups import GROUPS, NewsHardware, fetch_posts
 from lightning_sgdinf.zoo.vectors import LabelledVectors
 
-_REMOVE = ("headers", "footers", "quotes")
 _Part = tuple[list[str], list[int]]
 
 
@@ -54,7 +52,7 @@ class Posts:
         self.download = download
 
     def read(self) -> tuple[LabelledVectors, LabelledVectors]:
-        """TF-IDF weights of the words of the training posts, a post being of length 1.
+        """Compute TF-IDF weights of the words of the training posts, a post being of length 1.
 
         Raises:
             ConfigurationError: The posts are not there and could not be fetched.
@@ -75,43 +73,32 @@ class Posts:
         return train, test
 
     def _parts(self) -> tuple[tuple[str, ...], list[_Part]]:
-        """Names of the groups; texts and groups of the training part and of the test part."""
+        """Return names of the groups; texts and groups of the training part and of the test part."""
         if self.groups is not None and set(self.groups) == set(GROUPS):
-            found = NewsHardware(self.data_dir, download=self.download).posts()
-            return tuple(_short(name) for name in GROUPS), [_written(texts, labels.tolist()) for texts, labels in found]
+            parts = NewsHardware(self.data_dir, download=self.download).posts()
+            return tuple(_short(name) for name in GROUPS), [_written(texts, labels.tolist()) for texts, labels in parts]
         if not self.download:
             raise ConfigurationError(f"posts: only {' and '.join(GROUPS)} are read from an archive; allow download")
         return self._fetched()
 
     def _fetched(self) -> tuple[tuple[str, ...], list[_Part]]:
-        names: tuple[str, ...] = ()
-        parts = []
-        for subset in ("train", "test"):
-            try:
-                found = fetch(
-                    "fetch_20newsgroups",
-                    data_home=self.data_dir / "sklearn",
-                    subset=subset,
-                    categories=self.groups,
-                    remove=_REMOVE,
-                )
-            except (OSError, ValueError) as error:  # no network, a damaged answer, or an unknown group
-                what = "all newsgroups" if self.groups is None else ", ".join(self.groups)
-                raise ConfigurationError(
-                    f"posts: fetching {what} failed ({error}); put scikit-learn's copy into "
-                    f"{self.data_dir / 'sklearn'}, or choose {' and '.join(GROUPS)} and see NewsHardware"
-                ) from error
-            names = tuple(found.target_names)
-            parts.append(_written(found.data, found.target.tolist()))
-        return names, parts
+        try:
+            train, test = fetch_posts(self.data_dir, self.groups)
+        except (OSError, ValueError) as error:  # no network, a damaged answer, or an unknown group
+            what = "all newsgroups" if self.groups is None else ", ".join(self.groups)
+            raise ConfigurationError(
+                f"posts: fetching {what} failed ({error}); put scikit-learn's copy into {self.data_dir / 'sklearn'}, "
+                f"or choose {' and '.join(GROUPS)} and see NewsHardware"
+            ) from error
+        return tuple(test.target_names), [_written(part.data, part.target.tolist()) for part in (train, test)]
 
 
 def _written(texts: Sequence[str], labels: Sequence[int]) -> _Part:
-    """The posts in which anything is written."""
+    """Return the posts in which anything is written."""
     kept = [(text.strip("\n"), label) for text, label in zip(texts, labels, strict=True) if text.strip()]
     return [text for text, _ in kept], [label for _, label in kept]
 
 
 def _short(group: str) -> str:
-    """``mac`` of ``comp.sys.mac.hardware``."""
+    """Return ``mac`` of ``comp.sys.mac.hardware``."""
     return group.split(".")[2]

@@ -21,7 +21,7 @@ from lightning_sgdinf.errors import ConfigurationError
 
 
 def span_of(inputs: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of a space that holds all inputs.
+    """Return an orthonormal basis of a space that holds all inputs.
 
     Args:
         inputs: Float64 ``[M, D]``, with ``M < D``.

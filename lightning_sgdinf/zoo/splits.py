@@ -1,4 +1,4 @@
-"""Which examples to train, validate and test on."""
+"""Examples to train, validate and test on, drawn at random."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_sgdinf.errors import ConfigurationError
 
 
 def split_ids(count: int, sizes: Sequence[int], *, seed: int) -> tuple[Tensor, ...]:
-    """Disjoint random parts of ``0 .. count - 1``.
+    """Draw disjoint random parts of ``0 .. count - 1``.
 
     A part does not change when a later one gets another size.
 
@@ -31,5 +31,5 @@ def split_ids(count: int, sizes: Sequence[int], *, seed: int) -> tuple[Tensor, .
     if any(size < 0 for size in sizes) or sum(sizes) > count:
         raise ConfigurationError(f"parts of {list(sizes)} examples: expected sizes >= 0 with a sum of at most {count}")
     order = np.random.default_rng(seed).permutation(count)
-    ends = np.cumsum([0, *sizes])
-    return tuple(torch.from_numpy(np.sort(order[start:end])) for start, end in pairwise(ends))
+    bounds = np.cumsum([0, *sizes])
+    return tuple(torch.from_numpy(np.sort(order[start:end])) for start, end in pairwise(bounds))

@@ -41,7 +41,7 @@ class Stl10:
         self.data_dir = Path(data_dir).expanduser()
 
     def read(self) -> tuple[LabelledImages, LabelledImages | None]:
-        """The training part ``[5000, 3, 96, 96]`` and the test part ``[8000, 3, 96, 96]``, pixels as bytes.
+        """Read the training part ``[5000, 3, 96, 96]`` and the test part ``[8000, 3, 96, 96]``, pixels as bytes.
 
         Raises:
             ConfigurationError: The files are not there, or damaged.

@@ -16,7 +16,7 @@ from lightning_sgdinf.zoo.label_noise import LabelNoise, SymmetricNoise
 from lightning_sgdinf.zoo.splits import split_ids
 
 Original: TypeAlias = "str | Mapping[str, str | float]"
-"""What a vector was made from: a text, or the columns of a row."""
+"""Origin of a vector: a text, or the columns of a row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class LabelledVectors:
         return len(self.labels)
 
     def subset(self, ids: Tensor) -> LabelledVectors:
-        """The vectors with the given ids (int64 ``[M]``), in that order."""
+        """Return the vectors with the given ids (int64 ``[M]``), in that order."""
         return LabelledVectors(
             inputs=self.inputs[ids],
             labels=self.labels[ids],
@@ -49,10 +49,10 @@ class LabelledVectors:
 
 
 class VectorSource(Protocol):
-    """Where vectors come from. A new data set is one class with this one method, and one file in ``conf/dataset``."""
+    """A source of vectors. A new data set is one class with this one method, and one file in ``conf/dataset``."""
 
     def read(self) -> tuple[LabelledVectors, LabelledVectors]:
-        """Everything one may train and validate on, and the data set's own test part."""
+        """Read everything one may train and validate on, and the data set's own test part."""
         ...
 
 
@@ -77,11 +77,11 @@ class VectorDataset(Dataset[tuple[Tensor, Tensor]]):
         return self.inputs[index], self.labels[index]
 
     def shown(self, index: int) -> Original:
-        """What a person would look at in place of vector ``index``."""
+        """Return what a person would look at in place of vector ``index``."""
         return self.originals[index]
 
     def unaugmented(self) -> VectorDataset:
-        """The same examples without random changes, of which there are none."""
+        """Return the same examples without random changes, of which there are none."""
         return self
 
 
@@ -158,14 +158,14 @@ class VectorData(LightningDataModule):
         return (self.train_set.inputs.shape[1],)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Shuffled; every new loader gives the same order."""
+        """Return a shuffled loader; every new one gives the same order."""
         order = torch.Generator().manual_seed(self.seed)
         return DataLoader(self.train_set, batch_size=self.batch_size, shuffle=True, generator=order)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """In order."""
+        """Return a loader in order."""
         return DataLoader(self.val_set, batch_size=self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """In order."""
+        """Return a loader in order."""
         return DataLoader(self.test_set, batch_size=self.eval_batch_size)

@@ -40,11 +40,11 @@ def by_hand(model: nn.Module, data: TensorDataset) -> tuple[float, float]:
 def test_means_over_examples_in_eval_mode(data: TensorDataset, batch_size: int) -> None:
     model = net()
     model(torch.randn(9, 4, dtype=torch.float64))
-    found = evaluate_classifier(model, DataLoader(data, batch_size=batch_size))
+    evaluation = evaluate_classifier(model, DataLoader(data, batch_size=batch_size))
     loss, error = by_hand(model, data)
-    assert found.loss == pytest.approx(loss, rel=1e-12)
-    assert found.error == pytest.approx(error, abs=1e-15)
-    assert found.count == 11
+    assert evaluation.loss == pytest.approx(loss, rel=1e-12)
+    assert evaluation.error == pytest.approx(error, abs=1e-15)
+    assert evaluation.count == 11
 
 
 @pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
@@ -56,10 +56,10 @@ def test_one_logit_means_two_classes(shape: tuple[int, ...]) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.reshape(shape)
 
-    found = evaluate_classifier(Identity(), DataLoader(TensorDataset(x, y), batch_size=3))
+    evaluation = evaluate_classifier(Identity(), DataLoader(TensorDataset(x, y), batch_size=3))
     expected = [math.log1p(math.exp(-2)), math.log1p(math.exp(1)), math.log1p(math.exp(-0.5)), math.log1p(math.exp(-3))]
-    assert found.loss == pytest.approx(sum(expected) / 4, rel=1e-12)
-    assert found.error == 0.25
+    assert evaluation.loss == pytest.approx(sum(expected) / 4, rel=1e-12)
+    assert evaluation.error == 0.25
 
 
 class Noisy(Dataset):
@@ -111,8 +111,8 @@ def test_refuses_an_empty_loader_and_other_forms(data: TensorDataset) -> None:
 
 def test_batches_of_another_form_go_through_a_function(data: TensorDataset) -> None:
     x, y = data.tensors
-    found = evaluate_classifier(net := _plain(), [{"x": x, "y": y}], forward=lambda m, b: (m(b["x"]), b["y"]))
-    assert found == evaluate_classifier(net, [(x, y)])
+    evaluation = evaluate_classifier(net := _plain(), [{"x": x, "y": y}], forward=lambda m, b: (m(b["x"]), b["y"]))
+    assert evaluation == evaluate_classifier(net, [(x, y)])
 
 
 def _plain() -> nn.Module:
@@ -146,10 +146,10 @@ def test_states_are_evaluated_and_the_model_put_back(data: TensorDataset) -> Non
 def test_predictions_are_the_models_classes(data: TensorDataset) -> None:
     model = _plain()
     ids = [7, 0, 10, 3]
-    found = ModelPredictions(model, data, batch_size=3)(ids)
+    classes = ModelPredictions(model, data, batch_size=3)(ids)
     rows = [(data.tensors[0][j] @ model.weight.T + model.bias).tolist() for j in ids]
-    assert found.tolist() == [row.index(max(row)) for row in rows]
-    assert found.dtype == torch.int64
+    assert classes.tolist() == [row.index(max(row)) for row in rows]
+    assert classes.dtype == torch.int64
     assert ModelPredictions(model, data)([]).shape == (0,)
 
 
@@ -165,8 +165,8 @@ def test_no_number_for_what_is_no_class(data: TensorDataset) -> None:
             evaluate_classifier(single, [(x, labels)])
     halves = torch.arange(11) % 2
     for labels in (halves, halves.double(), halves[:, None], halves.double()[:, None]):
-        found = evaluate_classifier(single, [(x, labels)])
-        assert found.count == 11
+        evaluation = evaluate_classifier(single, [(x, labels)])
+        assert evaluation.count == 11
         logits = single(x)[:, 0]
         expected = torch.nn.functional.softplus(torch.where(halves == 1, -logits, logits)).mean()
-        assert found.loss == pytest.approx(expected.item())
+        assert evaluation.loss == pytest.approx(expected.item())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lightning_sgdinf.cleansing import (
     CleansingContext,
     Evaluation,
-    ExcessWarning,
+    InfeasibleWarning,
     Negative,
     Relabel,
     Selection,
@@ -42,7 +42,7 @@ def test_more_than_there_are(strategy: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"expected 0 to 5 of 6, got \d; take fewer, or on_excess='warn'"):
         strategy.select(SCORES, ones)
     cut = CleansingContext(labels=LABELS, predictions=ones.predictions, on_excess="warn")
-    with pytest.warns(ExcessWarning) as caught:
+    with pytest.warns(InfeasibleWarning) as caught:
         selection = strategy.select(SCORES, cut)
     assert "expected 0 to 5 of 6" in str(caught[0].message)
     if not isinstance(strategy, Relabel):
@@ -54,7 +54,7 @@ def test_more_than_there_are(strategy: Any) -> None:
 def test_a_class_that_is_gone(strategy: Any) -> None:
     with pytest.raises(ConfigurationError, match="2 examples and with 0 relabelled, nothing is left of class 2"):
         strategy.select(SCORES, context())
-    with pytest.warns(ExcessWarning, match="nothing is left of class 2"):
+    with pytest.warns(InfeasibleWarning, match="nothing is left of class 2"):
         assert strategy.select(SCORES, context("warn")).drop == (0, 1)
     assert strategy.select(SCORES, CleansingContext()).drop == (0, 1), "without labels nobody can know"
 
@@ -88,7 +88,7 @@ def test_a_grid_is_looked_at_before_anything_is_trained() -> None:
         with pytest.raises(ConfigurationError, match=message):
             Validated(grid=grid).select(SCORES, context(evaluate=evaluate))
     assert asked == []
-    with pytest.warns(ExcessWarning, match=r"\[6, 30\]"):
+    with pytest.warns(InfeasibleWarning, match=r"\[6, 30\]"):
         assert len(Validated(grid=(1, 6, 30)).select(SCORES, context("warn", evaluate=evaluate))) == 1
     assert asked == [0, 1]
 
@@ -116,7 +116,7 @@ def test_curves() -> None:
     with pytest.raises(ConfigurationError, match="left of class 2"):
         cleansing_curve(retrain, range(6), (0, 1, 2), evaluate, context())
     assert trained == []
-    with pytest.warns(ExcessWarning, match="left of class 2"):
+    with pytest.warns(InfeasibleWarning, match="left of class 2"):
         cleansing_curve(retrain, range(6), (0, 1, 2), evaluate, context("warn"))
     assert trained == [0, 1, 2]
 

@@ -128,10 +128,10 @@ def test_nothing_dropped_is_the_trained_model_bit_for_bit(recorded: Recorded, ep
 
 def test_retraining_all_is_the_loop_by_hand(recorded: Recorded) -> None:
     with recorded.retraining("all") as retrain:
-        found = flat(retrain(Selection(drop=FLIPPED)).state)
+        state = flat(retrain(Selection(drop=FLIPPED)).state)
     expected = by_hand(recorded.initial, recorded.train, set(FLIPPED))
     assert (expected - flat(state_of(recorded.model))).abs().max() > 1e-2, "the test is degenerate"
-    assert (found - expected).abs().max() < 1e-13
+    assert (state - expected).abs().max() < 1e-13
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
@@ -171,6 +171,6 @@ def test_relabelling_repairs_flipped_labels(recorded: Recorded) -> None:
     for j, label in selection.relabel.items():
         repaired.tensors[1][j] = label
     with recorded.retraining("all") as retrain:
-        found = flat(retrain(selection).state)
+        state = flat(retrain(selection).state)
     assert len(set(selection.relabel) & set(FLIPPED)) >= 4
-    assert (found - by_hand(recorded.initial, repaired, set())).abs().max() < 1e-13
+    assert (state - by_hand(recorded.initial, repaired, set())).abs().max() < 1e-13

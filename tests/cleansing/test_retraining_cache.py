@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from lightning_sgdinf.cleansing import (
-    Chosen,
     CleansingContext,
     Evaluation,
-    Outcomes,
+    RetrainingCache,
     Selection,
     Stable,
+    StrategyOutcome,
     TopK,
     Validated,
     choose_by_each,
-    how_reliable,
+    measure_reliability,
 )
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.scores import Scores
@@ -46,8 +46,8 @@ class World:
             loss=float(losses.mean()), error=float(wrong.double().mean()), count=size, losses=losses, wrong=wrong
         )
 
-    def outcomes(self) -> Outcomes:
-        return Outcomes(
+    def outcomes(self) -> RetrainingCache:
+        return RetrainingCache(
             self.retrain,
             {"choosing": lambda state: self.evaluate(state, 20, 4), "test": lambda state: self.evaluate(state, 10, 2)},
         )
@@ -82,20 +82,20 @@ def test_two_strategies_choose_from_one_set_of_retrainings() -> None:
     context = CleansingContext(evaluate=outcomes.mean("choosing"), evaluate_each=outcomes.each("choosing"))
     grid = (1, 2, 4, 6)
     strategies = {"validated": Validated(grid), "stable": Stable(grid), "five": TopK(5)}
-    found = choose_by_each(strategies, SCORES, context, outcomes.mean("test"))
+    chosen_by = choose_by_each(strategies, SCORES, context, outcomes.mean("test"))
     # The largest harm is that of the smallest score; best on the choosing data are 4, any removal helps there.
-    assert found["validated"].selection.drop == (0, 1, 2, 3)
-    assert found["stable"].selection.drop == (0,)
+    assert chosen_by["validated"].selection.drop == (0, 1, 2, 3)
+    assert chosen_by["stable"].selection.drop == (0,)
     assert [len(drop) for drop in world.trained] == [0, 1, 2, 4, 6, 5]
     by_count = {c: 1.5 * (1 + (c - 2) ** 2 / 100) for c in (0, 1, 4, 5)}
     for name, count in (("validated", 4), ("stable", 1), ("five", 5)):
-        assert found[name].count == count
-        assert found[name].before == pytest.approx(by_count[0])
-        assert found[name].after == pytest.approx(by_count[count])
+        assert chosen_by[name].count == count
+        assert chosen_by[name].before == pytest.approx(by_count[0])
+        assert chosen_by[name].after == pytest.approx(by_count[count])
 
 
-def chosen(count: int, before: float, after: float) -> Chosen:
-    return Chosen(selection=Selection(drop=tuple(range(count))), before=before, after=after)
+def chosen(count: int, before: float, after: float) -> StrategyOutcome:
+    return StrategyOutcome(selection=Selection(drop=tuple(range(count))), before=before, after=after)
 
 
 def test_helps_and_harms_are_counted() -> None:
@@ -104,9 +104,9 @@ def test_helps_and_harms_are_counted() -> None:
         {"a": chosen(1, 0.5, 0.6), "b": chosen(2, 0.5, 0.5)},
         {"a": chosen(2, 0.5, 0.3)},
     ]
-    found = how_reliable(runs)
-    assert list(found) == ["a", "b"]
-    a, b = found["a"], found["b"]
+    rates = measure_reliability(runs)
+    assert list(rates) == ["a", "b"]
+    a, b = rates["a"], rates["b"]
     assert (a.runs, a.helped, a.harmed, a.abstained) == (3, 2, 1, 0)
     assert (b.runs, b.helped, b.harmed, b.abstained) == (2, 0, 0, 1)
     assert a.mean_change == pytest.approx(-0.2 / 3)
@@ -116,6 +116,6 @@ def test_helps_and_harms_are_counted() -> None:
 
 def test_nothing_and_no_numbers_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="one run or more"):
-        how_reliable([])
+        measure_reliability([])
     with pytest.raises(NonFiniteError, match="'a' is not finite"):
-        how_reliable([{"a": chosen(1, 0.5, math.nan)}])
+        measure_reliability([{"a": chosen(1, 0.5, math.nan)}])

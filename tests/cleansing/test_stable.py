@@ -10,7 +10,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from lightning_sgdinf.cleansing import CleansingContext, ExcessWarning, Relabel, Selection, Stable, Trial
+from lightning_sgdinf.cleansing import CleansingContext, InfeasibleWarning, Relabel, Selection, Stable, Trial
 from lightning_sgdinf.cleansing.stable import lower_bound
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.scores import Scores
@@ -72,8 +72,8 @@ def test_a_certain_gain_of_all_examples_is_taken_and_none_at_all_is_not() -> Non
 def test_the_bound_is_near_the_normal_one_for_many_examples(confidence: float) -> None:
     values = torch.from_numpy(np.random.default_rng(3).exponential(2.0, 2000))
     expected = values.mean() - norm.ppf(confidence) * values.std() / math.sqrt(2000)
-    found = lower_bound(values, confidence=confidence, resamples=1500, seed=1)
-    assert found == pytest.approx(float(expected), abs=0.012)
+    bound = lower_bound(values, confidence=confidence, resamples=1500, seed=1)
+    assert bound == pytest.approx(float(expected), abs=0.012)
 
 
 def test_errors_by_counting() -> None:
@@ -162,7 +162,7 @@ def test_counts_beyond_the_training_set_are_refused_before_anything_is_trained()
     with pytest.raises(ConfigurationError, match=r"expected counts below 6.* got \[6, 9\]"):
         choose(Stable(grid=(2, 6, 9)), held_out)
     assert held_out.asked == []
-    with pytest.warns(ExcessWarning, match=r"got \[6, 9\]"):
-        found = Stable(grid=(2, 6, 9)).select(SCORES, CleansingContext(evaluate_each=held_out, on_excess="warn"))
-    assert found.trace[:1] == (Trial(0, found.trace[0].value, 0.0),)
+    with pytest.warns(InfeasibleWarning, match=r"got \[6, 9\]"):
+        selection = Stable(grid=(2, 6, 9)).select(SCORES, CleansingContext(evaluate_each=held_out, on_excess="warn"))
+    assert selection.trace[:1] == (Trial(0, selection.trace[0].value, 0.0),)
     assert held_out.asked == [0, 2]

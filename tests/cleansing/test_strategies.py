@@ -112,7 +112,7 @@ class Classes:
         return self.classes[list(ids)]
 
 
-@pytest.mark.filterwarnings("ignore::lightning_sgdinf.cleansing.ExcessWarning")
+@pytest.mark.filterwarnings("ignore::lightning_sgdinf.cleansing.InfeasibleWarning")
 @given(st.lists(st.tuples(finite, st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=20), st.data())
 def test_relabel_gives_the_models_label_where_it_differs(
     rows: list[tuple[float, int, int]], data: st.DataObject
@@ -182,7 +182,7 @@ def test_validated_chooses_the_count_with_the_lowest_value() -> None:
     assert "0.7 against 1 with 0" in selection.reason
 
 
-@pytest.mark.filterwarnings("ignore::lightning_sgdinf.cleansing.ExcessWarning")
+@pytest.mark.filterwarnings("ignore::lightning_sgdinf.cleansing.InfeasibleWarning")
 @given(columns, st.lists(st.integers(1, 40), min_size=1, max_size=8, unique=True).map(sorted), st.data())
 def test_validated_picks_the_best_prefix_of_the_order(
     values: list[float], grid: list[int], data: st.DataObject

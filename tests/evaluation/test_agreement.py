@@ -59,10 +59,10 @@ def test_jaccard_equals_set_arithmetic(pairs: list[tuple[int, int]], k: int) -> 
 
 def test_agreement_gathers_all_and_takes_tensors() -> None:
     true = torch.arange(30.0, dtype=torch.float64)
-    found = measure_agreement(true**3, true, k=10)
-    assert (found.kendall, found.spearman, found.jaccard) == pytest.approx((1, 1, 1))
-    assert 0.8 < found.pearson < 1
-    assert (found.k, found.n) == (10, 30)
+    agreement = measure_agreement(true**3, true, k=10)
+    assert (agreement.kendall, agreement.spearman, agreement.jaccard) == pytest.approx((1, 1, 1))
+    assert 0.8 < agreement.pearson < 1
+    assert (agreement.k, agreement.n) == (10, 30)
     assert measure_agreement(-true, true).kendall == pytest.approx(-1)
 
 

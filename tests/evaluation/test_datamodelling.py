@@ -44,30 +44,30 @@ def sums(scores: Scores, sets: tuple[tuple[int, ...], ...]) -> torch.Tensor:
 
 def test_an_additive_truth_is_predicted_fully(scores: Scores) -> None:
     sets = random_subsets(N, M)
-    found = datamodelling_score(scores, truth_of(sums(scores, sets) ** 3, sets), resamples=50)
-    assert (found.mean, found.low, found.high) == pytest.approx((1.0, 1.0, 1.0))
-    assert found.per_query == pytest.approx((1.0,) * Q)
-    assert found.sets == M
+    score = datamodelling_score(scores, truth_of(sums(scores, sets) ** 3, sets), resamples=50)
+    assert (score.mean, score.low, score.high) == pytest.approx((1.0, 1.0, 1.0))
+    assert score.per_query == pytest.approx((1.0,) * Q)
+    assert score.sets == M
 
 
 def test_it_is_the_mean_rank_correlation_with_its_bootstrap_interval(scores: Scores) -> None:
     sets = random_subsets(N, M, seed=1)
     noise = torch.randn(M, Q, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     measured = sums(scores, sets) + 2 * noise
-    found = datamodelling_score(scores, truth_of(measured, sets), resamples=400, seed=3)
+    score = datamodelling_score(scores, truth_of(measured, sets), resamples=400, seed=3)
     predicted = sums(scores, sets)
     expected = [spearmanr(predicted[:, q], measured[:, q]).statistic for q in range(Q)]
-    assert found.per_query == pytest.approx(expected)
-    assert found.mean == pytest.approx(np.mean(expected))
+    assert score.per_query == pytest.approx(expected)
+    assert score.mean == pytest.approx(np.mean(expected))
     draw = np.random.default_rng(11)
     means = []
     for _ in range(400):
         rows = draw.integers(M, size=M)
         means.append(np.mean([spearmanr(predicted[rows, q], measured[rows, q]).statistic for q in range(Q)]))
     half = 1.96 * np.std(np.arctanh(means), ddof=1)
-    expected = np.tanh(np.arctanh(found.mean) - half), np.tanh(np.arctanh(found.mean) + half)
-    assert (found.low, found.high) == pytest.approx(expected, abs=0.03)
-    assert found.low < found.mean < found.high
+    expected = np.tanh(np.arctanh(score.mean) - half), np.tanh(np.arctanh(score.mean) + half)
+    assert (score.low, score.high) == pytest.approx(expected, abs=0.03)
+    assert score.low < score.mean < score.high
 
 
 def test_the_interval_holds_a_score_that_all_draws_miss() -> None:
@@ -77,21 +77,21 @@ def test_the_interval_holds_a_score_that_all_draws_miss() -> None:
     measured = torch.from_numpy(predicted + 0.15 * draw.standard_normal((M, 60)))
     units = Scores(values=torch.from_numpy(predicted), queries=tuple(f"q{i}" for i in range(60)))
     truth = replace(truth_of(measured, tuple((j,) for j in range(M))), examples=M)
-    found = datamodelling_score(units, truth, resamples=200)
+    score = datamodelling_score(units, truth, resamples=200)
     rows = [np.random.default_rng(i).integers(M, size=M) for i in range(50)]
     draws = [np.mean([spearmanr(predicted[r, q], measured[r, q]).statistic for q in range(0, 60, 6)]) for r in rows]
-    assert np.quantile(draws, 0.9) < found.mean
-    assert found.low < found.mean < found.high < 1
-    assert found.high - found.low < 0.05
+    assert np.quantile(draws, 0.9) < score.mean
+    assert score.low < score.mean < score.high < 1
+    assert score.high - score.low < 0.05
 
 
 def test_a_ranking_serves_all_queries(scores: Scores) -> None:
     sets = random_subsets(N, M)
     one = Scores(values=scores.values[:, :1], queries=("random",))
-    found = datamodelling_score(one, truth_of(sums(scores, sets), sets), resamples=20)
-    assert len(found.per_query) == Q
-    assert found.per_query[0] == pytest.approx(1.0)
-    assert abs(found.per_query[1]) < 0.9
+    score = datamodelling_score(one, truth_of(sums(scores, sets), sets), resamples=20)
+    assert len(score.per_query) == Q
+    assert score.per_query[0] == pytest.approx(1.0)
+    assert abs(score.per_query[1]) < 0.9
 
 
 def test_subsets() -> None:

@@ -12,9 +12,9 @@ BEFORE = {0: 0.10, 1: 0.12, 2: 0.11, 3: 0.10}
 
 def test_runs_are_paired_and_those_without_a_partner_passed_over() -> None:
     after = {30: {0: 0.09, 2: 0.08, 7: 0.5}, 10: {0: 0.09, 1: 0.10, 2: 0.10, 3: 0.08}, 100: {9: 0.3}}
-    found = compare_removals(BEFORE, after)
-    assert [(r.count, r.runs) for r in found] == [(10, 4), (30, 2)]
-    ten, thirty = found
+    removals = compare_removals(BEFORE, after)
+    assert [(r.count, r.runs) for r in removals] == [(10, 4), (30, 2)]
+    ten, thirty = removals
     assert thirty.before.tolist() == [0.10, 0.11]
     assert thirty.after.tolist() == [0.09, 0.08]
     assert ten.mean == pytest.approx(0.0925)
@@ -53,10 +53,10 @@ def test_holm_by_hand() -> None:
 def test_wilcoxon_on_students_own_data() -> None:
     first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
     second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
-    found = wilcoxon_test(first, second)
-    assert found.p_value == 2 / 2**9  # nine of ten differ, all in one direction
-    assert (found.n, found.mean_difference) == (10, pytest.approx(1.58))
-    assert wilcoxon_test(second, first).p_value == found.p_value
+    comparison = wilcoxon_test(first, second)
+    assert comparison.p_value == 2 / 2**9  # nine of ten differ, all in one direction
+    assert (comparison.n, comparison.mean_difference) == (10, pytest.approx(1.58))
+    assert wilcoxon_test(second, first).p_value == comparison.p_value
 
 
 def test_wilcoxon_by_counting_all_signs() -> None:

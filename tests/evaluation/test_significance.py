@@ -17,44 +17,44 @@ SECOND = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
 
 
 def test_paired_t_test_on_students_own_data() -> None:
-    found = paired_t_test(FIRST, SECOND)
-    assert found.p_value == pytest.approx(0.002833, abs=5e-7)
-    assert (found.low, found.high) == pytest.approx((0.7001142, 2.4598858), abs=1e-6)
-    assert found.mean_difference == pytest.approx(1.58)
-    assert found.n == 10
-    assert found.significant
-    assert found.sentence() == "paired t test over 10 runs: p = 0.003"
+    comparison = paired_t_test(FIRST, SECOND)
+    assert comparison.p_value == pytest.approx(0.002833, abs=5e-7)
+    assert (comparison.low, comparison.high) == pytest.approx((0.7001142, 2.4598858), abs=1e-6)
+    assert comparison.mean_difference == pytest.approx(1.58)
+    assert comparison.n == 10
+    assert comparison.significant
+    assert comparison.sentence() == "paired t test over 10 runs: p = 0.003"
 
 
 def test_unpaired_t_test_on_students_own_data() -> None:
-    found = unpaired_t_test(FIRST, SECOND)
-    assert found.p_value == pytest.approx(0.07939, abs=5e-6)
-    assert (found.low, found.high) == pytest.approx((-0.2054832, 3.3654832), abs=1e-6)
-    assert not found.significant
+    comparison = unpaired_t_test(FIRST, SECOND)
+    assert comparison.p_value == pytest.approx(0.07939, abs=5e-6)
+    assert (comparison.low, comparison.high) == pytest.approx((-0.2054832, 3.3654832), abs=1e-6)
+    assert not comparison.significant
     assert unpaired_t_test(FIRST, SECOND[:7]).n == 7
 
 
 def test_sign_flips_against_counting_by_hand() -> None:
     difference = [3.0, 1.0, -1.0]
-    found = sign_flip_test([0.0, 0.0, 0.0], difference)
+    comparison = sign_flip_test([0.0, 0.0, 0.0], difference)
     means = [abs(np.dot(signs, difference)) for signs in itertools.product([-1, 1], repeat=3)]
-    assert found.p_value == sum(m >= 3.0 for m in means) / 8 == 0.75
-    assert found.mean_difference == 1.0
+    assert comparison.p_value == sum(m >= 3.0 for m in means) / 8 == 0.75
+    assert comparison.mean_difference == 1.0
 
 
 def test_few_pairs_cannot_be_significant_and_have_no_interval() -> None:
-    found = sign_flip_test([0.0] * 5, [-1.0, -2.0, -3.0, -4.0, -5.0])
-    assert found.p_value == 2 / 2**5
-    assert (found.low, found.high) == (-math.inf, math.inf)
-    assert not found.significant
+    comparison = sign_flip_test([0.0] * 5, [-1.0, -2.0, -3.0, -4.0, -5.0])
+    assert comparison.p_value == 2 / 2**5
+    assert (comparison.low, comparison.high) == (-math.inf, math.inf)
+    assert not comparison.significant
     assert sign_flip_test([0.0] * 6, [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0]).significant
 
 
 @given(st.lists(st.integers(-50, 50), min_size=6, max_size=9))
 def test_the_sign_flip_interval_leaves_out_zero_exactly_when_the_test_rejects(difference: list[int]) -> None:
-    found = sign_flip_test([0.0] * len(difference), difference)
-    assert (found.low > 0 or found.high < 0) == (found.p_value <= 0.05)
-    assert found.low <= found.mean_difference <= found.high
+    comparison = sign_flip_test([0.0] * len(difference), difference)
+    assert (comparison.low > 0 or comparison.high < 0) == (comparison.p_value <= 0.05)
+    assert comparison.low <= comparison.mean_difference <= comparison.high
 
 
 @given(
@@ -73,11 +73,11 @@ def test_exchanging_before_and_after_mirrors_the_result(pairs, test) -> None:
 @pytest.mark.parametrize("shift", [0.0, -0.1])
 @pytest.mark.parametrize("test", [paired_t_test, unpaired_t_test])
 def test_without_spread_a_t_test_says_nothing(test, shift: float) -> None:
-    found = test([0.3, 0.3, 0.3], [0.3 + shift] * 3)
-    assert math.isnan(found.p_value)
-    assert not found.significant
-    assert found.mean_difference == pytest.approx(shift)
-    assert "undefined" in found.sentence()
+    comparison = test([0.3, 0.3, 0.3], [0.3 + shift] * 3)
+    assert math.isnan(comparison.p_value)
+    assert not comparison.significant
+    assert comparison.mean_difference == pytest.approx(shift)
+    assert "undefined" in comparison.sentence()
 
 
 def test_a_shift_that_is_equal_but_for_rounding_has_no_spread() -> None:

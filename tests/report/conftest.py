@@ -12,7 +12,7 @@ import torch
 from lightning_sgdinf.certificate import Certificate, GradientCheck, StepReplay, Trust
 from lightning_sgdinf.evaluation import CleansingCurve, detect, paired_t_test
 from lightning_sgdinf.report import BeforeAfter, Cost, Example, Explanation, ReportData, SafeHtml
-from lightning_sgdinf.report.page import render_page
+from lightning_sgdinf.report.drawn import DrawnReport
 from lightning_sgdinf.scores import Scores
 
 HOSTILE = '<script>alert("1 & 2")</script>'
@@ -121,7 +121,7 @@ def full(scores: Scores) -> ReportData:
 @pytest.fixture(scope="session")
 def text(full: ReportData) -> str:
     """The page of everything."""
-    return render_page(full)
+    return DrawnReport(full).page
 
 
 @pytest.fixture(scope="session")
@@ -133,11 +133,11 @@ def hostile() -> str:
 def browser() -> Iterator[Any]:
     """A real browser without a window."""
     playwright = pytest.importorskip("playwright.sync_api")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
         pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
     with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        launched = driver.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
         yield launched
         launched.close()
 
@@ -165,7 +165,7 @@ class Visit:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("console", lambda said: self.problems.append(said.text) if said.type != "log" else None)
         path = folder / "page.html"
-        path.write_text(text or render_page(data), encoding="utf-8")
+        path.write_text(text or DrawnReport(data).page, encoding="utf-8")
         self.page.goto(path.as_uri())
         if options.get("java_script_enabled", True):
             self.page.evaluate("() => sgdinf.ready.then(() => null)")

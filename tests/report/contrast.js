@@ -16,13 +16,13 @@
     }
     return rgba(matchMedia("(prefers-color-scheme: dark)").matches ? "black" : "white");
   };
-  const found = [];
+  const ratios = [];
   for (const node of document.querySelectorAll("body *:not(script, style, noscript, option, optgroup)")) {
     const own = [...node.childNodes].some((child) => child.nodeType === Node.TEXT_NODE && child.data.trim());
     if (!own || !node.checkVisibility() || node.closest("[disabled], .x-unseen, svg")) continue;
     const [text, ground] = [luminance(rgba(getComputedStyle(node).color)), luminance(behind(node))];
     const ratio = (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05);
-    found.push([ratio, `${node.className}: ${node.textContent.slice(0, 40)}`]);
+    ratios.push([ratio, `${node.className}: ${node.textContent.slice(0, 40)}`]);
   }
-  return found;
+  return ratios;
 }

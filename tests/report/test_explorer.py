@@ -256,12 +256,12 @@ def test_thumbnails_are_the_pictures(visit: Visit) -> None:
         }"""
     )
     side, data = pixels
-    found = np.array(data).reshape(64, 48, 4)
+    drawn = np.array(data).reshape(64, 48, 4)
     small = np.asarray(visit.data.examples[3].image)  # 8 x 8, in the middle of a cell made for larger ones
-    place = np.argwhere((found[:, :, 0] < 255) | (found[:, :, 1] < 255)).min(0)
+    place = np.argwhere((drawn[:, :, 0] < 255) | (drawn[:, :, 1] < 255)).min(0)
     top, left = place.tolist()
     assert side == pytest.approx(48)  # the largest picture, of 80 x 60 pixels, fits 64
-    np.testing.assert_array_equal(found[top : top + 8, left : left + 8, 0], np.round(small * 255))
+    np.testing.assert_array_equal(drawn[top : top + 8, left : left + 8, 0], np.round(small * 255))
 
 
 def test_nothing_is_asked_of_the_network(visit: Visit) -> None:

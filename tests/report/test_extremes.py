@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from lightning_sgdinf.report import Example, ReportData
-from lightning_sgdinf.report.extremes import both_ends
+from lightning_sgdinf.report.extremes import collect_extremes
 from lightning_sgdinf.scores import Scores
 
 
@@ -12,16 +12,16 @@ def data(**more: object) -> ReportData:
     return ReportData(title="t", scores=Scores(values=values, queries=("loss",)), **more)  # type: ignore[arg-type]
 
 
-def test_both_ends_are_in_the_order_of_their_ranks() -> None:
-    ends = both_ends(data(shown=2))
-    assert ends.example_ids == (1, 3, 0, 2)
-    assert [row[0] for row in ends.table.rows] == [1, 2, 4, 5]
-    assert not ends.has_images
-    assert ends.harm is None
+def test_collect_extremes_are_in_the_order_of_their_ranks() -> None:
+    extremes = collect_extremes(data(shown=2))
+    assert extremes.example_ids == (1, 3, 0, 2)
+    assert [row[0] for row in extremes.table.rows] == [1, 2, 4, 5]
+    assert not extremes.has_images
+    assert extremes.harm is None
 
 
 def test_nobody_is_in_it_twice() -> None:
-    assert both_ends(data(shown=4)).example_ids == (1, 3, 4, 0, 2)
+    assert collect_extremes(data(shown=4)).example_ids == (1, 3, 4, 0, 2)
 
 
 def test_texts_and_columns_of_rows_are_columns() -> None:
@@ -30,7 +30,7 @@ def test_texts_and_columns_of_rows_are_columns() -> None:
         2: Example(row={"age": None, "job": 3}),
         0: Example(text="a text"),
     }
-    table = both_ends(data(shown=2, examples=examples)).table
+    table = collect_extremes(data(shown=2, examples=examples)).table
 
     def column(name: str) -> list[object]:
         return [row[table.columns.index(name)] for row in table.rows]

@@ -16,9 +16,9 @@ import torch
 
 from lightning_sgdinf.certificate import Certificate
 from lightning_sgdinf.report import Example, ReportData, SafeHtml
-from lightning_sgdinf.report.extremes import both_ends
+from lightning_sgdinf.report.drawn import DrawnReport
+from lightning_sgdinf.report.extremes import collect_extremes
 from lightning_sgdinf.report.fragments import number, signed
-from lightning_sgdinf.report.page import render_page
 from lightning_sgdinf.scores import Scores
 
 MINUS = "\N{MINUS SIGN}"
@@ -67,7 +67,7 @@ def page(text: str) -> Reader:
 
 def test_it_is_well_formed_with_everything_and_with_nothing(page: Reader, bare: ReportData) -> None:
     assert {"html", "main", "table", "img", "details"} <= {tag for tag, _ in page.tags}
-    assert "no certificate" in read(render_page(bare)).text
+    assert "no certificate" in read(DrawnReport(bare).page).text
 
 
 def test_it_needs_nothing_from_elsewhere(page: Reader) -> None:
@@ -118,9 +118,9 @@ def test_what_it_holds_is_read_back_as_it_was(page: Reader, full: ReportData) ->
 def test_one_epoch_has_no_share_of_its_own(scores: Scores) -> None:
     assert scores.per_epoch is not None
     one = dataclasses.replace(scores, values=scores.per_epoch[0], per_epoch=scores.per_epoch[:1])
-    assert 'id="epochs"' in render_page(ReportData(title="Three", scores=scores))
-    assert 'id="epochs"' not in render_page(ReportData(title="One", scores=one))
-    assert both_ends(ReportData(title="One", scores=one)).harm is None
+    assert 'id="epochs"' in DrawnReport(ReportData(title="Three", scores=scores)).page
+    assert 'id="epochs"' not in DrawnReport(ReportData(title="One", scores=one)).page
+    assert collect_extremes(ReportData(title="One", scores=one)).harm is None
 
 
 def test_drawings_inside_it_need_nothing_from_elsewhere(page: Reader) -> None:
@@ -153,12 +153,12 @@ def test_every_picture_has_words_for_those_who_do_not_see_it(page: Reader) -> No
 def test_warnings_stand_before_the_result(text: str, bare: ReportData) -> None:
     body = text[text.index("<body>") :]
     assert 0 < body.index("Low trust") < body.index('class="headline"')
-    assert 'class="warning"' not in render_page(bare)
+    assert 'class="warning"' not in DrawnReport(bare).page
 
 
 def test_an_unchecked_result_says_so_first(bare: ReportData) -> None:
     unchecked = dataclasses.replace(bare.scores, certificate=Certificate(level="off"))
-    body = render_page(dataclasses.replace(bare, scores=unchecked)).partition("<body>")[2]
+    body = DrawnReport(dataclasses.replace(bare, scores=unchecked)).page.partition("<body>")[2]
     assert 0 < body.index("Nothing was checked") < body.index('class="headline"')
 
 
@@ -179,14 +179,14 @@ def test_tiles_show_label_id_and_score(text: str, full: ReportData) -> None:
 
 
 def test_without_pictures_the_ranking_is_a_table(bare: ReportData) -> None:
-    reader = read(render_page(bare))
+    reader = read(DrawnReport(bare).page)
     assert "tile" not in {attributes.get("class") for _, attributes in reader.tags}
     assert sum(tag == "table" for tag, _ in reader.tags) == 2
 
 
 def test_rows_are_a_table_with_their_columns(bare: ReportData) -> None:
     rows = {i: Example(row={"age": i, "work <b>": "clerk", "gone": None}) for i in range(40)}
-    reader = read(render_page(dataclasses.replace(bare, examples=rows, shown=3)))
+    reader = read(DrawnReport(dataclasses.replace(bare, examples=rows, shown=3)).page)
     assert "tile" not in {attributes.get("class") for _, attributes in reader.tags}
     assert reader.text.count("work <b>") == 2
     assert reader.text.count("clerk") == 6
@@ -195,13 +195,13 @@ def test_rows_are_a_table_with_their_columns(bare: ReportData) -> None:
 
 def test_a_renderer_s_html_stands_as_it_is(bare: ReportData) -> None:
     shown = {i: Example(html=SafeHtml("<mark>here</mark>")) for i in range(40)}
-    reader = read(render_page(dataclasses.replace(bare, examples=shown, shown=2)))
+    reader = read(DrawnReport(dataclasses.replace(bare, examples=shown, shown=2)).page)
     assert sum(tag == "mark" for tag, _ in reader.tags) == 4
 
 
 @pytest.mark.parametrize("query", ["validation loss", "margin"])
 def test_the_sign_is_spelled_out_for_every_query(scores: Scores, query: str) -> None:
-    text = read(render_page(ReportData(title="", query=query, scores=scores))).text
+    text = read(DrawnReport(ReportData(title="", query=query, scores=scores)).page).text
     sign = "negative" if query == "validation loss" else "positive"
     assert f"{sign} = harmful" in text
     assert f"judged by their effect on {query}" in text
@@ -209,7 +209,7 @@ def test_the_sign_is_spelled_out_for_every_query(scores: Scores, query: str) -> 
 
 def test_of_what_only_ranks_no_change_is_promised(scores: Scores) -> None:
     ranked = Scores(values=scores.values[:, :1], queries=("margin of the label",), better=("order",))
-    text = read(render_page(ReportData(title="", scores=ranked))).text
+    text = read(DrawnReport(ReportData(title="", scores=ranked)).page).text
     worst = ranked.order()[0].item()
     assert f"By margin of the label the most harmful training example is {worst}." in text
     assert "lowest = most harmful: a ranking, not a predicted change" in text
@@ -222,7 +222,7 @@ def test_large_pictures_are_scaled_down() -> None:
     scores = Scores(values=torch.zeros(1, 1), queries=("q",))
     noise = np.random.default_rng(0).random((1000, 1000, 3))
     data = ReportData(title="", scores=scores, examples={0: Example(image=noise)})
-    assert len(render_page(data)) < 600_000
+    assert len(DrawnReport(data).page) < 600_000
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from lightning_sgdinf.errors import ConfigurationError, MissingExtraError
-from lightning_sgdinf.report import ReportData, log_report, sinks, write_page, write_report
-from lightning_sgdinf.report.page import render_page
+from lightning_sgdinf.report import ReportData, log_report, write_page, write_report
+from lightning_sgdinf.report.drawn import DrawnReport
 
 
 def test_a_folder_gets_the_page_every_figure_and_every_table(full: ReportData, text: str, tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_a_folder_gets_the_page_every_figure_and_every_table(full: ReportData, t
 def test_writing_again_replaces_the_page(bare: ReportData, tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text("an earlier page")
     write_page(bare, tmp_path / "page.html")
-    assert (tmp_path / "page.html").read_text(encoding="utf-8") == render_page(bare)
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == DrawnReport(bare).page
 
 
 def test_a_page_that_fails_leaves_the_earlier_one(
@@ -39,7 +39,7 @@ def test_a_page_that_fails_leaves_the_earlier_one(
 ) -> None:
     path = write_page(bare, tmp_path / "page.html")
     earlier = path.read_text(encoding="utf-8")
-    monkeypatch.setattr(sinks, "render_page", lambda data: "a lone surrogate cannot be written: \ud800")
+    monkeypatch.setattr(DrawnReport, "page", "a lone surrogate cannot be written: \ud800")
     with pytest.raises(UnicodeEncodeError):
         write_page(bare, path)
     assert path.read_text(encoding="utf-8") == earlier
@@ -97,16 +97,14 @@ def test_lightnings_csv_logger_keeps_the_numbers_on_disk(full: ReportData, tmp_p
     assert float(row["report/test_error/after"]) == pytest.approx(0.1675)
 
 
-@pytest.mark.parametrize(
-    ("module", "extra"), [("matplotlib", "cli"), ("matplotlib.figure", "cli"), ("scipy.stats", "cli")]
-)
+@pytest.mark.parametrize("module", ["matplotlib", "matplotlib.figure", "scipy.stats"])
 def test_without_an_extra_the_report_says_what_to_install(
-    bare: ReportData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, extra: str
+    bare: ReportData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
     for name in [
         name for name in sys.modules if name.startswith(("lightning_sgdinf.report", "lightning_sgdinf.evaluation"))
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=rf'pip install "lightning-sgdinf\[{extra}\]"$'):
+    with pytest.raises(MissingExtraError, match=r'pip install "lightning-sgdinf\[report\]"$'):
         bare.scores.report(tmp_path / "page.html")

@@ -24,8 +24,8 @@ def read(full: ReportData, tmp_path_factory: pytest.TempPathFactory) -> Any:
     logger = TensorBoardLogger(tmp_path_factory.mktemp("board"), name="", version="")
     log_report(full, logger, files=False)
     logger.finalize("success")
-    found = EventAccumulator(logger.log_dir, size_guidance={"images": 0, "tensors": 0, "scalars": 0})
-    return found.Reload()
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0, "tensors": 0, "scalars": 0})
+    return events.Reload()
 
 
 def test_curves_have_the_number_left_out_as_their_step(full: ReportData, read: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lightning_sgdinf.report.embedded_data import characters
-from lightning_sgdinf.report.thumbnails import ACROSS, Sheets, ends, thumbnails
+from lightning_sgdinf.report.thumbnails import ACROSS, Sheets, take_extremes, thumbnails
 
 
 def noise(i: int) -> np.ndarray:
@@ -54,7 +54,7 @@ def test_with_still_less_those_at_the_ends_are_kept() -> None:
     assert sheets is not None
     assert size(sheets) <= room
     assert 64 <= len(sheets.ids) < 320
-    assert list(sheets.ids) == ends(ids, len(sheets.ids))
+    assert list(sheets.ids) == take_extremes(ids, len(sheets.ids))
     assert {320, 319, 1, 2} <= set(sheets.ids)
     assert 160 not in sheets.ids
 
@@ -83,4 +83,4 @@ def test_pictures_of_different_kinds_share_sheets() -> None:
     ("count", "kept"), [(0, []), (1, [0]), (2, [0, 4]), (3, [0, 1, 4]), (5, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])]
 )
 def test_both_ends(count: int, kept: list[int]) -> None:
-    assert ends(range(5), count) == kept
+    assert take_extremes(range(5), count) == kept

@@ -46,8 +46,8 @@ class Logged:
             for r in wandb_records.records(self.file)
             if r.WhichOneof("record_type") == "request"
         ]
-        (found,) = [a for a in (*artifacts, *requests) if a.type == kind]
-        return found
+        (artifact,) = [a for a in (*artifacts, *requests) if a.type == kind]
+        return artifact
 
 
 @pytest.fixture(scope="module")

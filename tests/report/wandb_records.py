@@ -54,10 +54,10 @@ def history(file: Path) -> list[dict[str, Any]]:
 
 def config(file: Path) -> dict[str, Any]:
     """The settings a run can be grouped by."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for record in records(file):
         kind = record.WhichOneof("record_type")
         source = record.run.config if kind == "run" else record.config if kind == "config" else None
         for item in source.update if source is not None else ():
-            found["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
-    return found
+            values["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+    return values

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_sgdinf import Scores
-from lightning_sgdinf.cleansing import ExcessWarning
+from lightning_sgdinf.cleansing import InfeasibleWarning
 from lightning_sgdinf.tasks.main import main
 
 TINY = [
@@ -44,9 +44,9 @@ def test_too_many_removals_with_a_warning(
 ) -> None:
     many = ("estimator=loss", "cleansing=top_k", "cleansing.k=48")
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ExcessWarning)
+        warnings.simplefilter("always", InfeasibleWarning)
         run(monkeypatch, *many, "on_excess=warn")
-    said = [str(warning.message) for warning in caught if warning.category is ExcessWarning]
+    said = [str(warning.message) for warning in caught if warning.category is InfeasibleWarning]
     assert len(said) == 2
     assert "expected 0 to 47 of 48, got 48" in said[0]
     assert "without 47 examples and with 0 relabelled, nothing is left of class" in said[1]

@@ -60,7 +60,9 @@ def test_a_sweep_that_was_stopped_goes_on(
         return real(study, trained)
 
     monkeypatch.setattr(job, "rank", stopping)
-    monkeypatch.setattr(job, "write_report", lambda data, folder: folder)  # nobody looks at the single pages
+    monkeypatch.setattr(
+        job, "publish_report", lambda data, folder, *rest, **more: folder
+    )  # nobody looks at the single pages
     arguments = [*TINY, *FAST, "estimator=last_epochs", "seed=3,4"]
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         sweep(monkeypatch, *arguments)

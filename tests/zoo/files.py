@@ -45,8 +45,8 @@ def human_labels(clean: np.ndarray) -> dict[str, np.ndarray]:
     """Arrays of CIFAR-10N for some clean labels: ``worse`` differs in every second place, ``aggre`` nowhere."""
     worse = np.where(np.arange(len(clean)) % 2, (clean + 3) % 10, clean)
     others = {f"random_label{i}": (clean + (np.arange(len(clean)) % (2 + i) == 0)) % 10 for i in (1, 2, 3)}
-    found = {"clean_label": clean, "aggre_label": clean, "worse_label": worse, **others}
-    return {name: array.astype(np.uint8) for name, array in found.items()}
+    labels = {"clean_label": clean, "aggre_label": clean, "worse_label": worse, **others}
+    return {name: array.astype(np.uint8) for name, array in labels.items()}
 
 
 def write_cifar10n(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:

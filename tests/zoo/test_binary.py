@@ -53,10 +53,10 @@ def adult(folder: Path, *, people: str = PEOPLE, compressed: bool = False) -> Ad
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_adult(tmp_path: Path, compressed: bool) -> None:
-    found = adult(tmp_path, compressed=compressed).read()
-    assert found.labels.tolist() == [0, 1, 0, 1]
-    assert found.class_names == ("<=50K", ">50K")
-    x = found.inputs
+    people = adult(tmp_path, compressed=compressed).read()
+    assert people.labels.tolist() == [0, 1, 0, 1]
+    assert people.class_names == ("<=50K", ">50K")
+    x = people.inputs
     assert x[:, 0].tolist() == [39, 50, 38, 25]
     # workclass: missing, Never-worked (Without-pay joins it), Private, State-gov
     assert x[:, 1:5].tolist() == [[0, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
@@ -117,16 +117,16 @@ def test_newsgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = [
         f"20news-bydate-train/comp.sys.{'mac' if i in (2, 3) else 'ibm.pc'}.hardware/{i}" for i in (6, 2, 3, 1, 5, 4)
     ]
-    found = news(tmp_path, order).read()
-    assert found.labels.tolist() == [0, 1, 1, 0, 0, 0, 1]
+    posts = news(tmp_path, order).read()
+    assert posts.labels.tolist() == [0, 1, 1, 0, 0, 0, 1]
     assert (made[0].stop_words, made[0].min_df, made[0].max_df) == ("english", 0.001, 0.2)
     words = list(made[0].get_feature_names_out())
     # Headers, quotes and last paragraphs are gone (all of post 3); vlb is in more than a fifth of the training posts.
     assert words == ["bios", "card", "conflict", "drive", "fails", "floppy", "irq", "memory", "quadra"]
-    assert found.inputs.shape == (7, 9)
-    assert np.flatnonzero(found.inputs[:, words.index("floppy")]).tolist() == [3]
-    assert np.flatnonzero(found.inputs[6]).tolist() == [words.index("quadra")]
-    assert np.allclose(np.linalg.norm(found.inputs, axis=1), [1, 1, 0, 1, 1, 1, 1])
+    assert posts.inputs.shape == (7, 9)
+    assert np.flatnonzero(posts.inputs[:, words.index("floppy")]).tolist() == [3]
+    assert np.flatnonzero(posts.inputs[6]).tolist() == [words.index("quadra")]
+    assert np.allclose(np.linalg.norm(posts.inputs, axis=1), [1, 1, 0, 1, 1, 1, 1])
 
 
 def test_newsgroups_without_a_list_or_without_posts(tmp_path: Path) -> None:
@@ -142,10 +142,10 @@ def test_newsgroups_without_a_list_or_without_posts(tmp_path: Path) -> None:
 
 def test_two_digits(tmp_path: Path) -> None:
     write_tiny_mnist(tmp_path / "mnist")  # labels 0 1 2 ... 9 0 1 ...
-    found = DigitPair(tmp_path, digits=(1, 7), skip=5, download=False).read()
-    assert found.labels.tolist() == [0, 1, 1]  # of 1 at 1, 11 and 7 at 7, 17 those from 5 on
-    assert found.inputs.shape == (3, 784)
-    assert found.class_names == ("1", "7")
+    digits = DigitPair(tmp_path, digits=(1, 7), skip=5, download=False).read()
+    assert digits.labels.tolist() == [0, 1, 1]  # of 1 at 1, 11 and 7 at 7, 17 those from 5 on
+    assert digits.inputs.shape == (3, 784)
+    assert digits.class_names == ("1", "7")
 
 
 def blobs(count: int = 60, width: int = 3) -> BinaryExamples:
@@ -223,5 +223,5 @@ def test_penalty_is_in_every_examples_loss() -> None:
 
 def test_cross_validated_penalty_is_one_of_the_grid() -> None:
     data = BinaryData(blobs(), size=20)
-    found = cross_validated_penalty(data.train_set.inputs, data.train_set.labels, seed=0)
-    assert np.isclose(1 / (20 * found), np.logspace(-4, 4, 10)).any()
+    penalty = cross_validated_penalty(data.train_set.inputs, data.train_set.labels, seed=0)
+    assert np.isclose(1 / (20 * penalty), np.logspace(-4, 4, 10)).any()

@@ -118,5 +118,5 @@ def test_the_real_files(data_dir: Path) -> None:
     shares = {"aggre": 0.0901, "worse": 0.4021, "random1": 0.1723, "random2": 0.1812, "random3": 0.1764}
     for which, share in shares.items():
         noise = Cifar10N(data_dir, which=which)  # type: ignore[arg-type]
-        found = noise.apply(labels, ids=torch.arange(10_000), class_names=CLASSES, seed=0)
-        assert found.flipped.double().mean().item() == pytest.approx(share, abs=0.01)
+        noisy = noise.apply(labels, ids=torch.arange(10_000), class_names=CLASSES, seed=0)
+        assert noisy.flipped.double().mean().item() == pytest.approx(share, abs=0.01)

@@ -50,12 +50,12 @@ def check_damage(file: Path, read: Callable[[], Any], damages: Callable[[bytes],
     for damage in damages(whole):
         file.write_bytes(damage)
         try:
-            found = read()
+            examples = read()
         except ConfigurationError as error:
             assert str(file) in str(error)  # noqa: PT017 - most copies are refused, but not all
             refused += 1
         else:
-            assert found == expected
+            assert examples == expected
     assert refused > len(whole), "the test is degenerate: most of the damage went unnoticed"
 
 

@@ -150,14 +150,14 @@ def test_flips_are_drawn_from_torch_alone() -> None:
     dataset = ImageDataset(image[None], torch.tensor([2]), flip=True)
     state = random_state.capture()
     torch.manual_seed(7)
-    found = [dataset[0][0] for _ in range(40)]
+    items = [dataset[0][0] for _ in range(40)]
     after = random_state.capture()
     assert (after["numpy"], after["python"]) == (state["numpy"], state["python"])
     torch.manual_seed(7)
-    assert all(torch.equal(dataset[0][0], one) for one in found)
+    assert all(torch.equal(dataset[0][0], one) for one in items)
     mirrored = image[..., [3, 2, 1, 0]]
-    assert all(torch.equal(one, image) or torch.equal(one, mirrored) for one in found)
-    assert 10 < sum(torch.equal(one, mirrored) for one in found) < 30
+    assert all(torch.equal(one, image) or torch.equal(one, mirrored) for one in items)
+    assert 10 < sum(torch.equal(one, mirrored) for one in items) < 30
 
 
 def test_bytes_are_cropped_flipped_and_then_normalised() -> None:
@@ -168,11 +168,11 @@ def test_bytes_are_cropped_flipped_and_then_normalised() -> None:
     as_floats = ImageDataset(images.float() / 255, torch.tensor([0]), **chosen)
     for seed in range(5):
         torch.manual_seed(seed)
-        found = as_bytes[0][0]
+        item = as_bytes[0][0]
         torch.manual_seed(seed)
         plain = as_floats[0][0]
         for channel in (0, 1):
-            assert torch.allclose(found[channel], (plain[channel] - mean[channel]) / std[channel])
+            assert torch.allclose(item[channel], (plain[channel] - mean[channel]) / std[channel])
     assert torch.equal(as_bytes.pixels(0), images[0].float() / 255)
     unaugmented = as_bytes.unaugmented()
     assert torch.allclose(unaugmented[0][0][1], (images[0, 1].float() / 255 - 0.4) / 2)

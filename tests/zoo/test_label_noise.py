@@ -18,17 +18,17 @@ def applied(noise: LabelNoise, names: tuple[str, ...] = DIGITS, seed: int = 3, l
     return noise.apply(labels, ids=torch.arange(len(labels)), class_names=names, seed=seed)
 
 
-def changes(found: NoisyLabels) -> dict[tuple[int, int], int]:
-    pairs = list(zip(found.true_labels[found.flipped].tolist(), found.labels[found.flipped].tolist(), strict=True))
+def changes(noisy: NoisyLabels) -> dict[tuple[int, int], int]:
+    pairs = list(zip(noisy.true_labels[noisy.flipped].tolist(), noisy.labels[noisy.flipped].tolist(), strict=True))
     return {pair: pairs.count(pair) for pair in sorted(set(pairs))}
 
 
 def test_symmetric_is_the_function() -> None:
     expected = flip_labels(LABELS, fraction=0.3, classes=10, seed=3)
-    found = applied(SymmetricNoise(0.3))
-    assert torch.equal(found.labels, expected.labels)
-    assert int(found.flipped.sum()) == 300
-    assert torch.equal(found.true_labels, LABELS)
+    noisy = applied(SymmetricNoise(0.3))
+    assert torch.equal(noisy.labels, expected.labels)
+    assert int(noisy.flipped.sum()) == 300
+    assert torch.equal(noisy.true_labels, LABELS)
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,9 @@ def test_every_network_is_replayed_with_crops_and_flips(
     )
     trainer.fit(model, datamodule=data)
     runner = InfluenceRunner(accelerator="cpu", progress=False)
-    found = runner.run(model, datamodule=data, log=tmp_path / "run.tlog").certificate
-    assert found is not None
-    assert found.step_replay is not None
-    assert found.gradient_check is not None
-    assert found.step_replay.bitwise == found.step_replay.steps == STEPS
-    assert found.gradient_check.relative_error < (1e-6 if precision == "64-true" else 1e-2)
+    certificate = runner.run(model, datamodule=data, log=tmp_path / "run.tlog").certificate
+    assert certificate is not None
+    assert certificate.step_replay is not None
+    assert certificate.gradient_check is not None
+    assert certificate.step_replay.bitwise == certificate.step_replay.steps == STEPS
+    assert certificate.gradient_check.relative_error < (1e-6 if precision == "64-true" else 1e-2)

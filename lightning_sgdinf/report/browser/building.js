@@ -19,20 +19,20 @@ function drawing(name, attributes = {}, ...children) {
 
 /** Make an element show an example's picture, at most `size` pixels on a side; hide it if there is none. */
 function showPicture(target, examples, i, size) {
-  const found = examples.picture(i);
-  target.hidden = found === null;
-  if (!found) return;
+  const picture = examples.picture(i);
+  target.hidden = picture === null;
+  if (!picture) return;
   const { width, height, across } = examples.sheets;
   const zoom = size / Math.max(width, height);
   const pixels = (value) => `${Math.round(value * 1000) / 1000}px`;
   const { style } = target;
-  style.backgroundImage = `url("${found.address}")`;
-  style.backgroundPosition = `${pixels(-found.column * width * zoom)} ${pixels(-found.line * height * zoom)}`;
-  if (target.lines === found.lines) return; // all sheets but the last are alike
-  target.lines = found.lines;
+  style.backgroundImage = `url("${picture.address}")`;
+  style.backgroundPosition = `${pixels(-picture.column * width * zoom)} ${pixels(-picture.line * height * zoom)}`;
+  if (target.lines === picture.lines) return; // all sheets but the last are alike
+  target.lines = picture.lines;
   style.width = pixels(width * zoom);
   style.height = pixels(height * zoom);
-  style.backgroundSize = `${pixels(across * width * zoom)} ${pixels(found.lines * height * zoom)}`;
+  style.backgroundSize = `${pixels(across * width * zoom)} ${pixels(picture.lines * height * zoom)}`;
   style.imageRendering = zoom >= 1.5 ? "pixelated" : "auto";
 }
 

@@ -1,4 +1,4 @@
-// Which examples are shown, and in which order. Nothing here touches the page.
+// Selects and orders the examples to show. Nothing here touches the page.
 
 const EVERYTHING = Object.freeze({
   text: "", label: "", known: "", from: null, to: null, marked: null, box: null,
@@ -9,7 +9,7 @@ function wordsOf(search) {
   return Array.from(search.toLowerCase().matchAll(/"([^"]+)"|\S+/g), ([word, quoted]) => quoted ?? word);
 }
 
-/** Whether an example matches every word of a search; "#12" is example 12. */
+/** True if an example matches every word of a search; "#12" is example 12. */
 function matchesText(examples, i, words) {
   return words.every((word) => (/^#\d+$/.test(word) ? i === Number(word.slice(1)) : examples.words(i).includes(word)));
 }

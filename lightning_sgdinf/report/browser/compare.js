@@ -37,7 +37,7 @@ class Comparison {
     if (this.visible) this.compute();
   }
 
-  /** What is shown of them has changed. */
+  /** Repaint after a change of the examples that are shown. */
   draw() {
     this.due ??= "points";
     if (this.visible && this.due === "points") this.paint();
@@ -94,7 +94,7 @@ class Comparison {
     return { left, top, side: Math.max(40, Math.min(width - left - 6, height - bottom - top)), width, height };
   }
 
-  /** Where an example is, in pixels of the canvas. */
+  /** Place of an example, in pixels of the canvas. */
   place(ranks, i, frame) {
     const last = Math.max(1, this.examples.count - 1);
     return [
@@ -156,7 +156,7 @@ class Comparison {
       made.addEventListener("click", () => this.steps.open(i));
       return element("li", {}, made);
     };
-    const show = (name, found) => document.getElementById(name).replaceChildren(...found.map(button));
+    const show = (name, ids) => document.getElementById(name).replaceChildren(...ids.map(button));
     show("x-first-only", ids.filter((i) => gap(i) < 0).slice(0, 6));
     show("x-second-only", ids.reverse().filter((i) => gap(i) > 0).slice(0, 6));
     document.getElementById("x-first-only-head").textContent = `More harmful by ${a.name}`;

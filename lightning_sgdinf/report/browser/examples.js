@@ -1,6 +1,6 @@
-// What the page knows of the training examples, by their number.
+// The training examples as the page knows them, by their number.
 
-/** Where an example's part of a payload is; -1 if it has none. */
+/** Place of an example's part of a payload; -1 if it has none. */
 function placesOf(ids, count) {
   if (!ids) return null;
   const places = new Int32Array(count).fill(-1);
@@ -15,8 +15,8 @@ class Names {
     this.codes = codes;
   }
 
-  static async read(island, part) {
-    return new Names(await island.strings(part.names), await island.array(part.codes));
+  static async read(embedded, part) {
+    return new Names(await embedded.strings(part.names), await embedded.array(part.codes));
   }
 
   at(i) {
@@ -57,9 +57,9 @@ class Column {
     Object.assign(this, { query: entry.query, about: entry.about ?? null, values, known: ranks });
   }
 
-  static async read(island, entry) {
-    const ranks = entry.ranks ? await island.array(entry.ranks) : null;
-    return new Column(entry, await island.array(entry.values), ranks);
+  static async read(embedded, entry) {
+    const ranks = entry.ranks ? await embedded.array(entry.ranks) : null;
+    return new Column(entry, await embedded.array(entry.values), ranks);
   }
 
   score(i) {
@@ -80,12 +80,12 @@ class Column {
     return this.most;
   }
 
-  /** What a score is. */
+  /** Meaning of a score. */
   get head() {
     return this.better === "order" ? this.query : `change of ${this.query} if left out`;
   }
 
-  /** What leaving out example i would do, in words. */
+  /** Effect of leaving out example i, in words. */
   verdict(i) {
     const score = this.score(i);
     if (this.better === "order") return `Rank ${countText(this.ranks[i])} of ${countText(this.values.length)} by ${this.query}.`;
@@ -97,59 +97,59 @@ class Column {
 }
 
 class Examples {
-  static async read(island) {
-    const { index } = island;
-    const found = new Examples();
-    found.count = index.count;
-    found.island = island;
-    found.columns = await Promise.all(index.columns.map((entry) => Column.read(island, entry)));
-    found.labels = index.labels ? await Names.read(island, index.labels) : null;
-    found.truths = index.truths ? await Names.read(island, index.truths) : null;
-    found.predictions = index.predictions ? await Names.read(island, index.predictions) : null;
-    found.corrupt = index.corrupt ? await island.array(index.corrupt) : null;
-    found.verified = index.verified ? await island.array(index.verified) : null;
-    found.texts = await found.payload(index.texts);
-    found.htmls = await found.payload(index.htmls);
-    await Promise.all([found.readTable(index.table), found.readEpochs(index.epochs), found.readSheets(index.sheets)]);
-    return found;
+  static async read(embedded) {
+    const { index } = embedded;
+    const examples = new Examples();
+    examples.count = index.count;
+    examples.embedded = embedded;
+    examples.columns = await Promise.all(index.columns.map((entry) => Column.read(embedded, entry)));
+    examples.labels = index.labels ? await Names.read(embedded, index.labels) : null;
+    examples.truths = index.truths ? await Names.read(embedded, index.truths) : null;
+    examples.predictions = index.predictions ? await Names.read(embedded, index.predictions) : null;
+    examples.corrupt = index.corrupt ? await embedded.array(index.corrupt) : null;
+    examples.verified = index.verified ? await embedded.array(index.verified) : null;
+    examples.texts = await examples.payload(index.texts);
+    examples.htmls = await examples.payload(index.htmls);
+    await Promise.all([examples.readTable(index.table), examples.readEpochs(index.epochs), examples.readSheets(index.sheets)]);
+    return examples;
   }
 
   async payload(part) {
     if (!part) return null;
-    const ids = part.ids ? await this.island.array(part.ids) : null;
-    return new Payload(await this.island.strings(part.values), placesOf(ids, this.count));
+    const ids = part.ids ? await this.embedded.array(part.ids) : null;
+    return new Payload(await this.embedded.strings(part.values), placesOf(ids, this.count));
   }
 
   async readTable(part) {
     this.table = null;
     if (!part) return;
     const columns = part.columns.map(async ({ name, values, names, codes }) => {
-      if (values) return { name, numbers: await this.island.array(values) };
-      return { name, words: await Names.read(this.island, { names, codes }) };
+      if (values) return { name, numbers: await this.embedded.array(values) };
+      return { name, words: await Names.read(this.embedded, { names, codes }) };
     });
-    const ids = part.ids ? await this.island.array(part.ids) : null;
+    const ids = part.ids ? await this.embedded.array(part.ids) : null;
     this.table = { columns: await Promise.all(columns), places: placesOf(ids, this.count) };
   }
 
   async readEpochs(part) {
     this.epochs = null;
     if (!part) return;
-    const ids = part.ids ? await this.island.array(part.ids) : null;
-    const [values, scale] = await Promise.all([this.island.array(part.values), this.island.array(part.scale)]);
+    const ids = part.ids ? await this.embedded.array(part.ids) : null;
+    const [values, scale] = await Promise.all([this.embedded.array(part.values), this.embedded.array(part.scale)]);
     this.epochs = { count: part.count, unit: part.unit, values, scale, places: placesOf(ids, this.count) };
   }
 
   async readSheets(part) {
     this.sheets = null;
     if (!part) return;
-    this.sheets = { ...part, places: placesOf(await this.island.array(part.ids), this.count), addresses: [] };
+    this.sheets = { ...part, places: placesOf(await this.embedded.array(part.ids), this.count), addresses: [] };
   }
 
   label(i) {
     return this.labels ? this.labels.at(i) : "";
   }
 
-  /** What the label should be; "" if nobody knows. */
+  /** True label; "" if nobody knows. */
   truth(i) {
     return this.truths ? this.truths.at(i) : "";
   }
@@ -178,7 +178,7 @@ class Examples {
     return this.table.columns.map(({ name, numbers, words }) => [name, numbers ? numbers[place] : words.at(place)]);
   }
 
-  /** What each epoch contributed to the score of the report's own query, or null. */
+  /** Contribution of each epoch to the score of the report's own query, or null. */
   contributions(i) {
     if (!this.epochs) return null;
     const { count, unit, values, scale, places } = this.epochs;
@@ -191,14 +191,14 @@ class Examples {
     return Array.from({ length: this.count }, (_, i) => i);
   }
 
-  /** Where an example's picture is: the address of its sheet, and its column and line there; or null. */
+  /** Place of an example's picture: the address of its sheet, and its column and line there; or null. */
   picture(i) {
     const place = this.sheets ? this.sheets.places[i] : -1;
     if (place < 0) return null;
     const { across, parts, type, addresses } = this.sheets;
     const perSheet = across * across;
     const number = Math.floor(place / perSheet);
-    addresses[number] ??= URL.createObjectURL(new Blob([this.island.bytes(parts[number])], { type }));
+    addresses[number] ??= URL.createObjectURL(new Blob([this.embedded.bytes(parts[number])], { type }));
     const count = Math.min(perSheet, this.sheets.count - number * perSheet);
     const at = place % perSheet;
     return { address: addresses[number], column: at % across, line: Math.floor(at / across), lines: Math.ceil(count / across) };

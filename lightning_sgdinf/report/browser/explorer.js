@@ -258,8 +258,8 @@ class Explorer {
 
   /** A link to `#example-12` opens example 12. */
   openLinked() {
-    const found = /^#example-(\d+)$/.exec(globalThis.location.hash);
-    if (found && Number(found[1]) < this.examples.count) this.open(Number(found[1]));
+    const match = /^#example-(\d+)$/.exec(globalThis.location.hash);
+    if (match && Number(match[1]) < this.examples.count) this.open(Number(match[1]));
   }
 
   csv() {
@@ -282,7 +282,7 @@ async function start() {
     return null;
   }
   try {
-    const examples = await Examples.read(Island.of(document));
+    const examples = await Examples.read(EmbeddedData.of(document));
     at("explorer").hidden = false; // before the list measures its room
     const explorer = new Explorer(examples);
     state.hidden = true;

@@ -25,7 +25,7 @@ class VirtualList {
     return Math.max(0, this.scroller.clientHeight - this.headHeight);
   }
 
-  /** How many pixels of the list one pixel of scrolling is; 1 unless the list is very long. */
+  /** Pixels of the list that one pixel of scrolling is; 1 unless the list is very long. */
   get stretch() {
     const full = this.length * this.rowHeight;
     return full <= TALLEST ? 1 : Math.max(1, full - this.room) / (TALLEST - this.room);

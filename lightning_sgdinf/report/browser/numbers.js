@@ -63,7 +63,7 @@ function correlation(a, b) {
   return both / Math.sqrt(squaresA * squaresB);
 }
 
-/** How many examples are among the first k of both rankings. */
+/** Number of examples among the first k of both rankings. */
 function overlap(ranksA, ranksB, k) {
   let common = 0;
   for (let i = 0; i < ranksA.length; i++) common += ranksA[i] <= k && ranksB[i] <= k;

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lightning_sgdinf.atomic_write import replace_bytes
-from lightning_sgdinf.cleansing import CleansingContext, CleansingStrategy, ExcessWarning, Selection
+from lightning_sgdinf.cleansing import CleansingContext, CleansingStrategy, InfeasibleWarning, Selection
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.tasks.cleansing import dashboard
@@ -221,7 +221,7 @@ class CleansingJob:
         for name, strategy in self.strategies.items():
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ExcessWarning)  # training says which classes are gone
+                    warnings.simplefilter("ignore", InfeasibleWarning)  # training says which classes are gone
                     selection = strategy.select(scores, context)
                 after = removals.outcome(mode, selection)
             except NonFiniteError as error:

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.cleansing import ModelPredictions, Selection, StateEvaluation
-from lightning_sgdinf.cleansing.infeasible import lost_classes
+from lightning_sgdinf.cleansing import ModelPredictions, Selection, StateEvaluation, lost_classes
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.tasks.cleansing.repeat import SEEDS_APART, RecordedRun, Repeat
 from lightning_sgdinf.tasks.pieces import Json, digest, found_or_made

@@ -16,7 +16,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.report.scatter import save_scatter
+from lightning_sgdinf.report import save_scatter
 from lightning_sgdinf.tasks.job import OF_THE_MAIN_JOB, Parts
 from lightning_sgdinf.tasks.lie import results
 from lightning_sgdinf.tasks.lie.cell import Cell, Protocol, run_repeat

@@ -13,7 +13,7 @@ function base64Bytes(text) {
   return bytes;
 }
 
-/** What zlib compressed. */
+/** Decompress bytes of zlib. */
 async function inflated(bytes) {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
@@ -30,7 +30,7 @@ function unshuffled(planes, width) {
 }
 
 /** Reads what the page holds. A reference is {at, size}, in characters of the text, and a type. */
-class Island {
+class EmbeddedData {
   constructor(index, text) {
     this.index = index;
     this.text = text;
@@ -38,7 +38,7 @@ class Island {
 
   static of(page) {
     const content = (name) => page.getElementById(name).textContent;
-    return new Island(JSON.parse(content("explorer-index")), content("explorer-data"));
+    return new EmbeddedData(JSON.parse(content("explorer-index")), content("explorer-data"));
   }
 
   bytes(reference) {
