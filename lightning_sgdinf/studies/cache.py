@@ -14,7 +14,7 @@ from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
 
 Json = Any
-"""What JSON can hold."""
+"""A value that JSON can hold."""
 
 
 def replace_json(path: Path, content: Json) -> None:

@@ -42,7 +42,7 @@ class TrainedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How to train a new model.
+    """A recipe for training a new model.
 
     Attributes:
         seed: Of the initial model and of everything that training draws.

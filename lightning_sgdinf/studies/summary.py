@@ -26,7 +26,7 @@ def write_row(folder: Path, row: Mapping[str, Cell]) -> None:
 
 
 def assemble(sweep: Path) -> Path:
-    """Put the rows of all jobs below a folder into one table.
+    """Write the rows of all jobs below a folder as one table.
 
     Args:
         sweep: Folder of the sweep; its jobs' folders lie somewhere below.

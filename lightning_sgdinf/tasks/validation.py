@@ -103,7 +103,7 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _fits(value: Any, wanted: Any) -> bool:
-    """Whether a plain value may be given for a type; ``True`` if the type is not a simple one."""
+    """Return ``True`` if a plain value may be given for a type, or the type is not a simple one."""
     return any(_fits_one(value, kind) for kind in _alternatives(wanted))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -306,20 +307,31 @@ def write_adult(folder: Path, rows: int = 40) -> None:
         (folder / name).write_text("\n".join(lines))
 
 
-def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("experiment", ["agreement", "lie"])
+def test_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], experiment: str
+) -> None:
     write_adult(tmp_path / "adult")
     monkeypatch.chdir(tmp_path)
     arguments = [
-        *("experiment=agreement", "dataset=adult_lie", "model=dnn", "seeds=1", "workers=1", f"data_dir={tmp_path}"),
+        *(f"experiment={experiment}", "dataset=adult_lie", "model=dnn", "seeds=1", "workers=1", f"data_dir={tmp_path}"),
         *("job.size=24", "job.protocols.adult_lie.dnn.epochs=1", "job.protocols.adult_lie.dnn.budgets=[]"),
-        *("output_dir=found", "hydra.run.dir=run", "hydra/job_logging=none", "hydra/hydra_logging=none"),
+        *("hydra.run.dir=run", "hydra/job_logging=none", "hydra/hydra_logging=none"),
     ]
     monkeypatch.setattr("sys.argv", ["sgdinf", *arguments])
-    main()
-    about = json.loads((tmp_path / "found" / "adult_lie_dnn" / "cell.json").read_text())
+    with warnings.catch_warnings(record=True) as caught:
+        main()
+    renamed = [str(w.message) for w in caught if w.category is DeprecationWarning and "now" in str(w.message)]
+    if experiment == "lie":
+        message = "experiment=lie is now experiment=agreement; the old name goes with the next release"
+        assert renamed == [message]
+    else:
+        assert not renamed
+    folder = tmp_path / "outputs" / experiment  # where releases before left their results, too
+    about = json.loads((folder / "adult_lie_dnn" / "cell.json").read_text())
     assert about["protocol"]["epochs"] == 1
     assert about["protocol"]["damping"] == 1.0
-    assert len(results.repeats(tmp_path / "found" / "adult_lie_dnn")[0].true) == 24
+    assert len(results.repeats(folder / "adult_lie_dnn")[0].true) == 24
     printed = capsys.readouterr().out
     assert "published" in printed
     assert ".75 (.10)" in printed

@@ -290,7 +290,7 @@ class Accumulated:
     moved: Tensor
 
     def estimate(self, run: OpenedRun, query: BoundQuery) -> Estimate:
-        """Compute one pass over the run for all examples, which are few."""
+        """Estimate in one pass over the run for all examples, which are few."""
         first = first_steps(run.log, run.examples)
         order = torch.argsort(first, stable=True)
         self.moved = displacements(run.log, run.objective, order, first[order])[torch.argsort(order)]

@@ -29,7 +29,7 @@ SHOWN = ("sgd_influence", "accumulated_evaluated", "koh_liang_paper")
 
 @dataclass(frozen=True, kw_only=True)
 class AgreementJob:
-    """How well influence estimates agree with the truth, as in section 7.1 of the SGD-influence paper.
+    """The agreement of influence estimates with the truth, as in section 7.1 of the SGD-influence paper.
 
     Results go to ``output_dir``, one file per repeat; an existing one is not computed again, so a job that was
     interrupted goes on, and one with more repeats adds to those that are there. The tables (``table.md``,
@@ -130,7 +130,7 @@ class AgreementJob:
 
 
 _worker: dict[str, Any] = {}
-"""What a worker process keeps between repeats: the arguments of `_store`."""
+"""The arguments of `_store` that a worker process keeps between repeats."""
 
 
 def _compute(cell: Cell, folder: Path, seeds: Sequence[int], workers: int) -> Iterator[int]:

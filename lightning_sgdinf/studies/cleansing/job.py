@@ -25,6 +25,7 @@ from lightning_sgdinf.studies.cleansing.ranking import Method, rank
 from lightning_sgdinf.studies.cleansing.removals import Mode, Removals
 from lightning_sgdinf.studies.cleansing.repeat import Repeat
 from lightning_sgdinf.studies.console import Console, Table, escape
+from lightning_sgdinf.studies.identity import identity_of
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts, cell_of
 from lightning_sgdinf.studies.recorded_run import StoredRun
 from lightning_sgdinf.studies.results import FILE, Choice, MethodCost, Point, RunResults
@@ -250,14 +251,14 @@ class CleansingJob:
         for name in self.methods or ():
             average = (self.averages or {}).get(name, {"of": name, "runs": 1})
             of, runs = average["of"], average["runs"]
-            identity = nodes.get(of, repr(self.estimators[of]))
+            identity = identity_of(nodes.get(of, repr(self.estimators[of])))
             yield Method(name=name, of=of, estimator=self.estimators[of], identity=identity, runs=int(runs))
 
     def _modes(self, repeat: Repeat) -> Iterator[Mode]:
         nodes = repeat.parts.config.get("job", {}).get("retrainings", {})
         for name in self.modes or ():
             retrain = self.retrainings[name]
-            yield Mode(name=name, retrain=retrain, identity=nodes.get(name, repr(retrain)))
+            yield Mode(name=name, retrain=retrain, identity=identity_of(nodes.get(name, repr(retrain))))
 
 
 def _picked(what: str, names: Sequence[str] | None, known: Sequence[str]) -> tuple[str, ...]:

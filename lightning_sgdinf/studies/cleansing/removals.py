@@ -30,7 +30,7 @@ from lightning_sgdinf.updates import CounterfactualReplay, Updated, load_state
 
 logger = logging.getLogger(__name__)
 NEW_SEED = 500 * SEEDS_APART
-"""What is added to a repeat's seed for training from scratch: none of its recorded runs has that one."""
+"""Added to a repeat's seed for training from scratch: none of its recorded runs has that one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
-    """How much a report shows.
+    """The amount that a report shows.
 
     In a configuration::
 

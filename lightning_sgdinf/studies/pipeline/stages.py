@@ -79,7 +79,7 @@ class Ranked:
 
     @property
     def main(self) -> Scores:
-        """The job's own."""
+        """Return the scores of the job's own method."""
         return next(iter(self.scores.values()))
 
 
