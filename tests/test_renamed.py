@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from lightning_sgdinf.tasks.retraining import Counterfactual
+from lightning_sgdinf.updates import CounterfactualReplay
+
 OLD = {
     "lightning_sgdinf.tasks.cleansing.CleansingJob": "lightning_sgdinf.studies.CleansingJob",
     "lightning_sgdinf.tasks.job.Job": "lightning_sgdinf.studies.Job",
@@ -29,3 +32,8 @@ def test_an_old_name_gives_what_it_gave_and_says_the_new_one(old: str, new: str)
     with pytest.warns(DeprecationWarning, match=f"^{old} is now {new};"):
         thing = typed(old)
     assert thing is typed(new)
+
+
+def test_an_old_default_stays_with_its_name() -> None:
+    with pytest.warns(DeprecationWarning, match="Counterfactual is now lightning_sgdinf.updates.CounterfactualReplay;"):
+        assert Counterfactual() == CounterfactualReplay(1) != CounterfactualReplay()

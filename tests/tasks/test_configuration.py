@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,3 +176,18 @@ def test_what_a_constructor_refuses_says_where(tmp_path: Path) -> None:
     config = checked(composed(tmp_path, "dataset.train_size=100000"))
     with pytest.raises(ConfigurationError, match=r"dataset: parts of"):
         make_pipeline(config, {})
+
+
+@pytest.mark.parametrize(
+    ("node", "named"),
+    [
+        ({"_target_": "lightning_sgdinf.tasks.lie.LieJob", "seeds": 1, "protocols": {}}, "AgreementJob"),
+        ({"_target_": "lightning_sgdinf.tasks.retraining.Counterfactual", "epochs": "all"}, "CounterfactualReplay"),
+        ({"_target_": "lightning_sgdinf.tasks.study.ReportSettings", "shown": 3}, "ReportSettings"),
+    ],
+)
+def test_targets_of_earlier_releases_are_still_made(node: dict[str, Any], named: str) -> None:
+    says = f"{node['_target_']} is now lightning_sgdinf"
+    with pytest.warns(DeprecationWarning, match=says):
+        made = build(node, "node")
+    assert type(made).__name__ == named
