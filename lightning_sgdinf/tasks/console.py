@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_sgdinf.evaluation import Detection
-from lightning_sgdinf.studies import PipelineParts
+from lightning_sgdinf.studies import PipelineParts, PipelineResult
 from lightning_sgdinf.studies.console import Console, Table
-from lightning_sgdinf.studies.pipeline import PipelineResult
 from lightning_sgdinf.studies.pipeline.stages import Ranked
 
 

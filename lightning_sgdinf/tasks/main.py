@@ -29,9 +29,8 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_sgdinf.errors import SgdInfluenceError
 from lightning_sgdinf.renamed import warn_renamed
 from lightning_sgdinf.report import finish_run
-from lightning_sgdinf.studies import run_pipeline, summary
+from lightning_sgdinf.studies import PipelineParts, run_pipeline, summary
 from lightning_sgdinf.studies.job import ignored_groups, main_groups
-from lightning_sgdinf.studies.pipeline import PipelineParts
 from lightning_sgdinf.studies.pipeline.run_results import row_of
 from lightning_sgdinf.tasks.configuration import checked, conf_dir, make_job, make_pipeline
 from lightning_sgdinf.tasks.console import print_outcome

@@ -18,7 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
-from lightning_sgdinf.studies.merged import merge
+from lightning_sgdinf.studies import merge
 from lightning_sgdinf.tasks.refusals import refuse_processes_in_a_sweep
 
 
