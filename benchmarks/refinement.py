@@ -35,7 +35,7 @@ from lightning_sgdinf.refinement.forecast import forecast
 from lightning_sgdinf.refinement.refine import Refinement
 from lightning_sgdinf.report.style import dress, new_figure, series, to_png
 from lightning_sgdinf.runner import InfluenceRunner
-from lightning_sgdinf.tasks.lie.cell import Cell, Protocol, quiet, train
+from lightning_sgdinf.studies.agreement.cell import Cell, Protocol, quiet, train
 from lightning_sgdinf.truth import Counterfactuals
 from lightning_sgdinf.truth.plan import Plan, make_plan
 from lightning_sgdinf.zoo import BinaryData, DigitPair, mlp

@@ -120,7 +120,7 @@ def test_wandb_is_known_to_one_file_of_the_report_only() -> None:
 
 def test_lightning_stays_where_it_belongs() -> None:
     replay = ("replay/lightning_host", "replay/dataloaders")
-    allowed = ("record/", *replay, "runner", "fit_end", "zoo/", "tasks/", "testing/")
+    allowed = ("record/", *replay, "runner", "fit_end", "zoo/", "studies/", "testing/")
     found = importers("lightning") | importers("pytorch_lightning")
     assert all(path.removeprefix("lightning_sgdinf/").startswith(allowed) for path in found), found
 

@@ -1,1 +1,1 @@
-"""The ``sgdinf`` command: Hydra at the rim, plain objects inside."""
+"""The commands: Hydra at the rim, studies behind it."""

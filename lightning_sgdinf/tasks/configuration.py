@@ -14,21 +14,22 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
-from lightning_sgdinf.tasks.job import Job, Parts
-from lightning_sgdinf.tasks.study import Study
-from lightning_sgdinf.tasks.validation import check_targets, suggestion
-from lightning_sgdinf.zoo import Classifier, ImageData, VectorData
+from lightning_sgdinf.studies import Job, Parts, PipelineParts
+from lightning_sgdinf.studies.recorded_run import classifier_training
+from lightning_sgdinf.studies.suggestion import suggestion
+from lightning_sgdinf.tasks.validation import check_targets
+from lightning_sgdinf.zoo import ImageData, VectorData
 
 
 class Metric(Enum):
-    """What to choose by."""
+    """The held-out value to choose by."""
 
     loss = "loss"
     error = "error"
 
 
 class Excess(Enum):
-    """What becomes of removals that leave too little."""
+    """The treatment of removals that leave too little."""
 
     refuse = "refuse"
     warn = "warn"
@@ -63,17 +64,17 @@ class MainConfig:
 
 
 def conf_dir() -> str:
-    """Absolute path of the configuration files: inside the installed package, or beside it in a checkout."""
+    """Return the absolute path of the configuration files: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "conf"
     return str(installed if (installed / "config.yaml").is_file() else package.parent / "conf")
 
 
 def checked(config: DictConfig) -> DictConfig:
-    """The configuration with its keys, types and targets checked; nothing is built.
+    """Return the configuration with its keys, types and targets checked; nothing is built.
 
     Raises:
-        ConfigurationError: Names the key, what was expected and what was found.
+        ConfigurationError: Names the key, what was expected and what was given.
     """
     known = MainConfig.__dataclass_fields__
     for key in config:
@@ -110,12 +111,12 @@ def build(node: Any, where: str, **arguments: Any) -> Any:
         raise ConfigurationError(f"{where}: {error}") from error
 
 
-def make_study(config: DictConfig, choices: Mapping[str, str]) -> Study:
-    """All parts of a job.
+def make_pipeline(config: DictConfig, choices: Mapping[str, str]) -> PipelineParts:
+    """Make all parts of the main job.
 
     Args:
         config: As `checked` returned it.
-        choices: Which file was taken of each group.
+        choices: The file that was taken of each group.
 
     Raises:
         ConfigurationError: A part refused its arguments.
@@ -126,19 +127,19 @@ def make_study(config: DictConfig, choices: Mapping[str, str]) -> Study:
     if not isinstance(data, (ImageData, VectorData)):
         raise ConfigurationError(
             f"dataset: the main job needs ImageData or VectorData, got {type(data).__name__}; that data set is for "
-            "experiment=lie"
+            "experiment=agreement"
         )
 
-    def new_model() -> Classifier:
-        classes = len(data.class_names)
-        return Classifier(network(data.input_shape, classes), classes=classes, optimizer=optimizer)
-
-    return Study(
-        seed=config.seed,
+    return PipelineParts(
+        training=classifier_training(
+            data,
+            network=network,
+            optimizer=optimizer,
+            seed=config.seed,
+            new_trainer=lambda **arguments: build(config.trainer, "trainer", **arguments),
+        ),
         folder=Path(config.output_dir),
         data=data,
-        new_model=new_model,
-        new_trainer=lambda **arguments: build(config.trainer, "trainer", **arguments),
         new_logger=lambda: build(config.logger, "logger") if config.logger else None,
         recorder=build(config.recorder, "recorder"),
         runner=build(config.runner, "runner"),
@@ -158,11 +159,11 @@ def make_study(config: DictConfig, choices: Mapping[str, str]) -> Study:
 
 
 def make_job(config: DictConfig, choices: Mapping[str, str]) -> tuple[Job, Parts]:
-    """A job that the configuration names in place of the main one, and what it is given.
+    """Make the job that the configuration names in place of the main one, and its parts.
 
     Args:
         config: As `checked` returned it.
-        choices: Which file was taken of each group.
+        choices: The file that was taken of each group.
 
     Raises:
         ConfigurationError: A part refused its arguments.

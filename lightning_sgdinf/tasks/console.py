@@ -1,37 +1,28 @@
-"""What the command prints at its end."""
+"""The text that the command prints at its end."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from lightning_sgdinf.evaluation import Detection
-from lightning_sgdinf.tasks.pipeline import Cleansed, Ranked
-from lightning_sgdinf.tasks.study import Study
+from lightning_sgdinf.studies import PipelineParts, PipelineResult
+from lightning_sgdinf.studies.console import Console, Table
+from lightning_sgdinf.studies.pipeline.stages import Ranked
 
 
-def print_outcome(
-    study: Study,
-    ranked: Ranked,
-    cleansed: Cleansed,
-    found: Mapping[str, Detection],
-    page: Path,
-    console: Console | None = None,
-) -> None:
-    """Print the checks, the most harmful examples, what cleansing changed, and where the report lies."""
+def print_outcome(parts: PipelineParts, result: PipelineResult, page: Path, console: Console | None = None) -> None:
+    """Print the checks, the most harmful examples, the effect of cleansing, and the path of the report."""
     console = console or Console(highlight=False)
-    scores = ranked.main
+    ranked, cleansed, scores = result.ranked, result.cleansed, result.ranked.main
     if scores.certificate is not None:
         for warning in scores.certificate.warnings:
             console.print(f"[bold red]Warning:[/] {warning}")
         for line in scores.certificate.summary():
             console.print(f"[dim]{line}[/]")
-    console.print(_harmful(study, ranked))
-    if found:
-        console.print(_found(found))
+    console.print(_harmful(parts, ranked))
+    if result.detections:
+        console.print(_detected(result.detections))
     before, after = cleansed.before, cleansed.after
     console.print(f"Cleansing: {cleansed.selection.reason}.")
     console.print(
@@ -41,8 +32,8 @@ def print_outcome(
     console.print(f"Report: [bold]{page}[/]", soft_wrap=True)
 
 
-def _harmful(study: Study, ranked: Ranked) -> Table:
-    data, ranking = study.data, ranked.main.most_harmful(8)
+def _harmful(parts: PipelineParts, ranked: Ranked) -> Table:
+    data, ranking = parts.data, ranked.main.most_harmful(8)
     table = Table(title="Most harmful training examples", caption=ranking.header, title_justify="left")
     columns = ["rank", "example", "label", *(["true label"] if data.flipped is not None else []), "score"]
     for name in columns:
@@ -56,11 +47,11 @@ def _harmful(study: Study, ranked: Ranked) -> Table:
     return table
 
 
-def _found(found: Mapping[str, Detection]) -> Table:
-    corrupt = next(iter(found.values())).corrupt
+def _detected(detections: Mapping[str, Detection]) -> Table:
+    corrupt = next(iter(detections.values())).corrupt
     table = Table(title=f"The {corrupt} wrong labels", title_justify="left")
     for name in ("method", f"found among its first {corrupt}", "AUROC"):
         table.add_column(name, justify="left" if name == "method" else "right")
-    for method, detection in found.items():
+    for method, detection in detections.items():
         table.add_row(method, str(detection.hits), f"{detection.auroc:.3f}")
     return table

@@ -1,25 +1,25 @@
-"""Whether a job of a sweep was done before: a sweep that was stopped and is started again in its folder goes on."""
+"""Progress of a job of a sweep, on disk: a sweep that was stopped and is started again in its folder goes on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.tasks.pieces import read_json, replace_json
+from lightning_sgdinf.studies.cache import read_json, replace_json
 
 FILE = "job.json"
 
 
 class JobProgress:
-    """A job's note of how far it came.
+    """A job's note of its progress.
 
     Args:
         folder: The job's.
         config: Its configuration as text; a job with another one is another job.
 
     Attributes:
-        begun: Whether this very job was begun before.
-        result: What it came to, if it was done.
+        begun: This very job was begun before.
+        result: Its result, if it was done.
 
     Raises:
         ConfigurationError: The folder is that of a job with another configuration.
@@ -39,11 +39,11 @@ class JobProgress:
         self.result: float | None = known.get("result") if self.begun else None
 
     def begin(self) -> None:
-        """Note that it is begun."""
+        """Note that it has begun."""
         self._note(None)
 
     def end(self, result: float) -> None:
-        """Note what it came to."""
+        """Note its result."""
         self.result = result
         self._note(result)
 

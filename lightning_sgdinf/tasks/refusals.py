@@ -1,4 +1,4 @@
-"""What a sweep cannot do, and what a job would not do."""
+"""Refusals of sweeps that start processes, and of overrides that would change nothing."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def refuse_processes_in_a_sweep(config: DictConfig) -> None:
         )
 
 
-def refuse_what_is_left_aside(arguments: Sequence[str], aside: Mapping[str, str]) -> None:
+def refuse_ignored_groups(arguments: Sequence[str], ignored: Mapping[str, str]) -> None:
     """Refuse overrides that would change nothing.
 
     Args:
         arguments: Of the command line.
-        aside: Parts of the configuration that the job does not look at, with what to use in their place.
+        ignored: Groups of the configuration that the job does not read, with what to use in their place.
 
     Raises:
         ConfigurationError: One of them is given; says what to use.
@@ -47,9 +47,9 @@ def refuse_what_is_left_aside(arguments: Sequence[str], aside: Mapping[str, str]
     for argument in arguments:
         place = argument.split("=", 1)[0].lstrip("+~").rpartition("@")[2]  # of a group @ its place in the configuration
         part = place.split(".")[0]
-        if part in aside:
-            why = f": {aside[part]}" if aside[part] else ""
-            raise ConfigurationError(f"{argument}: this experiment does not look at {part}{why}; leave it out")
+        if part in ignored:
+            why = f": {ignored[part]}" if ignored[part] else ""
+            raise ConfigurationError(f"{argument}: this experiment does not read {part}{why}; leave it out")
 
 
 _DEFAULTS = {"strategy": "auto", "devices": 1, "num_nodes": 1}

@@ -1,70 +1,16 @@
-"""Ways to train again, as a configuration names them: each makes a `Retraining` for a run that has ended."""
+"""The former place of the ways to train again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Literal
 
-from torch import nn
+from lightning_sgdinf.renamed import renamed, warn_renamed
+from lightning_sgdinf.updates import CounterfactualReplay
 
-from lightning_sgdinf.replay import OpenedRun
-from lightning_sgdinf.updates import CounterfactualReplay, FreshTraining, Retraining
+__getattr__ = renamed(__name__, {"Scratch": "lightning_sgdinf.studies.Scratch"})
 
 
-@dataclass(frozen=True, kw_only=True)
-class EndedRun:
-    """What there is to train again with.
-
-    Attributes:
-        run: The recorded run.
-        dataset: The training set.
-        fit: Trains a new model on a data set.
-    """
-
-    run: OpenedRun
-    dataset: Any
-    fit: Callable[[Any], nn.Module]
-
-
-class RetrainingPlan(Protocol):
-    """A way to train again, before there is a run."""
-
-    def prepare(self, run: EndedRun) -> Retraining:
-        """What trains the given run again on a selection."""
-        ...
-
-
-@dataclass(frozen=True)
-class Counterfactual:
-    """The recorded steps once more, with weight 0 for dropped examples; see `CounterfactualReplay`.
-
-    In a configuration::
-
-        _target_: lightning_sgdinf.tasks.retraining.Counterfactual
-        epochs: 1
-
-    Args:
-        epochs: How many of the last epochs, or ``"all"``.
-    """
-
-    epochs: int | Literal["all"] = 1
-
-    def prepare(self, run: EndedRun) -> Retraining:
-        """Counterfactual retraining of the run."""
-        return partial(CounterfactualReplay(self.epochs).update, run.run)
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """A new run on the cleansed data set, with batches of its own; see `FreshTraining`.
-
-    In a configuration::
-
-        _target_: lightning_sgdinf.tasks.retraining.Scratch
-    """
-
-    def prepare(self, run: EndedRun) -> Retraining:
-        """Training from scratch on the run's data set."""
-        return partial(FreshTraining(run.fit).train, run.dataset)
+def Counterfactual(epochs: int | Literal["all"] = 1) -> CounterfactualReplay:
+    """Return a `CounterfactualReplay`, with the number of epochs that was the default under this name."""
+    warn_renamed(f"{__name__}.Counterfactual", "lightning_sgdinf.updates.CounterfactualReplay")
+    return CounterfactualReplay(epochs)

@@ -7,7 +7,6 @@ sequences of these, unions of them); others are left to the constructor.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import types
@@ -20,6 +19,7 @@ from typing import Any
 from hydra.utils import get_object
 
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.studies.suggestion import suggestion
 
 TARGET = "_target_"
 _SEQUENCES = (list, tuple, Sequence, Collection)
@@ -45,12 +45,6 @@ def check_targets(config: Any, where: str = "") -> None:
     elif isinstance(config, list):
         for position, value in enumerate(config):
             check_targets(value, f"{where}[{position}]")
-
-
-def suggestion(name: str, known: Collection[str]) -> str:
-    """``"; did you mean 'lr'?"``, or nothing if no known name is near."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _check_call(config: Mapping[str, Any], where: str) -> None:
@@ -109,7 +103,7 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _fits(value: Any, wanted: Any) -> bool:
-    """Whether a plain value may be given for a type; ``True`` if the type is not a simple one."""
+    """Return ``True`` if a plain value may be given for a type, or the type is not a simple one."""
     return any(_fits_one(value, kind) for kind in _alternatives(wanted))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig
 
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.tasks.configuration import build, checked, conf_dir, make_job, make_study
-from lightning_sgdinf.tasks.pipeline import validation_halves
+from lightning_sgdinf.studies.pipeline.stages import validation_halves
+from lightning_sgdinf.tasks.configuration import build, checked, conf_dir, make_job, make_pipeline
 from tests.zoo.documents import write_census, write_posts
 from tests.zoo.files import human_labels, write_cifar10, write_cifar10n, write_stl10
 
@@ -120,12 +121,12 @@ def test_every_experiment_composes(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["full", "short"])
 def test_the_parts_of_a_job(name: str, tmp_path: Path) -> None:
     config = checked(composed(tmp_path, f"report={name}", "seed=3", "estimator=tracin"))
-    study = make_study(config, {"estimator": "tracin"})
+    study = make_pipeline(config, {"estimator": "tracin"})
     assert list(study.methods) == ["tracin", "loss", "random"]
     assert study.data.seed == study.methods["random"].seed == 3
     assert study.choose_by == "loss"
-    assert study.new_model().network[1].in_features == 64
-    assert study.new_trainer().max_epochs == 20
+    assert study.training.new_model().network[1].in_features == 64
+    assert study.training.new_trainer().max_epochs == 20
     scoring, choosing = validation_halves(study.data, 3)
     assert not set(scoring.indices) & set(choosing.indices)
     assert len(scoring) + len(choosing) == 400
@@ -134,7 +135,7 @@ def test_the_parts_of_a_job(name: str, tmp_path: Path) -> None:
 
 def test_one_more_ranking_to_compare_with(tmp_path: Path) -> None:
     config = checked(composed(tmp_path, "+estimator@compare.gradients=no_hessian"))
-    assert list(make_study(config, {}).methods) == ["estimator", "loss", "random", "gradients"]
+    assert list(make_pipeline(config, {}).methods) == ["estimator", "loss", "random", "gradients"]
 
 
 @pytest.mark.parametrize(
@@ -168,10 +169,25 @@ def test_mistakes_that_hydra_names(tmp_path: Path) -> None:
 def test_what_a_constructor_refuses_says_where(tmp_path: Path) -> None:
     config = checked(composed(tmp_path, "dataset.label_noise=1.5"))
     with pytest.raises(ConfigurationError, match=r"dataset: fraction of labels to flip: expected a number in \[0, 1\]"):
-        make_study(config, {})
+        make_pipeline(config, {})
     config = checked(composed(tmp_path, "dataset=adult_lie"))
     with pytest.raises(ConfigurationError, match=r"dataset: the main job needs ImageData or VectorData, got Adult"):
-        make_study(config, {})
+        make_pipeline(config, {})
     config = checked(composed(tmp_path, "dataset.train_size=100000"))
     with pytest.raises(ConfigurationError, match=r"dataset: parts of"):
-        make_study(config, {})
+        make_pipeline(config, {})
+
+
+@pytest.mark.parametrize(
+    ("node", "named"),
+    [
+        ({"_target_": "lightning_sgdinf.tasks.lie.LieJob", "seeds": 1, "protocols": {}}, "AgreementJob"),
+        ({"_target_": "lightning_sgdinf.tasks.retraining.Counterfactual", "epochs": "all"}, "CounterfactualReplay"),
+        ({"_target_": "lightning_sgdinf.tasks.study.ReportSettings", "shown": 3}, "ReportSettings"),
+    ],
+)
+def test_targets_of_earlier_releases_are_still_made(node: dict[str, Any], named: str) -> None:
+    says = f"{node['_target_']} is now lightning_sgdinf"
+    with pytest.warns(DeprecationWarning, match=says):
+        made = build(node, "node")
+    assert type(made).__name__ == named

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from lightning_sgdinf.studies.results import RunResults
 from lightning_sgdinf.tasks.main import main
-from lightning_sgdinf.tasks.results import RunResults
 from tests.report import wandb_records
 
 TINY = [
@@ -119,9 +119,9 @@ def test_a_seed_of_the_experiment_is_a_run_with_rankings_and_curves(
 
     (table,) = (json.loads(f.read_text()) for f in file.parent.rglob("ranking*.table.json"))
     assert table["columns"] == ["image", "method", "rank", "example id", "label", "true label"]
-    by_method = {m: [row[3] for row in table["data"] if row[1] == m] for m in found.found}
-    assert by_method == {method: list(ids) for method, ids in found.found.items()}
-    assert [len(list(file.parent.rglob(f"{method}-examples*.png"))) for method in found.found] == [2, 2]
+    by_method = {m: [row[3] for row in table["data"] if row[1] == m] for m in found.harmful}
+    assert by_method == {method: list(ids) for method, ids in found.harmful.items()}
+    assert [len(list(file.parent.rglob(f"{method}-examples*.png"))) for method in found.harmful] == [2, 2]
     assert {f.name.split("_")[0] for f in file.parent.rglob("*.table.json")} >= {"removals", "choices", "methods"}
 
 

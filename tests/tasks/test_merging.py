@@ -13,8 +13,9 @@ from scipy import stats
 
 from lightning_sgdinf.report.merged import Bars, Panel, dots, removal_curves
 from lightning_sgdinf.report.style import to_png
-from lightning_sgdinf.tasks import merged_tables, merging, summary
-from lightning_sgdinf.tasks.results import Choice, Measured, MethodCost, Point, RunResults
+from lightning_sgdinf.studies import merged, merged_tables, summary
+from lightning_sgdinf.studies.results import Choice, Measured, MethodCost, Point, RunResults
+from lightning_sgdinf.tasks import merging
 
 BASE = (0.10, 0.12, 0.11, 0.14)
 AFTER = {30: (0.09, 0.10, 0.11, 0.11), 300: (0.12, 0.13, 0.12, 0.13)}
@@ -39,7 +40,7 @@ def run(seed: int, **changes: Any) -> RunResults:
         },
         "points": tuple(points),
         "choices": (choice,),
-        "found": {"loss": (3, 1)},
+        "harmful": {"loss": (3, 1)},
     }
     return RunResults(**{**given, **changes})
 
@@ -67,7 +68,7 @@ def test_results_survive_the_disk(folder: Path) -> None:
 
 
 def test_the_table_has_means_deviations_and_corrected_tests(folder: Path) -> None:
-    target = merging.merge([folder])
+    target = merged.merge([folder])
     none, thirty, three_hundred = rows(target / "table.csv")
     assert (none["method"], none["runs"]) == ("nothing left out", "4")
     assert float(none["test error"]) == pytest.approx(np.mean(BASE))
@@ -86,7 +87,7 @@ def test_the_table_has_means_deviations_and_corrected_tests(folder: Path) -> Non
 
 
 def test_what_choices_did_and_what_methods_took(folder: Path) -> None:
-    target = merging.merge([folder])
+    target = merged.merge([folder])
     (choice,) = rows(target / "choices.csv")
     assert [choice[key] for key in ("helped", "harmed", "nothing changed", "left out, mean")] == [
         *("3", "0", "0", "30.0")
@@ -101,7 +102,7 @@ def test_what_choices_did_and_what_methods_took(folder: Path) -> None:
 
 
 def test_the_page_shows_figure_tables_and_pictures(folder: Path) -> None:
-    target = merging.merge([folder], folder / "elsewhere")
+    target = merged.merge([folder], folder / "elsewhere")
     page = (target / "page.html").read_text()
     for part in (
         "digits_mlp",
@@ -152,14 +153,14 @@ def test_many_methods_of_fewer_runs_leave_room_for_the_axes() -> None:
 
 def test_runs_that_differ_in_settings_are_cells_of_their_own(folder: Path) -> None:
     run(0, settings={"trainer": {"max_epochs": 5}}).save(folder / "longer")
-    assert list(merging.collected([folder])) == ["digits_mlp, trainer.max_epochs=3", "digits_mlp, trainer.max_epochs=5"]
+    assert list(merged.collected([folder])) == ["digits_mlp, trainer.max_epochs=3", "digits_mlp, trainer.max_epochs=5"]
 
 
 def test_methods_of_one_run_that_were_ranked_apart_come_together(tmp_path: Path) -> None:
     run(1).save(tmp_path / "a")
     other = Point(method="random", mode="last", count=30, measured=Measured(test_error=0.2))
     run(1, points=(other,), methods={"random": MethodCost()}, choices=()).save(tmp_path / "b")
-    ((joined,),) = merging.collected([tmp_path]).values()
+    ((joined,),) = merged.collected([tmp_path]).values()
     assert set(joined.methods) == {"loss", "broken", "random"}
     assert {point.method for point in joined.points} == {"", "loss", "random"}
     assert len(joined.choices) == 1
@@ -170,7 +171,7 @@ def test_jobs_without_removals(tmp_path: Path) -> None:
         (tmp_path / str(number)).mkdir()
         row = {"seed": seed, "dataset": "digits", "model": model, "result": result, "override trainer.max_epochs": "2"}
         summary.write_row(tmp_path / str(number), row)
-    target = merging.merge([tmp_path])
+    target = merged.merge([tmp_path])
     mlp, cnn = rows(target / "table.csv")
     assert (mlp["configuration"], mlp["jobs"], float(mlp["result"])) == ("model=mlp", "2", 0.6)
     assert float(mlp["result, std"]) == pytest.approx(np.std([0.5, 0.7], ddof=1))
@@ -180,11 +181,11 @@ def test_jobs_without_removals(tmp_path: Path) -> None:
     assert axes.lines[0].get_xdata().tolist() == [0.5, 0.7]
 
 
-def test_other_files_of_that_name_are_passed_over(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_files_of_that_name_are_skipped(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "results.json").write_text('{"format": 7}')
     (folder / "digits_mlp" / "results.json").write_text("nothing")
-    assert len(merging.collected([folder])["digits_mlp"]) == 4
-    assert caplog.text.count("passed over") == 2
+    assert len(merged.collected([folder])["digits_mlp"]) == 4
+    assert caplog.text.count("skipped: ") == 2
 
 
 def test_by_hand(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,13 +13,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.tasks import main as job
-from lightning_sgdinf.tasks import pieces
-from lightning_sgdinf.tasks.cleansing import CleansingJob
-from lightning_sgdinf.tasks.lds import LdsJob
+from lightning_sgdinf.studies import cache
+from lightning_sgdinf.studies.cleansing import CleansingJob
+from lightning_sgdinf.studies.lds import LdsJob
+from lightning_sgdinf.studies.pipeline import run as pipeline
+from lightning_sgdinf.studies.results import RunResults
 from lightning_sgdinf.tasks.main import main
-from lightning_sgdinf.tasks.refusals import refuse_processes_in_a_sweep, refuse_what_is_left_aside
-from lightning_sgdinf.tasks.results import RunResults
+from lightning_sgdinf.tasks.refusals import refuse_ignored_groups, refuse_processes_in_a_sweep
 
 SIZES = [
     "dataset.train_size=48",
@@ -51,7 +51,7 @@ def table(file: Path) -> list[dict[str, str]]:
 def test_a_sweep_that_was_stopped_goes_on(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, seeds = job.rank, []
+    real, seeds = pipeline.rank, []
 
     def stopping(study: Any, trained: Any) -> Any:
         seeds.append(study.seed)
@@ -59,10 +59,9 @@ def test_a_sweep_that_was_stopped_goes_on(
             raise KeyboardInterrupt
         return real(study, trained)
 
-    monkeypatch.setattr(job, "rank", stopping)
-    monkeypatch.setattr(
-        job, "publish_report", lambda data, folder, *rest, **more: folder
-    )  # nobody looks at the single pages
+    monkeypatch.setattr(pipeline, "rank", stopping)
+    # Nobody looks at the single pages.
+    monkeypatch.setattr(pipeline, "publish_report", lambda data, folder, *rest, **more: folder)
     arguments = [*TINY, *FAST, "estimator=last_epochs", "seed=3,4"]
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         sweep(monkeypatch, *arguments)
@@ -177,12 +176,12 @@ def test_mistakes_end_with_one_line(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["estimator=no_hessian"], "does not look at estimator: job.methods says which of job.estimators rank"),
-        (["retrain=all"], "does not look at retrain: job.modes"),
-        (["cleansing.grid=[3]"], "does not look at cleansing: job.strategies"),
-        (["+estimator@compare.tracin=tracin"], "does not look at compare: job.methods"),
-        (["report=short"], "report=short: this experiment does not look at report: sgdinf-merge makes the page"),
-        (["choose_by=loss"], "choose_by=loss: this experiment does not look at choose_by: it has job.choose_by"),
+        (["estimator=no_hessian"], "does not read estimator: job.methods says which of job.estimators rank"),
+        (["retrain=all"], "does not read retrain: job.modes"),
+        (["cleansing.grid=[3]"], "does not read cleansing: job.strategies"),
+        (["+estimator@compare.tracin=tracin"], "does not read compare: job.methods"),
+        (["report=short"], "report=short: this experiment does not read report: sgdinf-merge makes the page"),
+        (["choose_by=loss"], "choose_by=loss: this experiment does not read choose_by: it has job.choose_by"),
     ],
 )
 def test_what_would_change_nothing_is_refused(
@@ -205,12 +204,12 @@ def test_what_would_change_nothing_is_refused(
     ["estimator@job.estimators.mine=loss", "++job.choose_by=loss", "+compared=1", "optimizer=sgd", "logger=csv"],
 )
 def test_what_changes_something_is_not_refused(argument: str) -> None:
-    refuse_what_is_left_aside([argument], CleansingJob.leaves_aside)
+    refuse_ignored_groups([argument], CleansingJob.ignored_groups)
 
 
 def test_experiments_without_dashboards_refuse_loggers() -> None:
-    with pytest.raises(ConfigurationError, match="logger=wandb: this experiment does not look at logger"):
-        refuse_what_is_left_aside(["logger=wandb"], LdsJob.leaves_aside)
+    with pytest.raises(ConfigurationError, match="logger=wandb: this experiment does not read logger"):
+        refuse_ignored_groups(["logger=wandb"], LdsJob.ignored_groups)
 
 
 def test_a_row_names_what_was_looked_at(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +228,7 @@ def test_a_place_that_takes_no_file_is_named(
     single = [argument for argument in EXPERIMENT if not argument.startswith("hydra.sweep")]
     monkeypatch.setattr(sys, "argv", ["sgdinf", *single])
     with monkeypatch.context() as patch:
-        patch.setattr(pieces, "replace_bytes", full)
+        patch.setattr(cache, "replace_bytes", full)
         with pytest.raises(SystemExit):
             main()
     said = capsys.readouterr().err

@@ -1,0 +1,113 @@
+"""The cache of results on disk: each result is one file that is whole or absent, so that a stopped study goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning_sgdinf.atomic_write import replace_bytes
+from lightning_sgdinf.errors import ConfigurationError
+
+Json = Any
+"""A value that JSON can hold."""
+
+
+def replace_json(path: Path, content: Json) -> None:
+    """Write a value as JSON, at once."""
+    replace_bytes(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+
+def read_json(path: Path) -> Json:
+    """Return a value that `replace_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def digest(*content: Json) -> str:
+    """Return 16 hexadecimal digits that tell values from others."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def flatten(node: Json, prefix: str = "") -> dict[str, Json]:
+    """Return the leaves of nested settings by their dotted keys."""
+    if not isinstance(node, Mapping):
+        return {prefix: node}
+    return {
+        k: v for key, value in node.items() for k, v in flatten(value, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def load_or_compute(
+    path: Path, compute: Callable[[], Json], *, is_valid: Callable[[Json], bool] = lambda _: True
+) -> Json:
+    """Return the content of a file; compute it and write the file first if there is none.
+
+    Of several processes that ask for one result, one computes it and the others wait.
+
+    Args:
+        path: Of the result, JSON.
+        compute: Returns its content.
+        is_valid: Judges the content of an existing file; one that is not valid is computed anew.
+    """
+    if path.is_file() and is_valid(content := read_json(path)):
+        return content
+    with locked(path):
+        if path.is_file() and is_valid(content := read_json(path)):
+            return content
+        content = compute()
+        replace_json(path, content)
+        return content
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Exclude other processes from the same path; the system releases the lock when a process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def pin_settings(file: Path, settings: Mapping[str, Json], *, instead: str = "another output_dir") -> None:
+    """Write the settings that all results of a folder share, or check that those written before are the same.
+
+    Args:
+        file: Holds them.
+        settings: Plain values.
+        instead: What to give for other settings, for the message.
+
+    Raises:
+        ConfigurationError: The folder has results of other settings; names the first that differ.
+    """
+    settings = json.loads(json.dumps(settings))
+    if file.is_file():
+        check_settings(file.parent, read_json(file), settings, instead=instead)
+    replace_json(file, settings)
+
+
+def check_settings(
+    path: Path, written: Mapping[str, Json], settings: Mapping[str, Json], *, instead: str = "another output_dir"
+) -> None:
+    """Refuse to go on from results of other settings.
+
+    Args:
+        path: Of the results.
+        written: Settings of the results on disk.
+        settings: Settings now, plain values that JSON does not change.
+        instead: What to give for other settings, for the message.
+
+    Raises:
+        ConfigurationError: They differ; names the first that do.
+    """
+    if written == settings:
+        return
+    old, new = flatten(written), flatten(settings)
+    pairs = {key: (old.get(key, "nothing"), new.get(key, "nothing")) for key in {**old, **new}}
+    differing = "; ".join(f"{key}: {a} there, {b} now" for key, (a, b) in pairs.items() if a != b)
+    raise ConfigurationError(
+        f"{path} has results of other settings ({differing[:400]}); give {instead}, or remove {path}"
+    )

@@ -1,0 +1,16 @@
+"""Tables on the console, by rich, which comes with the extra ``cli``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning_sgdinf.extras import require
+
+if TYPE_CHECKING:
+    from rich.console import Console as Console
+    from rich.markup import escape as escape
+    from rich.table import Table as Table
+else:
+    Console = require("rich.console", extra="cli").Console
+    Table = require("rich.table", extra="cli").Table
+    escape = require("rich.markup", extra="cli").escape

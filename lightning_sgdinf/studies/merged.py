@@ -1,0 +1,162 @@
+"""The runs of a sweep, and of earlier ones in the same folder, as one table, one figure and one page."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.report import write_merged
+from lightning_sgdinf.report.merged import Bars, Merged, Panel, Sheet
+from lightning_sgdinf.report.model import Example
+from lightning_sgdinf.studies import merged_tables, summary
+from lightning_sgdinf.studies.cache import flatten
+from lightning_sgdinf.studies.results import FILE, RunResults
+
+FOLDER = "merged"
+logger = logging.getLogger(__name__)
+
+Cells = Mapping[str, Sequence[RunResults]]
+"""Runs by the name of their cell, repeats by seed."""
+
+
+def merge(folders: Sequence[Path], into: Path | None = None) -> Path:
+    """Merge all runs below some folders.
+
+    Args:
+        folders: Of sweeps, of results.
+        into: Folder of the result; ``merged`` in the last of the folders if ``None``.
+
+    Returns:
+        The folder with ``table.csv`` (of removals; of jobs, if there are none), further tables, ``figure.png`` and
+        ``page.html``.
+
+    Raises:
+        ConfigurationError: There is no folder, or nothing to merge in it.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigurationError(f"{folder}: no such folder; give the folder of a sweep or of results")
+    cells = collected(folders)
+    rows = [row for folder in folders for row in summary.rows(folder)]
+    if not cells and not rows:
+        raise ConfigurationError(
+            f"{', '.join(map(str, folders))}: no {summary.ROW} and no {FILE} below; give the folder of a sweep whose "
+            "runs came to their end"
+        )
+    target = into or folders[-1] / FOLDER
+    write_merged(merged_runs(cells, rows), target)
+    return target
+
+
+def collected(folders: Sequence[Path]) -> Cells:
+    """Return all runs below some folders, each once; several with the same cell and seed are joined."""
+    by_key: dict[tuple[str, str, int], RunResults] = {}
+    for file in dict.fromkeys(file.resolve() for folder in folders for file in sorted(folder.rglob(FILE))):
+        try:
+            run = RunResults.load(file)
+        except ConfigurationError as error:
+            logger.warning("skipped: %s", error)
+            continue
+        key = run.cell, json.dumps(run.settings, sort_keys=True), run.seed
+        by_key[key] = by_key[key].joined(run) if key in by_key else run
+    names = _names({(cell, settings) for cell, settings, _ in by_key})
+    cells: dict[str, list[RunResults]] = defaultdict(list)
+    for (cell, settings, _), run in sorted(by_key.items()):
+        cells[names[cell, settings]].append(run)
+    return cells
+
+
+def merged_runs(cells: Cells, rows: Sequence[Mapping[str, Any]]) -> Merged:
+    """Return everything that a page of these runs shows."""
+    panels = tuple(_panels(cells))
+    tables = [
+        merged_tables.removals(cells),
+        merged_tables.runs(rows),
+        merged_tables.choices(cells),
+        merged_tables.methods(cells),
+    ]
+    bars = None if panels else _bars(rows)
+    seeds = {run.seed for runs in cells.values() for run in runs}
+    numbers = [(len(cells), "cell"), (len(seeds), "seed"), (len(rows), "job")]
+    counts = [f"{number} {name}{'s' if number > 1 else ''}" for number, name in numbers if number]
+    few = any(panel.runs < 6 for panel in panels)
+    note = "Fewer than six runs: a Wilcoxon test cannot reach p = 0.05, and intervals are wide."
+    return Merged(
+        title="Runs, merged",
+        about=", ".join(counts),
+        panels=panels,
+        bars=bars,
+        sheets=tuple(_sheets(cells)),
+        tables=tuple(table for table in tables if table.rows),
+        notes=(note,) if few else (),
+    )
+
+
+def _panels(cells: Cells) -> Iterator[Panel]:
+    for cell, runs in cells.items():
+        for mode in merged_tables.modes(runs):
+            curves = merged_tables.curves(runs, mode)
+            if curves:
+                base = list(merged_tables.base(runs, mode).values())
+                yield Panel(title=f"{cell}, {mode}", base=base, curves=curves)
+
+
+def _bars(rows: Sequence[Mapping[str, Any]]) -> Bars | None:
+    for metric in ("test_error_after", "result"):
+        values: dict[str, list[float]] = defaultdict(list)
+        for name, row in merged_tables.named(rows):
+            if row.get(metric) is not None:
+                values[name].append(float(row[metric]))
+        if values:
+            return Bars(metric=metric.replace("_", " "), values=values)
+    return None
+
+
+def _sheets(cells: Cells) -> Iterator[Sheet]:
+    """Yield the pictures of the first run of each cell that kept any."""
+    for cell, runs in cells.items():
+        for run in runs:
+            file = None if run.place is None else run.place / "found.npz"
+            if run.harmful and file is not None and file.is_file():
+                yield Sheet(title=f"{cell}, seed {run.seed}", rows=_pictures(file, run.harmful))
+                break
+
+
+def _pictures(file: Path, harmful: Mapping[str, Collection[int]]) -> dict[str, list[tuple[int, Example]]]:
+    with np.load(file) as kept:
+        ids, images = kept["ids"].tolist(), kept["images"].astype(np.float32) / 255
+        labels, true_labels = kept["labels"].tolist(), kept["true_labels"].tolist()
+    examples = {
+        number: Example(image=image, label=label, true_label=None if label == truth else truth)
+        for number, image, label, truth in zip(ids, images, labels, true_labels, strict=True)
+    }
+    # Of methods that were ranked elsewhere the pictures are elsewhere, too.
+    return {
+        method: [(i, examples[i]) for i in chosen]
+        for method, chosen in harmful.items()
+        if examples.keys() >= set(chosen)
+    }
+
+
+def _names(keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Return names of cells; those of one name that differ in settings are told apart by the settings."""
+    by_cell: dict[str, list[str]] = defaultdict(list)
+    for cell, settings in sorted(keys):
+        by_cell[cell].append(settings)
+    names = {}
+    for cell, several in by_cell.items():
+        leaves = [flatten(json.loads(settings)) for settings in several]
+        differing = [
+            key for key in dict.fromkeys(k for f in leaves for k in f) if len({str(f.get(key)) for f in leaves}) > 1
+        ]
+        for settings, values in zip(several, leaves, strict=True):
+            more = ", ".join(f"{key}={values[key]}" for key in differing if key in values)
+            names[cell, settings] = f"{cell}, {more}" if more else cell
+    return names
