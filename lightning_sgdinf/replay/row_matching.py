@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import UntappedLossError
-from lightning_sgdinf.log.records import MicroBatch, Step
+from lightning_sgdinf.log import MicroBatch, Step
 from lightning_sgdinf.replay.row_owners import NOBODY, LossCall, RowRecorder, match_rows, owners_in
 
 if TYPE_CHECKING:
@@ -58,15 +58,15 @@ def match_batch(objective: Objective, step: Step, micro: MicroBatch) -> list[Ten
 
 
 def _by_position(call: LossCall, owner: Tensor, step: Step, micro: MicroBatch) -> Tensor:
-    """Owners by their place, for rows that see several examples: such scores are of rows."""
+    """Return owners by their place, for rows that see several examples: such scores are of rows."""
     rows, count = owner.numel(), len(micro.example_ids)
     if not rows or rows % count:
         raise UntappedLossError(
             f"step {step.index}: {call.name} sees {rows} rows for the {count} examples "
             f"{micro.example_ids[:4].tolist()} ..., and {int((owner == NOBODY).sum())} of them depend on several "
-            "examples even in eval mode, so no example owns them. Give the runner a function of the module, the batch and its index that returns the "
-            "loss of each example, shape [B]: InfluenceRunner(per_example_loss=...), or give the LightningModule a "
-            "method per_example_loss(batch, batch_idx)."
+            "examples even in eval mode, so no example owns them. Give the runner a function of the module, the batch "
+            "and its index that returns the loss of each example, shape [B]: InfluenceRunner(per_example_loss=...), or "
+            "give the LightningModule a method per_example_loss(batch, batch_idx)."
         )
     return torch.where(owner == NOBODY, owners_in("blocks", rows, count).view(owner.shape), owner)
 
@@ -113,7 +113,7 @@ def _record(objective: Objective, step: Step, micro: MicroBatch, batch: Any, rec
 
 
 def _record_single(objective: Objective, step: Step, micro: MicroBatch, batch: Any) -> list[LossCall]:
-    """Calls of one example, as far as it gets; none if a collate function drops what it cannot read."""
+    """Return the calls of one example, as far as it gets; none if a collate function drops what it cannot read."""
     recorder = RowRecorder()
     if batch is not None:
         with suppress(Exception):  # whatever code of the user's does with a batch of one
@@ -124,7 +124,7 @@ def _record_single(objective: Objective, step: Step, micro: MicroBatch, batch: A
 
 @contextmanager
 def _moved_a_little(objective: Objective) -> Iterator[None]:
-    """Inside, parameters are moved at random, so that rows differ that are equal by initialisation."""
+    """Move parameters at random inside, so that rows differ that are equal by initialisation."""
     params = [p.detach().clone() for p in objective.parameters]
     buffers = objective.read_buffers()
     with random_state.preserved():

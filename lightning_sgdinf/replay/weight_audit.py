@@ -1,4 +1,4 @@
-"""Does the example weighting reach every term of the loss that depends on the data?
+"""An audit that example weights reach every term of the loss that depends on the data.
 
 With all weights at zero, what is left of the gradient must not depend on the batch (a penalty on the weights is fine),
 and the gradient must be linear in the weights. A loss term written by hand, which no tap reaches, fails the first; one
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.errors import UntappedLossError
+from lightning_sgdinf.log import MicroBatch, Step
 from lightning_sgdinf.log.batch_bytes import first_row_only
-from lightning_sgdinf.log.records import MicroBatch, Step
-from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.replay.objective import Objective, Trace
 from lightning_sgdinf.state import ModelState
 
 _WAYS_OUT = (
@@ -40,7 +40,7 @@ def audit_loss(
         one: A recorded step.
         other: Another step. Where it has the same examples (training on the full batch), a batch of one example many
             times takes its place.
-        tolerance: Share of the gradient, in ``(0, 1)``, that may fail to follow the weights.
+        tolerance: Part of the gradient, in ``(0, 1)``, that may fail to follow the weights.
 
     Returns:
         Names of the loss functions that carry the weights.
@@ -56,8 +56,8 @@ def audit_loss(
             f"enter it. {_WAYS_OUT}"
         )
     if objective.weighs_by_method:
-        plain = objective.gradient(_loss(objective, state, one, one.micro_batches[0], None))
-        gap = ((_joined(objective, plain) - full).norm() / size).item()
+        plain = _joined(objective, _trace(objective, state, one, one.micro_batches[0], None))
+        gap = ((plain - full).norm() / size).item()
         if not gap <= tolerance:
             raise UntappedLossError(
                 f"step {one.index}: the mean of per_example_loss has another gradient than training_step's loss "
@@ -100,7 +100,7 @@ def batch_coupling(objective: Objective, step: Step) -> str:
 
 
 def _repeated(micro: MicroBatch) -> MicroBatch:
-    """A batch of the first example, as often as there were examples."""
+    """Return a batch of the first example, as often as there were examples."""
     draw = micro.draws[0]
     ids = np.full_like(draw.example_ids, draw.example_ids[0])
     read = draw.batch
@@ -109,7 +109,7 @@ def _repeated(micro: MicroBatch) -> MicroBatch:
 
 
 def _different(micro: MicroBatch, other: MicroBatch) -> MicroBatch:
-    """A batch of other examples."""
+    """Return a batch of other examples."""
     same = set(micro.example_ids.tolist()) == set(other.example_ids.tolist())
     return _repeated(micro) if same and len(micro.draws) == 1 else other
 
@@ -120,26 +120,15 @@ def _gradient(
     weights = torch.full(
         (len(micro.example_ids),), weight, dtype=objective.parameters[0].dtype, device=objective.host.device
     )
-    taps: list[str] = []
-    loss = _loss(objective, state, step, micro, weights, taps)
-    return _joined(objective, objective.gradient(loss)), tuple(taps)
+    trace = _trace(objective, state, step, micro, weights)
+    return _joined(objective, trace), trace.taps
 
 
-def _loss(
-    objective: Objective,
-    state: ModelState,
-    step: Step,
-    micro: MicroBatch,
-    weights: Tensor | None,
-    taps: list[str] | None = None,
-) -> Tensor:
+def _trace(objective: Objective, state: ModelState, step: Step, micro: MicroBatch, weights: Tensor | None) -> Trace:
     objective.load(state)
-    trace = objective.trace(step, micro, objective.batch(step, micro), weights)
-    if taps is not None:
-        taps.extend(trace.taps)
-    return trace.loss
+    return objective.trace(step, micro, objective.batch(step, micro), weights)
 
 
-def _joined(objective: Objective, grads: list[Tensor | None]) -> Tensor:
-    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(objective.parameters, grads, strict=True)]
-    return objective.vector.join(filled).detach().double()
+def _joined(objective: Objective, trace: Trace) -> Tensor:
+    grads = objective.gradient(trace.loss)
+    return objective.vector.join_gradients(grads, objective.parameters).detach().double()
