@@ -24,29 +24,33 @@ class ParameterVector:
 
     @property
     def slices(self) -> dict[str, slice]:
-        """Where each parameter lies."""
-        found: dict[str, slice] = {}
+        """Return the place of each parameter."""
+        places: dict[str, slice] = {}
         start = 0
         for name, shape in zip(self.names, self.shapes, strict=True):
-            found[name] = slice(start, start + prod(shape))
+            places[name] = slice(start, start + prod(shape))
             start += prod(shape)
-        return found
+        return places
 
     @property
     def size(self) -> int:
-        """``P``."""
+        """Return ``P``."""
         return sum(prod(s) for s in self.shapes)
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Tensors, one per parameter, as one vector ``[P]``."""
+        """Return tensors, one per parameter, as one vector ``[P]``."""
         return torch.cat([t.reshape(-1) for t in tensors])
 
+    def join_gradients(self, grads: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor:
+        """Return gradients as one vector ``[P]``, with zeros for a parameter that has none."""
+        return self.join([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)])
+
     def join_rows(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Tensors ``[Q, *shape]``, one per parameter, as ``[Q, P]``."""
+        """Return tensors ``[Q, *shape]``, one per parameter, as ``[Q, P]``."""
         return torch.cat([t.reshape(t.shape[0], -1) for t in tensors], dim=1)
 
     def split(self, vector: Tensor) -> list[Tensor]:
-        """Views of a vector ``[P]``, or of rows ``[Q, P]``, in the parameters' shapes."""
+        """Return views of a vector ``[P]``, or of rows ``[Q, P]``, in the parameters' shapes."""
         lead = vector.shape[:-1]
         parts = vector.split([prod(s) for s in self.shapes], dim=-1)
         return [p.view(*lead, *s) for p, s in zip(parts, self.shapes, strict=True)]

@@ -13,26 +13,30 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from lightning_sgdinf.adjoint.query_gradient import BoundQuery
+from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.certificate import Level
 from lightning_sgdinf.checkpointing import MEMORY_BYTES
 from lightning_sgdinf.dtypes import cast_floats
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.estimators import SgdInfluence
-from lightning_sgdinf.log import RunLog
+from lightning_sgdinf.log import RunLog, Trajectory
 from lightning_sgdinf.log.reindexed import key_labels
-from lightning_sgdinf.log.trajectory import Trajectory
 from lightning_sgdinf.query import MeanLoss, Query, ValidationData
 from lightning_sgdinf.renamed import warn_renamed
-from lightning_sgdinf.replay import Divisor, OpenedRun, ReplaceLabels, Replayer, replace_second
-from lightning_sgdinf.replay.dataloaders import display_labels
-from lightning_sgdinf.replay.lightning_host import validation_context
-from lightning_sgdinf.replay.opening import open_run
-from lightning_sgdinf.replay.retracer import Retracer
-from lightning_sgdinf.replay.row_shards import RowShards
+from lightning_sgdinf.replay import (
+    Divisor,
+    OpenedRun,
+    ReplaceLabels,
+    Replayer,
+    Retracer,
+    RowShards,
+    display_labels,
+    open_run,
+    replace_second,
+    validation_context,
+)
 from lightning_sgdinf.scores import Scores
-from lightning_sgdinf.scoring.jobs import Method, job_for
-from lightning_sgdinf.scoring.settings import Settings
+from lightning_sgdinf.scoring import Method, Settings, job_for
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.truth import Counterfactuals, Truth
 from lightning_sgdinf.updates import ModelUpdate, Updated
@@ -44,7 +48,7 @@ class InfluenceRunner:
     Args:
         accelerator: As for a Trainer: ``"auto"``, ``"cpu"``, ``"cuda"`` ...
         devices: How many processes work together, at least 1. With at least as many queries as processes these are
-            shared out, otherwise the rows of each batch, where the model lets rows be told apart.
+            divided, otherwise the rows of each batch, where the model lets rows be told apart.
         strategy: As for Fabric; ``"auto"`` is ``"ddp_spawn"`` for several devices. ``"ddp"`` starts the whole script
             once per device, so use it only in a script that does nothing but score.
         precision: ``None`` computes as recorded; ``"64-true"`` in float64.
@@ -139,20 +143,13 @@ class InfluenceRunner:
             ModelMismatchError: Another model.
             DataMismatchError: Another data set, or one with random numbers of its own.
             UnsupportedRunError: A run that cannot be replayed rightly; says why and what to do instead.
-            StepMismatchError: A step, done again, leads elsewhere than recorded.
+            StepMismatchError: A step, taken again, leads elsewhere than recorded.
             CertificateError: Central differences contradict the walk.
             NonFiniteError: NaN or infinity in the replay.
             ConfigurationError: Arguments that do not go together.
         """
-        arguments = (
-            model,
-            train_dataloaders,
-            val_dataloaders,
-            datamodule,
-            log,
-            query or MeanLoss(),
-            estimator or SgdInfluence(),
-        )
+        given = (model, train_dataloaders, val_dataloaders, datamodule, log)
+        arguments = (*given, query or MeanLoss(), estimator or SgdInfluence())
         if self.devices == 1:
             return self._score(None, *arguments)
         if isinstance(log, RunLog):

@@ -1,1 +1,25 @@
 """Backwards: a taken step pulled back."""
+
+from lightning_sgdinf.adjoint.adjoint import Adjoint as Adjoint
+from lightning_sgdinf.adjoint.compiled import CompiledSteps as CompiledSteps
+from lightning_sgdinf.adjoint.optim.base import Pulled as Pulled
+from lightning_sgdinf.adjoint.optim.base import Update as Update
+from lightning_sgdinf.adjoint.optim.base import UpdateRule as UpdateRule
+from lightning_sgdinf.adjoint.optim.base import known_optimizers as known_optimizers
+from lightning_sgdinf.adjoint.optim.base import register_rule as register_rule
+from lightning_sgdinf.adjoint.optim.base import rule_for as rule_for
+from lightning_sgdinf.adjoint.optim.jvp import LinearStep as LinearStep
+from lightning_sgdinf.adjoint.optim.jvp import Tangent as Tangent
+from lightning_sgdinf.adjoint.optim.jvp import difference as difference
+from lightning_sgdinf.adjoint.optim.step import take_step as take_step
+from lightning_sgdinf.adjoint.per_example import hessian_rows as hessian_rows
+from lightning_sgdinf.adjoint.per_example import own_gradients as own_gradients
+from lightning_sgdinf.adjoint.per_example import own_hessian_rows as own_hessian_rows
+from lightning_sgdinf.adjoint.query_gradient import BoundQuery as BoundQuery
+from lightning_sgdinf.adjoint.second_order import FirstOrder as FirstOrder
+from lightning_sgdinf.adjoint.second_order import differentiate as differentiate
+from lightning_sgdinf.adjoint.step import TOGETHER as TOGETHER
+from lightning_sgdinf.adjoint.step import AdjointStep as AdjointStep
+from lightning_sgdinf.adjoint.step import PulledStep as PulledStep
+from lightning_sgdinf.adjoint.step import after_average as after_average
+from lightning_sgdinf.adjoint.vjp import pull_rows as pull_rows

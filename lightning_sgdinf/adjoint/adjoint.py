@@ -29,11 +29,11 @@ class Adjoint:
 
     @property
     def queries(self) -> int:
-        """``Q``."""
+        """Return ``Q``."""
         return self.params.shape[0]
 
     def columns(self, which: slice) -> Adjoint:
-        """The adjoint of some of the queries."""
+        """Return the adjoint of some of the queries."""
         return Adjoint(
             params=self.params[which],
             optimizer={k: v[which] for k, v in self.optimizer.items()},

@@ -25,8 +25,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from lightning_sgdinf import random_state
 from lightning_sgdinf.adjoint.second_order import FirstOrder, Products, differentiate
 from lightning_sgdinf.errors import NonFiniteError, UnsupportedRunError
-from lightning_sgdinf.log.records import MicroBatch, Step
-from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.log import MicroBatch, Step
+from lightning_sgdinf.replay import Objective
 
 GRAPHS = 4
 """Largest number of batch shapes that are compiled; each takes seconds to minutes."""
@@ -55,7 +55,7 @@ class _Unseen:
 
 @dataclass(frozen=True, slots=True)
 class _Signature:
-    """What a graph was traced for."""
+    """Everything that a graph was traced for."""
 
     structure: TreeSpec
     constants: tuple[Any, ...]
@@ -87,7 +87,7 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a kernel computes.
+    """Results of a kernel.
 
     Attributes:
         grads: Gradient per parameter; ``None`` where there is none.
@@ -122,7 +122,7 @@ class CompiledSteps:
     def kernel(
         self, step: Step, micro: MicroBatch, batch: Any, buffers: Mapping[str, Tensor], queries: int
     ) -> Kernel | None:
-        """The kernel for a batch; ``None`` if there is none for its shape.
+        """Return the kernel for a batch; ``None`` if there is none for its shape.
 
         A shape is compiled when two steps in a row have it, so the last, smaller batch of an epoch is not.
         """
@@ -139,19 +139,19 @@ class CompiledSteps:
             queries,
         )
         repeated, self._last = signature == self._last, signature
-        found = self._kernels.get(signature)
-        if found is None and repeated and len(self._kernels) < GRAPHS:
+        kernel = self._kernels.get(signature)
+        if kernel is None and repeated and len(self._kernels) < GRAPHS:
             try:
-                found = self._kernels[signature] = self._compile(signature, step, micro, leaves)
+                kernel = self._kernels[signature] = self._compile(signature, step, micro, leaves)
             except Exception as error:  # whatever a compiler can fail with; the eager kernel does not need it
                 self.give_up(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
                 return None
-        return found
+        return kernel
 
     def run(
         self, kernel: Kernel, step: Step, micro: MicroBatch, batch: Any, push: Tensor, buffers: Mapping[str, Tensor]
     ) -> Outcome:
-        """Do a step's kernel at the loaded state.
+        """Run a step's kernel at the loaded state.
 
         Raises:
             NonFiniteError: If the loss is NaN or infinite; names the step.
@@ -238,8 +238,8 @@ class _Recipe:
         products = differentiate(first, parameters, objective.vector.split(push), adjoints)
         self.present = tuple(g is not None for g in grads)
         self.statistics, self.buffers = tuple(products.statistics), tuple(products.buffers)
-        found = [trace.loss, *(g for g in grads if g is not None), products.slopes, *products.hessian]
-        return [t.detach() for t in (*found, *products.statistics.values(), *products.buffers.values())]
+        results = [trace.loss, *(g for g in grads if g is not None), products.slopes, *products.hessian]
+        return [t.detach() for t in (*results, *products.statistics.values(), *products.buffers.values())]
 
 
 class _Shell(nn.Module):
@@ -255,5 +255,5 @@ class _Shell(nn.Module):
 
 
 def _tensors(objective: Objective) -> dict[str, Tensor]:
-    """Every parameter and buffer of the module by name, each once."""
+    """Return every parameter and buffer of the module by name, each once."""
     return {**dict(objective.module.named_parameters()), **objective.buffers}

@@ -1,4 +1,4 @@
-r"""What an example's own loss term contributes to a step's gradient and to its Hessian-vector product.
+r"""Contributions of an example's own loss term to a step's gradient and to its Hessian-vector product.
 
 With the gradient :math:`g(w, \theta) = \sum_i w_i \nabla l_i + \nabla r` of a traced pass and a row of tangents
 :math:`\Delta_j` for example ``j``, differentiating in the weights gives, for the examples of the batch at once,
@@ -15,34 +15,33 @@ from torch import Tensor
 
 from lightning_sgdinf.adjoint.second_order import FirstOrder
 from lightning_sgdinf.adjoint.vjp import pull_rows, pull_rows_together
-from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.replay import Objective
 
 STRETCH = 256
 """Rows in one vectorised pass: with one state per example in memory, their activations are small beside it."""
 
 
 def hessian_rows(objective: Objective, first: FirstOrder, rows: Tensor) -> Tensor:
-    """The Hessian of a pass's loss times each row, ``[K, P]``."""
+    """Return the Hessian of a pass's loss times each row, ``[K, P]``."""
     outputs, pushes = _outputs(objective, first, rows)
-    found = _pull(objective, outputs, objective.parameters, pushes, len(rows))
-    return objective.vector.join_rows(found)
+    return objective.vector.join_rows(_pull(objective, outputs, objective.parameters, pushes, len(rows)))
 
 
 def own_gradients(objective: Objective, first: FirstOrder, positions: Tensor) -> Tensor:
-    """Gradients of the terms at some positions of the batch, each by itself, ``[J, P]``."""
+    """Return the gradients of the terms at some positions of the batch, each by itself, ``[J, P]``."""
     outputs, _ = _outputs(objective, first, None)
     dummies = [torch.zeros_like(o, requires_grad=True) for o in outputs]
     (slopes,) = torch.autograd.grad(outputs, [first.weights], dummies, create_graph=True)
     chosen = torch.eye(len(first.weights), dtype=slopes.dtype, device=slopes.device)[positions]
-    found = iter(_pull(objective, [slopes], dummies, [chosen], len(positions)))
+    gradients = iter(_pull(objective, [slopes], dummies, [chosen], len(positions)))
     count = len(positions)
     return objective.vector.join_rows(
-        [next(found) if _carries(g) else p.new_zeros(count, *p.shape) for g, p in _pairs(objective, first)]
+        [next(gradients) if _carries(g) else p.new_zeros(count, *p.shape) for g, p in _pairs(objective, first)]
     )
 
 
 def own_hessian_rows(objective: Objective, first: FirstOrder, positions: Tensor, rows: Tensor) -> Tensor:
-    """The Hessian of the term at each position times the row that belongs to it, ``[J, P]``."""
+    """Return the Hessian of the term at each position times the row that belongs to it, ``[J, P]``."""
     outputs, pushes = _outputs(objective, first, rows)
     count = len(positions)
     (slopes,) = _pull(objective, outputs, [first.weights], pushes, count, create_graph=True)

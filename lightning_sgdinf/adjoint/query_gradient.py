@@ -14,13 +14,9 @@ from lightning_sgdinf import random_state
 from lightning_sgdinf.adjoint.adjoint import Adjoint
 from lightning_sgdinf.dtypes import cast_floats, tensors_made_in
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
-from lightning_sgdinf.kernels.attention import ATTENTION
-from lightning_sgdinf.kernels.channels_last import Twins
-from lightning_sgdinf.kernels.intercept import Interceptor
-from lightning_sgdinf.kernels.running_statistics import RunningStatistics
+from lightning_sgdinf.kernels import ATTENTION, Interceptor, RunningStatistics, Twins
 from lightning_sgdinf.query import Query, ValidationData
-from lightning_sgdinf.replay.objective import Objective
-from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay import Objective, OpenedRun
 from lightning_sgdinf.state import ModelState
 
 
@@ -44,7 +40,7 @@ class BoundQuery:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """A name per scalar."""
+        """Return a name per scalar."""
         return self.query.names(self.data)
 
     def value(self, state: ModelState) -> Tensor:
@@ -150,13 +146,13 @@ def _add_gradient(
     number: int,
     count: int,
 ) -> None:
-    leaves = dict(watch.leaves)
+    """Add the gradient of one query's term, times its weight, to that query's row and buffer adjoints."""
+    parameters, leaves = objective.parameters, dict(watch.leaves)
     if not term.requires_grad:
         return
-    grads = torch.autograd.grad(term, [*objective.parameters, *leaves.values()], allow_unused=True, retain_graph=True)
-    own = [torch.zeros_like(p) if g is None else g for p, g in zip(objective.parameters, grads, strict=False)]
-    row.add_(objective.vector.join(own), alpha=weight)
-    for (name, leaf), value in zip(leaves.items(), grads[len(own) :], strict=True):
+    grads = torch.autograd.grad(term, [*parameters, *leaves.values()], allow_unused=True, retain_graph=True)
+    row.add_(objective.vector.join_gradients(grads[: len(parameters)], parameters), alpha=weight)
+    for (name, leaf), value in zip(leaves.items(), grads[len(parameters) :], strict=True):
         if value is not None:
             buffers.setdefault(name, torch.zeros(count, *leaf.shape, dtype=leaf.dtype, device=leaf.device))
             buffers[name][number] += weight * value

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_sgdinf.adjoint.vjp import pull_rows, pull_rows_together
-from lightning_sgdinf.kernels.running_statistics import RunningStatistics
+from lightning_sgdinf.kernels import RunningStatistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class FirstOrder:
 
 @dataclass(frozen=True, slots=True)
 class Products:
-    r"""What comes of differentiating :math:`\langle g(w, \theta), push\rangle` and the batch statistics.
+    r"""Result of differentiating :math:`\langle g(w, \theta), push\rangle` and the batch statistics.
 
     Attributes:
         slopes: In the weights, ``[Q, B]``.
@@ -66,6 +66,8 @@ def differentiate(
     """
     outputs: list[Tensor] = []
     cotangents: list[Tensor] = []
+    # <g, push> as outputs and their cotangents: parameters that the loss does not reach have no part in it, and a
+    # gradient without a graph (a linear loss) is constant in weights and parameters alike.
     for grad, push in zip(first.grads, pushes, strict=True):
         if grad is not None and grad.requires_grad:
             outputs.append(grad)
@@ -74,13 +76,17 @@ def differentiate(
     leaves: dict[str, Tensor] = {}
     if first.statistics is not None and curvature:
         leaves = first.statistics.leaves
-        # Later layers' updates come first when walking back; a buffer moved twice decays twice.
+        # The pass did r <- (1 - m) r + m b: with lambda the adjoint of r after it, m <lambda, b> joins what is
+        # differentiated, and (1 - m) lambda is left for r before it. A buffer that the pass moved twice goes through
+        # this twice, the last update first.
         for update in reversed(first.statistics.updates):
             if update.name in decayed:
                 if update.batch_statistic.requires_grad:
                     outputs.append(update.batch_statistic)
                     cotangents.append(decayed[update.name] * update.momentum)
                 decayed[update.name] = decayed[update.name] * (1 - update.momentum)
+    # One backward pass gives all: slopes (in the weights), H push (in the parameters) and adjoints of the statistics
+    # that eval-mode layers read (in their leaves).
     wanted = [first.weights, *parameters, *leaves.values()] if curvature else [first.weights]
     pull = pull_rows_together if together and outputs else pull_rows
     slopes, *rest = pull(outputs, wanted, cotangents, len(pushes[0]))

@@ -1,4 +1,4 @@
-r"""One recorded step, done again so that it can be differentiated.
+r"""One recorded step, taken again so that it can be differentiated.
 
 With ``s`` the state, :math:`g = \sum_i w_i \nabla l_i(\theta)` the gradient and :math:`s' = \Phi(s, g)` the step, an
 adjoint ``u`` of ``s'`` is pulled back to one of ``s``, and the slopes of the batch's examples fall out:
@@ -31,9 +31,8 @@ from lightning_sgdinf.adjoint.optim.base import UpdateRule
 from lightning_sgdinf.adjoint.optim.step import TakenStep, take_step
 from lightning_sgdinf.adjoint.second_order import FirstOrder, Products, differentiate
 from lightning_sgdinf.errors import NonFiniteError
-from lightning_sgdinf.log.records import MicroBatch, Step
-from lightning_sgdinf.replay.objective import Objective
-from lightning_sgdinf.replay.row_shards import RowShards
+from lightning_sgdinf.log import MicroBatch, Step
+from lightning_sgdinf.replay import Objective, RowShards
 from lightning_sgdinf.state import ModelState
 
 CHECKS = 2
@@ -95,7 +94,7 @@ class AdjointStep:
         self._compiled = compiled if shards is None else None
 
     def query_gradient(self) -> Adjoint:
-        """The gradient of the queries at this very state, for methods that take it anew along the way."""
+        """Return the gradient of the queries at this very state, for methods that take it anew along the way."""
         return self._query_at(self.before)
 
     def pull(self, adjoint: Adjoint, *, curvature: float = 1.0) -> PulledStep:
@@ -155,7 +154,7 @@ class AdjointStep:
         )
 
     def _pull_compiled(self, adjoint: Adjoint, curvature: float) -> PulledStep | None:
-        """As `_pull` with curvature, by a compiled kernel; ``None`` if there is none."""
+        """Pull back as `_pull` with curvature, by a compiled kernel; return ``None`` if there is none."""
         compiled, objective = self._compiled, self._objective
         if compiled is None or len(self.step.micro_batches) != 1:
             return None
@@ -261,7 +260,7 @@ class AdjointStep:
         buffers: Mapping[str, Tensor],
         curvature: float,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Carry with the scaled ``H push`` added, adjoints of the buffers before the pass, and slopes ``[Q, B]``."""
+        """Return carry with the scaled ``H push`` added, adjoints of the buffers before the pass, slopes ``[Q, B]``."""
         objective = self._objective
         products = self._products(first, objective.vector.split(push), buffers, curvature != 0)
         if self._shards is not None:

@@ -21,7 +21,7 @@ def pull_rows(
     keep: bool = False,
     create_graph: bool = False,
 ) -> list[Tensor]:
-    """Each row of the cotangents pulled back by itself.
+    """Pull each row of the cotangents back by itself.
 
     Args:
         outputs: Tensors with a graph; may be none.
@@ -36,23 +36,13 @@ def pull_rows(
     """
     if not outputs:
         return [torch.zeros(rows, *i.shape, dtype=i.dtype, device=i.device) for i in inputs]
-    found = [
-        torch.autograd.grad(
-            outputs,
-            inputs,
-            [c[q] for c in cotangents],
-            allow_unused=True,
-            retain_graph=keep or create_graph or q < rows - 1,
-            create_graph=create_graph,
-        )
+    pulled = [
+        _pull(outputs, inputs, [c[q] for c in cotangents], keep or create_graph or q < rows - 1, create_graph)
         for q in range(rows)
     ]
     if rows == 1:
-        return [torch.zeros_like(i)[None] if x is None else x[None] for i, x in zip(inputs, found[0], strict=True)]
-    return [
-        torch.stack([torch.zeros_like(i) if x is None else x for x in column])
-        for i, column in zip(inputs, zip(*found, strict=True), strict=True)
-    ]
+        return [x[None] for x in pulled[0]]
+    return [torch.stack(column) for column in zip(*pulled, strict=True)]
 
 
 def pull_rows_together(
@@ -64,7 +54,7 @@ def pull_rows_together(
     create_graph: bool = False,
     stretch: int = STRETCH,
 ) -> list[Tensor]:
-    """As `pull_rows`, vectorised in stretches of rows, which bounds the memory. The graph is kept.
+    """Pull rows back as `pull_rows`, vectorised in stretches, which bounds the memory. The graph is kept.
 
     Args:
         outputs: Tensors with a graph, at least one.
@@ -79,10 +69,7 @@ def pull_rows_together(
     """
 
     def pull(*row: Tensor) -> list[Tensor]:
-        found = torch.autograd.grad(
-            outputs, inputs, row, allow_unused=True, retain_graph=True, create_graph=create_graph
-        )
-        return [torch.zeros_like(i) if x is None else x for i, x in zip(inputs, found, strict=True)]
+        return _pull(outputs, inputs, row, True, create_graph)
 
     parts = []
     for start in range(0, rows, stretch):
@@ -90,3 +77,11 @@ def pull_rows_together(
             warnings.simplefilter("ignore")  # that an operation is not vectorised only costs time
             parts.append(torch.func.vmap(pull)(*(c[start : start + stretch] for c in cotangents)))
     return [torch.cat(column) for column in zip(*parts, strict=True)] if len(parts) > 1 else list(parts[0])
+
+
+def _pull(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], row: Sequence[Tensor], keep: bool, create_graph: bool
+) -> list[Tensor]:
+    """Pull one row of cotangents back; zero where no output depends on an input."""
+    grads = torch.autograd.grad(outputs, inputs, row, allow_unused=True, retain_graph=keep, create_graph=create_graph)
+    return [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, grads, strict=True)]

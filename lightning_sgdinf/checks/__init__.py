@@ -1,1 +1,10 @@
-"""What a certificate is made from."""
+"""The checks that a certificate is made from."""
+
+from lightning_sgdinf.checks.amplification import Growth as Growth
+from lightning_sgdinf.checks.gradient import check_gradient as check_gradient
+from lightning_sgdinf.checks.plan import Plan as Plan
+from lightning_sgdinf.checks.plan import fast_plan as fast_plan
+from lightning_sgdinf.checks.rerun import open_rerun as open_rerun
+from lightning_sgdinf.checks.step_replay import StepComparison as StepComparison
+from lightning_sgdinf.checks.trust import check_trust as check_trust
+from lightning_sgdinf.checks.trust import window_examples as window_examples

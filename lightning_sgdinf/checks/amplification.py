@@ -1,4 +1,4 @@
-"""How much more a small change of the parameters weighs early in a run than at its end, followed along a walk."""
+"""The weight of a small change of the parameters early in a run relative to its end, followed along a walk."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.adjoint import Adjoint
+from lightning_sgdinf.adjoint import Adjoint
 from lightning_sgdinf.certificate import Amplification
 
 
 @dataclass(slots=True)
 class Growth:
-    """Follows how large the adjoint of the parameters is on the way back, per query."""
+    """Follows the size of the adjoint of the parameters on the way back, per query."""
 
     end: Tensor
     largest: Tensor
@@ -21,19 +21,19 @@ class Growth:
 
     @classmethod
     def from_end(cls, adjoint: Adjoint, steps: int) -> Growth:
-        """As it is after the last step."""
+        """Return the growth after the last step: none yet."""
         size = adjoint.params.detach().norm(dim=1)
         return cls(size, size, torch.full_like(size, steps, dtype=torch.int64))
 
     def see(self, adjoint: Adjoint, step: int) -> None:
-        """As it is before a step."""
+        """Account for the adjoint before a step."""
         size = adjoint.params.detach().norm(dim=1)
         grown = size > self.largest
         self.largest = torch.where(grown, size, self.largest)
         self.step = self.step.masked_fill(grown, step)
 
     def value(self, first_step: int) -> Amplification | None:
-        """The result; ``None`` if no query has a gradient at the end of the run."""
+        """Return the result; ``None`` if no query has a gradient at the end of the run."""
         there = self.end > 0
         if not bool(there.any()):
             return None

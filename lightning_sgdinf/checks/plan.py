@@ -1,15 +1,15 @@
-"""How much of a run is re-run for a certificate."""
+"""The part of a run that is re-run for a certificate."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.log import Trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How much is checked.
+    """The window and the examples that are checked.
 
     Attributes:
         first_step: Where the window starts.
@@ -25,7 +25,7 @@ class Plan:
 
 
 def fast_plan(log: Trajectory, first_step: int, *, gradient_examples: int = 2, trust_examples: int = 6) -> Plan:
-    """A window so short that its re-runs cost about a seventh of the walk, but of three steps at least.
+    """Return a window so short that its re-runs cost about a seventh of the walk, but of three steps at least.
 
     A re-run step in float64 costs one to three training steps, and so does a walked one; the base run is re-run too. Of
     a single step only the slopes would be checked: curvature enters with the second, running statistics with the third.

@@ -14,10 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.query_gradient import BoundQuery
-from lightning_sgdinf.replay.counterfactual import CounterfactualRun
-from lightning_sgdinf.replay.objective import Objective, open_objective
-from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.adjoint import BoundQuery
+from lightning_sgdinf.replay import CounterfactualRun, Objective, OpenedRun, open_objective
 from lightning_sgdinf.state import ModelState
 
 GRADIENT_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-1}
@@ -29,12 +27,12 @@ before BatchNorm under Adam), the run in float64 is another one, by some percent
 
 _STEPS = (1e-6, 1e-4, 1e-8)
 """Steps of central differences in float64: training with kinks (ReLU) wants a small one, tiny scores a larger one, and
-networks with millions of rectified units, of which some are within any small step of their kink, the smallest."""
+networks with millions of ReLU units, of which some are within any small step of their kink, the smallest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rerun:
-    """A window of the run, ready to be taken again with other weights.
+    """A window of the run, ready to be re-run with other weights.
 
     Attributes:
         window: The run from the window's start on.
@@ -52,7 +50,7 @@ class Rerun:
 
     @property
     def first_step(self) -> int:
-        """Where the window starts."""
+        """Return the step at which the window starts."""
         return self.window.first_step
 
     def value(self, weights: Mapping[int, float], column: int) -> float:

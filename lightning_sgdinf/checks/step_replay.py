@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.step import PulledStep
+from lightning_sgdinf.adjoint import PulledStep
 from lightning_sgdinf.certificate import StepReplay
 from lightning_sgdinf.errors import StepMismatchError
-from lightning_sgdinf.log.records import Step
+from lightning_sgdinf.log import Step
 from lightning_sgdinf.parameters import ParameterVector
 from lightning_sgdinf.state import ModelState
 
@@ -20,7 +20,7 @@ STEP_TOLERANCE = 1e-2
 
 @dataclass(slots=True)
 class StepComparison:
-    """Collects how states that steps lead to compare with recorded ones."""
+    """Compares the states that steps lead to with recorded ones."""
 
     steps: int = 0
     bitwise: int = 0
@@ -79,7 +79,7 @@ class StepComparison:
 def _differences(
     pulled: PulledStep, before: ModelState, after: ModelState, vector: ParameterVector
 ) -> list[tuple[str, Tensor, Tensor, Tensor]]:
-    """Name, value, recorded value and value before the step of each tensor that differs."""
+    """Return name, value, recorded value and value before the step of each tensor that differs."""
     assert pulled.taken is not None
     differing: list[tuple[str, Tensor, Tensor, Tensor]] = []
     recorded = vector.join([after.params[n] for n in vector.names])
@@ -107,7 +107,7 @@ def _differences(
 
 
 def _deviation(value: Tensor, recorded: Tensor, before: Tensor) -> float:
-    """Largest difference as a part of the largest recorded movement (of the values themselves, where nothing moved)."""
+    """Return the largest difference over the largest recorded movement (over the values, where nothing moved)."""
     recorded, value, before = (t.detach().to("cpu", torch.float64) for t in (recorded, value, before))
     moved = (recorded - before).abs().max()
     size = moved if moved > 0 else recorded.abs().max()

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_sgdinf.certificate import Trust
 from lightning_sgdinf.checks.plan import Plan
 from lightning_sgdinf.checks.rerun import Rerun, strongest
-from lightning_sgdinf.log.records import Step
+from lightning_sgdinf.log import Step
 
 
 def check_trust(rerun: Rerun, scores: Tensor, plan: Plan, ids: Tensor, column: int = 0) -> Trust | None:
@@ -65,7 +65,7 @@ def _pearson(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def _fisher_interval(correlation: float, count: int) -> tuple[float, float]:
-    """95 % interval of a correlation from ``count`` pairs; the whole range below four."""
+    """Return the 95 % interval of a correlation from ``count`` pairs; the whole range below four."""
     if count < 4 or not abs(correlation) < 1:
         return (-1.0, 1.0) if count < 4 else (correlation, correlation)
     z, half = math.atanh(correlation), 1.959963984540054 / math.sqrt(count - 3)

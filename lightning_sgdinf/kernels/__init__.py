@@ -1,1 +1,9 @@
 """Operations whose second derivative torch computes too slowly or not at all, done better while a step is replayed."""
+
+from lightning_sgdinf.kernels.attention import ATTENTION as ATTENTION
+from lightning_sgdinf.kernels.channels_last import Twins as Twins
+from lightning_sgdinf.kernels.handlers import layer_handlers as layer_handlers
+from lightning_sgdinf.kernels.intercept import Handler as Handler
+from lightning_sgdinf.kernels.intercept import Interceptor as Interceptor
+from lightning_sgdinf.kernels.running_statistics import RunningStatistics as RunningStatistics
+from lightning_sgdinf.kernels.vmap_layers import VMAP_LAYERS as VMAP_LAYERS

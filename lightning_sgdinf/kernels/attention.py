@@ -12,7 +12,7 @@ from lightning_sgdinf.kernels.intercept import Handler
 
 
 def twice_differentiable_attention(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Attention by its formula: the fused CPU and CUDA kernels have no second derivative."""
+    """Call an attention function by its formula: the fused CPU and CUDA kernels have no second derivative."""
     with sdpa_kernel(SDPBackend.MATH):
         return func(*args, **kwargs)
 

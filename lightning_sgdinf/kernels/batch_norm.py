@@ -26,7 +26,7 @@ _backward = torch.ops.aten.native_batch_norm_backward.default
 
 
 class Normalised(NamedTuple):
-    """What a layer computes.
+    """Results of a layer.
 
     Attributes:
         out: As training computed it, to the bit.
@@ -40,7 +40,7 @@ class Normalised(NamedTuple):
 
 
 def fits(x: Tensor, running_mean: Tensor) -> bool:
-    """Whether `normalise` does what training did: the CPU's kernel without mixed precision."""
+    """Return true if `normalise` does what training did: the CPU's kernel without mixed precision."""
     return x.device.type == "cpu" and x.dtype == running_mean.dtype and not torch.is_autocast_enabled("cpu")
 
 
@@ -68,7 +68,7 @@ def normalise(
 
 
 class _Layer(NamedTuple):
-    """What both derivatives need besides the batch."""
+    """Everything that both derivatives need besides the batch."""
 
     twin: Twin
     running: tuple[Tensor, Tensor]
@@ -105,13 +105,13 @@ class _BatchNorm(torch.autograd.Function):
         mask = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled() and grad is not None:
             return (*_BatchNormBackward.apply(grad, x, weight, layer, mask), None, None, None, None)
-        found: list[Tensor | None] = [None, None, None]
+        grads: list[Tensor | None] = [None, None, None]
         if grad is not None:
-            found = _first(layer.twin.like(grad), layer.twin.get(), weight, layer, mask)
+            grads = _first(layer.twin.like(grad), layer.twin.get(), weight, layer, mask)
         if mask[0] and (of_mean is not None or of_var is not None):
             of_x = _of_statistics(layer, of_mean, of_var)
-            found[0] = of_x if found[0] is None else found[0] + of_x
-        return (*found, None, None, None, None)
+            grads[0] = of_x if grads[0] is None else grads[0] + of_x
+        return (*grads, None, None, None, None)
 
 
 class _BatchNormBackward(torch.autograd.Function):
@@ -131,19 +131,23 @@ class _BatchNormBackward(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         layer: _Layer = ctx.layer
         x, grad = layer.twin.get(), ctx.grad.get()
-        found = _second(layer, x, grad, weight, (of_x if of_x is None else layer.twin.like(of_x), of_w, of_bias))
-        return (*found, None, None)
+        adjoint = (of_x if of_x is None else layer.twin.like(of_x), of_w, of_bias)
+        return (*_second(layer, x, grad, weight, adjoint), None, None)
 
 
 def _first(
     grad: Tensor, x: Tensor, weight: Tensor | None, layer: _Layer, mask: tuple[bool, bool, bool]
 ) -> list[Tensor | None]:
-    found = _backward(grad, x, weight, *layer.running, layer.mean, layer.invstd, True, layer.eps, list(mask))
-    return [g if wanted else None for g, wanted in zip(found, mask, strict=True)]
+    """Return the gradients in batch, weight and bias that the mask asks for, by the kernel that training calls."""
+    grads = _backward(grad, x, weight, *layer.running, layer.mean, layer.invstd, True, layer.eps, list(mask))
+    return [g if wanted else None for g, wanted in zip(grads, mask, strict=True)]
 
 
 def _of_statistics(layer: _Layer, of_mean: Tensor | None, of_var: Tensor | None) -> Tensor:
-    """Derivative in the batch of its mean and its unbiased variance."""
+    """Return the derivative of the batch statistics in the batch.
+
+    Mean: ``1 / n``; unbiased variance: ``2 (x - mean) / (n - 1)``. Both together are one multiply-add over the batch.
+    """
     x = layer.twin.get()
     rows = _rows(x)
     n = len(rows)
@@ -155,7 +159,11 @@ def _of_statistics(layer: _Layer, of_mean: Tensor | None, of_var: Tensor | None)
 def _second(
     layer: _Layer, x: Tensor, grad: Tensor, weight: Tensor | None, adjoint: tuple[Tensor | None, ...]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Adjoints of gradient, batch and weight; the letters are the module's."""
+    """Return the adjoints of gradient, batch and weight; the letters are the module's, ``upper`` is its ``A``.
+
+    A layer costs memory traffic rather than arithmetic: everything per channel is collected into coefficients ``[C]``
+    first, and whole batches are then read in as few multiply-adds as there are.
+    """
     r = layer.invstd
     g, normal = _rows(grad), (_rows(x) - layer.mean) * r
     n = len(g)
@@ -163,28 +171,31 @@ def _second(
     a = torch.zeros_like(r) if adjoint[1] is None else adjoint[1]
     b = torch.zeros_like(r) if adjoint[2] is None else adjoint[2]
     g_mean, c = g.mean(0), (g * normal).mean(0)
-    if adjoint[0] is None:
+    if adjoint[0] is None:  # A = 0, so S = d = 0: only the weight and the bias were asked about
         upper = torch.zeros_like(r)
         of_g = torch.addcmul(b, normal, a)
         of_x = r * (a * g - a * g_mean - normal * (a * c))
         return _images(of_g, grad), _images(of_x, x), None if weight is None else upper
     upper = _rows(adjoint[0])
     upper_mean, d = upper.mean(0), (upper * normal).mean(0)
-    excess = (upper * g).mean(0) - upper_mean * g_mean - c * d
+    s = (upper * g).mean(0) - upper_mean * g_mean - c * d  # S / n
+    # gamma r (A - mean A - xhat d) + a xhat + b, sorted by xhat and A
     of_g = torch.addcmul(b - gamma_r * upper_mean, normal, a - gamma_r * d).addcmul_(upper, gamma_r)
+    # h = a g - gamma r (g d + A c): its mean, and mean(h xhat) = a c - 2 gamma r c d since mean(A xhat) = d
     of_normal = a * c - 2 * gamma_r * c * d
     h_mean = a * g_mean - gamma_r * (g_mean * d + upper_mean * c)
-    of_x = torch.addcmul(-r * h_mean, normal, -r * of_normal - gamma_r * r * excess)
+    # r (h - mean h - xhat mean(h xhat)) - gamma r^2 xhat S / n, sorted by xhat, g and A
+    of_x = torch.addcmul(-r * h_mean, normal, -r * of_normal - gamma_r * r * s)
     of_x = of_x.addcmul_(g, r * (a - gamma_r * d)).addcmul_(upper, -r * gamma_r * c)
-    return _images(of_g, grad), _images(of_x, x), None if weight is None else r * excess * n
+    return _images(of_g, grad), _images(of_x, x), None if weight is None else r * s * n
 
 
 def _rows(x: Tensor) -> Tensor:
-    """A batch ``[B, C, ...]`` as ``[n, C]``; nothing is copied if it is channels-last."""
+    """Return a batch ``[B, C, ...]`` as ``[n, C]``; nothing is copied if it is channels-last."""
     return x.movedim(1, -1).reshape(-1, x.shape[1])
 
 
 def _images(rows: Tensor, like: Tensor) -> Tensor:
-    """The way back."""
+    """Return rows ``[n, C]`` as a batch of the shape of another."""
     shape = like.movedim(1, -1).shape
     return rows.view(shape).movedim(-1, 1)

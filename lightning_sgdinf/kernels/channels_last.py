@@ -14,12 +14,12 @@ from torch._C._functorch import is_legacy_batchedtensor as _is_batched_the_old_w
 
 
 def pays(x: Tensor) -> bool:
-    """Whether second derivatives at a tensor are better computed channels-last: single-precision images on a CPU."""
+    """Return true if second derivatives at a tensor are better computed channels-last: float32 images on a CPU."""
     return x.ndim == 4 and x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The same values in channels-last order; a tensor that is being vectorised over stays as it is."""
+    """Return the same values in channels-last order; a tensor that is being vectorised over stays as it is."""
     if x.ndim != 4 or _is_batched(x) or _is_batched_the_old_way(x):
         return x
     if x.shape[1] == 1:  # in both orders at once; a copy settles it, so that what is computed from it is channels-last
@@ -38,23 +38,23 @@ class Twin:
             self.set(tensor)
 
     def set(self, tensor: Tensor, other: Tensor | None = None) -> None:
-        """Say what the tensor is, and its channels-last copy if there is one already; neither may change."""
+        """Set the tensor, and its channels-last copy if there is one already; neither may change."""
         self._tensor, self._other = tensor.detach(), other
 
     @property
     def pays(self) -> bool:
-        """Whether second derivatives are better computed channels-last here."""
+        """Return true if second derivatives are better computed channels-last here."""
         return self._tensor is not None and pays(self._tensor)
 
     def get(self) -> Tensor:
-        """The tensor in the order that pays."""
+        """Return the tensor in the order that pays."""
         assert self._tensor is not None
         if self._other is None:
             self._other = channels_last(self._tensor) if pays(self._tensor) else self._tensor
         return self._other
 
     def like(self, x: Tensor) -> Tensor:
-        """Another tensor in that order."""
+        """Return another tensor in that order."""
         return channels_last(x) if self.pays else x
 
 
@@ -65,13 +65,13 @@ class Twins:
         self._known: dict[int, tuple[Tensor, Twin]] = {}
 
     def of(self, x: Tensor) -> Twin:
-        """The twin of a tensor."""
+        """Return the twin of a tensor."""
         known = self._known.get(id(x))
         if known is None:
             known = self._known[id(x)] = (x, Twin(x))
         return known[1]
 
     def note(self, x: Tensor, twin: Twin) -> Tensor:
-        """Say that a twin of a tensor exists; returns the tensor."""
+        """Register an existing twin of a tensor and return the tensor."""
         self._known[id(x)] = (x, twin)  # with the tensor itself, so that its id is not given to another
         return x

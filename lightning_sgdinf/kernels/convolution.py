@@ -28,7 +28,7 @@ Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 
 
 def each(value: Any, axes: int) -> tuple[int, ...]:
-    """One number per axis, as torch's modules take a single one for all."""
+    """Return one number per axis, as torch's modules take a single one for all."""
     given = (value,) if isinstance(value, int) else tuple(value)
     return given * axes if len(given) == 1 else given
 
@@ -83,23 +83,23 @@ class _ConvolutionBackward(torch.autograd.Function):
         of_x = None if of_x is None else ctx.x.like(of_x)
         wants_grad, wants_x, wants_w = ctx.needs_input_grad[:3]
         geometry: Geometry = ctx.geometry
-        found: list[Tensor | None] = [None, None, None]
+        adjoints: list[Tensor | None] = [None, None, None]
         if wants_grad:
             parts = [
                 _convolve(a, b, None, geometry) for a, b in ((of_x, w), (x, of_w)) if a is not None and b is not None
             ]
             if of_bias is not None:
                 parts.append(of_bias.view(-1, *[1] * (grad.ndim - 2)).expand_as(grad))
-            found[0] = sum(parts[1:], parts[0]) if parts else None
+            adjoints[0] = sum(parts[1:], parts[0]) if parts else None
         if wants_x and of_w is not None:
-            found[1] = _differentiate(grad, x, of_w, geometry, (True, False, False))[0]
+            adjoints[1] = _differentiate(grad, x, of_w, geometry, (True, False, False))[0]
         if wants_w and of_x is not None:
-            found[2] = _differentiate(grad, of_x, w, geometry, (False, True, False))[1]
-        return (*found, None, None, None)
+            adjoints[2] = _differentiate(grad, of_x, w, geometry, (False, True, False))[1]
+        return (*adjoints, None, None, None)
 
 
 def handlers(twins: Twins) -> Mapping[Callable[..., Any], Handler]:
-    """Handlers for an `Interceptor` during one pass."""
+    """Return handlers for an `Interceptor` during one pass."""
 
     def handle(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _convolution(func, twins, *args, **kwargs)

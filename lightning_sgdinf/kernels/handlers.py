@@ -14,6 +14,6 @@ from lightning_sgdinf.kernels.channels_last import Twins
 from lightning_sgdinf.kernels.intercept import Handler
 
 
-def handlers(twins: Twins) -> Mapping[Callable[..., Any], Handler]:
-    """Handlers for an `Interceptor` during one pass."""
+def layer_handlers(twins: Twins) -> Mapping[Callable[..., Any], Handler]:
+    """Return the handlers of all layers for an `Interceptor` during one pass."""
     return {**convolution.handlers(twins), **max_pool.handlers(twins), **relu.handlers(twins)}

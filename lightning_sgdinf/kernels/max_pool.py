@@ -1,4 +1,4 @@
-"""Max pooling whose maxima are found in channels-last order: the same ones, several times faster on a CPU."""
+"""Max pooling that looks for its maxima in channels-last order: the same ones, several times faster on a CPU."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class _MaxPool2d(torch.autograd.Function):
     """Max pooling; its backward is `_MaxPool2dBackward`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, of_x: Twin, of_out: Twin, how: tuple[Any, ...]) -> Tensor:
-        value, indices = torch.ops.aten.max_pool2d_with_indices(channels_last(of_x.get()), *how)
+    def forward(ctx: Any, x: Tensor, of_x: Twin, of_out: Twin, window: tuple[Any, ...]) -> Tensor:
+        value, indices = torch.ops.aten.max_pool2d_with_indices(channels_last(of_x.get()), *window)
         ctx.save_for_backward(x, indices)
-        ctx.how = how
+        ctx.window = window
         out = value.contiguous()
         of_out.set(out, value if of_x.pays else None)
         return out
@@ -32,20 +32,20 @@ class _MaxPool2d(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         x, indices = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _MaxPool2dBackward.apply(grad, x, indices, ctx.how), None, None, None
+            return _MaxPool2dBackward.apply(grad, x, indices, ctx.window), None, None, None
         if pays(x):
             shaped = x.new_empty(x.shape).contiguous(memory_format=torch.channels_last)
-            return _backward(channels_last(grad), shaped, *ctx.how, indices), None, None, None
-        return _backward(grad, x, *ctx.how, indices.contiguous()), None, None, None
+            return _backward(channels_last(grad), shaped, *ctx.window, indices), None, None, None
+        return _backward(grad, x, *ctx.window, indices.contiguous()), None, None, None
 
 
 class _MaxPool2dBackward(torch.autograd.Function):
     """Gradients put where the maxima were; its derivative picks them up again."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, x: Tensor, indices: Tensor, how: tuple[Any, ...]) -> Tensor:
+    def forward(ctx: Any, grad: Tensor, x: Tensor, indices: Tensor, window: tuple[Any, ...]) -> Tensor:
         ctx.save_for_backward(indices)
-        return _backward(grad, x, *how, indices.contiguous())
+        return _backward(grad, x, *window, indices.contiguous())
 
     @staticmethod
     def backward(ctx: Any, of_x: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
@@ -58,7 +58,7 @@ class _MaxPool2dBackward(torch.autograd.Function):
 
 
 def handlers(twins: Twins) -> Mapping[Callable[..., Any], Handler]:
-    """Handlers for an `Interceptor` during one pass."""
+    """Return handlers for an `Interceptor` during one pass."""
 
     def handle(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _max_pool2d(func, twins, *args, **kwargs)
@@ -80,11 +80,11 @@ def _max_pool2d(
     if return_indices or not _fits(input):
         return func(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     kernel = each(kernel_size, 2)
-    how = (kernel, each(stride, 2) if stride else kernel, each(padding, 2), each(dilation, 2), ceil_mode)
+    window = (kernel, each(stride, 2) if stride else kernel, each(padding, 2), each(dilation, 2), ceil_mode)
     of_out = Twin()
-    return twins.note(_MaxPool2d.apply(input, twins.of(input), of_out, how), of_out)
+    return twins.note(_MaxPool2d.apply(input, twins.of(input), of_out, window), of_out)
 
 
 def _fits(x: Tensor) -> bool:
-    """Whether torch would take its slow way."""
+    """Return true where torch would take its slow way."""
     return x.ndim == 4 and x.device.type == "cpu" and x.is_contiguous() and x.requires_grad

@@ -15,8 +15,8 @@ from lightning_sgdinf.kernels.intercept import Handler
 _backward = torch.ops.aten.threshold_backward.default
 
 
-class _Rectifier(torch.autograd.Function):
-    """ReLU; its backward is `_RectifierBackward`."""
+class _Relu(torch.autograd.Function):
+    """ReLU; its backward is `_ReluBackward`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, twin: Twin) -> Tensor:
@@ -30,11 +30,11 @@ class _Rectifier(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (out,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _RectifierBackward.apply(grad, out, ctx.twin), None
+            return _ReluBackward.apply(grad, out, ctx.twin), None
         return _backward(ctx.twin.like(grad), ctx.twin.get(), 0), None
 
 
-class _RectifierBackward(torch.autograd.Function):
+class _ReluBackward(torch.autograd.Function):
     """Gradients where the output was positive; linear in them, and flat in the output."""
 
     @staticmethod
@@ -48,12 +48,12 @@ class _RectifierBackward(torch.autograd.Function):
 
 
 def handlers(twins: Twins) -> Mapping[Callable[..., Any], Handler]:
-    """Handlers for an `Interceptor` during one pass."""
+    """Return handlers for an `Interceptor` during one pass."""
 
     def handle(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if len(args) != 1 or kwargs.get("inplace") or not pays(args[0]):
             return func(*args, **kwargs)
         twin = Twin()
-        return twins.note(_Rectifier.apply(args[0], twin), twin)
+        return twins.note(_Relu.apply(args[0], twin), twin)
 
     return dict.fromkeys((F.relu, torch.relu, Tensor.relu), handle)

@@ -50,7 +50,7 @@ class RunningStatistics:
         self.leaves: dict[str, Tensor] = {}
 
     def handlers(self) -> Mapping[Callable[..., Any], Handler]:
-        """What an `Interceptor` needs."""
+        """Return handlers for an `Interceptor`."""
         return {F.batch_norm: self._handle}
 
     def _handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -73,10 +73,10 @@ class RunningStatistics:
             return func(input, running_mean, running_var, weight, bias, training, momentum, eps)
         if training and batch_norm.fits(input, running_mean):
             running = (running_mean, running_var)
-            found = batch_norm.normalise(input, weight, bias, running, momentum, eps, self._twins.of(input))
-            self.updates.append(StatisticUpdate(mean, momentum, found.mean))
-            self.updates.append(StatisticUpdate(var, momentum, found.var))
-            return found.out
+            normalised = batch_norm.normalise(input, weight, bias, running, momentum, eps, self._twins.of(input))
+            self.updates.append(StatisticUpdate(mean, momentum, normalised.mean))
+            self.updates.append(StatisticUpdate(var, momentum, normalised.var))
+            return normalised.out
         if training:
             axes = [0, *range(2, input.ndim)]
             x = input if input.dtype == running_mean.dtype else input.to(running_mean.dtype)
@@ -84,9 +84,9 @@ class RunningStatistics:
             self.updates.append(StatisticUpdate(var, momentum, x.var(axes, unbiased=True)))
             return func(input, running_mean, running_var, weight, bias, training, momentum, eps)
         centre = self.leaves.setdefault(mean, running_mean.detach().clone().requires_grad_())
-        spread = self.leaves.setdefault(var, running_var.detach().clone().requires_grad_())
+        variance = self.leaves.setdefault(var, running_var.detach().clone().requires_grad_())
         shape = (1, -1) + (1,) * (input.ndim - 2)
-        out = (input - centre.view(shape)) * (spread + eps).rsqrt().view(shape)
+        out = (input - centre.view(shape)) * (variance + eps).rsqrt().view(shape)
         if weight is not None:
             out = out * weight.view(shape)
         return out if bias is None else out + bias.view(shape)

@@ -31,11 +31,11 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Only its vectorisation is ever differentiated, by its operations."""
+        """Keep nothing: only the vectorisation is ever differentiated, by its operations."""
 
     @staticmethod
     def vmap(info: Any, in_dims: Axes, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, int]:
-        """Models in the first dimension of ``[L, ...]``; a dimension of ``None`` is shared."""
+        """Apply all models, in the first dimension of ``[L, ...]``; a dimension of ``None`` is the same for all."""
         count = info.batch_size
         w = weight.expand(count, -1, -1) if in_dims[1] is None else weight.movedim(in_dims[1], 0)
         b = None if bias is None else bias.expand(count, -1) if in_dims[2] is None else bias.movedim(in_dims[2], 0)
@@ -52,26 +52,27 @@ class _Convolution(torch.autograd.Function):
     """A convolution with a vectorisation of its own."""
 
     @staticmethod
-    def forward(func: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, *how: Any) -> Tensor:
-        return func(x, weight, bias, *how)
+    def forward(func: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+        return func(x, weight, bias, *geometry)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Only its vectorisation is ever differentiated, by its operations."""
+        """Keep nothing: only the vectorisation is ever differentiated, by its operations."""
 
     @staticmethod
     def vmap(info: Any, in_dims: Axes, func: Callable[..., Tensor], *inputs: Any) -> tuple[Tensor, int]:
-        """As one grouped convolution, or one model at a time."""
-        tensors, axes, how = inputs[:3], in_dims[1:4], inputs[3:]
-        apart = list(zip(*(_unstacked(t, a, info.batch_size) for t, a in zip(tensors, axes, strict=True)), strict=True))
-        x, weight, _ = apart[0]
+        """Apply all models as one grouped convolution, or one model at a time."""
+        tensors, axes, geometry = inputs[:3], in_dims[1:4], inputs[3:]
+        columns = [_per_model(t, a, info.batch_size) for t, a in zip(tensors, axes, strict=True)]
+        models = list(zip(*columns, strict=True))
+        x, weight, _ = models[0]
         work = x.numel() // x.shape[-weight.ndim + 1] * weight.numel()
         if x.device.type == "cpu" and work > LARGE:
-            return torch.stack([func(*own, *how) for own in apart]), 0
-        return torch.func.vmap(lambda *own: func(*own, *how), in_dims=axes)(*tensors), 0
+            return torch.stack([func(*own, *geometry) for own in models]), 0
+        return torch.func.vmap(lambda *own: func(*own, *geometry), in_dims=axes)(*tensors), 0
 
 
-def _unstacked(tensor: Tensor | None, axis: int | None, count: int) -> list[Any]:
+def _per_model(tensor: Tensor | None, axis: int | None, count: int) -> list[Any]:
     return [tensor] * count if tensor is None or axis is None else list(tensor.unbind(axis))
 
 
@@ -84,15 +85,23 @@ def _apply_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 
 
 def _convolution(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    names = ("stride", "padding", "dilation", "groups")
-    x, weight, bias, *how = (*args, *(None,) * (3 - len(args)))
-    x, weight, bias = (kwargs.get(n, v) for n, v in zip(("input", "weight", "bias"), (x, weight, bias), strict=True))
-    defaults = dict(zip(names, (1, 0, 1, 1), strict=True))
-    how += [kwargs.get(n, defaults[n]) for n in names[len(how) :]]
-    return _Convolution.apply(func, x, weight, bias, *how)
+    return _apply_convolution(func, *args, **kwargs)
 
 
-STACKED: Mapping[Callable[..., Any], Handler] = {
+def _apply_convolution(
+    func: Callable[..., Any],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    return _Convolution.apply(func, input, weight, bias, stride, padding, dilation, groups)
+
+
+VMAP_LAYERS: Mapping[Callable[..., Any], Handler] = {
     F.linear: _linear,
     torch.conv1d: _convolution,
     torch.conv2d: _convolution,

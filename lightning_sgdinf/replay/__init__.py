@@ -1,6 +1,11 @@
 """Forwards: a recorded step taken again, as it was or with other example weights."""
 
+from lightning_sgdinf.replay.batches import BatchSource as BatchSource
 from lightning_sgdinf.replay.counterfactual import CounterfactualRun as CounterfactualRun
+from lightning_sgdinf.replay.counterfactual import Course as Course
+from lightning_sgdinf.replay.counterfactual import feed as feed
+from lightning_sgdinf.replay.counterfactual import stored_at_or_before as stored_at_or_before
+from lightning_sgdinf.replay.dataloaders import display_labels as display_labels
 from lightning_sgdinf.replay.edits import Edit as Edit
 from lightning_sgdinf.replay.edits import ReplaceLabels as ReplaceLabels
 from lightning_sgdinf.replay.edits import relabelled as relabelled
@@ -8,7 +13,23 @@ from lightning_sgdinf.replay.edits import replace_second as replace_second
 from lightning_sgdinf.replay.epochs import epoch_start as epoch_start
 from lightning_sgdinf.replay.epochs import first_step_of as first_step_of
 from lightning_sgdinf.replay.examples import Examples as Examples
+from lightning_sgdinf.replay.host import Host as Host
+from lightning_sgdinf.replay.lightning_host import validation_context as validation_context
+from lightning_sgdinf.replay.losses import LOSSES as LOSSES
 from lightning_sgdinf.replay.objective import Objective as Objective
+from lightning_sgdinf.replay.objective import open_objective as open_objective
 from lightning_sgdinf.replay.opened import OpenedRun as OpenedRun
+from lightning_sgdinf.replay.opening import open_run as open_run
 from lightning_sgdinf.replay.replayer import Divisor as Divisor
 from lightning_sgdinf.replay.replayer import Replayer as Replayer
+from lightning_sgdinf.replay.replayer import clip_parameters as clip_parameters
+from lightning_sgdinf.replay.replayer import divided as divided
+from lightning_sgdinf.replay.replayer import group_options as group_options
+from lightning_sgdinf.replay.replayer import optimizer_class as optimizer_class
+from lightning_sgdinf.replay.replayer import refuse_changes as refuse_changes
+from lightning_sgdinf.replay.replayer import required_options as required_options
+from lightning_sgdinf.replay.retracer import Retracer as Retracer
+from lightning_sgdinf.replay.row_shards import RowShards as RowShards
+from lightning_sgdinf.replay.row_shards import rows_are_separate as rows_are_separate
+from lightning_sgdinf.replay.states import rebuild as rebuild
+from lightning_sgdinf.replay.states import states_backwards as states_backwards

@@ -12,13 +12,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import DataMismatchError, UnsupportedRunError
+from lightning_sgdinf.log import Draw, Header, MicroBatch
 from lightning_sgdinf.log.batch_bytes import decode_batch
 from lightning_sgdinf.log.batch_digest import batch_digest
-from lightning_sgdinf.log.records import Draw, Header, MicroBatch
 
 
 class Loader(Protocol):
-    """What replay needs of a data loader: its data set and how examples become a batch. A ``DataLoader`` has both."""
+    """A data set and how its examples become a batch: all that replay needs of a data loader."""
 
     dataset: Any
     collate_fn: Any
@@ -50,20 +50,20 @@ class BatchSource:
                 "loaders of training"
             )
         for position, (loader, (kind, length)) in enumerate(zip(self._loaders, header.datasets, strict=False)):
-            if length >= 0 and (found := len(loader.dataset)) != length:
+            if length >= 0 and (size_now := len(loader.dataset)) != length:
                 raise DataMismatchError(
                     f"loader {position}: the run was trained on {kind} with {length} examples, this data set "
-                    f"({type(loader.dataset).__qualname__}) has {found}. Pass the data set of training, unshortened "
+                    f"({type(loader.dataset).__qualname__}) has {size_now}. Pass the data set of training, unshortened "
                     "and in the same order."
                 )
 
     @property
     def size(self) -> int:
-        """Number of training examples, ``N``."""
+        """Return the number of training examples, ``N``."""
         return self._size if self._size is not None else len(self._loaders[0].dataset)
 
     def loader(self, position: int = 0) -> Loader:
-        """A training loader, for examples of one's own choice.
+        """Return a training loader, for examples of one's own choice.
 
         Raises:
             UnsupportedRunError: If none was given because the log holds the batches.
@@ -76,26 +76,26 @@ class BatchSource:
         return self._loaders[position]
 
     def batch(self, micro: MicroBatch, *, step: int) -> Any:
-        """The collated batch, on the CPU, before the batch-transfer hooks.
+        """Return the collated batch, on the CPU, before the batch-transfer hooks.
 
         Raises:
             UnsupportedRunError: If the batch had no example ids or came from several loaders.
             DataMismatchError: If its checksum differs from the recorded one.
         """
         if len(micro.draws) != 1:
-            what = f"examples from {len(micro.draws)} loaders at once"
+            examples = f"examples from {len(micro.draws)} loaders at once"
             if not micro.draws:
-                what = "no example ids (an iterable data set, recorded without store_batches=True)"
+                examples = "no example ids (an iterable data set, recorded without store_batches=True)"
             raise UnsupportedRunError(
-                f"step {step} used {what}; influence needs one map-style data loader. Combine the data sets "
+                f"step {step} used {examples}; influence needs one map-style data loader. Combine the data sets "
                 "(ConcatDataset) and train with one loader."
             )
         draw = micro.draws[0]
         batch = self._produce(draw)
-        if self._check and draw.digest is not None and (found := batch_digest(batch)) != draw.digest:
+        if self._check and draw.digest is not None and (digest := batch_digest(batch)) != draw.digest:
             raise DataMismatchError(
                 f"step {step}: the batch of examples {draw.example_ids[:4].tolist()}... differs from the one trained "
-                f"on (checksum {draw.digest:08x} recorded, {found:08x} now). Usual causes: another data set or order, "
+                f"on (checksum {draw.digest:08x} recorded, {digest:08x} now). Usual causes: another data set or order, "
                 "another transform, or a data set with random numbers of its own (a generator kept as attribute) "
                 "instead of torch's, numpy's or python's global one; record such a run with "
                 "TrajectoryRecorder(store_batches=True)."
@@ -115,7 +115,7 @@ class BatchSource:
         return self._chooser(micro, step)([place] * len(micro.example_ids))
 
     def _chooser(self, micro: MicroBatch, step: int) -> Callable[[list[int]], Any]:
-        """Makes batches of the examples at some places of a recorded one, drawn as they were then."""
+        """Return what makes batches of the examples at some places of a recorded one, drawn as they were then."""
         draw = micro.draws[0]
         if draw.batch is not None or draw.single:
             whole = self.batch(replace(micro, draws=(replace(draw, digest=None),)), step=step)
@@ -133,9 +133,7 @@ class BatchSource:
     def _items(self, draw: Draw) -> list[Any]:
         loader = self.loader(draw.loader)
         random_state.restore(draw.random)
-        ids = draw.example_ids.tolist()
-        fetch = getattr(loader.dataset, "__getitems__", None)
-        return fetch(ids) if fetch is not None else [loader.dataset[i] for i in ids]
+        return fetch(loader.dataset, draw.example_ids.tolist())
 
     def _produce(self, draw: Draw) -> Any:
         if draw.batch is not None:
@@ -148,10 +146,16 @@ class BatchSource:
 
 
 def _rows_of(batch: Any, places: list[int], count: int) -> Any:
-    """Some rows of a collated batch; ``None`` if none of its tensors has a row for each of ``count`` examples."""
+    """Return some rows of a collated batch; ``None`` if no tensor of it has a row for each of ``count`` examples."""
     if count == 1:
         return batch
     leaves = [v for v in tree_leaves(batch) if isinstance(v, (Tensor, np.ndarray)) and v.ndim and len(v) == count]
     if not leaves:
         return None
     return tree_map_only((Tensor, np.ndarray), lambda v: v[places] if v.ndim and len(v) == count else v, batch)
+
+
+def fetch(dataset: Any, ids: Sequence[int]) -> list[Any]:
+    """Return the examples with the given ids, all at once where the data set can, as a ``DataLoader`` does."""
+    all_at_once = getattr(dataset, "__getitems__", None)
+    return [dataset[i] for i in ids] if all_at_once is None else all_at_once(ids)

@@ -3,7 +3,7 @@
 Replay runs the user's own ``training_step`` with recorded parameters, outside the Trainer. For as long as that takes
 the module has other tensors, gradients switched on for exactly the trained parameters, logging and metrics that do
 nothing, and a stand-in where its Trainer was. All of it is undone on the way out, errors included: the caller's tensors
-are set aside, never written to, and what a step keeps on the module (a counter, a list of outputs) is as it was found.
+are set aside, never written to, and what a step keeps on the module (a counter, a list of outputs) is as it was before.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def borrowed(
         for buffer in module.buffers():
             _lend_tensor(buffer, device, dtype, undo)
         for part in module.modules():
-            undo.callback(_as_found, part.__dict__, _public(part), containers_of(part))
+            undo.callback(_give_back, part.__dict__, _public(part), containers_of(part))
             undo.callback(setattr, part, "training", part.training)
             _hush(part, undo)
             if "_trainer" in part.__dict__:
@@ -85,7 +85,7 @@ Containers = list[tuple[Any, Any]]
 
 
 def containers_of(part: nn.Module) -> Containers:
-    """The plain lists, dicts, sets and deques that a module has as attributes, with copies of their content."""
+    """Return the plain lists, dicts, sets and deques that a module has as attributes, with copies of their content."""
     return [(value, copy.copy(value)) for value in _public(part).values() if type(value) in (list, dict, set, deque)]
 
 
@@ -107,10 +107,10 @@ def _public(part: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in part.__dict__.items() if not name.startswith("_")}
 
 
-def _as_found(attributes: dict[str, Any], found: dict[str, Any], containers: Containers) -> None:
-    for name in [name for name in attributes if not name.startswith("_") and name not in found]:
+def _give_back(attributes: dict[str, Any], before: dict[str, Any], containers: Containers) -> None:
+    for name in [name for name in attributes if not name.startswith("_") and name not in before]:
         del attributes[name]
-    attributes.update(found)
+    attributes.update(before)
     for container, content in containers:
         _refill(container, content)
 
@@ -131,11 +131,9 @@ def _hush(part: nn.Module, undo: ExitStack) -> None:
     if hasattr(part, "log") and hasattr(part, "log_dict"):
         _put(part, "log", _nothing, undo)
         _put(part, "log_dict", _nothing, undo)
-    if isinstance(part, MetricCollection):
-        for name, function in (("update", _nothing), ("forward", _no_values), ("compute", _no_values)):
-            _put(part, name, function, undo)
-    elif isinstance(part, Metric):
-        for name, function in (("update", _nothing), ("forward", _zero), ("compute", _zero)):
+    if isinstance(part, (Metric, MetricCollection)):
+        value = _zero if isinstance(part, Metric) else _no_values
+        for name, function in (("update", _nothing), ("forward", value), ("compute", value)):
             _put(part, name, function, undo)
 
 

@@ -21,8 +21,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from lightning_sgdinf.errors import StateNotStoredError
-from lightning_sgdinf.log.records import Step
-from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.log import Step, Trajectory
 from lightning_sgdinf.replay.edits import Edit
 from lightning_sgdinf.replay.opened import OpenedRun
 from lightning_sgdinf.replay.replayer import Divisor, Replayer, refuse_changes
@@ -85,7 +84,7 @@ class CounterfactualRun:
 
     @property
     def start(self) -> Course:
-        """The recorded run before ``first_step``."""
+        """Return the recorded run before ``first_step``."""
         if self._start is None:  # computed once: a curve or a validated choice starts from it once per count
             stored = Course(self._log.state(self._stored))
             self._start = Course(self.take(stored, self._stored, self.first_step).state)
@@ -93,7 +92,7 @@ class CounterfactualRun:
 
     @property
     def base(self) -> Course:
-        """The recorded run at its end, taken again from the start."""
+        """Return the recorded run at its end, taken again from the start."""
         if self._base is None:
             self._base = self.take(self.start, self.first_step, self.last_step)
         return self._base

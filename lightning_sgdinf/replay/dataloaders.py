@@ -1,4 +1,4 @@
-"""The loaders of a fit, found the way a Trainer finds them."""
+"""The loaders of a fit, looked up as a Trainer looks them up."""
 
 from __future__ import annotations
 
@@ -9,46 +9,45 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_sgdinf.errors import ConfigurationError, UnsupportedRunError
-from lightning_sgdinf.log.records import Header
+from lightning_sgdinf.log import Header
 
 
 def given_data(train_dataloaders: Any, datamodule: Any) -> tuple[Any, Any]:
-    """Training loaders and data module, where ``Trainer.fit`` takes the latter in the place of the former, too."""
+    """Return training loaders and data module, where the latter may come in the place of the former, as in a fit."""
     if datamodule is None and hasattr(train_dataloaders, "train_dataloader") and hasattr(train_dataloaders, "setup"):
         return None, train_dataloaders
     return train_dataloaders, datamodule
 
 
 def training_loaders(model: Any, train_dataloaders: Any, datamodule: Any) -> list[DataLoader[Any]]:
-    """The training loaders, as given, from the data module, or from the model.
+    """Return the training loaders, as given, from the data module, or from the model.
 
     Raises:
         ConfigurationError: If there are none, or both loaders and a data module were given.
         UnsupportedRunError: If one has no map-style data set.
     """
-    found = _resolve(model, train_dataloaders, datamodule, "train_dataloader", "train_dataloaders")
-    if not found:
+    loaders = _resolve(model, train_dataloaders, datamodule, "train_dataloader", "train_dataloaders")
+    if not loaders:
         raise ConfigurationError(
             "no training data: pass train_dataloaders or a datamodule, as to Trainer.fit; scores are per training "
             "example"
         )
-    for loader in found:
+    for loader in loaders:
         if not hasattr(loader, "dataset") or isinstance(loader.dataset, IterableDataset):
             raise UnsupportedRunError(
                 f"the training loader {type(loader).__name__} has no map-style data set, so its examples have no ids "
                 "to score; wrap the examples in a torch.utils.data.Dataset with __getitem__ and __len__, or record the "
                 "run with TrajectoryRecorder(store_batches=True)"
             )
-    return found
+    return loaders
 
 
 def stored_run_loaders(train_dataloaders: Any, header: Header) -> list[DataLoader[Any]]:
-    """Of the given training loaders, where the log holds the batches and needs none, those that examples can be looked
-    up in."""
-    found = _flat(train_dataloaders) if train_dataloaders is not None else []
+    """Return the given training loaders if examples can be looked up in them, else none: the log holds the batches."""
+    loaders = _flat(train_dataloaders)
     indexed = [length >= 0 for _, length in header.datasets]
-    usable = all(hasattr(getattr(loader, "dataset", None), "__len__") for loader in found)
-    return found if usable and indexed == [True] * len(found) else []
+    usable = all(hasattr(getattr(loader, "dataset", None), "__len__") for loader in loaders)
+    return loaders if usable and indexed == [True] * len(loaders) else []
 
 
 def validation_loader(model: Any, val_dataloaders: Any, datamodule: Any) -> DataLoader[Any]:
@@ -57,13 +56,13 @@ def validation_loader(model: Any, val_dataloaders: Any, datamodule: Any) -> Data
     Raises:
         ConfigurationError: If there is not exactly one, or its data set has no length.
     """
-    found = _resolve(model, val_dataloaders, datamodule, "val_dataloader", "val_dataloaders")
-    if len(found) != 1:
+    loaders = _resolve(model, val_dataloaders, datamodule, "val_dataloader", "val_dataloaders")
+    if len(loaders) != 1:
         raise ConfigurationError(
-            f"expected one validation loader to ask the model about, got {len(found)}; pass the one to use as "
+            f"expected one validation loader to ask the model about, got {len(loaders)}; pass the one to use as "
             "val_dataloaders"
         )
-    loader = found[0]
+    loader = loaders[0]
     if not hasattr(loader, "dataset") or not hasattr(loader.dataset, "__len__"):
         raise ConfigurationError(
             "the validation loader needs a map-style data set (a Dataset with __getitem__ and __len__)"
@@ -72,15 +71,15 @@ def validation_loader(model: Any, val_dataloaders: Any, datamodule: Any) -> Data
 
 
 def display_labels(dataset: Any) -> tuple[str, ...] | None:
-    """Labels of a data set where it names them (``targets``, ``labels``, or the second tensor of a TensorDataset)."""
+    """Return the labels of a data set where it names them (targets, labels, second tensor of a TensorDataset)."""
     tensors = getattr(dataset, "tensors", None)
-    for found in (
+    for labels in (
         getattr(dataset, "targets", None),
         getattr(dataset, "labels", None),
         tensors[1] if tensors and len(tensors) > 1 else None,
     ):
-        if found is not None and hasattr(found, "__len__") and len(found) == len(dataset):
-            values = found.tolist() if hasattr(found, "tolist") else list(found)
+        if labels is not None and hasattr(labels, "__len__") and len(labels) == len(dataset):
+            values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
             if all(isinstance(v, (int, str, bool)) for v in values):
                 return tuple(str(v) for v in values)
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.log import Trajectory
 
 
 def epoch_start(log: Trajectory, epochs: int) -> int:

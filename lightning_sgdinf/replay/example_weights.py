@@ -1,7 +1,7 @@
 r"""Example weights that enter the gradient of an unmodified loss.
 
 With weights ``w`` the batch gradient is to be :math:`g(w) = \sum_i w_i \nabla l_i + \nabla r`, where :math:`l_i` is
-what example ``i`` adds to the loss (its share of the mean included) and ``r`` is the rest (penalties). The weights are
+what example ``i`` adds to the loss (its part of the mean included) and ``r`` is the rest (penalties). The weights are
 put in where the loss is taken: the input of a loss function of ``torch.nn.functional`` passes through an identity whose
 backward multiplies the rows of example ``i`` by ``w_i``. So the value of the loss keeps every bit, and reductions,
 class weights, label smoothing, focal-style code after an unreduced loss and sums of several losses are all handled by
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lightning_sgdinf.kernels.intercept import Handler
+from lightning_sgdinf.kernels import Handler
 from lightning_sgdinf.replay.losses import INPUTS, LOSSES, OF_CLASSES, OF_VECTORS, rows_shape
 from lightning_sgdinf.replay.row_owners import EVERYBODY, RowOrders
 
@@ -50,7 +50,7 @@ class _WeightRows(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, int | None], x: Tensor, weights: Tensor
     ) -> tuple[Tensor, int | None]:
-        """Many models at once, each with weights of its own."""
+        """Weight many models at once, each with weights of its own."""
         if in_dims[0] is None:  # the same for all models, such as a target, so nothing that is trained lies behind it
             return x.view_as(x), None
         own = weights[None] if in_dims[1] is None else weights.movedim(in_dims[1], 0)
@@ -84,7 +84,7 @@ class LossTap:
         self._orders, self._owners = orders, owners
 
     def handlers(self) -> Mapping[Callable[..., Any], Handler]:
-        """Return what an `Interceptor` needs."""
+        """Return handlers for an `Interceptor`."""
         return dict.fromkeys(LOSSES, self._handle)
 
     def apply(self, value: Any) -> Any:
@@ -102,7 +102,7 @@ class LossTap:
         return isinstance(value, Tensor) and (value.is_floating_point() if self.stacked else value.requires_grad)
 
     def _row_weights(self, name: str, shape: Sequence[int]) -> Tensor:
-        """The weight of each row's owner, in the shape of the rows."""
+        """Return the weight of each row's owner, in the shape of the rows."""
         number, rows = len(self.calls), torch.Size(shape).numel()
         self.calls.append(name)
         if self._orders is None:
@@ -134,7 +134,7 @@ class LossTap:
 
 
 def _tapped(func: Callable[..., Any], value: Tensor, weights: Tensor) -> Tensor:
-    """One input of a loss, tapped.
+    """Tap one input of a loss.
 
     Args:
         func: The loss function.

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.replay.batches import fetch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class Examples:
         return len(self.dataset)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Any]]:
-        """All examples in order: their ids, int64 ``[B]``, and the batch.
+        """Yield all examples in order: their ids, int64 ``[B]``, and the batch.
 
         Args:
             size: Examples per batch, at least 1; the last batch may be smaller.
@@ -52,21 +53,19 @@ class Examples:
             yield ids, self.batch(ids)
 
     def batch(self, ids: Tensor) -> Any:
-        """The batch of examples with the given ids."""
-        wanted = ids.tolist()
-        fetch = getattr(self.dataset, "__getitems__", None)
-        return self.bring(self.collate(fetch(wanted) if fetch is not None else [self.dataset[i] for i in wanted]))
+        """Return the batch of examples with the given ids."""
+        return self.bring(self.collate(fetch(self.dataset, ids.tolist())))
 
     def subset(self, ids: Tensor) -> Examples:
-        """Those with the given ids, in that order."""
+        """Return those with the given ids, in that order."""
         return replace(self, dataset=Subset(self.dataset, ids.tolist()))
 
     def plain(self) -> Examples:
-        """The same examples without random augmentation, where the data set knows how."""
+        """Return the same examples without random augmentation, where the data set knows how."""
         return replace(self, dataset=_plain(self.dataset))
 
     def augmented_as(self, other: Examples) -> Examples:
-        """The same examples, augmented as another data set augments its own, where that one knows how."""
+        """Return the same examples, augmented as another data set augments its own, where that one knows how."""
         augmenting = getattr(_innermost(other.dataset), "augmenting", None)
         return self if augmenting is None else replace(self, dataset=_within_subsets(self.dataset, augmenting))
 

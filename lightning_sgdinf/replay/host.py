@@ -1,4 +1,4 @@
-"""What the Trainer did around ``training_step``, as a value."""
+"""Precision, batch transfer and device of a Trainer around ``training_step``, as a value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _as_it_is(batch: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What the Trainer did around ``training_step``, to be done again.
+    """Everything that the Trainer did around ``training_step``, to be repeated.
 
     Attributes:
         device: Where to compute.

@@ -1,4 +1,4 @@
-"""What stands around ``training_step`` in a fit, rebuilt from the record: precision, batch transfer, device."""
+"""A Trainer's part of a step, rebuilt from the record: precision, batch transfer, device."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 
 from lightning_sgdinf.errors import UnsupportedRunError
-from lightning_sgdinf.log.records import Header
+from lightning_sgdinf.log import Header
 from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.stand_in import TrainerStandIn
 
 
 def recorded_host(header: Header, module: Any, datamodule: Any, device: torch.device) -> Host:
-    """The host of a recorded run on a given device.
+    """Return the host of a recorded run on a given device.
 
     Args:
         header: Names the precision.
@@ -25,7 +25,7 @@ def recorded_host(header: Header, module: Any, datamodule: Any, device: torch.de
         device: Where to compute.
 
     Raises:
-        UnsupportedRunError: If the precision is not one that can be done again.
+        UnsupportedRunError: If the precision is not one that can be repeated.
     """
     plugin = precision_plugin(header.precision, device)
     known = {
@@ -43,12 +43,12 @@ def recorded_host(header: Header, module: Any, datamodule: Any, device: torch.de
 
 
 def validation_context(host: Host, header: Header) -> Callable[[], AbstractContextManager[Any]]:
-    """The precision context of a validation step."""
+    """Return the precision context of a validation step."""
     return nullcontext if header.precision in ("32-true", "32") else host.step_context
 
 
 def precision_plugin(precision: str, device: torch.device) -> Precision:
-    """Lightning's plugin for a recorded precision."""
+    """Return Lightning's plugin for a recorded precision."""
     if precision in ("32-true", "32"):
         return Precision()
     if precision in ("64-true", "64"):
@@ -83,7 +83,7 @@ def _transfer(module: Any, datamodule: Any, device: torch.device) -> Callable[[A
 
 
 def _hook(module: Any, datamodule: Any, name: str) -> Callable[..., Any] | None:
-    """The data module's hook if it overrides it, else the module's; ``None`` where the default does nothing."""
+    """Return the data module's hook if it overrides it, else the module's; ``None`` where the default does nothing."""
     for owner in (datamodule, module):
         hook = getattr(owner, name, None)
         if hook is not None and (_overridden(hook) or (owner is module and name == "transfer_batch_to_device")):

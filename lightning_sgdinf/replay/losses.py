@@ -1,4 +1,4 @@
-"""The loss functions of ``torch.nn.functional``, and what their rows are."""
+"""The loss functions of ``torch.nn.functional`` and their rows."""
 
 from __future__ import annotations
 

@@ -13,14 +13,9 @@ from torch import Tensor, nn
 from lightning_sgdinf import random_state
 from lightning_sgdinf.dtypes import cast_floats, tensors_made_in
 from lightning_sgdinf.errors import ConfigurationError, ModelMismatchError, NonFiniteError, UnsupportedRunError
-from lightning_sgdinf.kernels import handlers as kernel_handlers
-from lightning_sgdinf.kernels.attention import ATTENTION
-from lightning_sgdinf.kernels.channels_last import Twins
-from lightning_sgdinf.kernels.intercept import Interceptor
-from lightning_sgdinf.kernels.running_statistics import RunningStatistics
-from lightning_sgdinf.kernels.vmap_layers import STACKED
+from lightning_sgdinf.kernels import ATTENTION, VMAP_LAYERS, Interceptor, RunningStatistics, Twins, layer_handlers
+from lightning_sgdinf.log import Header, MicroBatch, Step
 from lightning_sgdinf.log.batch_digest import batch_digest
-from lightning_sgdinf.log.records import Header, MicroBatch, Step
 from lightning_sgdinf.parameters import ParameterVector
 from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.borrowed_module import borrowed, containers_of, empty_out, set_modes
@@ -61,8 +56,9 @@ class Objective:
         parts: Names of all its sub-modules.
         orders: Which example owns which rows of the loss, as far as it is known.
         others: Batches to compare with, where a term of the loss must not depend on the data.
-        queries_together: Whether several queries are differentiated in one vectorised pass. On a CPU a convolution of a
+        queries_together: True if several queries are differentiated in one vectorised pass. On a CPU a convolution of a
             single query fills the caches already.
+        tap: Name of the sub-module at whose output weights enter; ``None`` if they enter at loss functions.
         dtype: Floating-point precision that takes the place of the recorded one; ``None`` for that.
     """
 
@@ -79,7 +75,7 @@ class Objective:
         self.module = module
         self.source = source
         self.host = host
-        self._tap = tap
+        self.tap = tap
         self.orders = RowOrders()
         self.others: Sequence[tuple[Step, MicroBatch]] = ()
         self._known_paths: set[Paths] = set()
@@ -94,7 +90,7 @@ class Objective:
         self.queries_together = host.device.type != "cpu" or not any(map(_convolves, module.modules()))
         self._modes: tuple[str, ...] | None = None
         self._kept: dict[str, Tensor] = {}
-        self._containers = [found for part in module.modules() for found in containers_of(part)]
+        self._containers = [pair for part in module.modules() for pair in containers_of(part)]
         for name, shape, parameter in zip(self.vector.names, self.vector.shapes, self.parameters, strict=True):
             if tuple(parameter.shape) != shape:
                 raise ModelMismatchError(
@@ -104,13 +100,8 @@ class Objective:
 
     @property
     def weighs_by_method(self) -> bool:
-        """Whether the module says its per-example losses itself."""
+        """Return true if the module computes its per-example losses itself."""
         return callable(getattr(self.module, "per_example_loss", None))
-
-    @property
-    def tap(self) -> str | None:
-        """Name of the sub-module at whose output weights enter; ``None`` if they enter at loss functions."""
-        return self._tap
 
     @contextmanager
     def eval_mode(self) -> Iterator[None]:
@@ -144,7 +135,7 @@ class Objective:
             self.buffers[name].copy_(value)
 
     def read_buffers(self) -> dict[str, Tensor]:
-        """Copies of the module's buffers as they are now."""
+        """Return copies of the module's buffers as they are now."""
         self._put_back()
         return {n: b.detach().clone() for n, b in self.buffers.items()}
 
@@ -155,13 +146,13 @@ class Objective:
             self.buffers[name].copy_(value)
 
     def batch(self, step: Step, micro: MicroBatch) -> Any:
-        """The batch as ``training_step`` got it."""
+        """Return the batch as ``training_step`` got it."""
         batch = self.source.batch(micro, step=step.index)
         random_state.restore(micro.transferred_with)
         return self.bring(batch)
 
     def bring(self, batch: Any) -> Any:
-        """A collated batch as ``training_step`` gets it: converted, moved to the device, through the transfer hooks."""
+        """Return a collated batch as ``training_step`` gets it: converted, moved to the device, through the hooks."""
         batch = self.host.transfer(self.host.convert_input(batch))
         return cast_floats(batch, self.dtype) if self.dtype is not None else batch
 
@@ -278,7 +269,7 @@ class Objective:
         record: RowRecorder | None = None,
         uniform: bool = False,
     ) -> Trace:
-        """What `trace` does once modes and random numbers are set, without looking at the loss.
+        """Run a pass as `trace` does once modes and random numbers are set, without looking at the loss.
 
         With ``stacked`` it is called by ``torch.func.vmap`` for many models at once, which are differentiated once.
         ``owners`` are those of each loss's rows, where they were matched for this batch; ``record`` keeps the rows.
@@ -317,12 +308,12 @@ class Objective:
     ) -> Iterator[None]:
         handlers: dict[Callable[..., Any], Any] = {}
         if weighted:
-            handlers = {**ATTENTION, **(STACKED if stacked else kernel_handlers.handlers(twins))}
+            handlers = {**ATTENTION, **(VMAP_LAYERS if stacked else layer_handlers(twins))}
         with ExitStack() as stack:
-            if tap is not None and self._tap is None:
+            if tap is not None and self.tap is None:
                 handlers.update(tap.handlers())
-            if tap is not None and self._tap is not None:
-                stack.enter_context(tapped_output(self.module.get_submodule(self._tap), tap))
+            if tap is not None and self.tap is not None:
+                stack.enter_context(tapped_output(self.module.get_submodule(self.tap), tap))
             if watch is not None:
                 handlers.update(watch.handlers())
             if handlers:
@@ -330,7 +321,7 @@ class Objective:
             yield
 
     def gradient(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor | None]:
-        """Gradient of a loss in the trained parameters; ``None`` where it does not depend on one."""
+        """Return the gradient of a loss in the trained parameters; ``None`` where it does not depend on one."""
         return list(torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True))
 
 
@@ -372,7 +363,7 @@ def open_objective(
 
 
 def _check_constants(module: nn.Module, trained: Sequence[str], header: Header) -> None:
-    """Parameters that were not trained are not in the log, only their checksum is."""
+    """Compare parameters that were not trained with their checksum, which is all that the log has of them."""
     constants = {n: p for n, p in module.named_parameters() if n not in set(trained)}
     if header.constant_digest and batch_digest(constants) != header.constant_digest:
         raise ModelMismatchError(
@@ -382,7 +373,7 @@ def _check_constants(module: nn.Module, trained: Sequence[str], header: Header) 
 
 
 def _common_dtype(header: Header) -> torch.dtype | None:
-    """The dtype all trained parameters were recorded in, so that a fresh model of another default fits."""
+    """Return the dtype all trained parameters were recorded in, so that a fresh model of another default fits."""
     kinds = {d for _, _, d in header.parameters}
     return getattr(torch, kinds.pop()) if len(kinds) == 1 else None
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from lightning_sgdinf import random_state
 from lightning_sgdinf.checkpointing import MEMORY_BYTES
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.log.records import MicroBatch
-from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.log import MicroBatch, Trajectory
 from lightning_sgdinf.renamed import warn_renamed
 from lightning_sgdinf.replay.batches import Loader
 from lightning_sgdinf.replay.examples import Examples
@@ -53,28 +52,28 @@ class OpenedRun:
 
     @property
     def host(self) -> Host:
-        """What stands around the training step."""
+        """Return the Trainer's part of a step."""
         return self.objective.host
 
     @property
     def examples(self) -> int:
-        """Number of training examples, ``N``."""
+        """Return the number of training examples, ``N``."""
         return self.objective.source.size
 
     @property
     def size(self) -> int:
-        """The earlier name of ``examples``."""
+        """Return ``examples`` by its earlier name."""
         warn_renamed("size of a run", "examples", stacklevel=2)
         return self.examples
 
     @property
     def final(self) -> ModelState:
-        """The state after the last step."""
+        """Return the state after the last step."""
         return self.log.state(len(self.log))
 
     @property
     def model(self) -> ModelState:
-        """The final model as the fit left it: with the averaged weights, if a callback averaged them."""
+        """Return the final model as the fit left it: with the averaged weights, if a callback averaged them."""
         final, average = self.final, self.log.average
         if average is None:
             return final
@@ -112,7 +111,7 @@ class OpenedRun:
 
     @property
     def training(self) -> Examples:
-        """The training examples, with the augmentation of training, once they are known to be those of the record.
+        """Return the training examples, with the augmentation of training, once they are known to be the recorded.
 
         Raises:
             UnsupportedRunError: If there is no data set, but only the batches in the log.
@@ -128,7 +127,7 @@ class OpenedRun:
 
     @property
     def validation_loader(self) -> Any:
-        """The validation loader, asked for once: a data module may split at random when it is asked again.
+        """Return the validation loader, asked for once: a data module may split at random when it is asked again.
 
         Raises:
             ConfigurationError: If there is not exactly one, or its data set has no length.
@@ -137,7 +136,7 @@ class OpenedRun:
 
     @property
     def validation(self) -> Examples:
-        """The validation examples.
+        """Return the validation examples.
 
         Raises:
             ConfigurationError: If there is not exactly one validation loader.

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.errors import ConfigurationError, UnknownOptimizerError, UnsupportedRunError
-from lightning_sgdinf.log.records import Clip, MicroBatch, ParamGroup, Step
-from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.log import Clip, MicroBatch, ParamGroup, Step, Trajectory
 from lightning_sgdinf.replay.edits import Edit
 from lightning_sgdinf.replay.objective import Objective
 from lightning_sgdinf.state import ModelState
@@ -40,13 +39,7 @@ class Replayer:
         gradients: Example gradients computed so far.
     """
 
-    def __init__(
-        self,
-        log: Trajectory,
-        objective: Objective,
-        *,
-        divisor: Divisor = "kept",
-    ) -> None:
+    def __init__(self, log: Trajectory, objective: Objective, *, divisor: Divisor = "kept") -> None:
         self.log = log
         self.objective = objective
         self.gradients = 0
@@ -94,7 +87,7 @@ class Replayer:
         objective = self.objective
         objective.load(state)
         optimizer: torch.optim.Optimizer | None = None
-        layout: tuple[tuple[str, ...], ...] = ()
+        grouping: tuple[tuple[str, ...], ...] = ()
         optimizer_state = state.optimizer
         for number, step in enumerate(steps):
             if number:
@@ -102,10 +95,10 @@ class Replayer:
             self._backward(step, weights, edit)
             clip_parameters(objective.parameters, step, objective.vector.names)
             names = tuple(g.params for g in step.groups)
-            if optimizer is None or names != layout:
+            if optimizer is None or names != grouping:
                 if optimizer is not None:
-                    optimizer_state = self._read(optimizer, layout)
-                optimizer, layout = self._optimizer(step.groups, optimizer_state), names
+                    optimizer_state = self._read(optimizer, grouping)
+                optimizer, grouping = self._optimizer(step.groups, optimizer_state), names
             for group, recorded in zip(optimizer.param_groups, step.groups, strict=True):
                 group.update(group_options(recorded))
             optimizer.step()
@@ -114,7 +107,7 @@ class Replayer:
         return ModelState(
             params={n: p.detach().clone() for n, p in zip(objective.vector.names, objective.parameters, strict=True)},
             buffers=objective.read_buffers(),
-            optimizer=self._read(optimizer, layout) if optimizer is not None else state.optimizer,
+            optimizer=self._read(optimizer, grouping) if optimizer is not None else state.optimizer,
         )
 
     def _backward(self, step: Step, weights: Tensor | None, edit: Edit | None) -> None:
@@ -161,16 +154,18 @@ class Replayer:
             }
         return optimizer
 
-    def _read(self, optimizer: torch.optim.Optimizer, layout: Sequence[Sequence[str]]) -> dict[str, dict[str, Tensor]]:
-        found: dict[str, dict[str, Tensor]] = {}
+    def _read(
+        self, optimizer: torch.optim.Optimizer, grouping: Sequence[Sequence[str]]
+    ) -> dict[str, dict[str, Tensor]]:
+        state: dict[str, dict[str, Tensor]] = {}
         entries = {id(p): s for p, s in optimizer.state.items()}
-        held = {n for group in layout for n in group}
+        held = {n for group in grouping for n in group}
         for name, parameter in zip(self.objective.vector.names, self.objective.parameters, strict=True):
             own = entries.get(id(parameter), {})
             values = {k: v.detach().clone() for k, v in own.items() if isinstance(v, Tensor)}
             if name in held and values:
-                found[name] = values
-        return found
+                state[name] = values
+        return state
 
 
 def refuse_changes(step: Step) -> None:
@@ -202,7 +197,7 @@ def clip_parameters(parameters: Sequence[torch.nn.Parameter], step: Step, names:
 
 
 def divided(weights: Tensor, divisor: Divisor) -> Tensor:
-    """Example weights ``[..., B]`` of a batch, so that its losses are divided by what ``divisor`` says."""
+    """Scale example weights ``[..., B]`` of a batch so that its losses are divided by what ``divisor`` says."""
     if divisor == "kept":
         return weights
     left = weights.sum(-1, keepdim=True)
@@ -210,12 +205,12 @@ def divided(weights: Tensor, divisor: Divisor) -> Tensor:
 
 
 def group_options(group: ParamGroup) -> dict[str, Any]:
-    """Hyper-parameters of a param group, as the optimizer's constructor takes them."""
+    """Return the hyper-parameters of a param group, as the optimizer's constructor takes them."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in group.options.items()}
 
 
 def required_options(groups: Sequence[ParamGroup]) -> dict[str, Any]:
-    """``lr`` is a required argument of some constructors even if every group has its own."""
+    """Return ``lr``, a required argument of some constructors even if every group has its own."""
     return {"lr": groups[0].options["lr"]} if "lr" in groups[0].options else {}
 
 
@@ -224,18 +219,18 @@ def _like(value: Tensor, parameter: Tensor) -> bool:
 
 
 def optimizer_class(path: str) -> Callable[..., torch.optim.Optimizer]:
-    """The optimizer that a log's header names.
+    """Return the optimizer class that a log's header names.
 
     Raises:
         UnknownOptimizerError: It cannot be imported.
     """
     module, _, name = path.rpartition(".")
     try:
-        found: Any = importlib.import_module(module)
+        target: Any = importlib.import_module(module)
         for part in name.split("."):
-            found = getattr(found, part)
+            target = getattr(target, part)
     except (ImportError, AttributeError, ValueError) as error:
         raise UnknownOptimizerError(
             f"the run used the optimizer {path}, which cannot be imported here: {error}"
         ) from error
-    return found
+    return target

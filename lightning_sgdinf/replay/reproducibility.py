@@ -1,4 +1,4 @@
-"""What the machine must have in common with that of training for a step done again to give the same bits.
+"""Conditions under which a step taken again gives the same bits: what this machine has in common with training's.
 
 A sum of floating-point numbers depends on its order, and that on how many threads share it out and on how many numbers
 the processor adds at a time. Library versions and the device matter likewise.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import torch
 
-from lightning_sgdinf.log.records import Header
+from lightning_sgdinf.log import Header
 
 
 def why_bits_differ(header: Header) -> str:
-    """What differs between the recorded machine and this one, and the way out, for an error message."""
+    """Name in an error message's words what differs between the recorded machine and this one, and the way out."""
     recorded = header.environment
     now = {
         "threads": torch.get_num_threads(),
@@ -20,7 +20,7 @@ def why_bits_differ(header: Header) -> str:
         "torch": torch.__version__,
     }
     differing = [name for name, value in now.items() if name in recorded and recorded[name] != value]
-    machine = ", ".join(
+    conditions = ", ".join(
         f"{label} {recorded.get(name, 'not recorded')} (now {now[name]})"
         for name, label in (("threads", "threads"), ("cpu_capability", "instruction set"), ("torch", "torch"))
     )
@@ -33,4 +33,4 @@ def why_bits_differ(header: Header) -> str:
             "None of these differs, so look for another device, operations that are not deterministic, or a gradient "
             "summed over more than two processes; or record with keep='every_step'"
         )
-    return f"A step done again gives the same bits only where these are as in training: {machine}. {way_out}."
+    return f"A step taken again gives the same bits only where these are as in training: {conditions}. {way_out}."

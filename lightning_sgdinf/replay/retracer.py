@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.log import Trajectory
 from lightning_sgdinf.renamed import warn_renamed
 from lightning_sgdinf.replay.edits import ReplaceLabels, relabelled, replace_second
 from lightning_sgdinf.replay.objective import Objective

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import UntappedLossError
-from lightning_sgdinf.log.records import MicroBatch, Step
+from lightning_sgdinf.log import MicroBatch, Step
 from lightning_sgdinf.replay.row_owners import NOBODY, LossCall, RowRecorder, match_rows, owners_in
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def match_batch(objective: Objective, step: Step, micro: MicroBatch) -> list[Ten
 
 
 def _by_position(call: LossCall, owner: Tensor, step: Step, micro: MicroBatch) -> Tensor:
-    """Owners by their place, for rows that see several examples: such scores are of rows."""
+    """Return owners by their place, for rows that see several examples: such scores are of rows."""
     rows, count = owner.numel(), len(micro.example_ids)
     if not rows or rows % count:
         raise UntappedLossError(
@@ -112,7 +112,7 @@ def _record(objective: Objective, step: Step, micro: MicroBatch, batch: Any, rec
 
 
 def _record_single(objective: Objective, step: Step, micro: MicroBatch, batch: Any) -> list[LossCall]:
-    """Calls of one example, as far as it gets; none if a collate function drops what it cannot read."""
+    """Return the calls of one example, as far as it gets; none if a collate function drops what it cannot read."""
     recorder = RowRecorder()
     if batch is not None:
         with suppress(Exception):  # whatever code of the user's does with a batch of one
@@ -123,7 +123,7 @@ def _record_single(objective: Objective, step: Step, micro: MicroBatch, batch: A
 
 @contextmanager
 def _moved_a_little(objective: Objective) -> Iterator[None]:
-    """Inside, parameters are moved at random, so that rows differ that are equal by initialisation."""
+    """Move parameters at random inside, so that rows differ that are equal by initialisation."""
     params = [p.detach().clone() for p in objective.parameters]
     buffers = objective.read_buffers()
     with random_state.preserved():

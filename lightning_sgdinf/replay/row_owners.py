@@ -4,7 +4,7 @@ A loss function sees rows: of a classifier one per example, but also labelled to
 of each image, sequences with time before batch. The weight of example ``i`` is to multiply the gradient at its rows and
 at no others, so it must be known which those are.
 
-They are found by running each example alone. In eval mode a loss without coupling gives an example the same row losses
+Running each example alone tells. In eval mode a loss without coupling gives an example the same row losses
 alone as in any batch; so every row of the batch is matched with the row of equal loss among those of the examples
 alone, and belongs to that example. Parameters are moved a little at random for that, so that rows of different examples
 are not equal by chance (a head that starts at zero gives all of them the same loss). Rows without a match see other
@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.kernels.intercept import Handler
+from lightning_sgdinf.kernels import Handler
 from lightning_sgdinf.replay.losses import LOSSES, unreduced
 
 Order = Literal["blocks", "strided", "shared"]
@@ -58,7 +58,7 @@ class RowRecorder:
         self.calls: list[LossCall] = []
 
     def handlers(self) -> Mapping[Callable[..., Any], Handler]:
-        """Return what an `Interceptor` needs."""
+        """Return handlers for an `Interceptor`."""
         return dict.fromkeys(LOSSES, self._handle)
 
     def apply(self, value: Any) -> Any:

@@ -1,9 +1,9 @@
-"""A batch's rows shared out over several processes.
+"""A batch's rows sharded over several processes.
 
 Each process differentiates its own rows; gradients and Hessian-vector products are summed, so all hold the same
 adjoint. That is right where the loss is a mean over rows that do not see each other. BatchNorm in training mode,
 dropout, in-batch losses and class weights are not like that, so the first step of a walk compares the summed gradient
-of the shares with that of the whole batch, and rows are only shared out if they agree.
+of the shards with that of the whole batch, and rows are only sharded if they agree.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from lightning_sgdinf.log.records import Step
+from lightning_sgdinf.log import Step
 from lightning_sgdinf.replay.objective import Objective
 from lightning_sgdinf.state import ModelState
 
@@ -36,29 +36,29 @@ class RowShards:
     all_sum: Callable[[Tensor], Tensor]
 
     def rows(self, count: int) -> slice:
-        """The rows of a batch of ``count`` that are this process's; contiguous, sizes differ by one at most."""
-        share, more = divmod(count, self.world)
-        start = self.rank * share + min(self.rank, more)
-        return slice(start, start + share + (self.rank < more))
+        """Return the rows of a batch of ``count`` that are this process's; contiguous, sizes differ by one at most."""
+        each, more = divmod(count, self.world)
+        start = self.rank * each + min(self.rank, more)
+        return slice(start, start + each + (self.rank < more))
 
     def part(self, batch: Any, count: int) -> Any:
-        """The batch's rows of this process: every tensor with ``count`` rows is cut."""
+        """Return the batch's rows of this process: every tensor with ``count`` rows is cut."""
         rows = self.rows(count)
         return tree_map_only(Tensor, lambda t: t[rows] if t.ndim and t.shape[0] == count else t, batch)
 
     def fraction(self, count: int) -> float:
-        """What this process's mean loss contributes to the mean of the whole batch."""
+        """Return the factor of this process's mean loss in the mean of the whole batch."""
         rows = self.rows(count)
         return (rows.stop - rows.start) / count
 
     def scatter(self, slopes: Tensor, count: int) -> Tensor:
-        """This process's slopes ``[Q, rows]`` in their places of the whole batch ``[Q, count]``, zero elsewhere."""
+        """Put this process's slopes ``[Q, rows]`` in their places of the whole batch ``[Q, count]``, zero elsewhere."""
         whole = torch.zeros(slopes.shape[0], count, dtype=slopes.dtype, device=slopes.device)
         whole[:, self.rows(count)] = slopes
         return whole
 
     def sum(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Each tensor summed over all processes, in one exchange; ``None`` must be ``None`` everywhere."""
+        """Sum each tensor over all processes, in one exchange; ``None`` must be ``None`` everywhere."""
         present = [t for t in tensors if t is not None]
         if not present:
             return list(tensors)
@@ -83,14 +83,13 @@ def rows_are_separate(
     count = len(micro.example_ids)
     if count < shards.world:
         return False
-    found: list[Tensor] = []
+    gradients: list[Tensor] = []
     for own in (False, True):
         objective.load(state)
         batch = objective.batch(step, micro)
         loss = objective.trace(step, micro, shards.part(batch, count) if own else batch).loss
         grads = objective.gradient(loss * shards.fraction(count) if own else loss)
-        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(objective.parameters, grads, strict=True)]
-        joined = objective.vector.join(filled).double()
-        found.append(shards.all_sum(joined) if own else joined)
+        joined = objective.vector.join_gradients(grads, objective.parameters).double()
+        gradients.append(shards.all_sum(joined) if own else joined)
     scale = tolerance if objective.parameters[0].dtype != torch.float64 else tolerance * 1e-6
-    return bool((found[0] - found[1]).norm() <= scale * found[0].norm())
+    return bool((gradients[0] - gradients[1]).norm() <= scale * gradients[0].norm())

@@ -1,4 +1,4 @@
-"""What stands where the Trainer was, while a module is replayed."""
+"""An object that stands where the Trainer was, while a module is replayed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning_sgdinf.errors import UnsupportedRunError
 
 
 class TrainerStandIn:
-    """What ``self.trainer`` is during replay: the recorded epoch and step, and nothing that could act."""
+    """``self.trainer`` during replay: the recorded epoch and step, and nothing that could act."""
 
     def __init__(self, **known: Any) -> None:
         self.current_epoch = 0
@@ -31,7 +31,7 @@ class TrainerStandIn:
 
     @contextmanager
     def timeless(self) -> Iterator[None]:
-        """Inside, reading the epoch or the global step is an error, as for all that is not known."""
+        """Make reading the epoch or the global step an error inside, as for all that is not known."""
         epoch, step = self.__dict__.pop("current_epoch"), self.__dict__.pop("global_step")
         try:
             yield
@@ -42,7 +42,7 @@ class TrainerStandIn:
         if name.startswith("__"):
             raise AttributeError(name)
         raise UnsupportedRunError(
-            f"training_step reads trainer.{name}, which is not part of the record, so the step cannot be done again "
+            f"training_step reads trainer.{name}, which is not part of the record, so the step cannot be taken again "
             f"faithfully. Keep what the step needs on the module instead (set self.{name} in a hook such as "
             "on_train_start)."
         )

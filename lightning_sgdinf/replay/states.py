@@ -14,9 +14,7 @@ import numpy as np
 from lightning_sgdinf.checkpointing import held_in, next_held
 from lightning_sgdinf.dtypes import dtype_name
 from lightning_sgdinf.errors import ConfigurationError, StateNotStoredError, StepMismatchError
-from lightning_sgdinf.log import state_checksum
-from lightning_sgdinf.log.records import Step
-from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.log import Step, Trajectory, state_checksum
 from lightning_sgdinf.replay.replayer import Replayer
 from lightning_sgdinf.replay.reproducibility import why_bits_differ
 from lightning_sgdinf.state import ModelState
@@ -74,7 +72,7 @@ def rebuild(replayer: Replayer, state: ModelState, step: Step) -> ModelState:
 
 
 def _refuse_other_precision(replayer: Replayer) -> None:
-    """States that are rebuilt in another precision are other states."""
+    """Refuse to rebuild states in another precision than the recorded one: they would be other states."""
     log, dtype = replayer.log, replayer.objective.dtype
     recorded = {name for _, _, name in log.header.parameters}
     if dtype is not None and {dtype_name(dtype)} != recorded:
@@ -88,20 +86,25 @@ def _refuse_other_precision(replayer: Replayer) -> None:
 def _stretch(
     state: ModelState, lower: int, upper: int, stop: int, advance: Advance, held: int
 ) -> Iterator[tuple[int, ModelState]]:
-    """States ``upper - 1 .. stop`` from the state at ``lower``."""
+    """Yield states ``upper - 1 .. stop`` from the state at ``lower``, holding ``held`` at once.
+
+    ``kept`` is a stack of held states, by increasing index; each stands for the piece from it to the next one (to
+    ``upper`` for the last). The last piece is walked until its last state, ``upper - 1``, is reached.
+    """
     for t in range(lower, stop):
         state = advance(state, t)
     kept = [(stop, state)]
     while kept:
         t, state = kept[-1]
+        # Steps to the next state to hold; 0 if the piece is one state long, which is then the one to yield.
         ahead = next_held(upper - t, held - len(kept) + 1)
         for earlier in range(t, t + ahead):
             state = advance(state, earlier)
         t += ahead
         if t < upper - 1:
-            kept.append((t, state))
+            kept.append((t, state))  # what lies behind it comes first
             continue
         if not ahead:
             kept.pop()
         yield t, state
-        upper = t
+        upper = t  # the piece ends before it; the states in between were not held, and are rebuilt when they are due

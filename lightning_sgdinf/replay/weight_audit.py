@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_sgdinf.errors import UntappedLossError
 from lightning_sgdinf.log.records import MicroBatch, Step
-from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.replay.objective import Objective, Trace
 from lightning_sgdinf.replay.untapped import WAYS_OUT
 from lightning_sgdinf.state import ModelState
 
@@ -27,7 +27,7 @@ class LossAudit:
 
     Attributes:
         taps: Names of the loss functions that carry the weights.
-        penalty: Whether a part of the gradient belongs to no example, as that of a penalty on the weights.
+        penalty: True if a part of the gradient belongs to no example, as that of a penalty on the weights.
         notes: Sentences that a reader of any result must know; empty if each example owns its rows.
     """
 
@@ -47,7 +47,7 @@ def audit_loss(
         one: A recorded step.
         other: Another step. Where it has the same examples (training on the full batch), a batch of one example many
             times takes its place.
-        tolerance: Share of the gradient, in ``(0, 1)``, that may fail to follow the weights.
+        tolerance: Part of the gradient, in ``(0, 1)``, that may fail to follow the weights.
 
     Raises:
         UntappedLossError: If a data-dependent term of the loss does not follow the weights; names the ways out.
@@ -56,8 +56,8 @@ def audit_loss(
     full, taps = _gradient(objective, state, one, one.micro_batches[0], 1.0)
     size = full.norm().clamp_min(torch.finfo(full.dtype).tiny)
     if objective.weighs_by_method:
-        plain = objective.gradient(_loss(objective, state, one, one.micro_batches[0], None))
-        gap = ((_joined(objective, plain) - full).norm() / size).item()
+        plain = _joined(objective, _trace(objective, state, one, one.micro_batches[0], None))
+        gap = ((plain - full).norm() / size).item()
         if not gap <= tolerance:
             raise UntappedLossError(
                 f"step {one.index}: the mean of per_example_loss has another gradient than training_step's loss "
@@ -99,26 +99,15 @@ def _gradient(
     weights = torch.full(
         (len(micro.example_ids),), weight, dtype=objective.parameters[0].dtype, device=objective.host.device
     )
-    taps: list[str] = []
-    loss = _loss(objective, state, step, micro, weights, taps)
-    return _joined(objective, objective.gradient(loss)), tuple(taps)
+    trace = _trace(objective, state, step, micro, weights)
+    return _joined(objective, trace), trace.taps
 
 
-def _loss(
-    objective: Objective,
-    state: ModelState,
-    step: Step,
-    micro: MicroBatch,
-    weights: Tensor | None,
-    taps: list[str] | None = None,
-) -> Tensor:
+def _trace(objective: Objective, state: ModelState, step: Step, micro: MicroBatch, weights: Tensor | None) -> Trace:
     objective.load(state)
-    trace = objective.trace(step, micro, objective.batch(step, micro), weights)
-    if taps is not None:
-        taps.extend(trace.taps)
-    return trace.loss
+    return objective.trace(step, micro, objective.batch(step, micro), weights)
 
 
-def _joined(objective: Objective, grads: list[Tensor | None]) -> Tensor:
-    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(objective.parameters, grads, strict=True)]
-    return objective.vector.join(filled).detach().double()
+def _joined(objective: Objective, trace: Trace) -> Tensor:
+    grads = objective.gradient(trace.loss)
+    return objective.vector.join_gradients(grads, objective.parameters).detach().double()

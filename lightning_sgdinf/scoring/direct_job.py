@@ -8,15 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.query_gradient import BoundQuery
+from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.certificate import Certificate, Trust
-from lightning_sgdinf.checks.plan import Plan
-from lightning_sgdinf.checks.rerun import open_rerun
-from lightning_sgdinf.checks.trust import check_trust, window_examples
+from lightning_sgdinf.checks import Plan, check_trust, open_rerun, window_examples
 from lightning_sgdinf.errors import NonFiniteError
 from lightning_sgdinf.estimators import DirectEstimator
-from lightning_sgdinf.replay.opened import OpenedRun
-from lightning_sgdinf.scoring.result import JobResult
+from lightning_sgdinf.replay import OpenedRun
+from lightning_sgdinf.scoring.result import JobResult, answer_provenance
 from lightning_sgdinf.scoring.settings import Settings
 
 TRUST_EXAMPLES = 12
@@ -65,16 +63,11 @@ class DirectJob:
                 seconds=time.perf_counter() - began if trust else 0.0,
                 notes=tuple(notes),
             ),
-            provenance={
-                "estimator": repr(self.estimator),
-                "query": repr(self.query.query),
-                "query_values": asked.tolist(),
-            },
+            provenance=answer_provenance(self.estimator, self.query, asked),
         )
 
     def _trust(self, values: Tensor, notes: list[str]) -> Trust | None:
-        """Sampled examples left out of the whole run: such an estimate has no part that a window could be compared
-        with."""
+        """Leave sampled examples out of the whole run: such an estimate has no part to compare a window with."""
         log = self.run.log
         if self.settings.certificate == "off":
             return None

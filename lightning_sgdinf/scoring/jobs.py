@@ -1,17 +1,16 @@
-"""Which kind of job a way to answer calls for: the one place that tells the kinds apart."""
+"""The kind of job that a way to answer calls for: the one place that tells the kinds apart."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TypeAlias
 
-from lightning_sgdinf.adjoint.query_gradient import BoundQuery
+from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.baselines import Baseline
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.estimators import DirectEstimator, Estimator
 from lightning_sgdinf.estimators.question import AnsweringEstimator
-from lightning_sgdinf.replay.opened import OpenedRun
-from lightning_sgdinf.replay.row_shards import RowShards
+from lightning_sgdinf.replay import OpenedRun, RowShards
 from lightning_sgdinf.scoring.direct_job import DirectJob
 from lightning_sgdinf.scoring.rank_job import RankJob
 from lightning_sgdinf.scoring.settings import Settings

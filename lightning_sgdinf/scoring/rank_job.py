@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lightning_sgdinf.baselines import Baseline
 from lightning_sgdinf.certificate import Certificate
-from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay import OpenedRun
 from lightning_sgdinf.scoring.result import JobResult
 
 
@@ -23,7 +23,7 @@ class RankJob:
     baseline: Baseline
 
     def result(self) -> JobResult:
-        """Rank, and say that nothing is predicted."""
+        """Rank the examples, with a note that nothing is predicted."""
         title = self.baseline.title
         return JobResult(
             values=self.baseline.rank(self.run)[:, None],

@@ -1,4 +1,4 @@
-"""What every kind of job comes to."""
+"""The result that every kind of job has."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.certificate import Certificate
 from lightning_sgdinf.scores import Better
 
@@ -31,3 +32,8 @@ class JobResult:
     certificate: Certificate
     per_epoch: Tensor | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def answer_provenance(estimator: Any, query: BoundQuery, values: Tensor) -> dict[str, Any]:
+    """Return what is particular to an estimator's answer to a query: both, and the query's ``values``, ``[Q]``."""
+    return {"estimator": repr(estimator), "query": repr(query.query), "query_values": values.tolist()}

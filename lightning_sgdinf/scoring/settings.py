@@ -1,4 +1,4 @@
-"""How an `InfluenceRunner` was set."""
+"""The settings of an `InfluenceRunner`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_sgdinf.checkpointing import MEMORY_BYTES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How scores are computed; the constructor of `InfluenceRunner` documents the fields."""
+    """Settings by which scores are computed; the constructor of `InfluenceRunner` documents the fields."""
 
     precision: str | None = None
     certificate: Level = "fast"
@@ -24,5 +24,5 @@ class Settings:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The floating-point precision to compute in, if not the recorded one."""
+        """Return the floating-point precision to compute in, if not the recorded one."""
         return torch.float64 if self.precision == "64-true" else None

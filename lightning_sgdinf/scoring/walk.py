@@ -1,5 +1,4 @@
-"""The walk: every visited step handed to the estimator, last to first, and the states it leads to compared with the
-recorded ones."""
+"""The walk: every visited step handed to the estimator, last to first, and compared with the record."""
 
 from __future__ import annotations
 
@@ -9,20 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.adjoint.compiled import CompiledSteps
-from lightning_sgdinf.adjoint.optim.base import rule_for
-from lightning_sgdinf.adjoint.query_gradient import BoundQuery
-from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
-from lightning_sgdinf.checks.amplification import Growth
-from lightning_sgdinf.checks.step_replay import StepComparison
+from lightning_sgdinf.adjoint import Adjoint, AdjointStep, BoundQuery, CompiledSteps, PulledStep, rule_for
+from lightning_sgdinf.checks import Growth, StepComparison
 from lightning_sgdinf.errors import NonFiniteError, StepMismatchError, UntappedLossError
 from lightning_sgdinf.estimators import Estimator
 from lightning_sgdinf.estimators.base import visited
-from lightning_sgdinf.replay.opened import OpenedRun
-from lightning_sgdinf.replay.replayer import Replayer, refuse_changes
-from lightning_sgdinf.replay.row_shards import RowShards
-from lightning_sgdinf.replay.states import rebuild, states_backwards
+from lightning_sgdinf.replay import OpenedRun, Replayer, RowShards, rebuild, refuse_changes, states_backwards
 from lightning_sgdinf.replay.untapped import WAYS_OUT, expect_penalty
 from lightning_sgdinf.state import ModelState
 
@@ -35,7 +26,7 @@ ASKED = 17
 
 @dataclass(slots=True)
 class Tally:
-    """What a walk adds up.
+    """Everything that a walk accumulates.
 
     Attributes:
         scores: ``[N, Q]`` float64, minus the sum of slopes so far.
@@ -68,7 +59,7 @@ class Walk:
         query: What is asked.
         estimator: What to do at each step.
         columns: Which of the queries are walked for; ``None`` for all.
-        shards: This process's rows of each batch, if several processes share them out.
+        shards: This process's rows of each batch, if they are sharded.
         max_states: How many rebuilt states may be held at once.
         compare: Compare the states that steps lead to with the recorded ones.
         compiled: Compiles the steps' kernel; ``None`` for the eager one.
@@ -196,5 +187,5 @@ class Walk:
 
 
 def _on(state: ModelState, device: torch.device) -> ModelState:
-    """The state where it is computed with; counters stay on the CPU, where optimizers want them."""
+    """Return the state on the device of the computation; counters stay on the CPU, where optimizers want them."""
     return state if device.type == "cpu" else state.map(lambda v: v.to(device) if v.ndim else v)

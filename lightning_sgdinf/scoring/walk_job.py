@@ -11,19 +11,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.adjoint.compiled import CompiledSteps
-from lightning_sgdinf.adjoint.query_gradient import BoundQuery
+from lightning_sgdinf.adjoint import Adjoint, BoundQuery, CompiledSteps
 from lightning_sgdinf.certificate import Certificate, GradientCheck, Trust
 from lightning_sgdinf.checkpointing import states_in
-from lightning_sgdinf.checks.gradient import check_gradient
-from lightning_sgdinf.checks.plan import Plan, fast_plan
-from lightning_sgdinf.checks.rerun import open_rerun
-from lightning_sgdinf.checks.trust import check_trust, window_examples
+from lightning_sgdinf.checks import Plan, check_gradient, check_trust, fast_plan, open_rerun, window_examples
 from lightning_sgdinf.estimators import Estimator
-from lightning_sgdinf.replay.opened import OpenedRun
-from lightning_sgdinf.replay.row_shards import RowShards, rows_are_separate
-from lightning_sgdinf.scoring.result import JobResult
+from lightning_sgdinf.replay import OpenedRun, RowShards, rows_are_separate
+from lightning_sgdinf.scoring.result import JobResult, answer_provenance
 from lightning_sgdinf.scoring.settings import Settings
 from lightning_sgdinf.scoring.walk import Tally, Walk
 from lightning_sgdinf.state import ModelState
@@ -31,7 +25,7 @@ from lightning_sgdinf.state import ModelState
 
 @dataclass(slots=True)
 class Findings:
-    """What the checks of a walk come to, on the way.
+    """Results of the checks of a walk, on the way.
 
     Attributes:
         notes: Sentences a reader must know.
@@ -52,7 +46,7 @@ class Part:
 
     Attributes:
         columns: Its queries.
-        shards: Its rows, where the rows are shared out.
+        shards: Its rows, where the rows are sharded.
         team: All processes, where they are several.
         queries: ``Q`` of all processes.
     """
@@ -119,16 +113,12 @@ class WalkJob:
                 seconds=findings.seconds,
                 notes=tuple(findings.notes),
             ),
-            provenance={
-                "estimator": repr(self.estimator),
-                "query": repr(self.query.query),
-                "query_values": values.tolist(),
-            },
+            provenance=answer_provenance(self.estimator, self.query, values),
         )
 
     @property
     def first_step(self) -> int:
-        """Where the walk ends."""
+        """Return the step at which the walk ends."""
         return self.estimator.first_step(self.run.log)
 
     def plan(self) -> Plan | None:
@@ -169,8 +159,11 @@ class WalkJob:
         return tally
 
     def _compares(self, findings: Findings) -> bool:
-        """Whether states are compared with recorded ones: rounding decides what an optimizer like Adam does with a
-        gradient that is zero but for it (a bias before BatchNorm), so only in the precision of the run."""
+        """Return true if states are compared with recorded ones: only in the precision of the run.
+
+        Rounding decides what an optimizer like Adam does with a gradient that is zero but for it (a bias before
+        BatchNorm).
+        """
         if self.settings.certificate == "off":
             return False
         recorded = {dtype for _, _, dtype in self.run.log.header.parameters}
@@ -183,7 +176,7 @@ class WalkJob:
         return True
 
     def _part(self, adjoint: Adjoint, findings: Findings) -> Part:
-        """This process's queries, or its rows of each batch: one of the two is everything."""
+        """Return this process's queries, or its rows of each batch: one of the two is everything."""
         everything, team, count = slice(0, adjoint.queries), self.team, adjoint.queries
         if team is None or count >= team.world:
             return Part(everything if team is None else team.rows(count), None, team, count)

@@ -1,4 +1,4 @@
-"""What a model update is: a trained run and a selection in, another model out."""
+"""The interface of a model update: a trained run and a selection in, another model out."""
 
 from __future__ import annotations
 

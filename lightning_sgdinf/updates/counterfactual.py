@@ -20,7 +20,7 @@ from time import perf_counter
 from typing import Literal
 
 from lightning_sgdinf.errors import UnsupportedRunError
-from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.log import Trajectory
 from lightning_sgdinf.replay import (
     CounterfactualRun,
     OpenedRun,
@@ -57,7 +57,7 @@ class CounterfactualReplay:
     replace_labels: ReplaceLabels = replace_second
 
     def update(self, run: OpenedRun, selection: Selection) -> Updated:
-        """See `ModelUpdate`.
+        """Take the run again with the selection, see `ModelUpdate`.
 
         Raises:
             ConfigurationError: ``epochs`` is not in ``1 ..`` number of recorded epochs, the run has no step, or the

@@ -54,7 +54,7 @@ class ReducedDataset(Dataset):
 
 
 def replace_label(item: Any, label: int) -> Any:
-    """An ``(x, y)`` item with another class; ``y`` keeps its type.
+    """Return an ``(x, y)`` item with another class; ``y`` keeps its type.
 
     Args:
         item: A tuple or list of two: the input, and the class as a number or a tensor or array of one element.
@@ -117,7 +117,7 @@ class RelabelledDataset(Dataset):
 def cleansed_dataset(
     dataset: SizedDataset, selection: Selection, *, replace: Callable[[Any, int], Any] = replace_label
 ) -> SizedDataset:
-    """The dataset with a selection carried out; the dataset itself if the selection is empty.
+    """Return the dataset with a selection carried out; the dataset itself if the selection is empty.
 
     Args:
         dataset: Map-style, ``N`` examples.

@@ -35,7 +35,7 @@ class FreshTraining:
     replace: Callable[[Any, int], Any] = replace_label
 
     def update(self, run: OpenedRun, selection: Selection) -> Updated:
-        """See `ModelUpdate`; the number of epochs is the given function's own and not known.
+        """Train anew, see `ModelUpdate`; the number of epochs is the given function's own and not known.
 
         Raises:
             ConfigurationError: The selection names an example that is not in the data set, or leaves none.

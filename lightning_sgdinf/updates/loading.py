@@ -14,7 +14,7 @@ from lightning_sgdinf.state import ModelState
 
 
 def state_of(model: nn.Module) -> ModelState:
-    """A copy of all parameters (trained or not) and buffers of a model, without an optimizer's part."""
+    """Return a copy of all parameters (trained or not) and buffers of a model, without an optimizer's part."""
     return ModelState(params=dict(model.named_parameters()), buffers=dict(model.named_buffers())).clone()
 
 
@@ -47,7 +47,7 @@ def load_state(model: nn.Module, state: ModelState) -> None:
 
 @contextmanager
 def with_state(model: nn.Module, state: ModelState) -> Iterator[nn.Module]:
-    """The model with a state loaded; afterwards its parameters and buffers are what they were, bit for bit.
+    """Lend the model with a state loaded; afterwards its parameters and buffers are what they were, bit for bit.
 
     Args:
         model: As in `load_state`.

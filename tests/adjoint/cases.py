@@ -39,7 +39,7 @@ Schedule = Callable[[int, int], Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:
-    """Which examples each step draws.
+    """The examples that each step draws.
 
     Attributes:
         examples: ``N``.
@@ -57,7 +57,7 @@ class Batching:
 
     def steps(self) -> list[tuple[int, list[np.ndarray]]]:
         """``(epoch, ids of each micro-batch)`` of every step."""
-        found = []
+        steps = []
         for epoch in range(self.epochs):
             draw = np.random.default_rng(epoch)
             order = draw.permutation(self.examples)
@@ -65,8 +65,8 @@ class Batching:
                 order = draw.integers(0, self.examples - 1, self.examples)
                 order[1] = order[0]
             batches = [order[i : i + self.size] for i in range(0, self.examples, self.size)]
-            found += [(epoch, batches[i : i + self.accumulation]) for i in range(0, len(batches), self.accumulation)]
-        return found
+            steps += [(epoch, batches[i : i + self.accumulation]) for i in range(0, len(batches), self.accumulation)]
+        return steps
 
 
 PLAIN, RAGGED = Batching(), Batching(examples=11)
@@ -228,7 +228,7 @@ def parameter_groups(case: Case, named: Mapping[str, Any]) -> list[dict[str, Any
 
 
 def reseed(step: int, micro: int) -> None:
-    """What is random in a pass depends on these only."""
+    """Seed all that is random in a pass, which depends on these only."""
     torch.manual_seed(1000 * step + micro)
 
 
@@ -320,7 +320,7 @@ def query_after(case: Case) -> Callable[[Tensor], Tensor]:
 
 
 def record(case: Case) -> Recorded:
-    """What a recorder would have written of the run."""
+    """Return what a recorder would have written of the run."""
     dataset, validation = case.data()
     steps: list[Step] = []
     states: dict[int, ModelState] = {}

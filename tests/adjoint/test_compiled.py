@@ -67,10 +67,10 @@ SUITABLE = (
 def test_same_scores(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adjoint_step, "CHECKS", 0)  # so that a wrong graph would not be noticed on the way
     case = BY_NAME[name]
-    found = scores(record(case))
-    assert found.certificate is not None
-    assert runs["graph"] > 2, f"the test is degenerate: {found.certificate.notes}"
-    assert relative_error(found.values, unrolled(case)) < case.tolerance
+    compiled = scores(record(case))
+    assert compiled.certificate is not None
+    assert runs["graph"] > 2, f"the test is degenerate: {compiled.certificate.notes}"
+    assert relative_error(compiled.values, unrolled(case)) < case.tolerance
 
 
 class Awkward(Classifier):
@@ -111,9 +111,9 @@ def awkward(kind: type[Classifier], monkeypatch: pytest.MonkeyPatch) -> Recorded
     return record(Case(name="awkward", model="awkward", options={"lr": 0.5}))
 
 
-def notes(found: Scores) -> str:
-    assert found.certificate is not None
-    return " ".join(found.certificate.notes)
+def notes(compiled: Scores) -> str:
+    assert compiled.certificate is not None
+    return " ".join(compiled.certificate.notes)
 
 
 @pytest.mark.parametrize(
@@ -124,18 +124,18 @@ def test_steps_that_python_has_a_part_in_are_not_compiled(
     kind: type[Classifier], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = awkward(kind, monkeypatch)
-    found = scores(run)
-    assert why in notes(found)
+    compiled = scores(run)
+    assert why in notes(compiled)
     assert runs["graph"] == 0
-    assert torch.equal(found.values, scores(run, compile=False).values)
+    assert torch.equal(compiled.values, scores(run, compile=False).values)
 
 
 def test_an_ordinary_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
     run = awkward(Awkward, monkeypatch)
-    found = scores(run)
+    compiled = scores(run)
     assert runs["graph"] > 2
-    assert not notes(found)
-    assert relative_error(found.values, scores(run, compile=False).values) < 1e-12
+    assert not notes(compiled)
+    assert relative_error(compiled.values, scores(run, compile=False).values) < 1e-12
 
 
 def test_the_epoch_is_hidden_while_a_graph_is_traced() -> None:
@@ -155,9 +155,9 @@ def test_a_compiler_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch) 
 
     compiled_by(none, monkeypatch)
     run = awkward(Awkward, monkeypatch)
-    found = scores(run)
-    assert "FileNotFoundError: g++" in notes(found)
-    assert torch.equal(found.values, scores(run, compile=False).values)
+    compiled = scores(run)
+    assert "FileNotFoundError: g++" in notes(compiled)
+    assert torch.equal(compiled.values, scores(run, compile=False).values)
 
 
 def wrong_from(call: int, part: int) -> Any:
@@ -167,10 +167,10 @@ def wrong_from(call: int, part: int) -> Any:
         right = as_traced(graph, inputs)
 
         def function(*tensors: Tensor) -> list[Tensor]:
-            found = list(right(*tensors))
+            results = list(right(*tensors))
             if runs["graph"] >= call:
-                found[part] = found[part] * 1.5
-            return found
+                results[part] = results[part] * 1.5
+            return results
 
         return function
 
@@ -184,26 +184,26 @@ LOSS, WEIGHT, BIAS, SLOPES, HESSIAN = range(5)
 def test_a_graph_that_is_wrong_is_found_at_once(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled_by(wrong_from(1, part), monkeypatch)
     run = awkward(Awkward, monkeypatch)
-    found = scores(run)
-    assert "differs by" in notes(found)
+    compiled = scores(run)
+    assert "differs by" in notes(compiled)
     assert runs["graph"] == 1
-    assert torch.equal(found.values, scores(run, compile=False).values)
+    assert torch.equal(compiled.values, scores(run, compile=False).values)
 
 
 def test_a_graph_whose_steps_lead_elsewhere_is_found_later(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled_by(wrong_from(adjoint_step.CHECKS + 1, WEIGHT), monkeypatch)
     run = awkward(Awkward, monkeypatch)
     eager = scores(run, compile=False, certificate="fast")
-    found = scores(run, certificate="fast")
-    assert "leads elsewhere than recorded" in notes(found)
-    assert relative_error(found.values, eager.values) < 1e-12
-    assert found.certificate.step_replay == eager.certificate.step_replay
+    compiled = scores(run, certificate="fast")
+    assert "leads elsewhere than recorded" in notes(compiled)
+    assert relative_error(compiled.values, eager.values) < 1e-12
+    assert compiled.certificate.step_replay == eager.certificate.step_replay
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_compiled_by_inductor() -> None:
     run = record(BY_NAME["nesterov"])
-    found = scores(run)
-    assert not notes(found)
-    assert relative_error(found.values, scores(run, compile=False).values) < 1e-10
+    compiled = scores(run)
+    assert not notes(compiled)
+    assert relative_error(compiled.values, scores(run, compile=False).values) < 1e-10

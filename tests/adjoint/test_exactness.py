@@ -19,10 +19,10 @@ def walked(case: Case) -> torch.Tensor:
 @pytest.mark.parametrize("name", BY_NAME)
 def test_equals_autograd_through_the_whole_run_and_training_again(name: str) -> None:
     case = BY_NAME[name]
-    found, exact = walked(case), unrolled(case)
+    walk, exact = walked(case), unrolled(case)
     assert exact.abs().max() > 1e-4, "the test is degenerate"
-    assert relative_error(found, exact) < case.tolerance
-    strongest = found[:, 0].abs().argsort(descending=True)
+    assert relative_error(walk, exact) < case.tolerance
+    strongest = walk[:, 0].abs().argsort(descending=True)
     ids = [int(strongest[0])]
     again = central_differences(query_after(case), case.batching.examples, ids=ids)
-    assert float((again - found[ids]).abs().max() / found.abs().max()) < 1e-6
+    assert float((again - walk[ids]).abs().max() / walk.abs().max()) < 1e-6

@@ -57,14 +57,14 @@ def test_a_learning_rate_of_zero_moves_the_moments_only(
     options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
     state = {k: v.clone() for k, v in optimizer.state[parameter].items()}
     theta, grad = parameter.detach().clone(), gradient()
-    found = TorchOptimRule(kind).take(theta, grad, state, options)
+    update = TorchOptimRule(kind).take(theta, grad, state, options)
     parameter.grad = grad
     optimizer.step()
-    assert torch.equal(found.params, parameter.detach())
-    torch.testing.assert_close(found.state, dict(optimizer.state[parameter]), rtol=1e-12, atol=0)
+    assert torch.equal(update.params, parameter.detach())
+    torch.testing.assert_close(update.state, dict(optimizer.state[parameter]), rtol=1e-12, atol=0)
 
     u, first, second = (torch.randn(2, 5, dtype=torch.float64, generator=draw) for _ in range(3))
-    pulled = found.pull(u, {"exp_avg": first, "exp_avg_sq": second})
+    pulled = update.pull(u, {"exp_avg": first, "exp_avg_sq": second})
     (beta1, beta2), scale = options["betas"], 1e-12
     torch.testing.assert_close(pulled.params, u, rtol=0, atol=0)
     torch.testing.assert_close(pulled.push, (1 - beta1) * first + 2 * (1 - beta2) * grad * second, rtol=scale, atol=0)

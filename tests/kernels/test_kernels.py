@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_sgdinf.kernels import batch_norm
-from lightning_sgdinf.kernels import handlers as kernels
+from lightning_sgdinf.kernels import batch_norm, layer_handlers
 from lightning_sgdinf.kernels.channels_last import Twin, Twins
 from lightning_sgdinf.kernels.intercept import Interceptor
 from lightning_sgdinf.kernels.running_statistics import RunningStatistics
@@ -85,31 +84,31 @@ def test_second_derivatives(name: str, first: bool) -> None:
     net, x = prepared(name, first)
     value, gradient, products = derivatives(net, x, queries=3, batched=False)
     for batched in (False, True):
-        with Interceptor(kernels.handlers(Twins())):
-            found = derivatives(net, x, queries=3, batched=batched)
-        assert torch.equal(found[0], value)
-        assert all(torch.equal(a, b) for a, b in zip(found[1], gradient, strict=True))
-        for a, b in zip(found[2], products, strict=True):
+        with Interceptor(layer_handlers(Twins())):
+            handled = derivatives(net, x, queries=3, batched=batched)
+        assert torch.equal(handled[0], value)
+        assert all(torch.equal(a, b) for a, b in zip(handled[1], gradient, strict=True))
+        for a, b in zip(handled[2], products, strict=True):
             assert b.abs().max() > 1e-3, "the test is degenerate"
             assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_inputs_that_want_a_gradient_get_one() -> None:
     net, x = prepared("padding", True)
-    expected, found = [], []
-    for handlers, into in (({}, expected), (kernels.handlers(Twins()), found)):
+    expected, handled = [], []
+    for handlers, into in (({}, expected), (layer_handlers(Twins()), handled)):
         leaf = x.clone().requires_grad_()
         with Interceptor(handlers):
             grads = torch.autograd.grad((net(leaf) ** 2).sum(), [leaf, *net.parameters()], create_graph=True)
         into += torch.autograd.grad(sum((g**3).sum() for g in grads), [leaf, *net.parameters()])
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(handled, expected, strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_calls_that_are_left_to_torch() -> None:
     x = torch.randn(2, 5, 5, dtype=torch.float64, requires_grad=True)
     w = torch.randn(3, 2, 3, 3, dtype=torch.float64, requires_grad=True)
-    with Interceptor(kernels.handlers(Twins())):
+    with Interceptor(layer_handlers(Twins())):
         assert torch.equal(F.conv2d(x, w), torch.conv2d(x, w))  # without a batch
         pooled, where = F.max_pool2d(x[None], 2, return_indices=True)
         assert where.dtype == torch.int64
@@ -122,9 +121,9 @@ def test_calls_that_are_left_to_torch() -> None:
 def test_ties_of_a_maximum_go_where_torch_has_them_go() -> None:
     x = torch.zeros(1, 1, 4, 4, dtype=torch.float64, requires_grad=True)
     (expected,) = torch.autograd.grad(F.max_pool2d(x, 2).sum(), x)
-    with Interceptor(kernels.handlers(Twins())):
-        (found,) = torch.autograd.grad(F.max_pool2d(x, 2).sum(), x)
-    assert torch.equal(found, expected)
+    with Interceptor(layer_handlers(Twins())):
+        (gradient,) = torch.autograd.grad(F.max_pool2d(x, 2).sum(), x)
+    assert torch.equal(gradient, expected)
 
 
 def deep(seed: int) -> nn.Sequential:
@@ -141,7 +140,7 @@ def second_order(net: nn.Module, x: Tensor, *, handled: bool) -> tuple[Tensor, l
     params = list(net.parameters())
     twins = Twins()
     watch = RunningStatistics(net, twins)
-    handlers = {**kernels.handlers(twins), **watch.handlers()} if handled else {}
+    handlers = {**layer_handlers(twins), **watch.handlers()} if handled else {}
     with Interceptor(handlers):
         loss = F.cross_entropy(net(x), torch.arange(len(x)) % 3)
     grads = torch.autograd.grad(loss, params, create_graph=True)
@@ -161,11 +160,11 @@ def test_a_whole_network(dtype: torch.dtype, tolerance: float) -> None:
     x = torch.randn(7, 1, 8, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
     exact = second_order(deep(3).double(), x.double(), handled=False)[2]
     plain = second_order(net := deep(3).to(dtype), x, handled=False)
-    found = second_order(other := deep(3).to(dtype), x, handled=True)
-    assert torch.equal(found[0], plain[0])
-    assert all(torch.equal(a, b) for a, b in zip(found[1], plain[1], strict=True))
+    handled = second_order(other := deep(3).to(dtype), x, handled=True)
+    assert torch.equal(handled[0], plain[0])
+    assert all(torch.equal(a, b) for a, b in zip(handled[1], plain[1], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(net.buffers(), other.buffers(), strict=True))
-    for a, b in zip(found[2], exact, strict=True):
+    for a, b in zip(handled[2], exact, strict=True):
         assert float((a - b).norm()) <= tolerance * max(float(b.norm()), 1.0)
 
 

@@ -112,20 +112,20 @@ class Prepared:
 
 def fingerprint(module: Busy) -> dict[str, Any]:
     """Everything about a module and the generators, by identity where objects must stay the same."""
-    found: dict[str, Any] = {}
+    marks: dict[str, Any] = {}
     for name, p in module.named_parameters():
-        found[f"{name}"] = (id(p), p.data_ptr(), p.dtype, p.requires_grad, p.detach().clone())
-        found[f"{name} grad"] = None if p.grad is None else (id(p.grad), p.grad.clone())
+        marks[f"{name}"] = (id(p), p.data_ptr(), p.dtype, p.requires_grad, p.detach().clone())
+        marks[f"{name} grad"] = None if p.grad is None else (id(p.grad), p.grad.clone())
     for name, b in module.named_buffers():
-        found[name] = (id(b), b.data_ptr(), b.clone())
+        marks[name] = (id(b), b.data_ptr(), b.clone())
     for name, part in module.named_modules():
-        found[f"{name} attributes"] = {k: id(v) for k, v in part.__dict__.items()}
-        found[f"{name} hooks"] = len(part._forward_hooks)
-        found[f"{name} log"] = getattr(getattr(part, "log", None), "__func__", None)
-    found["kept"] = (list(module.outputs), dict(module.by_name))
-    found["metric"] = {k: v.clone() for k, v in module.accuracy.metric_state.items()}
-    found["random"] = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate())
-    return found
+        marks[f"{name} attributes"] = {k: id(v) for k, v in part.__dict__.items()}
+        marks[f"{name} hooks"] = len(part._forward_hooks)
+        marks[f"{name} log"] = getattr(getattr(part, "log", None), "__func__", None)
+    marks["kept"] = (list(module.outputs), dict(module.by_name))
+    marks["metric"] = {k: v.clone() for k, v in module.accuracy.metric_state.items()}
+    marks["random"] = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate())
+    return marks
 
 
 def assert_same(a: Any, b: Any, where: str = "") -> None:
@@ -146,9 +146,9 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
 def test_nothing_is_changed_by_a_walk(more: dict[str, Any]) -> None:
     at = Prepared()
     before = fingerprint(at.module)
-    found = at.run(**more)
+    scores = at.run(**more)
     assert_same(before, fingerprint(at.module))
-    assert found.values.abs().max() > 0
+    assert scores.values.abs().max() > 0
     assert {10, 11, 12} <= set(at.module.seen), "training_step did not see the recorded steps"
     with pytest.raises(RuntimeError, match="not attached to a `Trainer`"):
         at.module.trainer

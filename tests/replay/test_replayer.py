@@ -39,8 +39,8 @@ def same(a: ModelState, b: ModelState) -> bool:
 
 
 def gap(state: ModelState, module: torch.nn.Module) -> float:
-    found = {**state.params, **state.buffers}
-    return max(float((found[n] - v).abs().max()) for n, v in module.state_dict().items() if n in found)
+    replayed = {**state.params, **state.buffers}
+    return max(float((replayed[n] - v).abs().max()) for n, v in module.state_dict().items() if n in replayed)
 
 
 @pytest.mark.parametrize("name", SOME)

@@ -1,4 +1,4 @@
-"""What is said when a rebuilt state has other bits than the recorded one."""
+"""The message when a rebuilt state has other bits than the recorded one."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_hardly_any_room() -> None:
 
 @cache
 def fewest(count: int, held: int) -> int:
-    """Steps of the best schedule there is, found by trying all."""
+    """Return the steps of the best schedule there is, by trying all."""
     if held == 1:
         return count * (count - 1) // 2
     options = (m + fewest(count - m, held - 1) + fewest(m, held) for m in range(1, count))

@@ -57,16 +57,16 @@ def test_a_loss_written_by_hand_is_refused_and_both_ways_out_are_named() -> None
 @pytest.mark.parametrize("name", ["momentum", "adamw", "momentum-pairs", "batchnorm", "batchnorm-ema", "adamw-groups"])
 def test_a_method_for_the_losses_is_the_second_way_out(name: str) -> None:
     run = record(BY_NAME[name])
-    found = score(run, with_loss(run, by_hand, per_example_loss=per_example_loss)).values
-    assert relative_error(found, unrolled(BY_NAME[name])) < 1e-9
+    values = score(run, with_loss(run, by_hand, per_example_loss=per_example_loss)).values
+    assert relative_error(values, unrolled(BY_NAME[name])) < 1e-9
 
 
 @pytest.mark.parametrize("name", ["momentum", "batchnorm", "conv"])
 def test_a_tap_at_the_output_is_the_first(name: str) -> None:
     case = BY_NAME[name] if name in BY_NAME else Case(name=name, model=name)
     run = record(case)
-    found = score(run, with_loss(run, by_hand), tap="net").values
-    assert relative_error(found, unrolled(case)) < 1e-10
+    values = score(run, with_loss(run, by_hand), tap="net").values
+    assert relative_error(values, unrolled(case)) < 1e-10
 
 
 def test_a_tap_that_is_not_there_lists_what_is() -> None:
@@ -120,9 +120,9 @@ def test_one_loss_function_fed_to_another_is_refused() -> None:
 
 
 def notes(run: Recorded, module: Any) -> str:
-    found = score(run, module).certificate
-    assert found is not None
-    return " ".join(found.notes)
+    certificate = score(run, module).certificate
+    assert certificate is not None
+    return " ".join(certificate.notes)
 
 
 def time_first(module: Any, z: Tensor, y: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ def test_batch_statistics_and_dropout_are_no_reason(name: str) -> None:
 def test_losses_of_single_examples_are_refused_or_told_of(size: int) -> None:
     run = record(altered(BY_NAME["momentum"], batching=Batching(size=size)))
     try:
-        found = notes(run, with_loss(run, one_by_one))
+        sentences = notes(run, with_loss(run, one_by_one))
     except UntappedLossError:
         return
-    assert "depends on the other examples of its batch" in found
+    assert "depends on the other examples of its batch" in sentences

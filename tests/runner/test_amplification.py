@@ -1,4 +1,4 @@
-"""How much more an early change weighs than a late one, where that can be written down."""
+"""The weight of an early change relative to a late one, where that can be written down."""
 
 from __future__ import annotations
 
@@ -60,36 +60,36 @@ def certificate(folder: Path, lr: float, estimator: Estimator | None = None, lev
 
 
 def test_a_step_that_overshoots_amplifies_what_came_before(tmp_path: Path) -> None:
-    found = certificate(tmp_path, lr=2.5)
-    assert found.amplification is not None
-    assert found.amplification.factor == pytest.approx(1.5**STEPS, rel=1e-12)
-    assert (found.amplification.step, found.amplification.first_step) == (0, 0)
-    (warning,) = (line for line in found.warnings if line.startswith("This run amplifies"))
+    checked = certificate(tmp_path, lr=2.5)
+    assert checked.amplification is not None
+    assert checked.amplification.factor == pytest.approx(1.5**STEPS, rel=1e-12)
+    assert (checked.amplification.step, checked.amplification.first_step) == (0, 0)
+    (warning,) = (line for line in checked.warnings if line.startswith("This run amplifies"))
     assert "one before step 0 weighs 129.7 times" in warning
-    assert "before step 0 weighs 1.3e+02 times one" in " ".join(found.summary())
+    assert "before step 0 weighs 1.3e+02 times one" in " ".join(checked.summary())
 
 
 def test_a_step_that_settles_does_not(tmp_path: Path) -> None:
-    found = certificate(tmp_path, lr=0.5)
-    assert found.amplification == Amplification(factor=1.0, step=STEPS, first_step=0)
-    assert found.warnings == ()
-    assert any(line.startswith("Amplification: none") for line in found.summary())
+    checked = certificate(tmp_path, lr=0.5)
+    assert checked.amplification == Amplification(factor=1.0, step=STEPS, first_step=0)
+    assert checked.warnings == ()
+    assert any(line.startswith("Amplification: none") for line in checked.summary())
 
 
 def test_a_walk_of_the_last_epoch_speaks_of_it_only(tmp_path: Path) -> None:
-    found = certificate(tmp_path, lr=2.5, estimator=LastEpochs(1)).amplification
-    assert found is not None
-    assert found.factor == pytest.approx(1.5**STEPS_OF_AN_EPOCH, rel=1e-12)
-    assert found.first_step == found.step == STEPS - STEPS_OF_AN_EPOCH
+    amplification = certificate(tmp_path, lr=2.5, estimator=LastEpochs(1)).amplification
+    assert amplification is not None
+    assert amplification.factor == pytest.approx(1.5**STEPS_OF_AN_EPOCH, rel=1e-12)
+    assert amplification.first_step == amplification.step == STEPS - STEPS_OF_AN_EPOCH
 
 
 def test_trust_of_the_whole_run_says_more(tmp_path: Path) -> None:
-    found = certificate(tmp_path, lr=2.5, level="full")
-    assert found.amplification is not None
-    assert found.amplification.is_high
-    assert found.trust is not None
-    assert found.trust.first_step == 0
-    assert not any("amplifies" in line for line in found.warnings)
+    checked = certificate(tmp_path, lr=2.5, level="full")
+    assert checked.amplification is not None
+    assert checked.amplification.is_high
+    assert checked.trust is not None
+    assert checked.trust.first_step == 0
+    assert not any("amplifies" in line for line in checked.warnings)
 
 
 @pytest.mark.parametrize("estimator", [NoHessian(), SgdInfluence(curvature_scale=0.3)])
@@ -107,10 +107,10 @@ def test_it_is_kept_with_the_scores() -> None:
 
 def test_trust_of_a_window_does_not_hide_it() -> None:
     known = {"example_ids": (1,), "predicted": (1.0,), "measured": (1.0,), "correlation": 1.0, "low": 1.0, "high": 1.0}
-    found = Certificate(
+    checked = Certificate(
         level="fast",
         trust=Trust(first_step=5, **known),
         amplification=Amplification(factor=9.0, step=0, first_step=0),
     )
-    assert len(found.warnings) == 1
-    assert replace(found, trust=Trust(first_step=0, **known)).warnings == ()
+    assert len(checked.warnings) == 1
+    assert replace(checked, trust=Trust(first_step=0, **known)).warnings == ()

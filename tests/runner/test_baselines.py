@@ -30,11 +30,11 @@ def test_minus_the_loss_at_the_end_in_eval_mode(name: str, size: int) -> None:
     logits, _ = case.twice.twin(state.params, buffers, x, False, 0)
     losses = torch.logsumexp(logits, 1) - logits.gather(1, y[:, None])[:, 0]
     losses = losses + run.module.penalty * sum((p**2).sum() for p in state.params.values())
-    found = rank(run, LossBaseline(batch_size=size))
-    assert torch.allclose(found.values[:, 0], -losses, rtol=1e-12)
-    assert (found.queries, found.better) == (("minus the training loss",), ("order",))
-    assert found.certificate is not None
-    assert found.certificate.notes == ("minus the training loss: a ranking only, not a predicted change.",)
+    ranking = rank(run, LossBaseline(batch_size=size))
+    assert torch.allclose(ranking.values[:, 0], -losses, rtol=1e-12)
+    assert (ranking.queries, ranking.better) == (("minus the training loss",), ("order",))
+    assert ranking.certificate is not None
+    assert ranking.certificate.notes == ("minus the training loss: a ranking only, not a predicted change.",)
 
 
 def test_a_loss_that_is_no_number_names_the_example() -> None:

@@ -43,26 +43,26 @@ RIGHT = (
 
 def certificate(run: Recorded, log: MemoryLog | None = None, *, level: Any = "full", **more: Any) -> Certificate:
     runner = InfluenceRunner(accelerator="cpu", certificate=level, progress=False)
-    found = runner.run(run.module, run.train, run.validation, log=log or run.log, **more).certificate
-    assert found is not None
-    return found
+    checked = runner.run(run.module, run.train, run.validation, log=log or run.log, **more).certificate
+    assert checked is not None
+    return checked
 
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_holds_for_right_runs(name: str) -> None:
     run = record(BY_NAME[name])
-    found = certificate(run)
-    assert found.level == "full"
-    assert found.step_replay is not None
-    assert found.step_replay.steps == len(run.log)
-    assert found.step_replay.largest_deviation < 1e-5  # torch's differentiable steps round differently
-    assert found.gradient_check is not None
-    assert found.gradient_check.first_step == 0
-    assert len(found.gradient_check.example_ids) == 4
-    assert found.gradient_check.relative_error < 1e-4
-    assert found.trust is not None
+    checked = certificate(run)
+    assert checked.level == "full"
+    assert checked.step_replay is not None
+    assert checked.step_replay.steps == len(run.log)
+    assert checked.step_replay.largest_deviation < 1e-5  # torch's differentiable steps round differently
+    assert checked.gradient_check is not None
+    assert checked.gradient_check.first_step == 0
+    assert len(checked.gradient_check.example_ids) == 4
+    assert checked.gradient_check.relative_error < 1e-4
+    assert checked.trust is not None
     drawn = {int(j) for t in range(len(run.log)) for j in run.log.step(t).example_ids}
-    assert len(found.trust.example_ids) == min(12, len(drawn))
+    assert len(checked.trust.example_ids) == min(12, len(drawn))
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_sgd_is_replayed_bit_for_bit(name: str) -> None:
 @pytest.mark.parametrize("level", ["fast", "full"])
 def test_float32_runs_are_checked_in_float64(name: str, level: str) -> None:
     run = record(altered(BY_NAME[name], dtype=torch.float32))
-    found = certificate(run, level=level)
-    assert found.gradient_check is not None
-    assert found.gradient_check.relative_error < 1e-3
-    assert found.step_replay is not None
-    assert found.step_replay.largest_deviation < 1e-3
+    checked = certificate(run, level=level)
+    assert checked.gradient_check is not None
+    assert checked.gradient_check.relative_error < 1e-3
+    assert checked.step_replay is not None
+    assert checked.step_replay.largest_deviation < 1e-3
 
 
 @pytest.mark.parametrize("name", ["sgd", "sgd-mlp-ragged", "momentum"])
@@ -110,16 +110,16 @@ def test_fast_looks_at_a_window_and_off_says_so() -> None:
 def test_the_window_may_start_at_a_state_that_is_not_stored() -> None:
     run = record(BY_NAME["momentum"])
     sparse = thinned(run.log, range(0, len(run.log), 5))
-    dense, found = certificate(run, level="fast"), certificate(run, sparse, level="fast")
-    assert found.gradient_check == dense.gradient_check
-    assert found.trust == dense.trust
+    dense, sparsely = certificate(run, level="fast"), certificate(run, sparse, level="fast")
+    assert sparsely.gradient_check == dense.gradient_check
+    assert sparsely.trust == dense.trust
 
 
 @pytest.mark.parametrize("estimator", [NoHessian(), SgdInfluence(curvature_scale=0.5)])
 def test_estimators_that_are_no_derivative_have_no_gradient_check(estimator: Estimator) -> None:
-    found = certificate(record(BY_NAME["momentum"]), estimator=estimator)
-    assert found.gradient_check is None
-    assert found.trust is not None
+    checked = certificate(record(BY_NAME["momentum"]), estimator=estimator)
+    assert checked.gradient_check is None
+    assert checked.trust is not None
 
 
 # Faults that a run can have by itself ------------------------------------------------------------------------------
@@ -214,9 +214,9 @@ def test_breaks_where_torch_does_not_give_the_second_derivative(
 
 
 def test_the_same_without_the_fault_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = certificate(faulty(monkeypatch, Faulty)).gradient_check
-    assert found is not None
-    assert found.relative_error < 1e-6
+    check = certificate(faulty(monkeypatch, Faulty)).gradient_check
+    assert check is not None
+    assert check.relative_error < 1e-6
 
 
 # Faults that replay could have -------------------------------------------------------------------------------------

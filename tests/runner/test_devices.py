@@ -26,12 +26,12 @@ def test_two_processes_share_out_the_rows_of_each_batch() -> None:
         warnings.simplefilter("ignore")  # of processes that are started: their imports, their forks
         together = score(run, 2)
     assert relative_error(together.values, alone.values) < 1e-12
-    found, expected = together.certificate, alone.certificate
-    assert found is not None
+    joint, expected = together.certificate, alone.certificate
+    assert joint is not None
     assert expected is not None
-    assert found.notes == expected.notes, "rows were not shared out"
-    assert found.step_replay.steps == expected.step_replay.steps
-    assert found.gradient_check.relative_error < 1e-6
+    assert joint.notes == expected.notes, "rows were not shared out"
+    assert joint.step_replay.steps == expected.step_replay.steps
+    assert joint.gradient_check.relative_error < 1e-6
     assert all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
 
 

@@ -48,7 +48,7 @@ class Augmented(Dataset):
 
 @dataclass(frozen=True)
 class Seen:
-    """What one ``training_step`` was given."""
+    """The arguments of one ``training_step``."""
 
     x: Tensor
     y: Tensor
@@ -159,7 +159,7 @@ class Fitted:
             module.net.load_state_dict({**module.net.state_dict(), **average})
         return self.query(module.net)[None]
 
-    def retraced(self, weights: Tensor) -> Tensor:
+    def replayed(self, weights: Tensor) -> Tensor:
         """The same through the record."""
         runner = InfluenceRunner(accelerator="cpu", progress=False)
         with runner.replayer(self.model, self.train, log=self.path) as again:
@@ -178,18 +178,18 @@ def test_the_plain_loop_is_the_fit(fitted: Fitted) -> None:
     ones = torch.ones(N, dtype=torch.float64)
     trained = fitted.query(copy.deepcopy(fitted.model).net)
     assert torch.allclose(fitted.plain(ones), trained, rtol=1e-12)
-    assert torch.allclose(fitted.retraced(ones), trained, rtol=1e-12)
+    assert torch.allclose(fitted.replayed(ones), trained, rtol=1e-12)
     assert len(fitted.journal) == 5 * EPOCHS
 
 
 def test_scores_are_what_training_again_gives(fitted: Fitted) -> None:
-    found = fitted.scores(certificate="full")
-    assert found.values.shape == (N, 1)
-    assert found.values.abs().max() > 1e-3, "the test is degenerate"
-    for train_again, ids in ((fitted.plain, range(0, N, 3)), (fitted.retraced, (0, 7))):
+    scores = fitted.scores(certificate="full")
+    assert scores.values.shape == (N, 1)
+    assert scores.values.abs().max() > 1e-3, "the test is degenerate"
+    for train_again, ids in ((fitted.plain, range(0, N, 3)), (fitted.replayed, (0, 7))):
         again = central_differences(train_again, N, ids=ids)
-        assert relative_error(found.values[list(ids)], again) < 1e-6
-    checked = found.certificate
+        assert relative_error(scores.values[list(ids)], again) < 1e-6
+    checked = scores.certificate
     assert checked is not None
     assert checked.gradient_check is not None
     assert checked.gradient_check.relative_error < 1e-6
@@ -219,10 +219,10 @@ def test_averaged_weights_and_statistics(kind: str, tmp_path: Path) -> None:
     run = Fitted(tmp_path, kind, callbacks=(MovingAverage(),))
     ones = torch.ones(N, dtype=torch.float64)
     assert torch.allclose(run.plain(ones), run.query(copy.deepcopy(run.model).net), rtol=1e-12)
-    found = run.scores(certificate="fast")
+    scores = run.scores(certificate="fast")
     ids = [1, 4, 8, 12]
-    assert relative_error(found.values[ids], central_differences(run.plain, N, ids=ids)) < 1e-6
-    assert found.provenance["query_values"] == pytest.approx([float(run.plain(ones))], rel=1e-12)
+    assert relative_error(scores.values[ids], central_differences(run.plain, N, ids=ids)) < 1e-6
+    assert scores.provenance["query_values"] == pytest.approx([float(run.plain(ones))], rel=1e-12)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What cannot be right is refused before the first score, with what to do instead."""
+"""Runs and arguments that cannot be right are refused before the first score, with what to do instead."""
 
 from __future__ import annotations
 

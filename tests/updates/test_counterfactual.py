@@ -177,10 +177,10 @@ def gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 @pytest.mark.parametrize(("epochs", "first"), [(1, 8), (2, 4), (3, 0), ("all", 0)])
 def test_nothing_dropped_is_the_recorded_run_bit_for_bit(run: Run, epochs: int | str, first: int) -> None:
-    found = run.retrain(Selection(), epochs)
-    assert found.epochs == (12 - first) / PER_EPOCH
-    assert found.notes == (f"Recorded steps {first} to 11 were taken again.",)
-    for (_, name, _, a), (_, same, _, b) in zip(found.state.items(), run.states[-1].items(), strict=True):
+    updated = run.retrain(Selection(), epochs)
+    assert updated.epochs == (12 - first) / PER_EPOCH
+    assert updated.notes == (f"Recorded steps {first} to 11 were taken again.",)
+    for (_, name, _, a), (_, same, _, b) in zip(updated.state.items(), run.states[-1].items(), strict=True):
         assert name == same
         assert torch.equal(a, b), name
 
@@ -188,10 +188,10 @@ def test_nothing_dropped_is_the_recorded_run_bit_for_bit(run: Run, epochs: int |
 @pytest.mark.parametrize(("epochs", "first"), [(1, 8), (2, 4), ("all", 0)])
 @pytest.mark.parametrize("dropped", [{4}, {0, 7, 11, 18}], ids=str)
 def test_dropping_keeps_batches_and_divisor(run: Run, epochs: int | str, first: int, dropped: set[int]) -> None:
-    found = run.retrain(Selection(drop=tuple(dropped)), epochs)
+    updated = run.retrain(Selection(drop=tuple(dropped)), epochs)
     expected = by_hand(*run.start(first), run.data, first, dropped)
     assert gap(dict(run.states[-1].params), expected) > 1e-4, "the test is degenerate"
-    assert gap(dict(found.state.params), expected) < 1e-13
+    assert gap(dict(updated.state.params), expected) < 1e-13
 
 
 def test_the_loop_by_hand_is_the_run(run: Run) -> None:
@@ -200,9 +200,9 @@ def test_the_loop_by_hand_is_the_run(run: Run) -> None:
 
 def test_a_batch_of_which_nothing_is_left_still_decays(run: Run) -> None:
     last = {int(j) for j in batches()[-1][1]}
-    found = run.retrain(Selection(drop=tuple(last)))
+    updated = run.retrain(Selection(drop=tuple(last)))
     expected = by_hand(*run.start(8), run.data, 8, last)
-    assert gap(dict(found.state.params), expected) < 1e-13
+    assert gap(dict(updated.state.params), expected) < 1e-13
 
 
 def test_relabelling_gives_the_recorded_batches_other_labels(run: Run) -> None:
@@ -210,10 +210,10 @@ def test_relabelling_gives_the_recorded_batches_other_labels(run: Run) -> None:
     labels[[2, 9]] = (labels[[2, 9]] + 1) % 3
     selection = Selection(drop=(5,), relabel={2: int(labels[2]), 9: int(labels[9])})
     other = TensorDataset(run.data.tensors[0], labels)
-    found = run.retrain(selection, "all")
+    updated = run.retrain(selection, "all")
     expected = by_hand(*run.start(0), other, 0, {5})
     assert gap(expected, by_hand(*run.start(0), run.data, 0, {5})) > 1e-4, "the test is degenerate"
-    assert gap(dict(found.state.params), expected) < 1e-13
+    assert gap(dict(updated.state.params), expected) < 1e-13
 
 
 @pytest.mark.parametrize(("epochs", "first"), [(1, 8), ("all", 0)])
@@ -222,9 +222,9 @@ def test_averaged_weights_are_averaged_again(epochs: int | str, first: int) -> N
     dropped = {4, 7}
     earlier = [dict(s.params) for s in averaged.states[1 : first + 1]]
     expected = average_by_hand(earlier + all_by_hand(*averaged.start(first), averaged.data, first, dropped))
-    found = averaged.retrain(Selection(drop=tuple(dropped)), epochs)
+    updated = averaged.retrain(Selection(drop=tuple(dropped)), epochs)
     assert gap(expected, dict(averaged.log.average)) > 1e-4, "the test is degenerate"
-    assert gap(dict(found.state.params), expected) < 1e-13
+    assert gap(dict(updated.state.params), expected) < 1e-13
     assert gap(dict(averaged.retrain(Selection(), epochs).state.params), dict(averaged.log.average)) == 0.0
 
 
@@ -248,10 +248,10 @@ def test_selections_do_not_disturb_each_other(run: Run) -> None:
 
 def test_starts_from_an_earlier_state_where_only_that_was_kept() -> None:
     sparse = Run(kept=range(0, 13, 6))
-    found, expected = sparse.retrain(Selection(drop=(4,))), Run().retrain(Selection(drop=(4,)))
+    updated, expected = sparse.retrain(Selection(drop=(4,))), Run().retrain(Selection(drop=(4,)))
     assert 8 not in sparse.log.state_indices, "the test is degenerate"
-    assert (found.epochs, expected.epochs) == (1 + 9 / EXAMPLES, 1), "the steps that lead to the start count, too"
-    assert gap(dict(found.state.params), dict(expected.state.params)) == 0.0
+    assert (updated.epochs, expected.epochs) == (1 + 9 / EXAMPLES, 1), "the steps that lead to the start count, too"
+    assert gap(dict(updated.state.params), dict(expected.state.params)) == 0.0
 
 
 @pytest.mark.parametrize("epochs", [2, "all"])
@@ -302,7 +302,7 @@ def test_fresh_training_fits_the_cleansed_data_set(run: Run) -> None:
         return model
 
     with run.opened() as opened:
-        found = FreshTraining(fit).update(replace(opened, dataset=data), Selection(drop=(1,), relabel={3: 7}))
+        updated = FreshTraining(fit).update(replace(opened, dataset=data), Selection(drop=(1,), relabel={3: 7}))
     assert seen == [(0.0, 0), (2.0, 0), (3.0, 7), (4.0, 0)]
-    assert gap(dict(found.state.params), dict(state_of(model).params)) == 0.0
-    assert found.epochs is None
+    assert gap(dict(updated.state.params), dict(state_of(model).params)) == 0.0
+    assert updated.epochs is None

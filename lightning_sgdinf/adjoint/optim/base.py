@@ -57,7 +57,7 @@ class UpdateRule(Protocol):
     """One optimizer's map.
 
     Attributes:
-        needs_gradient: Whether `Update.pull` depends on the value of the gradient.
+        needs_gradient: True if `Update.pull` depends on the value of the gradient.
     """
 
     needs_gradient: bool
@@ -88,12 +88,12 @@ def register_rule(optimizer: str, rule: Callable[[], UpdateRule]) -> None:
 
 
 def known_optimizers() -> tuple[str, ...]:
-    """Qualified class names of optimizers that have a rule."""
+    """Return the qualified class names of optimizers that have a rule."""
     return tuple(sorted(_RULES))
 
 
 def rule_for(optimizer: str) -> UpdateRule:
-    """The rule of a recorded optimizer.
+    """Return the rule of a recorded optimizer.
 
     Raises:
         UnknownOptimizerError: If there is none; lists those that have one.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.log.records import Clip
+from lightning_sgdinf.log import Clip
 
 _EPSILON = 1e-6  # what torch.nn.utils.clip_grad_norm_ adds to the norm
 

@@ -1,4 +1,4 @@
-r"""The derivative of an optimizer's step, forwards: how a small change of state and gradient moves the next state.
+r"""The derivative of an optimizer's step, forwards: small changes of state and gradient to that of the next state.
 
 A rule works element by element, so its Jacobian is one diagonal for each pair of tensors, and the transposed derivative
 of ones is that diagonal. Clipping's Jacobian is symmetric, so the way back is the way forth.
@@ -29,7 +29,7 @@ class Tangent:
     optimizer: Mapping[str, Tensor] = field(default_factory=dict)
 
     def rows(self, which: slice | Tensor) -> Tangent:
-        """Some of the rows."""
+        """Return some of the rows."""
         return Tangent(self.params[which], {k: v[which] for k, v in self.optimizer.items()})
 
 
@@ -50,7 +50,7 @@ class LinearStep:
         self._params, self._state, self._grad = replace(taken, unclip=lambda push: push).pull(adjoint)
 
     def push(self, tangent: Tangent, grad: Tensor) -> Tangent:
-        """The change of the next state.
+        """Return the change of the next state.
 
         Args:
             tangent: Of the state before the step, ``K`` rows.
@@ -69,7 +69,7 @@ class LinearStep:
 
 
 def difference(one: TakenStep, other: TakenStep) -> Tangent:
-    """How the states that two steps from the same state lead to differ, ``one - other``, in one row."""
+    """Return the difference of the states that two steps from the same state lead to, ``one - other``, in one row."""
     optimizer: dict[str, Tensor] = {}
     for (stretch, mine), (_, theirs) in zip(one.stretches, other.stretches, strict=True):
         for key, value in mine.state.items():

@@ -6,9 +6,9 @@ one stretch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +17,12 @@ from lightning_sgdinf.adjoint.adjoint import Adjoint
 from lightning_sgdinf.adjoint.optim.base import Update, UpdateRule
 from lightning_sgdinf.adjoint.optim.clipping import Pull, clip_gradient
 from lightning_sgdinf.errors import ModelMismatchError
-from lightning_sgdinf.log.records import Step
+from lightning_sgdinf.log import Step
 from lightning_sgdinf.parameters import ParameterVector
 from lightning_sgdinf.state import ModelState
 
 
-@dataclass(frozen=True, slots=True)
-class _Stretch:
+class _Stretch(NamedTuple):
     """Neighbouring parameters that one rule updates at once."""
 
     names: tuple[str, ...]
@@ -45,7 +44,7 @@ class TakenStep:
     unclip: Pull
 
     def pull(self, adjoint: Adjoint) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Carry of the parameters ``[Q, P]``, carry of the optimizer state by key, push ``[Q, P]``."""
+        """Return carry of the parameters ``[Q, P]``, carry of the optimizer state by key, push ``[Q, P]``."""
         if len(self.stretches) == 1 and self.stretches[0][0].where == slice(0, adjoint.params.shape[1]):
             pulled = self.stretches[0][1].pull(adjoint.params, adjoint.optimizer)
             return pulled.params, dict(pulled.state), self.unclip(pulled.push)
@@ -62,7 +61,7 @@ class TakenStep:
         return carry, state, self.unclip(push)
 
     def state_after(self, vector: ParameterVector) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-        """Parameters and optimizer state after the step, by name."""
+        """Return parameters and optimizer state after the step, by name."""
         params = dict(zip(vector.names, vector.split(self.params), strict=True))
         optimizer: dict[str, dict[str, Tensor]] = {}
         for stretch, update in self.stretches:
@@ -90,17 +89,13 @@ def take_step(
         ModelMismatchError: If the step's groups hold a parameter that is not among the trained ones.
     """
     theta = vector.join([state.params[n] for n in vector.names])
-    like = next((g for g in grads if g is not None), theta)  # where and in what precision the step is done again
+    like = next((g for g in grads if g is not None), theta)  # device and precision the step is taken again in
     theta = theta.to(like)
-    filled = [g if g is not None else like.new_zeros(shape) for shape, g in zip(vector.shapes, grads, strict=True)]
-    grad, unclip = clip_gradient(
-        vector.join(filled),
-        [g for g in grads if g is not None],
-        step.clip if any(g is not None for g in grads) else None,
-    )
-    present = {n for n, g in zip(vector.names, grads, strict=True) if g is not None}
+    present = {n: g for n, g in zip(vector.names, grads, strict=True) if g is not None}
+    filled = [like.new_zeros(shape) if g is None else g for shape, g in zip(vector.shapes, grads, strict=True)]
+    grad, unclip = clip_gradient(vector.join(filled), list(present.values()), step.clip if present else None)
     after = theta
-    done: list[tuple[_Stretch, Update]] = []
+    updates: list[tuple[_Stretch, Update]] = []
     for stretch in _stretches(vector, state, step, present):
         own = _gather(state, stretch, theta)
         update = rule.take(theta[stretch.where], grad[stretch.where], own, stretch.options)
@@ -109,14 +104,14 @@ def take_step(
         else:
             after = after.clone() if after is theta else after
             after[stretch.where] = update.params
-        done.append((stretch, update))
-    return TakenStep(after, tuple(done), unclip)
+        updates.append((stretch, update))
+    return TakenStep(after, tuple(updates), unclip)
 
 
 def _gather(state: ModelState, stretch: _Stretch, like: Tensor) -> dict[str, Tensor]:
-    first = state.optimizer.get(stretch.names[0], {})
+    """Return the optimizer's state of a stretch by key: tensors joined, ``[n]``, scalars as they are."""
     gathered: dict[str, Tensor] = {}
-    for key, value in first.items():
+    for key, value in state.optimizer.get(stretch.names[0], {}).items():
         if value.shape == state.params[stretch.names[0]].shape and value.is_floating_point() and key != "step":
             gathered[key] = torch.cat([state.optimizer[n][key].reshape(-1) for n in stretch.names]).to(like)
         else:
@@ -124,7 +119,16 @@ def _gather(state: ModelState, stretch: _Stretch, like: Tensor) -> dict[str, Ten
     return gathered
 
 
-def _stretches(vector: ParameterVector, state: ModelState, step: Step, present: set[str]) -> list[_Stretch]:
+def _stretches(vector: ParameterVector, state: ModelState, step: Step, present: Collection[str]) -> list[_Stretch]:
+    """Return the longest runs of neighbouring parameters that one call of the rule can update.
+
+    A rule is elementwise, so neighbours go through it together if nothing but tensors tells them apart: the same group
+    (hyper-parameters), and the same scalars in the optimizer's state, such as step counts, which differ where a
+    parameter had no gradient for a while.
+
+    Raises:
+        ModelMismatchError: If the step's groups hold a parameter that is not among the trained ones.
+    """
     where = vector.slices
     group_of: dict[str, int] = {}
     for number, group in enumerate(step.groups):
@@ -134,22 +138,21 @@ def _stretches(vector: ParameterVector, state: ModelState, step: Step, present: 
                     f"step {step.index} updates {name!r}, which is not among the trained parameters of the log"
                 )
             group_of[name] = number
-    found: list[_Stretch] = []
+    stretches: list[_Stretch] = []
     last: tuple[Any, ...] | None = None
     for name in vector.names:
         if name not in present or name not in group_of:
-            last = None
+            last = None  # the optimizer leaves it alone, so a stretch ends before it
             continue
         entries = state.optimizer.get(name, {})
         shape = state.params[name].shape
+        # A tensor that belongs to a parameter of no dimension is itself a scalar: such a parameter goes alone.
         scalars = tuple((k, v.item() if v.ndim == 0 and len(shape) else None) for k, v in sorted(entries.items()))
         kind = (group_of[name], scalars, len(shape) == 0)
         if kind == last and not kind[2]:
-            previous = found.pop()
-            found.append(
-                _Stretch((*previous.names, name), slice(previous.where.start, where[name].stop), previous.options)
-            )
+            names, begun, options = stretches.pop()
+            stretches.append(_Stretch((*names, name), slice(begun.start, where[name].stop), options))
         else:
-            found.append(_Stretch((name,), where[name], step.groups[group_of[name]].options))
+            stretches.append(_Stretch((name,), where[name], step.groups[group_of[name]].options))
         last = kind
-    return found
+    return stretches

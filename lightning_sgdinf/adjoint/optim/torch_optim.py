@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.adjoint.optim.base import Options, Pulled, Update, register_rule
-from lightning_sgdinf.kernels.intercept import Interceptor
+from lightning_sgdinf.kernels import Interceptor
 
 ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
     torch.optim.Adam,
@@ -60,7 +60,7 @@ def _sqrt(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _power_of_step(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``beta ** step`` in float64, as in training, where the step is a Python number and not torch's float32 tensor."""
+    """Return ``beta ** step`` in float64, as in training, where the step is a number and not a float32 tensor."""
     return func(args[0].double() if args[0].ndim == 0 else args[0], *args[1:], **kwargs)
 
 
@@ -96,14 +96,14 @@ class TorchOptimRule:
             present: list[int] = []  # nothing depends on some, such as an average that is only kept
 
             def one(*cotangents: Tensor) -> list[Tensor]:
-                found = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, retain_graph=True)
-                present[:] = [i for i, x in enumerate(found) if x is not None]
-                return [found[i] for i in present]
+                grads = torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True, retain_graph=True)
+                present[:] = [i for i, x in enumerate(grads) if x is not None]
+                return [grads[i] for i in present]
 
             given = [u, *(adjoint[k] for k in keys)]
-            found = [x[None] for x in one(*(c[0] for c in given))] if len(u) == 1 else torch.func.vmap(one)(*given)
+            rows = [x[None] for x in one(*(c[0] for c in given))] if len(u) == 1 else torch.func.vmap(one)(*given)
             columns: list[Tensor | None] = [None] * len(inputs)
-            for i, column in zip(present, found, strict=True):
+            for i, column in zip(present, rows, strict=True):
                 columns[i] = column
             none = torch.zeros_like(u)
             carried = {k: c for k, c in zip(moving, columns[2:], strict=True) if c is not None}
