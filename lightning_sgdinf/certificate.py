@@ -1,8 +1,8 @@
-"""What was checked of a result, and how well it held.
+"""The checks of a result, and how well it held.
 
-Three checks, each of which can contradict the scores. *Step replay*: every recorded step, done again, must lead to the
+Three checks, each of which can contradict the scores. *Step replay*: every recorded step, re-run, must lead to the
 next recorded state. *Gradient check*: the walk's score of a few sampled examples against central differences of a real
-re-run with their weights at ``1 +- eps``. *Trust*: a few sampled examples really left out and the run done again,
+re-run with their weights at ``1 +- eps``. *Trust*: a few sampled examples really left out and the run taken again,
 because even an exact derivative stops predicting removal where training is not smooth.
 
 In a `fast` certificate these two run on a window of the last steps only (from the recorded state at its start), with
@@ -29,13 +29,13 @@ class StepReplay:
     """Rebuilt states against recorded ones.
 
     Attributes:
-        steps: Number of steps that were done again and compared.
-        bitwise: How many of them matched bit for bit.
+        steps: Number of steps that were re-run and compared.
+        bitwise: Number of them that matched bit for bit.
         largest_deviation: Largest ``max|rebuilt - recorded| / max|recorded step|`` over tensors and steps,
             dimensionless; 0 is bitwise.
         step: The step of the largest deviation, or -1.
         tensor: Its tensor.
-        tolerance: What would have been an error.
+        tolerance: Largest value that is not an error.
     """
 
     steps: int
@@ -51,12 +51,12 @@ class GradientCheck:
     """The walk's scores of sampled examples against central differences of a re-run.
 
     Attributes:
-        first_step: Where the window starts; it ends with the run.
+        first_step: First step of the window, which ends with the run.
         example_ids: The sampled examples.
         predicted: The walk's scores of the window, per example, in units of the query.
         measured: ``-(q(1 + eps) - q(1 - eps)) / (2 eps)`` of the re-run, same units.
         relative_error: ``max|predicted - measured| / max|measured|``.
-        tolerance: What would have been an error.
+        tolerance: Largest value that is not an error.
     """
 
     first_step: int
@@ -72,7 +72,7 @@ class Trust:
     """Predicted against true change for examples that were really left out.
 
     Attributes:
-        first_step: Where the window starts; it ends with the run.
+        first_step: First step of the window, which ends with the run.
         example_ids: The sampled examples.
         predicted: The walk's scores of the window, in units of the query.
         measured: ``q(without the example) - q(with it)`` of the re-run.
@@ -91,19 +91,19 @@ class Trust:
 
     @property
     def is_low(self) -> bool:
-        """Whether a reader should be warned: correlation below 0.9."""
+        """Return whether a reader should be warned: correlation below 0.9."""
         return not self.correlation >= 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Amplification:
-    r"""How much more a small change of the parameters weighs early in the run than at its end.
+    r"""The weight of a small change of the parameters early in the run, relative to one at its end.
 
     Attributes:
         factor: Median over queries of :math:`\max_t \lVert u_t\rVert / \lVert u_T\rVert`, with :math:`u_t` the
             derivative of the query in the parameters before step ``t``; dimensionless, at least 1.
-        step: Where the query nearest to that median has its largest.
-        first_step: How far back the walk went.
+        step: Step at which the query nearest to that median has its largest.
+        first_step: First step that the walk visited.
     """
 
     factor: float
@@ -112,7 +112,7 @@ class Amplification:
 
     @property
     def is_high(self) -> bool:
-        """Whether a reader should be warned: a factor above 2."""
+        """Return whether a reader should be warned: a factor above 2."""
         return self.factor > AMPLIFIES
 
 
@@ -141,48 +141,39 @@ class Certificate:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What belongs at the top of a report; empty if all is well."""
-        found: list[str] = []
+        """Return the warnings for the top of a report; empty if all is well."""
+        warnings: list[str] = []
         if self.level == "off":
-            found.append("Nothing was checked (certificate='off').")
-        if self.gradient_check is not None and self.gradient_check.relative_error > 1e-2:
-            found.append(
-                f"Walk and central differences are {self.gradient_check.relative_error:.0%} apart. In float32 that may "
+            warnings.append("Nothing was checked (certificate='off').")
+        if (g := self.gradient_check) is not None and g.relative_error > 1e-2:
+            warnings.append(
+                f"Walk and central differences are {g.relative_error:.0%} apart. In float32 that may "
                 "be rounding in parameters without a gradient (a bias before BatchNorm under Adam); train and walk in "
                 "float64 to tell that from an operation without a right second derivative."
             )
-        if self.trust is not None and self.trust.is_low:
-            found.append(
-                f"Low trust: for {len(self.trust.example_ids)} examples really left out, predicted and true changes "
-                f"correlate only at {self.trust.correlation:.2f} (95 % interval {self.trust.low:.2f} to "
-                f"{self.trust.high:.2f}). The scores are the right derivative, but training is not smooth enough for "
-                "it to predict removal; smaller steps or smoother activations help, and the largest scores should be "
-                "verified by re-training."
+        if (t := self.trust) is not None and t.is_low:
+            warnings.append(
+                f"Low trust: for {len(t.example_ids)} examples really left out, predicted and true changes "
+                f"correlate only at {t.correlation:.2f} (95 % interval {t.low:.2f} to {t.high:.2f}). The scores "
+                "are the right derivative, but training is not smooth enough for it to predict removal; smaller steps "
+                "or smoother activations help, and the largest scores should be verified by re-training."
             )
-        if self.amplification is not None and self.amplification.is_high and not self._trust_of_all:
-            found.append(
-                f"This run amplifies small changes: one before step {self.amplification.step} weighs "
-                f"{self.amplification.factor:.1f} times what it weighs at the end. The scores are the right "
-                "derivative, but really leaving an example out often does something else in such a run, which a window "
-                "of the last steps does not show. Measure trust on the whole run (certificate='full'), verify the "
-                "extremes by real runs (refine), or rank by the damped walk, SgdInfluence(curvature_scale=0.3)."
+        if (a := self.amplification) is not None and a.is_high and (t is None or t.first_step > a.first_step):
+            warnings.append(
+                f"This run amplifies small changes: one before step {a.step} weighs {a.factor:.1f} times what it "
+                "weighs at the end. The scores are the right derivative, but really leaving an example out often does "
+                "something else in such a run, which a window of the last steps does not show. Measure trust on the "
+                "whole run (certificate='full'), verify the extremes by real runs (refine), or rank by the damped "
+                "walk, SgdInfluence(curvature_scale=0.3)."
             )
-        return tuple(found)
-
-    @property
-    def _trust_of_all(self) -> bool:
-        return (
-            self.trust is not None
-            and self.amplification is not None
-            and (self.trust.first_step <= self.amplification.first_step)
-        )
+        return tuple(warnings)
 
     def summary(self) -> tuple[str, ...]:
-        """One sentence per check, for a terminal or the head of a report."""
+        """Return one sentence per check, for a terminal or the head of a report."""
         lines: list[str] = []
         if (r := self.step_replay) is not None:
             lines.append(
-                f"Step replay: {r.steps} steps, done again, lead to the recorded states, {r.bitwise} of them bit for "
+                f"Step replay: {r.steps} steps, re-run, lead to the recorded states, {r.bitwise} of them bit for "
                 f"bit; largest deviation {r.largest_deviation:.1e} of a step."
             )
         if (g := self.gradient_check) is not None:
@@ -204,12 +195,12 @@ class Certificate:
         return (*lines, *self.notes) if lines or self.notes else ("Nothing was checked.",)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for storing beside scores."""
+        """Return plain values, for storing beside scores."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Certificate:
-        """The inverse of `to_json`."""
+        """Return the certificate that `to_json` made plain."""
 
         def part(kind: type, value: Mapping[str, Any] | None) -> Any:
             return (

@@ -26,7 +26,7 @@ _recorders: dict[str, Any] = {}  # one per value: a second fit of the process is
 
 
 def callbacks() -> list[Any]:
-    """The callbacks that the environment asks for: a `TrajectoryRecorder`, or none.
+    """Return the callbacks that the environment asks for: a `TrajectoryRecorder`, or none.
 
     Raises:
         ConfigurationError: The variable is not ``path`` or ``path?option=value&...``, or an option has no such value.
@@ -41,19 +41,19 @@ def callbacks() -> list[Any]:
 
 
 def parse(value: str) -> tuple[str, dict[str, Any]]:
-    """Path and options of a `TrajectoryRecorder`.
+    """Return path and options of a `TrajectoryRecorder`.
 
     Args:
         value: ``path``, or ``path?option=value&option=value``.
 
     Raises:
-        ConfigurationError: Says what it should have been.
+        ConfigurationError: The value has no path, or an option that is unknown or malformed.
     """
-    path, _, rest = value.partition("?")
+    path, _, query = value.partition("?")
     if not path.strip():
         raise _wrong(value, "there is no path before the '?'")
     options: dict[str, Any] = {}
-    for pair in rest.split("&") if rest else ():
+    for pair in query.split("&") if query else ():
         name, equals, text = pair.partition("=")
         if name not in (*_TEXTS, *_SWITCHES):
             raise _wrong(value, f"there is no option {name!r}, only {', '.join((*_TEXTS, *_SWITCHES))}")

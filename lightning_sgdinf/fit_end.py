@@ -42,8 +42,8 @@ class ScoreOnFitEnd(Callback):
     Args:
         path: Where to record, as for `TrajectoryRecorder`; ``None`` if the Trainer has a recorder, or one is given.
         recorder: Records the fit, in place of one made for ``path``.
-        query: What is asked of the trained model; its mean validation loss if ``None``.
-        estimator: How to answer; the exact derivative of the run if ``None``.
+        query: A query of the trained model; its mean validation loss if ``None``.
+        estimator: Estimates the scores; the exact derivative of the run if ``None``.
         runner: Replays; if ``None``, one that computes where the fit did, with the fast certificate and each epoch's
             contributions.
         shown: Examples to show of each end of the ranking, at least 1.
@@ -55,7 +55,7 @@ class ScoreOnFitEnd(Callback):
 
     Attributes:
         scores: Of the last fit; ``None`` before, and if it was not scored.
-        failure: Why the last fit was not scored; ``None`` if it was.
+        failure: The reason why the last fit was not scored; ``None`` if it was.
         report: The page of the last fit, if one was written.
     """
 
@@ -74,7 +74,7 @@ class ScoreOnFitEnd(Callback):
             raise ConfigurationError(f"expected a path or a recorder, got {path} and a recorder of {recorder.path}")
         if shown < 1:
             raise ConfigurationError(f"shown: expected at least 1, got {shown}")
-        self._own = TrajectoryRecorder(path) if path is not None else recorder
+        self._given = TrajectoryRecorder(path) if path is not None else recorder
         self._recorder: TrajectoryRecorder | None = None
         self._query, self._estimator, self._runner = query, estimator, runner
         self._shown, self._show = shown, show
@@ -84,7 +84,7 @@ class ScoreOnFitEnd(Callback):
         self.report: Path | None = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """See that the coming fit is recorded, and can be asked about.
+        """Make sure that the coming fit is recorded and can be scored.
 
         Raises:
             ConfigurationError: There is no recorder, or several to choose from, or no validation data for the query.
@@ -93,25 +93,25 @@ class ScoreOnFitEnd(Callback):
             return
         self.scores = self.failure = self.report = self._recorder = None
         self._completed = False
-        found = [c for c in trainer.callbacks if isinstance(c, TrajectoryRecorder)]
-        if self._own is None and len(found) != 1:
+        recorders = [c for c in trainer.callbacks if isinstance(c, TrajectoryRecorder)]
+        if self._given is None and len(recorders) != 1:
             raise ConfigurationError(
-                f"ScoreOnFitEnd: expected one TrajectoryRecorder among the Trainer's callbacks, got {len(found)}; give "
-                "ScoreOnFitEnd a path or the recorder to use"
+                f"ScoreOnFitEnd: expected one TrajectoryRecorder among the Trainer's callbacks, got {len(recorders)}; "
+                "give ScoreOnFitEnd a path or the recorder to use"
             )
         if not isinstance(self._estimator, Baseline) and not _validation_source(trainer).is_defined():
             raise ConfigurationError(
                 "ScoreOnFitEnd: no validation data to ask the trained model about; pass val_dataloaders to fit"
             )
-        self._recorder = self._own or found[0]
-        if self._own is not None and all(callback is not self._own for callback in trainer.callbacks):
+        self._recorder = self._given or recorders[0]
+        if self._given is not None and all(callback is not self._given for callback in trainer.callbacks):
             # A new list: the Trainer is going through the present one, so the recorder is set up here.
             place = trainer.callbacks.index(self)
-            trainer.callbacks = [*trainer.callbacks[:place], self._own, *trainer.callbacks[place:]]
-            self._own.setup(trainer, pl_module, stage)
+            trainer.callbacks = [*trainer.callbacks[:place], self._given, *trainer.callbacks[place:]]
+            self._given.setup(trainer, pl_module, stage)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Say that nothing is scored, and what can be done with what was recorded."""
+        """Say that nothing is scored, and how to go on with the record."""
         if self._recorder is None or self.scores is not None:
             return
         by_hand = f"InfluenceRunner().run(model, ..., log={str(self._recorder.path)!r})"
@@ -127,7 +127,7 @@ class ScoreOnFitEnd(Callback):
         )
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Replay, log and write."""
+        """Replay the fit, log its ranking and write it down."""
         recorder = self._recorder
         if recorder is None or not trainer.is_global_zero:
             return
@@ -168,14 +168,14 @@ class ScoreOnFitEnd(Callback):
         rank_zero_info(f"ScoreOnFitEnd: {data.result()} Report: {self.report}")
 
     def _examples(self, module: nn.Module, recorder: TrajectoryRecorder, scores: Scores) -> dict[int, Any]:
-        """What to show of the examples at both ends; nothing where the data set cannot be looked into."""
+        """Render the examples at both ends; none where the data set cannot be looked into."""
         loaders = recorder.loaders
         dataset: Any = getattr(loaders[0], "dataset", None) if len(loaders) == 1 else None
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or len(dataset) != len(scores):
             return {}
         rendered = require("lightning_sgdinf.report", extra="report").Rendered(dataset, self._show)
         wanted = {*scores.most_harmful(self._shown).example_ids, *scores.most_helpful(self._shown).example_ids}
-        found = {}
+        shown = {}
         for i in sorted(wanted):
             try:
                 example = rendered[i]
@@ -184,17 +184,17 @@ class ScoreOnFitEnd(Callback):
                     raise
                 return {}  # items of a form that only their owner knows to show
             prediction = example.prediction or _predicted_class(module, dataset[i])
-            found[i] = replace(example, prediction=prediction)
-        return found
+            shown[i] = replace(example, prediction=prediction)
+        return shown
 
 
 def _validation_source(trainer: Any) -> Any:
-    """What the Trainer was given to validate with; it offers no other way to ask before it is needed."""
+    """Return the Trainer's source of validation data; it offers no other way to ask before it is needed."""
     return trainer.fit_loop.epoch_loop.val_loop._data_source
 
 
 def _validation_loaders(trainer: Any) -> Any:
-    """The validation loaders of the fit, those of all processes together."""
+    """Return the validation loaders of the fit, those of all processes together."""
     source = _validation_source(trainer)
     if trainer.val_dataloaders is not None and trainer.world_size == 1:
         return trainer.val_dataloaders  # made already: a data module may split at random when it is asked again
@@ -206,7 +206,7 @@ def _is_stream(loaders: tuple[Any, ...]) -> bool:
 
 
 def _predicted_class(module: nn.Module, item: Any) -> str:
-    """The class a classifier gives to a pair of a tensor and a whole number; empty if this is no such thing."""
+    """Return the class that a classifier gives to a pair of a tensor and a whole number; empty for anything else."""
     if not (isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], Tensor)):
         return ""
     label = torch.as_tensor(item[1]) if isinstance(item[1], (int, Tensor)) else None

@@ -1,4 +1,4 @@
-r"""What is asked of the final model: scalars :math:`q(\theta_T)` whose change scores explain.
+r"""Queries of the final model: scalars :math:`q(\theta_T)` whose change scores explain.
 
 A query is a weighted mean of scalar terms, each computed from one batch of validation data by the model in eval mode.
 Its gradient, in the parameters and in the buffers that an eval-mode model reads, starts the walk.
@@ -32,7 +32,7 @@ class ValidationData:
 
     Attributes:
         loader: The validation loader; its order does not matter.
-        transfer: Brings a batch to where the model is.
+        transfer: Brings a batch to the model's device.
         made_in: The floating-point type that data sets make tensors in if they do not say.
         seed: Where random numbers begin in every pass over the examples; ``None`` leaves them to the caller.
     """
@@ -44,11 +44,11 @@ class ValidationData:
 
     @property
     def size(self) -> int:
-        """Number of validation examples."""
+        """Return the number of validation examples."""
         return len(self.loader.dataset)  # type: ignore[arg-type]
 
     def batches(self, ids: Sequence[int] | None = None) -> Iterator[tuple[Any, int, int]]:
-        """``(batch, batch index, number of examples)`` of all examples, or of chosen ones.
+        """Yield ``(batch, batch index, number of examples)`` of all examples, or of chosen ones.
 
         Random masks or crops come out the same each time, from one seed: a query is a function of the model.
         """
@@ -66,7 +66,7 @@ class ValidationData:
                 yield self.transfer(batch), index, batch_size(batch)
 
     def labels(self) -> list[int]:
-        """The second item of every example, as integers.
+        """Return the second item of every example, as integers.
 
         Raises:
             ConfigurationError: If examples are not ``(x, y)`` with an integer ``y``.
@@ -82,21 +82,30 @@ class Query(Protocol):
     """One or more scalars of the final model."""
 
     def names(self, data: ValidationData) -> tuple[str, ...]:
-        """A name per scalar; their number is ``Q``."""
+        """Return a name per scalar; their number is ``Q``."""
         ...
 
     @property
     def better(self) -> Better:
-        """Whether a lower or a higher value is the better one."""
+        """Return the better direction."""
         ...
 
     def terms(self, model: nn.Module, data: ValidationData) -> Iterator[Term]:
-        """The terms whose weighted means are the scalars; each with its own graph, freed after use."""
+        """Yield the terms whose weighted means are the scalars; each with its own graph, freed after use."""
         ...
 
 
+class _LossQuery:
+    __slots__ = ()
+
+    @property
+    def better(self) -> Better:
+        """Return the direction of losses: lower."""
+        return "lower"
+
+
 @dataclass(frozen=True, slots=True)
-class MeanLoss:
+class MeanLoss(_LossQuery):
     """The mean loss over the validation set, in eval mode.
 
     The loss is what ``validation_step`` returns, if it returns one, and what ``training_step`` returns for the batch
@@ -113,24 +122,19 @@ class MeanLoss:
 
     step: Literal["auto", "validation_step", "training_step"] = "auto"
 
-    @property
-    def better(self) -> Better:
-        """Losses: lower."""
-        return "lower"
-
     def names(self, data: ValidationData) -> tuple[str, ...]:
-        """One scalar."""
+        """Return the name of one scalar."""
         del data
         return ("mean validation loss",)
 
     def terms(self, model: nn.Module, data: ValidationData) -> Iterator[Term]:
-        """One term per batch, weighted by its size."""
+        """Yield one term per batch, weighted by its size."""
         for batch, index, size in data.batches():
             yield 0, float(size), loss_of(model, batch, index, self.step)
 
 
 @dataclass(frozen=True, slots=True)
-class PerClassLoss:
+class PerClassLoss(_LossQuery):
     """The mean loss over the validation examples of each class: one scalar per class.
 
     Attributes:
@@ -139,25 +143,20 @@ class PerClassLoss:
 
     step: Literal["auto", "validation_step", "training_step"] = "auto"
 
-    @property
-    def better(self) -> Better:
-        """Losses: lower."""
-        return "lower"
-
     def names(self, data: ValidationData) -> tuple[str, ...]:
-        """One scalar per label that occurs."""
+        """Return the name of one scalar per label that occurs."""
         return tuple(f"loss of class {c}" for c in sorted(set(data.labels())))
 
     def terms(self, model: nn.Module, data: ValidationData) -> Iterator[Term]:
-        """One term per class and batch."""
+        """Yield one term per class and batch."""
         labels = data.labels()
-        for number, kind in enumerate(sorted(set(labels))):
-            for batch, index, size in data.batches([i for i, y in enumerate(labels) if y == kind]):
+        for number, label in enumerate(sorted(set(labels))):
+            for batch, index, size in data.batches([i for i, y in enumerate(labels) if y == label]):
                 yield number, float(size), loss_of(model, batch, index, self.step)
 
 
 @dataclass(frozen=True, slots=True)
-class ExampleLoss:
+class ExampleLoss(_LossQuery):
     """The loss of each of some chosen validation examples: one scalar per example.
 
     Attributes:
@@ -168,18 +167,13 @@ class ExampleLoss:
     ids: Sequence[int]
     step: Literal["auto", "validation_step", "training_step"] = "auto"
 
-    @property
-    def better(self) -> Better:
-        """Losses: lower."""
-        return "lower"
-
     def names(self, data: ValidationData) -> tuple[str, ...]:
-        """One scalar per chosen example."""
+        """Return the name of one scalar per chosen example."""
         _check_ids(self.ids, data)
         return tuple(f"loss of validation example {i}" for i in self.ids)
 
     def terms(self, model: nn.Module, data: ValidationData) -> Iterator[Term]:
-        """One term per example."""
+        """Yield one term per example."""
         for number, chosen in enumerate(self.ids):
             for batch, index, _ in data.batches([chosen]):
                 yield number, 1.0, loss_of(model, batch, index, self.step)
@@ -187,7 +181,7 @@ class ExampleLoss:
 
 @dataclass(frozen=True, slots=True)
 class Margin:
-    """How far the right class is ahead, for each of some chosen validation examples.
+    """The lead of the right class, for each of some chosen validation examples.
 
     ``logit[y] - max(logit[c] for c != y)``, from ``model(x)``; negative where the example is classified wrongly.
 
@@ -199,18 +193,18 @@ class Margin:
 
     @property
     def better(self) -> Better:
-        """Margins: higher."""
+        """Return the direction of margins: higher."""
         return "higher"
 
     def names(self, data: ValidationData) -> tuple[str, ...]:
-        """One scalar per chosen example, or one."""
+        """Return the name of one scalar per chosen example, or of one."""
         if self.ids is None:
             return ("mean margin",)
         _check_ids(self.ids, data)
         return tuple(f"margin of validation example {i}" for i in self.ids)
 
     def terms(self, model: nn.Module, data: ValidationData) -> Iterator[Term]:
-        """One term per example or batch."""
+        """Yield one term per example or batch."""
         groups: Sequence[Sequence[int] | None] = [None] if self.ids is None else [[i] for i in self.ids]
         for number, chosen in enumerate(groups):
             for batch, _, size in data.batches(chosen):
@@ -228,7 +222,7 @@ class FunctionQuery:
     Attributes:
         function: Is given the model (eval mode, gradients on) and `ValidationData`; returns a scalar tensor or ``[Q]``.
         labels: A name per scalar.
-        better: Which direction is the better one.
+        better: The better direction.
     """
 
     function: Callable[[nn.Module, ValidationData], Tensor]
@@ -236,12 +230,12 @@ class FunctionQuery:
     better: Better = "lower"
 
     def names(self, data: ValidationData) -> tuple[str, ...]:
-        """As given."""
+        """Return the given names."""
         del data
         return self.labels
 
     def terms(self, model: nn.Module, data: ValidationData) -> Iterator[Term]:
-        """One term per scalar, of one graph."""
+        """Yield one term per scalar, of one graph."""
         values = self.function(model, data).reshape(-1)
         if len(values) != len(self.labels):
             raise ConfigurationError(
@@ -252,7 +246,7 @@ class FunctionQuery:
 
 
 def loss_of(model: nn.Module, batch: Any, batch_idx: int, step: str) -> Tensor:
-    """The scalar loss of a batch by the model's own step; see `MeanLoss`.
+    """Compute the scalar loss of a batch by the model's own step; see `MeanLoss`.
 
     Raises:
         ConfigurationError: If the step asked for returns no loss.
@@ -273,14 +267,13 @@ def loss_of(model: nn.Module, batch: Any, batch_idx: int, step: str) -> Tensor:
 
 
 def batch_size(batch: Any) -> int:
-    """Length of the first tensor found in a batch; 1 if there is none."""
-    found = tree_leaves(batch)
-    sizes = [t.shape[0] for t in found if isinstance(t, Tensor) and t.ndim > 0]
+    """Return the length of the first tensor in a batch; 1 if there is none."""
+    sizes = [t.shape[0] for t in tree_leaves(batch) if isinstance(t, Tensor) and t.ndim > 0]
     return sizes[0] if sizes else 1
 
 
 def _inputs_and_labels(batch: Any) -> tuple[Any, Tensor]:
-    """The first two parts of a batch, the second of them ``[B]`` integers."""
+    """Return the first two parts of a batch, the second of them ``[B]`` integers."""
     if not isinstance(batch, Sequence) or len(batch) < 2:
         raise _not_labelled(batch)
     labels = batch[1]
@@ -289,11 +282,11 @@ def _inputs_and_labels(batch: Any) -> tuple[Any, Tensor]:
     return batch[0], labels
 
 
-def _not_labelled(found: Any) -> ConfigurationError:
-    parts = f" of {', '.join(type(v).__name__ for v in found)}" if isinstance(found, (tuple, list)) else ""
+def _not_labelled(examples: Any) -> ConfigurationError:
+    parts = f" of {', '.join(type(v).__name__ for v in examples)}" if isinstance(examples, (tuple, list)) else ""
     return ConfigurationError(
         "this query needs examples (x, y) with an integer label y; the validation set gives "
-        f"{type(found).__name__}{parts}. Use MeanLoss, ExampleLoss, or FunctionQuery with a function of your own."
+        f"{type(examples).__name__}{parts}. Use MeanLoss, ExampleLoss, or FunctionQuery with a function of your own."
     )
 
 

@@ -8,27 +8,27 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 Better: TypeAlias = Literal["lower", "higher", "order"]
-"""Which direction of a query is the good one; ``"order"``: it is no query, but values that only rank, the most harmful
+"""The good direction of a query; ``"order"``: it is no query, but values that only rank, the most harmful
 lowest."""
 
 
 def score_name(query: str, better: Better) -> str:
-    """What a score is, for the head of a column.
+    """Return the name of a score, for the head of a column.
 
     Args:
-        query: What it is a change of, or, of values that only rank, what they are.
+        query: Name of the query that it is a change of, or, of values that only rank, their name.
         better: The good direction.
     """
     return query if better == "order" else f"change of {query} if left out"
 
 
 def sign_sentence(query: str, better: Better, end: Literal["harmful", "helpful"] = "harmful") -> str:
-    """The sign of a score in words, for the head of a table or the label of an axis.
+    """Describe the sign of a score in words, for the head of a table or the label of an axis.
 
     Args:
-        query: What the score is a change of.
+        query: Name of the query that the score is a change of.
         better: Its good direction.
-        end: Which sign to explain.
+        end: The sign to explain.
     """
     if better == "order":
         return f"{'lowest' if end == 'harmful' else 'highest'} = most {end}: a ranking, not a predicted change"
@@ -80,14 +80,14 @@ class Ranking:
 
     @property
     def header(self) -> str:
-        """What the scores mean and which sign is the harmful one."""
+        """Describe the scores and their harmful sign."""
         change = f"change of {self.query} had the example been left out"
         score = self.query if self.better == "order" else change
         sign = sign_sentence(self.query, self.better)
         return f"{len(self)} of {self.total} training examples; score = {score} ({sign})"
 
     def rows(self) -> tuple[tuple[str, ...], ...]:
-        """The table as text: the names of the columns, then one row per example."""
+        """Return the table as text: the names of the columns, then one row per example."""
         names = ["rank", "id", "score"]
         names += ["label"] * (self.labels is not None) + ["verified"] * (self.verified is not None)
         table = [tuple(names)]

@@ -1,4 +1,4 @@
-"""Scores: what leaving out each training example would have done to each query.
+"""Scores: the change of each query had a training example been left out.
 
 The sign, once and for all: ``values[j, q]`` estimates the change of query ``q`` had example ``j`` been left out of the
 same run. For a query that is better when lower (a loss), negative is harmful: leaving the example out lowers the loss.
@@ -21,7 +21,7 @@ from torch import Tensor
 from lightning_sgdinf.certificate import Certificate
 from lightning_sgdinf.errors import ConfigurationError, LogExistsError, NonFiniteError
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.log.arrays import read_arrays, write_arrays
+from lightning_sgdinf.log import read_arrays, write_arrays
 from lightning_sgdinf.log.records import Json
 from lightning_sgdinf.ranking import Better, Ranking
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas
 
 KIND = "sgdinf-scores/1"
-"""What a file of scores calls itself."""
+"""Name of the format of a file of scores."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,9 +43,9 @@ class Scores:
         values: ``[N, Q]``, units of the query; kept as float64 on the CPU.
         queries: ``Q`` different names.
         labels: ``N`` labels, for display.
-        per_epoch: ``[E, N, Q]``: what each epoch contributed; sums over epochs to ``values``.
-        certificate: What was checked of the values.
-        provenance: Where they come from: digests of log, query and estimator, versions, seconds, bytes.
+        per_epoch: ``[E, N, Q]``: each epoch's contribution; sums over epochs to ``values``.
+        certificate: The checks of the values.
+        provenance: Their origin: digests of log, query and estimator, versions, seconds, bytes.
         better: The good direction of each query, ``"lower"`` for all if left empty; ``"order"`` for what is no query
             but ranks the examples, the most harmful lowest.
         verified: Whose values were measured by training again without the example, bool ``[N]``; ``None`` if nobody's
@@ -92,7 +92,7 @@ class Scores:
         return f"Scores({len(self)} training examples, queries={list(self.queries)}, certificate={checked})"
 
     def query_index(self, query: int | str) -> int:
-        """The column of a query.
+        """Return the column of a query.
 
         Args:
             query: Its name, or its position in ``[-Q, Q)``.
@@ -109,24 +109,24 @@ class Scores:
         raise ConfigurationError(f"query: expected one of {{{known}}}, got {query!r}")
 
     def harm(self, query: int | str = 0) -> Tensor:
-        """How much better the query would be without each example, float64 ``[N]``: positive is harmful, always."""
+        """Return the improvement of the query without each example, float64 ``[N]``: positive is harmful, always."""
         column = self.query_index(query)
         return self.values[:, column] * (1.0 if self.better[column] == "higher" else -1.0)
 
     def order(self, query: int | str = 0) -> Tensor:
-        """All example ids, int64 ``[N]``, the most harmful first; equal scores in order of id."""
+        """Return all example ids, int64 ``[N]``, the most harmful first; equal scores in order of id."""
         return torch.argsort(self.harm(query), descending=True, stable=True)
 
     def ranks(self, query: int | str = 0) -> Tensor:
-        """Each example's place, int64 ``[N]``: 1 plus the number of examples that are more harmful."""
+        """Return each example's place, int64 ``[N]``: 1 plus the number of examples that are more harmful."""
         harm = self.harm(query)
         return 1 + torch.searchsorted(torch.sort(-harm).values, -harm, side="left")
 
     def most_harmful(self, k: int, query: int | str = 0) -> Ranking:
-        """The examples without which the query would be best.
+        """Rank the examples without which the query would be best.
 
         Args:
-            k: How many, at least 1; all if there are fewer.
+            k: Number of examples, at least 1; all if there are fewer.
             query: Name or position of the query.
 
         Raises:
@@ -135,7 +135,7 @@ class Scores:
         return self._ranking(self.order(query)[: _count(k)], query)
 
     def most_helpful(self, k: int, query: int | str = 0) -> Ranking:
-        """The examples without which the query would be worst; arguments as for `most_harmful`."""
+        """Rank the examples without which the query would be worst; arguments as for `most_harmful`."""
         return self._ranking(torch.argsort(self.harm(query), stable=True)[: _count(k)], query)
 
     def _ranking(self, ids: Tensor, query: int | str) -> Ranking:
@@ -153,12 +153,12 @@ class Scores:
         )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write everything to one HDF5 file, from which `load` makes an equal value.
+        """Write everything to one HDF5 file, which `load` reads back as an equal value.
 
         Raises:
             LogExistsError: The path is taken and ``overwrite`` was not asked for.
         """
-        _refuse_taken(path, overwrite)
+        refuse_taken(path, overwrite=overwrite)
         arrays = {"values": self.values.numpy()}
         if self.per_epoch is not None:
             arrays["per_epoch"] = self.per_epoch.numpy()
@@ -192,7 +192,7 @@ class Scores:
         )
 
     def to_frame(self) -> pandas.DataFrame:
-        """A pandas table: ``example_id``, ``label`` if known, ``verified`` if any are, and per query score and rank.
+        """Return a pandas table: ``example_id``, ``label`` and ``verified`` if known, and per query score and rank.
 
         The columns of a query are named for what they hold: ``change_of_<query>_if_left_out`` and ``harm_rank_<query>``
         (1 for the most harmful example); values that only rank by their own name.
@@ -215,14 +215,14 @@ class Scores:
     def to_csv(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write `to_frame` as CSV; refuses a path that is taken unless ``overwrite``."""
         frame = self.to_frame()
-        _refuse_taken(path, overwrite)
+        refuse_taken(path, overwrite=overwrite)
         frame.to_csv(path, index=False)
 
     def to_parquet(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write `to_frame` as Parquet; refuses a path that is taken unless ``overwrite``."""
         require("pyarrow", extra="report")
         frame = self.to_frame()
-        _refuse_taken(path, overwrite)
+        refuse_taken(path, overwrite=overwrite)
         frame.to_parquet(path, index=False, engine="pyarrow")
 
     def report(self, path: str | Path, *, title: str = "Which training examples helped", **details: Any) -> Path:
@@ -235,7 +235,7 @@ class Scores:
             **details: Further fields of `lightning_sgdinf.report.ReportData`, e.g. ``examples`` to show.
 
         Returns:
-            Where the page is.
+            Path of the page.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
@@ -258,7 +258,7 @@ class Scores:
         Args:
             logger: ``trainer.logger`` or ``trainer.loggers``.
             title: Head of the page.
-            log: Where the record of the run is, for loggers that keep artifacts.
+            log: Path of the record of the run, for loggers that keep artifacts.
             **details: Further fields of `lightning_sgdinf.report.ReportData`, e.g. ``examples`` to show.
 
         Raises:
@@ -274,7 +274,12 @@ def _count(k: int) -> int:
     return k
 
 
-def _refuse_taken(path: str | Path, overwrite: bool) -> None:
+def refuse_taken(path: str | Path, *, overwrite: bool) -> None:
+    """Refuse to write to a path that is taken.
+
+    Raises:
+        LogExistsError: The path is taken and ``overwrite`` was not asked for.
+    """
     if not overwrite and Path(path).exists():
         raise LogExistsError(f"{path} exists; give another path, or overwrite=True to replace it")
 

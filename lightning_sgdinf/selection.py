@@ -1,4 +1,4 @@
-"""What is to be done with which training examples."""
+"""Training examples selected to be dropped or relabelled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Trial:
     """One selection that was tried on held-out data.
 
     Attributes:
-        count: How many examples it changed (0: none).
+        count: Number of examples it changed (0: none).
         value: Held-out loss or error after training again with it; lower is better.
         gain: Lower confidence bound of how much lower the value is than with nothing changed; ``None`` if nobody asked.
     """
@@ -31,13 +31,13 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is to be done with which training examples.
+    """Training examples to drop and to relabel.
 
     Attributes:
         drop: Ids to leave out, most harmful first, each once.
         relabel: Id to the class it shall be given, most harmful first; none of them in ``drop``.
-        reason: Why these, in words.
-        trace: What was tried on held-out data to choose them, by count; empty if nothing was.
+        reason: The reason for these, in words.
+        trace: Selections tried on held-out data to choose them, by count; empty if none was.
 
     Raises:
         ConfigurationError: An id or label is not a whole number from 0 on, occurs twice, or is both dropped and
@@ -66,7 +66,7 @@ class Selection:
         object.__setattr__(self, "trace", tuple(self.trace))
 
     def __len__(self) -> int:
-        """Number of examples that are dropped or relabelled."""
+        """Return the number of examples that are dropped or relabelled."""
         return len(self.drop) + len(self.relabel)
 
     def check(self, count: int) -> None:
@@ -82,14 +82,14 @@ class Selection:
             )
 
     def weights(self, count: int) -> Tensor:
-        """Example weights ``[count]`` float64, 0 for what is dropped and 1 for the rest."""
+        """Return example weights ``[count]`` float64, 0 for dropped examples and 1 for the others."""
         self.check(count)
         weights = torch.ones(count, dtype=torch.float64)
         weights[list(self.drop)] = 0.0
         return weights
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for storing beside scores; ids of ``relabel`` become strings."""
+        """Return plain values, for storing beside scores; ids of ``relabel`` become strings."""
         return {
             "drop": list(self.drop),
             "relabel": {str(j): c for j, c in self.relabel.items()},
@@ -99,7 +99,7 @@ class Selection:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Selection:
-        """The inverse of `to_json`."""
+        """Return the selection that `to_json` made plain."""
         return cls(
             drop=tuple(data["drop"]),
             relabel={int(j): c for j, c in data["relabel"].items()},

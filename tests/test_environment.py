@@ -30,9 +30,9 @@ def _no_recorders_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("group", ["lightning.pytorch.callbacks_factory", "pytorch_lightning.callbacks_factory"])
 def test_lightning_finds_the_factory(group: str) -> None:
-    found = [point for point in entry_points(group=group) if point.name == "sgdinf"]
-    assert found, "the installed package is older than pyproject.toml: pip install --no-deps -e ."
-    assert found[0].load() is environment.callbacks
+    factories = [point for point in entry_points(group=group) if point.name == "sgdinf"]
+    assert factories, "the installed package is older than pyproject.toml: pip install --no-deps -e ."
+    assert factories[0].load() is environment.callbacks
 
 
 def test_without_the_variable_a_trainer_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,5 +87,7 @@ def test_without_the_variable_it_costs_no_import(repository: Path) -> None:
         "new = sorted(set(sys.modules) - before)\n"
         "print(*(name for name in new if name.split('.')[0] not in sys.stdlib_module_names))\n"
     )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=repository, check=True)
-    assert found.stdout.split() == ["lightning_sgdinf", "lightning_sgdinf.environment", "lightning_sgdinf.errors"]
+    completed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=repository, check=True
+    )
+    assert completed.stdout.split() == ["lightning_sgdinf", "lightning_sgdinf.environment", "lightning_sgdinf.errors"]

@@ -140,8 +140,8 @@ def test_page_and_tables_show_pictures_labels_and_predictions(scored: Any, place
 def test_the_trainers_logger_gets_the_numbers(scored: Any, place: Path) -> None:
     callback, _, _ = scored
     with (place / "metrics" / "metrics.csv").open(newline="") as file:
-        found = [float(row["report/largest_harm"]) for row in csv.DictReader(file) if row.get("report/largest_harm")]
-    assert found == [pytest.approx(callback.scores.harm().max().item())]
+        logged = [float(row["report/largest_harm"]) for row in csv.DictReader(file) if row.get("report/largest_harm")]
+    assert logged == [pytest.approx(callback.scores.harm().max().item())]
 
 
 def test_a_recorder_of_ones_own_and_other_questions(tmp_path: Path) -> None:

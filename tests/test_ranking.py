@@ -64,8 +64,8 @@ def test_the_notebook_table_escapes_labels() -> None:
 
 
 def test_what_only_ranks_predicts_no_change() -> None:
-    found = ranking(query="margin of the label", better="order")
-    assert found.header == (
+    table = ranking(query="margin of the label", better="order")
+    assert table.header == (
         "2 of 90 training examples; score = margin of the label "
         "(lowest = most harmful: a ranking, not a predicted change)"
     )

@@ -310,9 +310,9 @@ def test_scores_print_their_size_and_queries(full: Scores) -> None:
 
 
 def test_the_lowest_of_values_that_only_rank_is_the_most_harmful(tmp_path: Path) -> None:
-    found = scores_of([0.5, -2.0, 1.0], better=("order",))
-    assert found.order().tolist() == [1, 0, 2]
-    assert found.harm().tolist() == [-0.5, 2.0, -1.0]
-    assert list(found.to_frame().columns) == ["example_id", "q0", "harm_rank_q0"]
-    found.save(tmp_path / "scores.h5")
+    ranking = scores_of([0.5, -2.0, 1.0], better=("order",))
+    assert ranking.order().tolist() == [1, 0, 2]
+    assert ranking.harm().tolist() == [-0.5, 2.0, -1.0]
+    assert list(ranking.to_frame().columns) == ["example_id", "q0", "harm_rank_q0"]
+    ranking.save(tmp_path / "scores.h5")
     assert Scores.load(tmp_path / "scores.h5").better == ("order",)

@@ -18,15 +18,15 @@ from torch import Tensor
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.baselines.class_probabilities import class_probabilities, lead
+from lightning_sgdinf.baselines.features import first_not_finite
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError, StateNotStoredError
-from lightning_sgdinf.log.trajectory import Trajectory
-from lightning_sgdinf.replay.examples import Examples
-from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.log import Trajectory
+from lightning_sgdinf.replay import Examples, OpenedRun
 
 
 @dataclass(frozen=True, slots=True)
 class AreaUnderMargin:
-    r"""How far the logit of the given label is ahead, averaged over recorded states ``S``; eval mode, no augmentation.
+    r"""The lead of the given label's logit, averaged over recorded states ``S``; eval mode, no augmentation.
 
     .. math:: \frac{1}{|S|} \sum_{t \in S} \Big(z_y(\theta_t) - \max_{c \ne y} z_c(\theta_t)\Big)
 
@@ -35,11 +35,12 @@ class AreaUnderMargin:
         _target_: lightning_sgdinf.baselines.AreaUnderMargin
 
     Attributes:
-        states: How many states, evenly spaced up to the last one, at least 2; fewer where fewer are recorded.
+        states: Number of states, evenly spaced up to the last one, at least 2; fewer where fewer are recorded.
         share: Of the run, the end of it that they are taken from, in ``(0, 1]``.
         batch_size: Examples per forward pass.
         seed: Of what the training step draws, or a data set that does not say what its examples are without
             augmentation.
+        title: Name of the values, for tables and axes.
 
     Raises:
         ConfigurationError: A number out of range.
@@ -49,6 +50,7 @@ class AreaUnderMargin:
     share: float = 0.3
     batch_size: int = 500
     seed: int = 0
+    title = "mean margin of the label along the run"
 
     def __post_init__(self) -> None:
         if self.states < 2 or not 0 < self.share <= 1:
@@ -57,13 +59,8 @@ class AreaUnderMargin:
                 f"{self.share}"
             )
 
-    @property
-    def title(self) -> str:
-        """What the values are."""
-        return "mean margin of the label along the run"
-
     def state_indices(self, log: Trajectory) -> tuple[int, ...]:
-        """Which states it looks at: of those that are stored, the nearest to evenly spaced ones, each once.
+        """Return the states it looks at: of those that are stored, the nearest to evenly spaced ones, each once.
 
         Raises:
             StateNotStoredError: Fewer than two are stored in that part of the run.
@@ -72,17 +69,17 @@ class AreaUnderMargin:
         part = self.share * end
         stored = stored[stored >= end - part]
         wanted = end - part * np.arange(self.states) / self.states
-        found = {int(stored[np.abs(stored - at).argmin()]) for at in wanted} if len(stored) else set()
-        if len(found) < 2:
+        indices = {int(stored[np.abs(stored - at).argmin()]) for at in wanted} if len(stored) else set()
+        if len(indices) < 2:
             raise StateNotStoredError(
                 f"AreaUnderMargin: expected two recorded states or more in the last {self.share:.0%} of {end} steps, "
-                f"got {len(found)}; record with keep='every_step' or another interval, give a larger share, or rank by "
-                "MarginBaseline, which looks at the final model alone"
+                f"got {len(indices)}; record with keep='every_step' or another interval, give a larger share, or rank "
+                "by MarginBaseline, which looks at the final model alone"
             )
-        return tuple(sorted(found))
+        return tuple(sorted(indices))
 
     def rank(self, run: OpenedRun) -> Tensor:
-        """Values ``[N]``, differences of logits.
+        """Return values ``[N]``, differences of logits.
 
         Raises:
             ConfigurationError: The step's loss is not one of a classifier.
@@ -100,11 +97,10 @@ class AreaUnderMargin:
         state = run.log.state(index)
         try:
             with random_state.seeded(self.seed):
-                found = class_probabilities(run, examples, state, batch_size=self.batch_size)
+                probabilities = class_probabilities(run, examples, state, batch_size=self.batch_size)
         except NonFiniteError as error:
             raise NonFiniteError(f"{self.title}: at state {index} not all of them are finite ({error})") from error
-        margins = lead(found.log_values, found.labels, alone=-torch.inf)
-        if not bool(torch.isfinite(margins).all()):
-            wrong = int((~torch.isfinite(margins)).nonzero()[0])
+        margins = lead(probabilities.log_values, probabilities.labels, alone=-torch.inf)
+        if (wrong := first_not_finite(margins)) is not None:
             raise NonFiniteError(f"{self.title}: that of example {wrong} at state {index} is {margins[wrong].item()}")
         return margins

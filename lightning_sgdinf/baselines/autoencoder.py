@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.baselines.autoencoder_networks import autoencoder, scaling
-from lightning_sgdinf.baselines.features import INPUTS, features
+from lightning_sgdinf.baselines.features import INPUTS, features, first_not_finite
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
-from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay import OpenedRun
 
 Network = Callable[[Tensor], nn.Module]
 """Makes an untrained autoencoder from scaled examples ``[N, *shape]``, to take shape and bounds from."""
@@ -41,12 +41,13 @@ class Autoencoder:
         batch_size: Examples per step.
         lr: Learning rate of Adam, above 0.
         network: Makes the network; `lightning_sgdinf.baselines.autoencoder_networks.autoencoder` if ``None``.
-        features: What is reconstructed: ``"inputs"``, ``"penultimate"`` or the name of a sub-module; see
+        features: The tensors to reconstruct: ``"inputs"``, ``"penultimate"`` or the name of a sub-module; see
             `lightning_sgdinf.baselines.features.features`.
         compat: Fit on the validation examples, augmented anew in every pass as the training set augments its own, as
             the comparison in the SGD-influence paper does; otherwise on the training examples themselves, without
             augmentation.
         seed: Of its initial values, its order of examples and of augmentation.
+        title: Name of the values, for tables and axes.
     """
 
     epochs: int = 20
@@ -56,6 +57,7 @@ class Autoencoder:
     features: str = INPUTS
     compat: bool = False
     seed: int = 0
+    title = "minus the reconstruction error"
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or not self.lr > 0:
@@ -64,14 +66,10 @@ class Autoencoder:
                 f"and {self.lr}"
             )
 
-    @property
-    def title(self) -> str:
-        """What the values are."""
-        return "minus the reconstruction error"
-
     def rank(self, run: OpenedRun) -> Tensor:
-        """Values ``[N]``, at most 0: minus the mean squared error over an example's features, scaled as by
-        `lightning_sgdinf.baselines.autoencoder_networks.scaling`.
+        """Return values ``[N]``, at most 0: minus the mean squared error over an example's features.
+
+        These are scaled as by `lightning_sgdinf.baselines.autoencoder_networks.scaling`.
 
         Raises:
             ConfigurationError: No such features, a network that gives another shape, or ``compat`` without a
@@ -93,8 +91,7 @@ class Autoencoder:
             network.eval()
             parts = [_errors(network, scaled(part)) for part in scored.split(self.batch_size)]
         values = -torch.cat(parts)
-        if not bool(torch.isfinite(values).all()):
-            wrong = int((~torch.isfinite(values)).nonzero()[0])
+        if (wrong := first_not_finite(values)) is not None:
             raise NonFiniteError(f"the reconstruction error of training example {wrong} is {-values[wrong].item()}")
         return values
 
@@ -106,9 +103,9 @@ class Autoencoder:
     def _fit(self, network: nn.Module, passes: Iterable[Tensor], scaled: Callable[[Tensor], Tensor]) -> None:
         optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
         order = torch.Generator().manual_seed(self.seed)
-        for given in passes:
-            for ids in torch.randperm(len(given), generator=order).split(self.batch_size):
-                batch = scaled(given[ids])
+        for examples in passes:
+            for ids in torch.randperm(len(examples), generator=order).split(self.batch_size):
+                batch = scaled(examples[ids])
                 loss = F.mse_loss(_reconstructed(network, batch), batch)
                 if not bool(torch.isfinite(loss)):
                     raise NonFiniteError(f"the autoencoder diverged: its loss is {loss.item()}; take a smaller lr")
@@ -124,9 +121,10 @@ def _errors(network: nn.Module, batch: Tensor) -> Tensor:
 
 
 def _reconstructed(network: nn.Module, batch: Tensor) -> Tensor:
-    found = network(batch)
-    if found.shape != batch.shape:
+    reconstruction = network(batch)
+    if reconstruction.shape != batch.shape:
         raise ConfigurationError(
-            f"Autoencoder(network): expected what it is given, shape {list(batch.shape)}, got {list(found.shape)}"
+            f"Autoencoder(network): expected what it is given, shape {list(batch.shape)}, got "
+            f"{list(reconstruction.shape)}"
         )
-    return found
+    return reconstruction

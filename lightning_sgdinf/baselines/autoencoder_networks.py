@@ -1,6 +1,6 @@
 """Autoencoders: functions of the shape of an example, each of which maps ``[B, *shape]`` to itself.
 
-What they give lies between the bounds of the examples they are made for, channel by channel: the last layer is a
+Their output lies between the bounds of the examples they are made for, channel by channel: the last layer is a
 hyperbolic tangent, stretched. With `scaling` they are those of the comparison of the SGD-influence paper for images of
 one channel (11,305 parameters) and of three (80,451).
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 class Bounded(nn.Module):
-    r""":math:`l + (h - l)\,(\tanh x + 1) / 2`.
+    r"""A layer between bounds: :math:`l + (h - l)\,(\tanh x + 1) / 2`.
 
     Args:
         low: :math:`l`, which broadcasts against an example.
@@ -35,12 +35,12 @@ class Bounded(nn.Module):
         self.register_buffer("high", high)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Between the bounds."""
+        """Map ``x`` into the bounds."""
         return self.low + (self.high - self.low) * (torch.tanh(x) + 1) / 2
 
 
 def scaling(examples: Tensor) -> tuple[Tensor, Tensor]:
-    """Shift and scale that examples are brought to an autoencoder with: ``(x - shift) / scale``.
+    """Return shift and scale of an autoencoder's input, ``(x - shift) / scale``.
 
     Colour images are standardised channel by channel; all else goes to ``[-1, 1]``.
 
@@ -57,7 +57,7 @@ def scaling(examples: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def autoencoder(examples: Tensor, *, hidden: Sequence[int] = (64, 16)) -> nn.Sequential:
-    """The convolutional autoencoder of the paper's comparison for images of its kind, a dense one for all else.
+    """Make the convolutional autoencoder of the paper's comparison for images of its kind, a dense one for all else.
 
     Args:
         examples: ``[N, *shape]``, to take the shape and the bounds from. Images of one or three channels with even
@@ -72,7 +72,7 @@ def autoencoder(examples: Tensor, *, hidden: Sequence[int] = (64, 16)) -> nn.Seq
 
 
 def convolutional(low: Tensor, high: Tensor, *, channels: int) -> nn.Sequential:
-    """Two convolutions with pooling, and three transposed ones; for sides that are even and at least 10.
+    """Make two convolutions with pooling and three transposed ones, for sides that are even and at least 10.
 
     Args:
         low: Least value of each channel, ``[channels, 1, 1]``.
@@ -97,7 +97,7 @@ def convolutional(low: Tensor, high: Tensor, *, channels: int) -> nn.Sequential:
 
 
 def dense(shape: Sequence[int], low: Tensor, high: Tensor, *, hidden: Sequence[int]) -> nn.Sequential:
-    """Linear layers down to the middle and up again, ReLU between them.
+    """Make linear layers down to the middle and up again, ReLU between them.
 
     Args:
         shape: Of an example.
@@ -114,6 +114,6 @@ def dense(shape: Sequence[int], low: Tensor, high: Tensor, *, hidden: Sequence[i
 
 
 def _bounds(by_channel: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and largest value of each channel of ``[C, N, H, W]``, as ``[C, 1, 1]``."""
+    """Return least and largest value of each channel of ``[C, N, H, W]``, as ``[C, 1, 1]``."""
     flat = by_channel.flatten(1)
     return flat.amin(1)[:, None, None], flat.amax(1)[:, None, None]

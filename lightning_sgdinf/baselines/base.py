@@ -1,4 +1,4 @@
-"""What a baseline is: a ranking of the training examples that asks no query."""
+"""The protocol of baselines: rankings of the training examples that ask no query."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from lightning_sgdinf.log.trajectory import Trajectory
-from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.log import Trajectory
+from lightning_sgdinf.replay import OpenedRun
 
 
 @runtime_checkable
@@ -16,11 +16,11 @@ class Baseline(Protocol):
 
     @property
     def title(self) -> str:
-        """What the values are, for tables and axes."""
+        """Return the name of the values, for tables and axes."""
         ...
 
     def rank(self, run: OpenedRun) -> Tensor:
-        """Values ``[N]``, float64: the most negative come first in a ranking by harm.
+        """Return values ``[N]``, float64: the most negative come first in a ranking by harm.
 
         Args:
             run: The run, its model and its data.
@@ -33,7 +33,7 @@ class BaselineOfStates(Baseline, Protocol):
     """A baseline that looks at more recorded states than the last one, and says at which."""
 
     def state_indices(self, log: Trajectory) -> tuple[int, ...]:
-        """Which of the recorded states it looks at, each once.
+        """Return the indices of the recorded states it looks at, each once.
 
         Args:
             log: The record.

@@ -1,4 +1,4 @@
-"""What a classifier thinks of examples, and what their labels say, seen at the loss function of its own step.
+"""Class probabilities and labels of examples, seen at the loss function of a classifier's own step.
 
 A step whose loss is one call of ``cross_entropy``, ``nll_loss`` or one of the binary cross entropies with one label per
 example, or the ``nn`` modules of these, shows both; nothing need be known of the model or of the form of a batch.
@@ -16,14 +16,13 @@ from torch import Tensor
 
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.kernels.intercept import Interceptor
-from lightning_sgdinf.replay.examples import Examples
-from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay import Examples, OpenedRun
 from lightning_sgdinf.state import ModelState
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassProbabilities:
-    """Of ``M`` examples and ``C`` classes.
+    """Class probabilities of ``M`` examples and ``C`` classes, with the given labels.
 
     Attributes:
         log_values: Logarithms ``[M, C]``, float64, CPU: they tell apart what is almost sure, and differ as logits do.
@@ -35,18 +34,18 @@ class ClassProbabilities:
 
     @property
     def values(self) -> Tensor:
-        """``[M, C]``, float64, CPU; rows sum to 1."""
+        """Return probabilities ``[M, C]``, float64, CPU; rows sum to 1."""
         return self.log_values.exp()
 
 
 def class_probabilities(
     run: OpenedRun, examples: Examples, model: ModelState | None = None, *, batch_size: int = 500
 ) -> ClassProbabilities:
-    """Class probabilities and labels of examples, in eval mode.
+    """Compute class probabilities and labels of examples, in eval mode.
 
     Args:
         run: The run.
-        examples: Of which to say them.
+        examples: To classify.
         model: Parameters and buffers; those of the final model if ``None``.
         batch_size: Examples per forward pass.
 
@@ -55,36 +54,36 @@ def class_probabilities(
             classes; names the example.
         NonFiniteError: A probability is NaN; names the example.
     """
-    values, labels = [], []
+    batches = []
     with run.at(run.model if model is None else model) as loss:
         for ids, batch in examples.batches(batch_size):
-            sight = _Sight()
-            with Interceptor(dict.fromkeys(_SHOWN, sight.handle)):
+            calls = _LossCalls()
+            with Interceptor(dict.fromkeys(_SHOWN, calls.handle)):
                 loss(batch)
-            found = sight.only(len(ids))
-            if bool(found.log_values.isnan().any()):
-                wrong = int(found.log_values.isnan().any(dim=1).nonzero()[0])
-                raise NonFiniteError(f"the class probabilities of example {int(ids[wrong])} are not finite")
-            _refuse_foreign_labels(found, ids)
-            values.append(found.log_values)
-            labels.append(found.labels)
-    return ClassProbabilities(torch.cat(values), torch.cat(labels))
+            probabilities = calls.only(len(ids))
+            wrong = probabilities.log_values.isnan().any(dim=1).nonzero()
+            if len(wrong):
+                raise NonFiniteError(f"the class probabilities of example {int(ids[wrong[0]])} are not finite")
+            _refuse_foreign_labels(probabilities, ids)
+            batches.append(probabilities)
+    return ClassProbabilities(torch.cat([b.log_values for b in batches]), torch.cat([b.labels for b in batches]))
 
 
-def _refuse_foreign_labels(found: ClassProbabilities, ids: Tensor) -> None:
-    classes = found.log_values.shape[1]
-    foreign = ((found.labels < 0) | (found.labels >= classes)).nonzero()
+def _refuse_foreign_labels(probabilities: ClassProbabilities, ids: Tensor) -> None:
+    classes = probabilities.log_values.shape[1]
+    labels = probabilities.labels
+    foreign = ((labels < 0) | (labels >= classes)).nonzero()
     if len(foreign):
         place = int(foreign[0])
         raise ConfigurationError(
-            f"class probabilities: expected labels from 0 to {classes - 1}, got {int(found.labels[place])} for example "
+            f"class probabilities: expected labels from 0 to {classes - 1}, got {int(labels[place])} for example "
             f"{int(ids[place])}; an example whose label the loss ignores has no place in a ranking by it: leave it out "
             "of the data set, or rank by an influence estimator, which gives it 0"
         )
 
 
 def lead(values: Tensor, labels: Tensor, *, alone: float) -> Tensor:
-    """How far the given class is ahead of the best other one, ``[M]``.
+    """Return the lead of the given class over the best other one, ``[M]``.
 
     Args:
         values: Of every class, ``[M, C]``.
@@ -95,8 +94,8 @@ def lead(values: Tensor, labels: Tensor, *, alone: float) -> Tensor:
     return given - values.scatter(1, labels[:, None], alone).amax(1)
 
 
-class _Sight:
-    """Sees the calls of loss functions in one step."""
+class _LossCalls:
+    """The calls of loss functions in one step."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Callable[..., Any], Any, Any]] = []
@@ -108,7 +107,7 @@ class _Sight:
         return func(*args, **kwargs)
 
     def only(self, count: int) -> ClassProbabilities:
-        """What the one loss of a batch of ``count`` examples showed."""
+        """Return what the one loss of a batch of ``count`` examples showed."""
         shown = [_read(*call) for call in self.calls]
         fitting = [s for s in shown if s is not None and len(s.labels) == count]
         if len(shown) != 1 or len(fitting) != 1:

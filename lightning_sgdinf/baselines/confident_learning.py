@@ -1,7 +1,7 @@
 """A ranking by confident learning: labels that models trained without the example do not believe come first.
 
-Class probabilities of every training example are found by cross-validation, and cleanlab, the package of confident
-learning's authors, makes of them which labels are wrong and how good each label is. Cost: one training per fold
+Cross-validation gives class probabilities of every training example, from which cleanlab, the package of confident
+learning's authors, computes which labels are wrong and how good each label is. Cost: one training per fold
 (`lightning_sgdinf.baselines.cross_validation`), next to which the rest is nothing.
 
 References:
@@ -20,9 +20,10 @@ from torch import Tensor
 from lightning_sgdinf import random_state
 from lightning_sgdinf.baselines.class_probabilities import class_probabilities
 from lightning_sgdinf.baselines.cross_validation import Fit, out_of_sample
+from lightning_sgdinf.baselines.features import first_not_finite
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay import OpenedRun
 
 Quality = Literal["self_confidence", "normalized_margin", "confidence_weighted_entropy"]
 Issues = Literal[
@@ -32,7 +33,7 @@ Issues = Literal[
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConfidentLearning:
-    """cleanlab's label quality at probabilities found by cross-validation.
+    """cleanlab's label quality at probabilities from cross-validation.
 
     In a configuration::
 
@@ -41,9 +42,9 @@ class ConfidentLearning:
 
     Attributes:
         folds: Models to train, at least 2.
-        quality: How good a label is: the probability of the label, its margin over the others (both also count where
-            the label is right but the example hard), or the entropy over that probability.
-        issues: How cleanlab decides which labels are wrong; these come first, each part in order of quality. ``None``
+        quality: Measure of a label's quality: the probability of the label, its margin over the others (both also count
+            where the label is right but the example hard), or the entropy over that probability.
+        issues: cleanlab's criterion for wrong labels; these come first, each part in order of quality. ``None``
             for the order of quality alone.
         fit: Trains a new model on a data set, for the folds; the recorded run is taken again without them if ``None``.
         probabilities: ``[N, C]``, out-of-sample class probabilities of the training examples, from elsewhere; nothing
@@ -52,6 +53,7 @@ class ConfidentLearning:
             training step is given if ``None``.
         batch_size: Examples per forward pass.
         seed: Of the folds.
+        title: Name of the values, for tables and axes.
     """
 
     folds: int = 5
@@ -62,6 +64,7 @@ class ConfidentLearning:
     labels: Any = field(default=None, repr=False)
     batch_size: int = 500
     seed: int = 0
+    title = "label quality (cleanlab)"
 
     def __post_init__(self) -> None:
         if self.folds < 2:
@@ -71,13 +74,8 @@ class ConfidentLearning:
         if self.labels is not None and self.probabilities is None:
             raise ConfigurationError("ConfidentLearning: expected labels only beside probabilities; leave them out")
 
-    @property
-    def title(self) -> str:
-        """What the values are."""
-        return "label quality (cleanlab)"
-
     def rank(self, run: OpenedRun) -> Tensor:
-        """Values ``[N]`` in ``[-1, 1]``: the quality of the label, less 1 where it counts as wrong.
+        """Return values ``[N]`` in ``[-1, 1]``: the quality of the label, less 1 where it counts as wrong.
 
         Raises:
             MissingExtraError: cleanlab is not installed.
@@ -88,7 +86,7 @@ class ConfidentLearning:
         scoring = require("cleanlab.rank", extra="cleanlab")
         filtering = require("cleanlab.filter", extra="cleanlab")
         with random_state.seeded(self.seed):
-            labels, values = (found.numpy() for found in self._labels_and_probabilities(run))
+            labels, values = (tensor.numpy() for tensor in self._labels_and_probabilities(run))
             quality = scoring.get_label_quality_scores(labels, values, method=self.quality)
             if self.issues is not None:
                 wrong = filtering.find_label_issues(labels, values, filter_by=self.issues, n_jobs=1)
@@ -97,8 +95,8 @@ class ConfidentLearning:
 
     def _labels_and_probabilities(self, run: OpenedRun) -> tuple[Tensor, Tensor]:
         if self.probabilities is None:
-            found = out_of_sample(run, folds=self.folds, seed=self.seed, fit=self.fit, batch_size=self.batch_size)
-            return found.labels, found.values
+            held_out = out_of_sample(run, folds=self.folds, seed=self.seed, fit=self.fit, batch_size=self.batch_size)
+            return held_out.labels, held_out.values
         if self.labels is None:
             labels = class_probabilities(run, run.training.plain(), batch_size=self.batch_size).labels
         else:
@@ -107,7 +105,7 @@ class ConfidentLearning:
 
 
 def _checked(values: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Labels and probabilities from elsewhere, once they are known to fit the training set."""
+    """Return labels and probabilities from elsewhere, once they are known to fit the training set."""
     if labels.shape != (count,) or labels.is_floating_point() or int(labels.min()) < 0:
         raise ConfigurationError(
             f"ConfidentLearning(labels): expected {count} whole numbers from 0 on, got {labels.dtype} of shape "
@@ -118,8 +116,7 @@ def _checked(values: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor
             f"ConfidentLearning(probabilities): expected shape [{count}, C] with C above the largest label "
             f"{int(labels.max())}, got {list(values.shape)}"
         )
-    if not bool(torch.isfinite(values).all()):
-        wrong = int((~torch.isfinite(values)).any(dim=1).nonzero()[0])
+    if (wrong := first_not_finite(values)) is not None:
         raise NonFiniteError(f"ConfidentLearning(probabilities): those of example {wrong} are not all finite")
     ones = torch.ones(count, dtype=torch.float64)
     if float(values.min()) < 0 or not torch.allclose(values.sum(1), ones, atol=1e-3):

@@ -25,8 +25,8 @@ from torch.utils.data import Subset
 from lightning_sgdinf.baselines.class_probabilities import ClassProbabilities, class_probabilities
 from lightning_sgdinf.errors import ConfigurationError, ModelMismatchError, StateNotStoredError
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.replay.counterfactual import CounterfactualRun, audit_steps
-from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay import CounterfactualRun, OpenedRun
+from lightning_sgdinf.replay.counterfactual import audit_steps
 from lightning_sgdinf.state import ModelState
 
 Fit = Callable[[Any], nn.Module]
@@ -36,7 +36,7 @@ Fit = Callable[[Any], nn.Module]
 def out_of_sample(
     run: OpenedRun, *, folds: int, seed: int, fit: Fit | None = None, batch_size: int = 500
 ) -> ClassProbabilities:
-    """Class probabilities of every training example by a model that was trained without it.
+    """Compute class probabilities of every training example by a model that was trained without it.
 
     Args:
         run: The run.
@@ -56,17 +56,17 @@ def out_of_sample(
         UnsupportedRunError: The recorded run cannot be taken again, and there is no ``fit``.
     """
     plain = run.training.plain()
-    found = class_probabilities(run, plain, batch_size=batch_size)
+    probabilities = class_probabilities(run, plain, batch_size=batch_size)
     train = _Recorded(run) if fit is None else _Fitted(run, fit)
-    for held_out in deal_out(found.labels, folds, seed):
+    for held_out in deal_out(probabilities.labels, folds, seed):
         model = train(held_out)
-        part = class_probabilities(run, plain.subset(held_out), model, batch_size=batch_size)
-        found.log_values[held_out] = part.log_values
-    return found
+        fold = class_probabilities(run, plain.subset(held_out), model, batch_size=batch_size)
+        probabilities.log_values[held_out] = fold.log_values
+    return probabilities
 
 
 def deal_out(labels: Tensor, folds: int, seed: int) -> list[Tensor]:
-    """Ids of each fold, increasing: scikit-learn's shuffled ``StratifiedKFold``.
+    """Return the ids of each fold, increasing: scikit-learn's shuffled ``StratifiedKFold``.
 
     Raises:
         ConfigurationError: No class has as many examples as there are folds, or there are fewer than two folds.
@@ -112,13 +112,13 @@ class _Fitted:
         params, buffers = dict(model.named_parameters()), dict(model.named_buffers())
         objective = self._run.objective
         for name, known in objective.module.named_parameters():
-            own = params.get(name)
-            if own is None or own.shape != known.shape:
+            fitted = params.get(name)
+            if fitted is None or fitted.shape != known.shape:
                 raise ModelMismatchError(
                     f"parameter {name!r} of shape {tuple(known.shape)} is not in the model that fit= returned; make "
                     "the model that was recorded"
                 )
-            if name not in objective.vector.names and not torch.equal(own.detach().cpu(), known.detach().cpu()):
+            if name not in objective.vector.names and not torch.equal(fitted.detach().cpu(), known.detach().cpu()):
                 raise ModelMismatchError(
                     f"parameter {name!r} is not trained and has other values in the model that fit= returned than in "
                     "the recorded run; make it with the same frozen weights"

@@ -1,4 +1,4 @@
-"""What a model makes of examples on its way to the loss: the features that outliers are looked for in."""
+"""Features of examples, among which outliers are looked for: a model's tensors on the way to its loss."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
-from lightning_sgdinf.replay.examples import Examples
-from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay import Examples, OpenedRun
 
 INPUTS = "inputs"
 """The first floating-point tensor of a batch."""
 PENULTIMATE = "penultimate"
-"""What the last linear layer of a forward pass gets."""
+"""The input of the last linear layer of a forward pass."""
 
 
 def features(run: OpenedRun, examples: Examples, layer: str = PENULTIMATE, *, batch_size: int = 500) -> Tensor:
-    """Features of examples at the final model, in eval mode.
+    """Compute features of examples at the final model, in eval mode.
 
     Args:
         run: The run.
-        examples: Of which to take them.
-        layer: ``"inputs"`` for the first floating-point tensor of a batch, ``"penultimate"`` for what the last linear
-            layer that a forward pass calls is given, or the name of a sub-module, whose output it is.
+        examples: To compute them of.
+        layer: ``"inputs"`` for the first floating-point tensor of a batch, ``"penultimate"`` for the input of the last
+            linear layer that a forward pass calls, or the name of a sub-module, whose output it is.
         batch_size: Examples per forward pass, at least 1.
 
     Returns:
@@ -47,32 +46,31 @@ def features(run: OpenedRun, examples: Examples, layer: str = PENULTIMATE, *, ba
             step = stack.enter_context(run.at(run.model))
             look = stack.enter_context(_watching(run.objective.module, layer, step))
         for ids, batch in examples.batches(batch_size):
-            found = look(batch).detach()
-            if found.ndim == 0 or len(found) != len(ids):
+            part = look(batch).detach()
+            if part.ndim == 0 or len(part) != len(ids):
                 raise ConfigurationError(
                     f"features={layer!r}: expected one row for each of {len(ids)} examples, got shape "
-                    f"{list(found.shape)}; name a sub-module whose output has them, or use features='inputs'"
+                    f"{list(part.shape)}; name a sub-module whose output has them, or use features='inputs'"
                 )
-            found = found.to("cpu", torch.promote_types(found.dtype, torch.float32))
-            if not bool(torch.isfinite(found).all()):
-                wrong = int((~torch.isfinite(found.reshape(len(ids), -1))).any(dim=1).nonzero()[0])
+            part = part.to("cpu", torch.promote_types(part.dtype, torch.float32))
+            if (wrong := first_not_finite(part)) is not None:
                 raise NonFiniteError(f"features={layer!r} of example {int(ids[wrong])} are not all finite")
-            rows.append(found)
+            rows.append(part)
     return torch.cat(rows)
 
 
 def feature_matrix(
     run: OpenedRun, examples: Examples, layer: str = PENULTIMATE, *, batch_size: int = 500
 ) -> np.ndarray:
-    """`features` as scikit-learn takes them: ``[M, D]``, one row per example."""
-    found = features(run, examples, layer, batch_size=batch_size)
-    return found.reshape(len(found), -1).numpy()
+    """Return `features` as scikit-learn takes them: ``[M, D]``, one row per example."""
+    rows = features(run, examples, layer, batch_size=batch_size)
+    return rows.reshape(len(rows), -1).numpy()
 
 
 def scored_and_fitted(
     run: OpenedRun, layer: str, *, compat: bool, batch_size: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Matrices of the training examples and of what a detector of odd inputs is fitted on, in float64.
+    """Return matrices of the training examples and of those a detector of odd inputs is fitted on, in float64.
 
     The same matrix twice, or, with ``compat``, that of the validation examples for the second. Augmentation is left out
     of the training examples; what a data set draws that cannot leave it out comes from ``seed``.
@@ -91,8 +89,14 @@ def scored_and_fitted(
         return scored, matrix(run.validation) if compat else scored
 
 
+def first_not_finite(rows: Tensor) -> int | None:
+    """Return the index of the first row ``[...]`` of ``[M, ...]`` with a NaN or an infinity; ``None`` without any."""
+    wrong = (~torch.isfinite(rows)).reshape(len(rows), -1).any(dim=1).nonzero()
+    return int(wrong[0]) if len(wrong) else None
+
+
 def first_floats(batch: Any) -> Tensor:
-    """The first floating-point tensor of a batch.
+    """Return the first floating-point tensor of a batch.
 
     Raises:
         ConfigurationError: There is none.
@@ -108,7 +112,7 @@ def first_floats(batch: Any) -> Tensor:
 
 @contextmanager
 def _watching(module: nn.Module, layer: str, step: Callable[[Any], Tensor]) -> Iterator[Callable[[Any], Tensor]]:
-    """Gives what the layer is last given, or last gives, in the step of a batch."""
+    """Yield a function from a batch to the last input or output of a layer in its step."""
     seen: list[Any] = []
     handles = []
     if layer == PENULTIMATE:

@@ -20,8 +20,7 @@ from torch import Tensor
 from lightning_sgdinf import random_state
 from lightning_sgdinf.baselines.features import PENULTIMATE, feature_matrix
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.replay.examples import Examples
-from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay import Examples, OpenedRun
 
 PUBLISHED_PASSES = 20
 """Augmented passes over the validation set that the comparison in the SGD-influence paper fits its forest on."""
@@ -46,6 +45,7 @@ class IsolationForest:
             training examples themselves, without augmentation.
         batch_size: Examples per forward pass.
         seed: Of the forest and of augmentation.
+        title: Name of the values, for tables and axes.
     """
 
     trees: int = 100
@@ -54,14 +54,10 @@ class IsolationForest:
     compat: bool = False
     batch_size: int = 500
     seed: int = 0
-
-    @property
-    def title(self) -> str:
-        """What the values are."""
-        return "isolation forest"
+    title = "isolation forest"
 
     def rank(self, run: OpenedRun) -> Tensor:
-        """Values ``[N]`` in ``[-1, 0]``: scikit-learn's ``score_samples``.
+        """Return values ``[N]`` in ``[-1, 0]``: scikit-learn's ``score_samples``.
 
         Raises:
             MissingExtraError: scikit-learn is not installed.

@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_sgdinf.baselines.features import PENULTIMATE, scored_and_fitted
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay import OpenedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,13 @@ class LocalOutlierFactor:
         neighbours: 20
 
     Attributes:
-        neighbours: How many, at least 1; more than the fitted examples less one are taken to be so many.
+        neighbours: Number of neighbours, at least 1; no more are taken than there are fitted examples, less one.
         features: ``"penultimate"``, ``"inputs"`` or the name of a sub-module; see
             `lightning_sgdinf.baselines.features.features`.
         compat: Neighbours are looked for among the validation examples in place of the other training examples.
         batch_size: Examples per forward pass.
         seed: Of what a data set draws that does not say what its examples are without augmentation.
+        title: Name of the values, for tables and axes.
     """
 
     neighbours: int = 20
@@ -43,18 +44,14 @@ class LocalOutlierFactor:
     compat: bool = False
     batch_size: int = 500
     seed: int = 0
+    title = "local outlier factor"
 
     def __post_init__(self) -> None:
         if self.neighbours < 1:
             raise ConfigurationError(f"LocalOutlierFactor(neighbours): expected 1 or more, got {self.neighbours}")
 
-    @property
-    def title(self) -> str:
-        """What the values are."""
-        return "local outlier factor"
-
     def rank(self, run: OpenedRun) -> Tensor:
-        """Values ``[N]``: minus the factor, about -1 inside and lower outside.
+        """Return values ``[N]``: minus the factor, about -1 inside and lower outside.
 
         Raises:
             MissingExtraError: scikit-learn is not installed.

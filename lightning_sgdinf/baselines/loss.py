@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf import random_state
+from lightning_sgdinf.baselines.features import first_not_finite
 from lightning_sgdinf.errors import NonFiniteError
 from lightning_sgdinf.kernels.intercept import Interceptor
-from lightning_sgdinf.replay.examples import Examples
+from lightning_sgdinf.replay import Examples, OpenedRun
 from lightning_sgdinf.replay.losses import LOSSES
-from lightning_sgdinf.replay.opened import OpenedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +29,15 @@ class LossBaseline:
         batch_size: Examples per forward pass.
         seed: Of what the training step draws, or a data set that does not say what its examples are without
             augmentation.
+        title: Name of the values, for tables and axes.
     """
 
     batch_size: int = 500
     seed: int = 0
-
-    @property
-    def title(self) -> str:
-        """What the values are."""
-        return "minus the training loss"
+    title = "minus the training loss"
 
     def rank(self, run: OpenedRun) -> Tensor:
-        """Values ``[N]``: minus the loss.
+        """Return values ``[N]``: minus the loss.
 
         Raises:
             NonFiniteError: If an example's loss is NaN or infinite; names it.
@@ -49,18 +46,17 @@ class LossBaseline:
         values = torch.zeros(run.examples, dtype=torch.float64)
         with random_state.seeded(self.seed), run.at(run.model) as loss:
             for ids, batch in examples.batches(self.batch_size):
-                found = _batch_losses(loss, batch, len(ids))
-                if found is None:
-                    found = torch.tensor([_alone(loss, examples, i) for i in ids], dtype=torch.float64)
-                values[ids] = found
-        if not bool(torch.isfinite(values).all()):
-            wrong = int((~torch.isfinite(values)).nonzero()[0])
+                losses = _batch_losses(loss, batch, len(ids))
+                if losses is None:
+                    losses = torch.tensor([_single_loss(loss, examples, i) for i in ids], dtype=torch.float64)
+                values[ids] = losses
+        if (wrong := first_not_finite(values)) is not None:
             raise NonFiniteError(f"the final model's loss on training example {wrong} is {values[wrong].item()}")
         return -values
 
 
 class _Rows:
-    """Sees the one loss function of a step and keeps its value per row."""
+    """The values per row of the one loss function of a step."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -78,7 +74,7 @@ class _Rows:
 
 
 def _batch_losses(loss: Callable[[Any], Tensor], batch: Any, count: int) -> Tensor | None:
-    """Losses of a batch if its step is the mean of one loss function; ``None`` otherwise."""
+    """Return the losses of a batch if its step is the mean of one loss function; ``None`` otherwise."""
     rows = _Rows(count)
     with Interceptor(dict.fromkeys(LOSSES, rows.handle)):
         whole = loss(batch)
@@ -91,8 +87,8 @@ def _batch_losses(loss: Callable[[Any], Tensor], batch: Any, count: int) -> Tens
     return rows.values
 
 
-def _alone(loss: Callable[[Any], Tensor], examples: Examples, example: Tensor) -> float:
-    """The loss of one example; an error that is a step's in training names the example here."""
+def _single_loss(loss: Callable[[Any], Tensor], examples: Examples, example: Tensor) -> float:
+    """Compute the loss of one example; an error that names a step in training names the example here."""
     try:
         return float(loss(examples.batch(example[None])))
     except NonFiniteError as error:

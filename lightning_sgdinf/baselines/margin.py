@@ -12,12 +12,12 @@ from torch import Tensor
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.baselines.class_probabilities import class_probabilities, lead
-from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay import OpenedRun
 
 
 @dataclass(frozen=True, slots=True)
 class MarginBaseline:
-    r"""How far the given label is ahead at the final model, in eval mode and without augmentation.
+    r"""The lead of the given label's probability at the final model, in eval mode and without augmentation.
 
     .. math:: p_y - \max_{c \ne y} p_c
 
@@ -29,23 +29,20 @@ class MarginBaseline:
         batch_size: Examples per forward pass.
         seed: Of what the training step draws, or a data set that does not say what its examples are without
             augmentation.
+        title: Name of the values, for tables and axes.
     """
 
     batch_size: int = 500
     seed: int = 0
-
-    @property
-    def title(self) -> str:
-        """What the values are."""
-        return "probability margin of the label"
+    title = "probability margin of the label"
 
     def rank(self, run: OpenedRun) -> Tensor:
-        """Values ``[N]`` in ``[-1, 1]``.
+        """Return values ``[N]`` in ``[-1, 1]``.
 
         Raises:
             ConfigurationError: The step's loss is not one of a classifier.
             NonFiniteError: A probability is NaN; names the example.
         """
         with random_state.seeded(self.seed):
-            found = class_probabilities(run, run.training.plain(), batch_size=self.batch_size)
-        return lead(found.values, found.labels, alone=-1.0)
+            probabilities = class_probabilities(run, run.training.plain(), batch_size=self.batch_size)
+        return lead(probabilities.values, probabilities.labels, alone=-1.0)

@@ -22,7 +22,7 @@ from torch import Tensor
 from lightning_sgdinf.baselines.features import PENULTIMATE, scored_and_fitted
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay import OpenedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class OneClassSvm:
         compat: Fit on the validation examples in place of the training examples themselves.
         batch_size: Examples per forward pass.
         seed: Of the sample of columns and of the stochastic passes.
+        title: Name of the values, for tables and axes.
     """
 
     nu: float = 0.5
@@ -56,6 +57,7 @@ class OneClassSvm:
     compat: bool = False
     batch_size: int = 500
     seed: int = 0
+    title = "one-class SVM"
 
     def __post_init__(self) -> None:
         if not 0 < self.nu <= 1:
@@ -67,13 +69,8 @@ class OneClassSvm:
                 f"OneClassSvm: expected exact_up_to >= 0 and columns >= 1, got {self.exact_up_to} and {self.columns}"
             )
 
-    @property
-    def title(self) -> str:
-        """What the values are."""
-        return "one-class SVM"
-
     def rank(self, run: OpenedRun) -> Tensor:
-        """Values ``[N]``: scikit-learn's ``score_samples``, low outside.
+        """Return values ``[N]``: scikit-learn's ``score_samples``, low outside.
 
         Raises:
             MissingExtraError: scikit-learn is not installed.
@@ -103,6 +100,6 @@ class OneClassSvm:
 
 
 def _gamma(fitted: np.ndarray) -> float:
-    """What scikit-learn calls ``"scale"``, which its Nystroem does not know."""
+    """Return the ``gamma`` that scikit-learn calls ``"scale"``, which its Nystroem does not know."""
     variance = float(fitted.var())
     return 1.0 / (fitted.shape[1] * variance) if variance else 1.0

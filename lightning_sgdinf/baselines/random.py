@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay import OpenedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,16 +16,13 @@ class RandomBaseline:
 
     Attributes:
         seed: Of that generator.
+        title: Name of the values, for tables and axes.
     """
 
     seed: int = 0
-
-    @property
-    def title(self) -> str:
-        """What the values are."""
-        return "random order"
+    title = "random order"
 
     def rank(self, run: OpenedRun) -> Tensor:
-        """Values ``[N]`` in ``[-1, 0)``."""
+        """Return values ``[N]`` in ``[-1, 0)``."""
         generator = torch.Generator().manual_seed(self.seed)
         return torch.rand(run.examples, generator=generator, dtype=torch.float64) - 1

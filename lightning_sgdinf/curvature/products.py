@@ -1,8 +1,8 @@
 r"""The curvature of the mean training loss at a model, by its products.
 
-The mean is over all ``N`` training examples, :math:`F = \frac1N \sum_j l_j`, each :math:`l_j` what ``training_step``
-says of the example, in eval mode. Its curvature is the Hessian, or the generalised Gauss-Newton matrix: with ``z`` the
-inputs of the loss functions, :math:`J = \partial z / \partial\theta`,
+The mean is over all ``N`` training examples, :math:`F = \frac1N \sum_j l_j`, each :math:`l_j` the loss that
+``training_step`` gives the example, in eval mode. Its curvature is the Hessian, or the generalised Gauss-Newton matrix:
+with ``z`` the inputs of the loss functions, :math:`J = \partial z / \partial\theta`,
 
 .. math:: G = J^T \frac{\partial^2 F}{\partial z^2} J + \frac{\partial^2 F}{\partial\theta^2}\Big|_z,
 
@@ -29,9 +29,9 @@ from lightning_sgdinf.adjoint.step import TOGETHER
 from lightning_sgdinf.adjoint.vjp import pull_rows
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.kernels.intercept import Interceptor
-from lightning_sgdinf.log.records import Draw, MicroBatch, Step
+from lightning_sgdinf.log import Draw, MicroBatch, Step
+from lightning_sgdinf.replay import Objective
 from lightning_sgdinf.replay.losses import LOSSES
-from lightning_sgdinf.replay.objective import Objective
 
 Kind = Literal["hessian", "gauss_newton"]
 
@@ -43,7 +43,7 @@ class TrainingCurvature:
         objective: The opened model, with the parameters to look at loaded.
         like: A recorded step, for what ``training_step`` may ask the Trainer.
         examples: ``N``.
-        kind: Which curvature.
+        kind: Hessian or Gauss-Newton matrix.
         batch_size: Examples per pass.
         memory_bytes: Batches are kept in memory as far as this goes; the others are made anew for each product.
 
@@ -67,38 +67,38 @@ class TrainingCurvature:
         self._examples, self._kind = examples, kind
         self._random = random_state.capture()  # every pass over the data sees the same augmentation
         self._ids = torch.arange(examples).split(batch_size)
-        self._room = memory_bytes
+        self._memory_left = memory_bytes
         self._kept: dict[int, Any] = {}
         self._check_means()
 
     @property
     def batches(self) -> int:
-        """How many batches the training set is cut into."""
+        """Return the number of batches the training set is cut into."""
         return len(self._ids)
 
     def product(self, rows: Tensor) -> Tensor:
-        """The whole curvature times each row, ``[Q, P]``."""
+        """Multiply the whole curvature by each row, ``[Q, P]``."""
         total = torch.zeros_like(rows)
         for number, ids in enumerate(self._ids):
             total.add_(self.of_batch(rows, number), alpha=len(ids) / self._examples)
         return total
 
     def of_batch(self, rows: Tensor, number: int) -> Tensor:
-        """The curvature of one batch's mean loss times each row, ``[Q, P]``."""
+        """Multiply the curvature of one batch's mean loss by each row, ``[Q, P]``."""
         if self._kind == "gauss_newton":
             return self._gauss_newton(rows, number)
         return self._objective.vector.join_rows(self._second_order(rows, number, curvature=True)[1])
 
     def slopes(self, rows: Tensor) -> Tensor:
-        r""":math:`\langle\nabla l_j, row\rangle` for every example, ``[N, Q]`` in float64."""
-        found = torch.zeros(self._examples, len(rows), dtype=torch.float64)
+        r"""Compute :math:`\langle\nabla l_j, row\rangle` for every example, ``[N, Q]`` in float64."""
+        slopes = torch.zeros(self._examples, len(rows), dtype=torch.float64)
         for number, ids in enumerate(self._ids):
             shares = self._second_order(rows, number, curvature=False)[0]
-            found[ids] = shares.T.to("cpu", torch.float64) * len(ids)
-        return found
+            slopes[ids] = shares.T.to("cpu", torch.float64) * len(ids)
+        return slopes
 
     def _second_order(self, rows: Tensor, number: int, *, curvature: bool) -> tuple[Tensor, list[Tensor]]:
-        """Slopes ``[Q, B]`` of a batch, each example's share of the mean, and Hessian-vector products."""
+        """Compute slopes ``[Q, B]`` of a batch, each example's share of the mean, and Hessian-vector products."""
         objective = self._objective
         loss, weights = self._traced(number)
         first = FirstOrder(loss, weights, None, objective.gradient(loss, create_graph=True))
@@ -126,11 +126,11 @@ class TrainingCurvature:
         slopes = torch.autograd.grad(loss, [*cut.leaves, *parameters], create_graph=True, allow_unused=True)
         curved = _bent(slopes[:count], cut.leaves, forward)
         back = pull_rows(cut.values, parameters, curved, len(rows))
-        rest = _bent(slopes[count:], parameters, pushes)
-        return objective.vector.join_rows([a + b for a, b in zip(back, rest, strict=True)])
+        penalty = _bent(slopes[count:], parameters, pushes)
+        return objective.vector.join_rows([a + b for a, b in zip(back, penalty, strict=True)])
 
     def _traced(self, number: int, cut: _Cut | None = None) -> tuple[Tensor, Tensor]:
-        """The mean loss of a batch, and the weights that entered."""
+        """Compute the mean loss of a batch; return it and the weights that entered."""
         objective, ids = self._objective, self._ids[number]
         like = objective.parameters[0]
         weights = torch.ones(len(ids), dtype=like.dtype, device=like.device, requires_grad=True)
@@ -146,34 +146,34 @@ class TrainingCurvature:
         if number not in self._kept:
             batch = self._objective.batch(self._step, micro)
             size = sum(t.numel() * t.element_size() for t in tree_leaves(batch) if isinstance(t, Tensor))
-            if size > self._room:
+            if size > self._memory_left:
                 return batch
-            self._room -= size
+            self._memory_left -= size
             self._kept[number] = batch
         return self._kept[number]
 
     def _check_means(self) -> None:
-        """Hold the first example's gradient as a member of its batch against that by itself."""
+        """Compare the first example's gradient as a member of its batch with that by itself."""
         first = self._ids[0]
         if len(first) == 1:
             return
         whole, self._ids = self._ids, first[:1].split(1)
-        loss, _ = self._traced(0)
-        alone = self._objective.vector.join(_filled(self._objective.gradient(loss), self._objective.parameters))[None]
-        own = float(self._second_order(alone, 0, curvature=False)[0])
+        objective, (loss, _) = self._objective, self._traced(0)
+        alone = objective.vector.join(zeros_for_none(objective.gradient(loss), objective.parameters))[None]
+        slope_alone = float(self._second_order(alone, 0, curvature=False)[0])
         self._kept.clear()
         self._ids = whole
-        found = float(self._second_order(alone, 0, curvature=False)[0][0, 0]) * len(first)
-        if not math.isfinite(own):
+        slope_in_batch = float(self._second_order(alone, 0, curvature=False)[0][0, 0]) * len(first)
+        if not math.isfinite(slope_alone):
             raise NonFiniteError(
                 f"the final model's loss on training example {int(first[0])} has no finite gradient; influence needs a "
                 "finite model"
             )
-        if not abs(found - own) <= 1e-3 * max(abs(own), abs(found)):
+        if not abs(slope_in_batch - slope_alone) <= 1e-3 * max(abs(slope_alone), abs(slope_in_batch)):
             raise ConfigurationError(
                 f"the loss of a batch is not the mean of its examples' losses (slope of example {int(first[0])}: "
-                f"{own:.3g} by itself, {found:.3g} in a batch of {len(first)}): class weights, a sum, or rows that see "
-                "each other. Use batch_size=1."
+                f"{slope_alone:.3g} by itself, {slope_in_batch:.3g} in a batch of {len(first)}): class weights, a sum, "
+                "or rows that see each other. Use batch_size=1."
             )
 
 
@@ -182,7 +182,7 @@ class _Cut:
 
     Attributes:
         values: The inputs, with the network's graph.
-        leaves: What the loss was computed from.
+        leaves: Copies of them, from which the loss was computed.
     """
 
     def __init__(self) -> None:
@@ -190,11 +190,11 @@ class _Cut:
         self.leaves: list[Tensor] = []
 
     def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """In place of a call of a loss function."""
+        """Call a loss function at leaves in the place of its inputs."""
         return func(*(self.apply(a) for a in args), **{k: self.apply(v) for k, v in kwargs.items()})
 
     def apply(self, value: Any) -> Any:
-        """A leaf in the place of a tensor that carries a gradient; anything else as it is."""
+        """Return a leaf in the place of a tensor that carries a gradient; anything else as it is."""
         if not isinstance(value, Tensor) or not value.requires_grad:
             return value
         self.values.append(value)
@@ -212,10 +212,11 @@ def _cut_output(part: nn.Module, cut: _Cut) -> Iterator[None]:
 
 
 def _bent(slopes: Sequence[Tensor | None], at: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
-    """Slopes, linear or not, differentiated once more: ``[Q, *shape]`` per tensor of ``at``."""
+    """Differentiate slopes, linear or not, once more: ``[Q, *shape]`` per tensor of ``at``."""
     pairs = [(s, r.to(s.dtype)) for s, r in zip(slopes, rows, strict=True) if s is not None and s.requires_grad]
     return pull_rows([s for s, _ in pairs], at, [r for _, r in pairs], len(rows[0]), keep=True)
 
 
-def _filled(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+def zeros_for_none(grads: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """Return gradients, zeros where there is none."""
     return [torch.zeros_like(p) if g is None else g for g, p in zip(grads, like, strict=True)]

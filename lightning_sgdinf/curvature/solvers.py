@@ -38,7 +38,7 @@ class System:
     Attributes:
         curvature: Products with ``C``: from ``[Q, P]`` to ``[Q, P]``.
         of_batch: Products with the curvature of one batch, whose mean is ``C``: from ``[Q, P]`` and its number.
-        batches: How many batches there are.
+        batches: Number of batches.
         damping: :math:`\lambda \ge 0`.
     """
 
@@ -48,25 +48,25 @@ class System:
     damping: float
 
     def apply(self, x: Tensor) -> Tensor:
-        r""":math:`(C + \lambda I)\,x`."""
+        r"""Return :math:`(C + \lambda I)\,x`."""
         return self.curvature(x).add(x, alpha=self.damping)
 
     def apply_batch(self, x: Tensor, number: int) -> Tensor:
-        r"""The same with one batch's curvature in the place of ``C``."""
+        r"""Return the same with one batch's curvature in the place of ``C``."""
         return self.of_batch(x, number).add(x, alpha=self.damping)
 
     def residual(self, x: Tensor, b: Tensor) -> float:
-        r"""Largest :math:`\lVert b - (C + \lambda I)x\rVert / \lVert b\rVert` of any right-hand side."""
+        r"""Return the largest :math:`\lVert b - (C + \lambda I)x\rVert / \lVert b\rVert` of any right-hand side."""
         return float(_relative(b - self.apply(x), b).max())
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """What a solver found.
+    """An approximate solution of a `System`.
 
     Attributes:
         values: ``x``, ``[Q, P]``.
-        iterations: How many it took; 0 for a direct solver.
+        iterations: Number of iterations; 0 for a direct solver.
         residual: Largest relative residual of any right-hand side, measured at the end.
     """
 
@@ -79,7 +79,7 @@ class Solver(Protocol):
     """Solves a `System`."""
 
     def solve(self, system: System, b: Tensor) -> Solution:
-        """The solution for right-hand sides ``[Q, P]``.
+        """Solve for right-hand sides ``[Q, P]``.
 
         Raises:
             DivergenceError: It did not get there.
@@ -104,7 +104,7 @@ class ConjugateGradient:
         _require("ConjugateGradient(max_iterations)", self.max_iterations >= 1, ">= 1", self.max_iterations)
 
     def solve(self, system: System, b: Tensor) -> Solution:
-        """See `Solver.solve`; negative curvature is an error of its own."""
+        """Solve; see `Solver.solve`. Negative curvature is an error of its own."""
         x = torch.zeros_like(b)
         r, p = b.clone(), b.clone()
         square = (r * r).sum(1, keepdim=True)
@@ -147,7 +147,7 @@ class Dense:
     max_parameters: int = 10_000
 
     def solve(self, system: System, b: Tensor) -> Solution:
-        """See `Solver.solve`; an indefinite system is solved, too."""
+        """Solve; see `Solver.solve`. An indefinite system is solved, too."""
         size = b.shape[1]
         if size > self.max_parameters:
             raise ConfigurationError(
@@ -190,19 +190,19 @@ class Lissa:
         _require("Lissa(scale)", self.scale is None or self.scale > 0, "None or > 0", self.scale)
 
     def solve(self, system: System, b: Tensor) -> Solution:
-        """See `Solver.solve`."""
+        """Solve; see `Solver.solve`."""
         generator = torch.Generator().manual_seed(self.seed)
         scale = self.scale
         if scale is None:
-            scale = 1.5 * (_largest(system.curvature, b) + system.damping)
+            scale = 1.5 * (extreme_eigenvalues(system.curvature, b)[1] + system.damping)
         total = torch.zeros_like(b)
         for _ in range(self.repeats):
             x = b / scale
             for iteration in range(self.depth):
                 number = int(torch.randint(system.batches, (), generator=generator))
-                rest = b - system.apply_batch(x, number)
-                _check_growth("LiSSA", iteration, rest, b, system, f", or a larger scale than {scale:.3g}")
-                x = x + rest / scale
+                residuals = b - system.apply_batch(x, number)
+                _check_growth("LiSSA", iteration, residuals, b, system, f", or a larger scale than {scale:.3g}")
+                x = x + residuals / scale
             total += x
         x = total / self.repeats
         residual = system.residual(x, b)
@@ -222,7 +222,7 @@ class MomentumDescent:
         lr: Step size, > 0.
         momentum: In ``[0, 1)``.
         epochs: Passes over the batches, at least 1.
-        start: Where from: ``"query"`` is ``b``.
+        start: Initial ``x``: ``"query"`` is ``b``.
     """
 
     lr: float = 0.01
@@ -237,7 +237,7 @@ class MomentumDescent:
         _require("MomentumDescent(start)", self.start in ("query", "zero"), "'query' or 'zero'", self.start)
 
     def solve(self, system: System, b: Tensor) -> Solution:
-        """See `Solver.solve`."""
+        """Solve; see `Solver.solve`."""
         x = b.clone() if self.start == "query" else torch.zeros_like(b)
         velocity = torch.zeros_like(b)
         for iteration in range(self.epochs * system.batches):
@@ -252,7 +252,7 @@ class MomentumDescent:
 
 
 def extreme_eigenvalues(curvature: Callable[[Tensor], Tensor], like: Tensor) -> tuple[float, float]:
-    """Estimates of a symmetric operator's smallest and largest eigenvalue, by power iterations.
+    """Estimate a symmetric operator's smallest and largest eigenvalue by power iterations.
 
     Args:
         curvature: Products with it, from ``[1, P]`` to ``[1, P]``.
@@ -266,12 +266,8 @@ def extreme_eigenvalues(curvature: Callable[[Tensor], Tensor], like: Tensor) -> 
     return min(far, other), max(far, other)
 
 
-def _largest(curvature: Callable[[Tensor], Tensor], like: Tensor) -> float:
-    return extreme_eigenvalues(curvature, like)[1]
-
-
 def _power(operator: Callable[[Tensor], Tensor], like: Tensor) -> float:
-    """The eigenvalue of largest magnitude."""
+    """Estimate the eigenvalue of largest magnitude."""
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(1, like.shape[1], generator=generator, dtype=torch.float64).to(like)
     value = 0.0
@@ -285,16 +281,16 @@ def _power(operator: Callable[[Tensor], Tensor], like: Tensor) -> float:
     return value
 
 
-def _relative(rest: Tensor, b: Tensor) -> Tensor:
-    return rest.norm(dim=1) / b.norm(dim=1).clamp_min(torch.finfo(b.dtype).tiny)
+def _relative(residuals: Tensor, b: Tensor) -> Tensor:
+    return residuals.norm(dim=1) / b.norm(dim=1).clamp_min(torch.finfo(b.dtype).tiny)
 
 
 def _worst(square: Tensor, b: Tensor) -> float:
     return float((square[:, 0].sqrt() / b.norm(dim=1)).max())
 
 
-def _check_growth(what: str, iteration: int, rest: Tensor, b: Tensor, system: System, or_else: str) -> None:
-    residual = float(_relative(rest, b).max())
+def _check_growth(what: str, iteration: int, residuals: Tensor, b: Tensor, system: System, or_else: str) -> None:
+    residual = float(_relative(residuals, b).max())
     if not residual <= GROWTH:  # NaN compares false with everything
         raise _diverged(f"{what} diverged", iteration, residual, system, b, or_else)
 
@@ -308,15 +304,15 @@ def _diverged(
     or_else: str = "",
     met: float = math.inf,
 ) -> DivergenceError:
-    """The error, with what to try: that takes some sixty more products. ``met``: a curvature along some direction."""
-    found = f"{what}: iteration {iteration}, relative residual {residual:.1e}, damping {system.damping:.3g}."
+    """Make the error with a damping to try, by some sixty products; ``met``: a curvature along some direction."""
+    outcome = f"{what}: iteration {iteration}, relative residual {residual:.1e}, damping {system.damping:.3g}."
     low, high = extreme_eigenvalues(system.curvature, b)
     low = min(low, met)  # power iterations seldom find the smallest of eigenvalues near 0
     if not (math.isfinite(low) and math.isfinite(high)):
-        return DivergenceError(f"{found} The curvature itself is not finite: the final model gives NaN or infinity.")
+        return DivergenceError(f"{outcome} The curvature itself is not finite: the final model gives NaN or infinity.")
     wanted = 2 * abs(low) if low + system.damping <= 0 else max(10 * system.damping, high / 1000)
     advice = f"The curvature's eigenvalues reach from about {low:.3g} to {high:.3g}: try damping={wanted:.2g}{or_else}"
-    return DivergenceError(f"{found} {advice}.")
+    return DivergenceError(f"{outcome} {advice}.")
 
 
 def _require(name: str, fine: bool, wanted: str, got: object) -> None:

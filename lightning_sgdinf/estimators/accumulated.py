@@ -11,8 +11,9 @@ occurrence of ``j`` its curvature still counts the example. Equal to real remova
 optimizer that is linear in the gradient (SGD with momentum, weight decay ...).
 
 Works forwards, with one state per example that has been drawn: ``[N, P]`` numbers and as many again for each tensor
-of the optimizer. What does not fit into the runner's ``memory_bytes`` is done in several passes over the run. Cost of a
-step: one Hessian-vector product per example drawn so far, and two more per example of the batch. For small models.
+of the optimizer. Examples that do not fit into the runner's ``memory_bytes`` together take several passes over the run.
+Cost of a step: one Hessian-vector product per example drawn so far, and two more per example of the batch. For small
+models.
 
 Not for models with BatchNorm in training mode (running statistics are not carried), nor for averaged weights.
 
@@ -38,16 +39,14 @@ from lightning_sgdinf.adjoint.query_gradient import BoundQuery
 from lightning_sgdinf.adjoint.second_order import FirstOrder
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError, UnsupportedRunError
 from lightning_sgdinf.estimators.direct import Estimate
-from lightning_sgdinf.log.records import MicroBatch, Step
-from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.log import MicroBatch, Step, Trajectory
+from lightning_sgdinf.replay import Objective, OpenedRun, Replayer
 from lightning_sgdinf.replay.counterfactual import stored_at_or_before
-from lightning_sgdinf.replay.objective import Objective
-from lightning_sgdinf.replay.opened import OpenedRun
-from lightning_sgdinf.replay.replayer import Replayer, refuse_changes
+from lightning_sgdinf.replay.replayer import refuse_changes
 from lightning_sgdinf.replay.states import rebuild
 from lightning_sgdinf.state import ModelState
 
-_say = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ class AccumulatedInfluence:
             )
 
     def estimate(self, run: OpenedRun, query: BoundQuery) -> Estimate:
-        """One forward pass over the run for as many examples as fit into memory, until all are done.
+        """Take one forward pass over the run for as many examples as fit into memory, until all are done.
 
         Raises:
             ConfigurationError: The states do not fit into memory; says how much they need.
@@ -100,48 +99,48 @@ class AccumulatedInfluence:
         return Estimate(values, (note,))
 
     def _plan(self, run: OpenedRun, count: int) -> tuple[str, int]:
-        """What will be needed, said before it is taken, and how many examples are done at once."""
-        state, room = run.final, run.memory_bytes
+        """Return a note on the memory needed, logged before it is taken, and the number of examples done at once."""
+        state = run.final
         tensors = 1 + max(
             (sum(v.shape == state.params[n].shape for v in s.values()) for n, s in state.optimizer.items()), default=0
         )
-        one = run.objective.parameters[0].element_size() * run.objective.vector.size * (2 * tensors + 2)
-        size = min(count, room // one)
+        example_bytes = run.objective.parameters[0].element_size() * run.objective.vector.size * (2 * tensors + 2)
+        size = min(count, run.memory_bytes // example_bytes)
         passes = -(-count // size) if size else 0
         if not 1 <= passes <= self.max_passes:
             raise ConfigurationError(
                 f"AccumulatedInfluence: {count:,} examples of {run.objective.vector.size:,} parameters need "
-                f"{count * one / 2**30:.1f} GiB at once; with memory_bytes={room:,} they would take "
-                f"{-(-count * one // room):,} passes over the run, and max_passes is "
+                f"{count * example_bytes / 2**30:.1f} GiB at once; with memory_bytes={run.memory_bytes:,} they would "
+                f"take {-(-count * example_bytes // run.memory_bytes):,} passes over the run, and max_passes is "
                 f"{self.max_passes}. Give InfluenceRunner more memory_bytes, or use SgdInfluence."
             )
         note = (
-            f"One state per example, {count * one / 2**20:.1f} MiB in all: {size:,} examples at once, "
+            f"One state per example, {count * example_bytes / 2**20:.1f} MiB in all: {size:,} examples at once, "
             f"{passes} pass{'es' if passes > 1 else ''} over the run."
         )
-        _say.info("AccumulatedInfluence: %s", note)
+        logger.info("AccumulatedInfluence: %s", note)
         return note, size
 
 
 def linear_changes(run: OpenedRun, query: BoundQuery, moved: Tensor) -> Tensor:
-    """Changes of the queries to first order, float64 ``[J, Q]``, for parameters displaced by ``[J, P]``."""
+    """Return the changes of the queries to first order, float64 ``[J, Q]``, for parameters displaced by ``[J, P]``."""
     return (moved.double() @ query.at_model(run)[1].params.double().T).cpu()
 
 
 def evaluated_changes(run: OpenedRun, query: BoundQuery, moved: Tensor) -> Tensor:
-    """Changes of the queries themselves, float64 ``[J, Q]``, for parameters displaced by ``[J, P]``."""
+    """Return the changes of the queries themselves, float64 ``[J, Q]``, for parameters displaced by ``[J, P]``."""
     vector, model = run.objective.vector, run.model
     base = query.value(model)
     end = vector.join([model.params[n] for n in vector.names]).to(moved)
-    found = []
+    changes = []
     for row in moved:
         params = dict(zip(vector.names, vector.split(end + row), strict=True))
-        found.append(query.value(ModelState(params=params, buffers=model.buffers)) - base)
-    return torch.stack(found)
+        changes.append(query.value(ModelState(params=params, buffers=model.buffers)) - base)
+    return torch.stack(changes)
 
 
 def displacements(log: Trajectory, objective: Objective, examples: Tensor, first: Tensor) -> Tensor:
-    """How far the final parameters of the linearised leave-one-out runs lie from the recorded ones.
+    """Return the displacement of the linearised leave-one-out runs' final parameters from the recorded ones.
 
     Args:
         log: The record.
@@ -182,7 +181,7 @@ def _advance(
     known: int,
     begun: int,
 ) -> Tangent:
-    """One step of the first ``begun`` rows, of which ``known`` had departed from the recorded run before."""
+    """Take a step with the first ``begun`` rows, of which ``known`` had departed from the recorded run before."""
     vector, device = objective.vector, objective.host.device
     if device.type != "cpu":
         before = before.map(lambda v: v.to(device) if v.ndim else v)  # counters stay where optimizers want them
@@ -190,7 +189,7 @@ def _advance(
     grads: list[Tensor | None] = [None] * len(objective.parameters)
     rows = tangent.rows(slice(0, begun))
     change: Tensor | None = None
-    own: dict[int, Tensor] = {}
+    example_gradients: dict[int, Tensor] = {}
     for micro in step.micro_batches:
         first = _traced(objective, step, micro, objective.batch(step, micro))
         grads = [_sum(a, b) for a, b in zip(grads, first.grads, strict=True)]
@@ -201,22 +200,22 @@ def _advance(
         drawn = [(i, row_of[j]) for i, j in enumerate(micro.example_ids.tolist()) if j in row_of]
         if not drawn:
             continue
-        positions, which = (torch.tensor(v, device=change.device) for v in zip(*drawn, strict=True))
+        positions, drawn_rows = (torch.tensor(v, device=change.device) for v in zip(*drawn, strict=True))
         gradients = own_gradients(objective, first, positions)
-        for row, gradient in zip(which.tolist(), gradients, strict=True):
-            own[row] = own[row] + gradient if row in own else gradient
-        back = which < known
-        if bool(back.any()):
-            less = own_hessian_rows(objective, first, positions[back], rows.params[which[back]])
-            change.index_add_(0, which[back], less, alpha=-1)
+        for row, gradient in zip(drawn_rows.tolist(), gradients, strict=True):
+            example_gradients[row] = example_gradients[row] + gradient if row in example_gradients else gradient
+        departed = drawn_rows < known
+        if bool(departed.any()):
+            less = own_hessian_rows(objective, first, positions[departed], rows.params[drawn_rows[departed]])
+            change.index_add_(0, drawn_rows[departed], less, alpha=-1)
     assert change is not None
     taken = take_step(rule, vector, before, grads, step)
     if not rule.needs_gradient and step.clip is None:  # the step is linear in the gradient
-        for row, gradient in own.items():
+        for row, gradient in example_gradients.items():
             change[row] -= gradient
         return LinearStep(taken).push(rows, change)
     after = LinearStep(taken).push(rows, change)
-    for row, gradient in own.items():
+    for row, gradient in example_gradients.items():
         left = [_less(g, part) for g, part in zip(grads, vector.split(gradient), strict=True)]
         other = take_step(rule, vector, before, left, step)
         here = slice(row, row + 1)
@@ -240,7 +239,7 @@ def _traced(objective: Objective, step: Step, micro: MicroBatch, batch: Any) -> 
 
 
 def _written(tangent: Tangent, moved: Tangent, begun: int) -> Tangent:
-    """The first rows replaced; optimizer state appears with the first step that has some."""
+    """Replace the first rows; optimizer state appears with the first step that has some."""
     tangent.params[:begun] = moved.params
     optimizer = {k: tangent.optimizer.get(k, torch.zeros_like(tangent.params)) for k in moved.optimizer}
     for key, value in moved.optimizer.items():
@@ -249,7 +248,7 @@ def _written(tangent: Tangent, moved: Tangent, begun: int) -> Tangent:
 
 
 def first_steps(log: Trajectory, examples: int) -> Tensor:
-    """The step at which each example is drawn first, int64 ``[N]``; ``T`` if never."""
+    """Return the step at which each example is drawn first, int64 ``[N]``; ``T`` if never."""
     first = torch.full((examples,), len(log))
     for step in log.steps(len(log), 0):
         first[torch.tensor(step.example_ids)] = step.index
@@ -257,7 +256,7 @@ def first_steps(log: Trajectory, examples: int) -> Tensor:
 
 
 def _forwards(log: Trajectory, objective: Objective, start: int) -> Iterator[tuple[Step, ModelState]]:
-    """Steps and the states they were taken from; states that are not stored are rebuilt."""
+    """Yield steps and the states they were taken from; states that are not stored are rebuilt."""
     stored = set(log.state_indices.tolist())
     begin = stored_at_or_before(log, start)
     replayer, state, previous = Replayer(log, objective), log.state(begin), None

@@ -1,6 +1,6 @@
-"""What an estimator is: what to do at each replayed step.
+"""The protocol of estimators that walk along the run.
 
-All estimators share one walk, from the run's end towards its beginning, that hands them an adjoint and takes back the
+They share one walk, from the run's end towards its beginning, that hands them an adjoint and takes back the
 adjoint for the step before and the slopes of the step's examples. A score is minus the sum of an example's slopes: the
 change of the query had the example been left out.
 """
@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from lightning_sgdinf.adjoint.adjoint import Adjoint
 from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.log import Trajectory
 from lightning_sgdinf.renamed import warn_renamed
 
 
@@ -26,17 +26,15 @@ class Estimator(Protocol):
 
     @property
     def exact(self) -> bool:
-        """Whether slopes are the derivative of the recorded run over the visited steps (then central differences must
-        agree)."""
+        """Return whether slopes are the derivative of the run over the visited steps, as central differences show."""
         ...
 
     def first_step(self, log: Trajectory) -> int:
-        """The earliest step the walk visits."""
+        """Return the earliest step the walk visits."""
         ...
 
     def state_for(self, step: int, log: Trajectory) -> int:
-        """Index of the state at which a step is to be differentiated: the step's own index unless parameters are
-        frozen."""
+        """Return the index of the state to differentiate a step at: its own index unless parameters are frozen."""
         ...
 
     def visit(self, at: AdjointStep, adjoint: Adjoint) -> PulledStep:
@@ -49,14 +47,30 @@ class Estimator(Protocol):
             adjoint: As returned for the step after, or the gradient of the queries at the end of the run.
 
         Returns:
-            What ``at.pull`` returns, with another adjoint for the step before or other slopes if the method has its
+            The result of ``at.pull``, with another adjoint for the step before or other slopes if the method has its
             own.
         """
         ...
 
 
+class WholeRun:
+    """A part of estimators that visit all steps and differentiate each at its recorded state."""
+
+    __slots__ = ()
+
+    def first_step(self, log: Trajectory) -> int:
+        """Return 0."""
+        del log
+        return 0
+
+    def state_for(self, step: int, log: Trajectory) -> int:
+        """Return the step's own index."""
+        del log
+        return step
+
+
 def check_curvature_scale(estimator: object, scale: float) -> None:
-    """Refuse what the Hessian term cannot be multiplied by.
+    """Refuse a factor that the Hessian term cannot have.
 
     Raises:
         ConfigurationError: It is negative or not finite.

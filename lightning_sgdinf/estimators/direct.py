@@ -1,4 +1,4 @@
-"""What an estimator is that does not walk backwards: it is shown the run and the query, and answers at once."""
+"""The protocol of estimators that do not walk backwards: given run and query, they return all values at once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from lightning_sgdinf.adjoint.query_gradient import BoundQuery
-from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay import OpenedRun
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a `DirectEstimator` comes to.
+    """The result of a `DirectEstimator`.
 
     Attributes:
         values: Estimated change of each query had the example been left out, ``[N, Q]``.
@@ -29,7 +29,7 @@ class DirectEstimator(Protocol):
     """Estimates the change of the queries for every example without the walk backwards."""
 
     def estimate(self, run: OpenedRun, query: BoundQuery) -> Estimate:
-        """Return the estimate.
+        """Return the estimated changes.
 
         Args:
             run: The recorded run; ``run.memory_bytes`` bounds what may be held.

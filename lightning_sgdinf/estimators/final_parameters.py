@@ -20,8 +20,8 @@ from lightning_sgdinf.adjoint.adjoint import Adjoint
 from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.estimators.base import check_curvature_scale
-from lightning_sgdinf.log.trajectory import Trajectory
-from lightning_sgdinf.replay.epochs import epoch_start
+from lightning_sgdinf.log import Trajectory
+from lightning_sgdinf.replay import epoch_start
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,29 +29,26 @@ class FinalParameters:
     """SGD-influence from final parameters only.
 
     Attributes:
-        epochs: How many of the last epochs are retraced (1 in the reference), at least 1.
-        curvature_scale: What the Hessian term is multiplied by, at least 0.
+        epochs: Number of last epochs that are replayed (1 in the reference), at least 1.
+        curvature_scale: Factor of the Hessian term, at least 0.
+        exact: False.
     """
 
     epochs: int = 1
     curvature_scale: float = 1.0
+    exact = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ConfigurationError(f"FinalParameters(epochs): expected epochs >= 1, got {self.epochs}")
         check_curvature_scale(self, self.curvature_scale)
 
-    @property
-    def exact(self) -> bool:
-        """No."""
-        return False
-
     def first_step(self, log: Trajectory) -> int:
-        """The first step of the last epochs."""
+        """Return the first step of the last epochs."""
         return epoch_start(log, self.epochs)
 
     def state_for(self, step: int, log: Trajectory) -> int:
-        """The last."""
+        """Return the index of the last state."""
         del step
         return len(log)
 

@@ -9,11 +9,11 @@ with ``C`` the Hessian of ``F`` or its Gauss-Newton matrix, one solve per query.
 negative value goes down without the example. Cost: the solver's number of products, each about three passes over the
 training set, and one pass for all the slopes.
 
-What enters :math:`l_j` is what the example's weight enters: penalties that are part of ``training_step``'s loss are in
-``C``, and in :math:`\nabla l_j` where ``per_example_loss`` counts them to the examples. Weight decay of the optimizer
-is not in the loss: add its coefficient to ``damping``. The comparison in the SGD-influence paper takes ``C`` and
-:math:`\nabla l_j` without the penalty and puts its strength in the damping: pass a model without penalty to the runner
-and ``KohLiang(MomentumDescent(), damping=strength)``.
+To :math:`l_j` belongs all that the example's weight multiplies: penalties that are part of ``training_step``'s loss are
+in ``C``, and in :math:`\nabla l_j` where ``per_example_loss`` counts them to the examples. Weight decay of the
+optimizer is not in the loss: add its coefficient to ``damping``. The comparison in the SGD-influence paper takes ``C``
+and :math:`\nabla l_j` without the penalty and puts its strength in the damping: pass a model without penalty to the
+runner and ``KohLiang(MomentumDescent(), damping=strength)``.
 
 Buffers are constants (BatchNorm in eval mode). Not exact for any run that did not converge, and for a model that is not
 convex the answer is that of a damped, local approximation: see `lightning_sgdinf.estimators.SgdInfluence` for this run.
@@ -28,11 +28,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lightning_sgdinf.adjoint.query_gradient import BoundQuery
-from lightning_sgdinf.curvature.products import Kind, TrainingCurvature
-from lightning_sgdinf.curvature.solvers import ConjugateGradient, Solver, System
+from lightning_sgdinf.curvature import ConjugateGradient, Solver, System, TrainingCurvature
+from lightning_sgdinf.curvature.products import Kind
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.estimators.direct import Estimate
-from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay import OpenedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class KohLiang:
             depth: 5000
 
     Attributes:
-        solver: How the system is solved.
+        solver: Solves the system.
         damping: Added to the curvature's diagonal, at least 0. A network's Hessian needs some; a strictly convex loss
             needs none.
         curvature: ``"hessian"``, or ``"gauss_newton"``, which is never negative.

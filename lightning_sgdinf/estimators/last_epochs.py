@@ -9,13 +9,13 @@ from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.estimators.base import Estimator
 from lightning_sgdinf.estimators.sgd_influence import SgdInfluence
-from lightning_sgdinf.log.trajectory import Trajectory
-from lightning_sgdinf.replay.epochs import epoch_start
+from lightning_sgdinf.log import Trajectory
+from lightning_sgdinf.replay import epoch_start
 
 
 @dataclass(frozen=True, slots=True)
 class LastEpochs:
-    """An estimator that only retraces the last epochs ("Proposed (Approx.)" of Hara et al. with ``n=1``).
+    """An estimator that only replays the last epochs ("Proposed (Approx.)" of Hara et al. with ``n=1``).
 
     It is the exact effect of leaving an example out of the last ``n`` epochs only. Needs the states of those alone
     (``keep="last_epochs(n)"``), and costs ``n`` epochs' share of the whole walk.
@@ -30,8 +30,8 @@ class LastEpochs:
             curvature_scale: 1.0
 
     Attributes:
-        n: How many epochs, at least 1.
-        inner: What is done at each of their steps.
+        n: Number of epochs, at least 1.
+        inner: The estimator that visits each of their steps.
     """
 
     n: int = 1
@@ -43,17 +43,17 @@ class LastEpochs:
 
     @property
     def exact(self) -> bool:
-        """As the inner estimator."""
+        """Return True if the inner estimator is exact."""
         return self.inner.exact
 
     def first_step(self, log: Trajectory) -> int:
-        """The first step of the last ``n`` epochs."""
+        """Return the first step of the last ``n`` epochs."""
         return max(epoch_start(log, self.n), self.inner.first_step(log))
 
     def state_for(self, step: int, log: Trajectory) -> int:
-        """As the inner estimator."""
+        """Return the state of the inner estimator."""
         return self.inner.state_for(step, log)
 
     def visit(self, at: AdjointStep, adjoint: Adjoint) -> PulledStep:
-        """As the inner estimator."""
+        """Visit by the inner estimator."""
         return self.inner.visit(at, adjoint)

@@ -2,7 +2,7 @@ r"""SGD-influence without its Hessian term.
 
 The adjoint is moved by the optimizer's own part only (momentum, weight decay, moments), never by :math:`H_t\,push`. For
 plain SGD it stays the query's gradient at the end of the run, and the score is :math:`\sum_t (\eta_t/|S_t|)
-\langle\nabla q(\theta_T), \nabla l_j(\theta_t)\rangle`: what the reference code calls ``nohess``.
+\langle\nabla q(\theta_T), \nabla l_j(\theta_t)\rangle`: ``nohess`` in the reference code.
 
 It is `SgdInfluence` with ``curvature_scale=0``, by its own name.
 
@@ -16,27 +16,18 @@ from dataclasses import dataclass
 
 from lightning_sgdinf.adjoint.adjoint import Adjoint
 from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
-from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.estimators.base import WholeRun
 
 
 @dataclass(frozen=True, slots=True)
-class NoHessian:
-    """SGD-influence with the Hessian-vector product left out; see the module's text."""
+class NoHessian(WholeRun):
+    """SGD-influence with the Hessian-vector product left out; see the module's text.
 
-    @property
-    def exact(self) -> bool:
-        """No."""
-        return False
+    Attributes:
+        exact: False.
+    """
 
-    def first_step(self, log: Trajectory) -> int:
-        """All steps."""
-        del log
-        return 0
-
-    def state_for(self, step: int, log: Trajectory) -> int:
-        """The step's own."""
-        del log
-        return step
+    exact = False
 
     def visit(self, at: AdjointStep, adjoint: Adjoint) -> PulledStep:
         """Pull the adjoint through the optimizer only."""

@@ -10,16 +10,15 @@ from torch import Tensor
 
 from lightning_sgdinf.adjoint.query_gradient import BoundQuery
 from lightning_sgdinf.estimators.direct import Estimate
-from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.log import Trajectory
 from lightning_sgdinf.renamed import warn_renamed
-from lightning_sgdinf.replay.objective import Objective
-from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay import Objective, OpenedRun
 from lightning_sgdinf.state import ModelState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A recorded run and what is asked of its final model, as `OpenedRun` and `BoundQuery` say it now.
+    """A recorded run and what is asked of its final model, now `OpenedRun` and `BoundQuery`.
 
     Attributes:
         log: The record.
@@ -54,7 +53,7 @@ class AnsweringEstimator:
         return repr(self.inner)
 
     def estimate(self, run: OpenedRun, query: BoundQuery) -> Estimate:
-        """Ask the estimator in its own way."""
+        """Estimate by the method ``answer``."""
         warn_renamed(f"{type(self.inner).__name__}.answer(question)", "estimate(run, query)")
         question = Question(
             log=run.log,

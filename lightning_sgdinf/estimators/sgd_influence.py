@@ -35,14 +35,13 @@ from torch import Tensor
 
 from lightning_sgdinf.adjoint.adjoint import Adjoint
 from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
-from lightning_sgdinf.estimators.base import check_curvature_scale
-from lightning_sgdinf.log.records import Step
-from lightning_sgdinf.log.trajectory import Trajectory
-from lightning_sgdinf.replay.replayer import Divisor
+from lightning_sgdinf.estimators.base import WholeRun, check_curvature_scale
+from lightning_sgdinf.log import Step
+from lightning_sgdinf.replay import Divisor
 
 
 @dataclass(frozen=True, slots=True)
-class SgdInfluence:
+class SgdInfluence(WholeRun):
     r"""SGD-influence over all steps.
 
     In Hydra::
@@ -51,10 +50,10 @@ class SgdInfluence:
           _target_: lightning_sgdinf.estimators.SgdInfluence
 
     Attributes:
-        divisor: What removal means: ``"kept"``, the batch mean still divides by :math:`|S_t|` (the reference);
+        divisor: Meaning of removal: ``"kept"``, the batch mean still divides by :math:`|S_t|` (the reference);
             ``"reduced"``, it divides by what is left, which for a mean loss makes the slope :math:`\langle\nabla l_j -
             \bar{\nabla l}, push\rangle / |S_t|`.
-        curvature_scale: What the Hessian term is multiplied by, at least 0; 1 is the exact derivative.
+        curvature_scale: Factor of the Hessian term, at least 0; 1 is the exact derivative.
     """
 
     divisor: Divisor = "kept"
@@ -65,18 +64,8 @@ class SgdInfluence:
 
     @property
     def exact(self) -> bool:
-        """Yes, for removal as counterfactual SGD defines it (divisor kept), with the Hessian term as it is."""
+        """Return True for removal as counterfactual SGD defines it (divisor kept), with the Hessian term unscaled."""
         return self.divisor == "kept" and self.curvature_scale == 1
-
-    def first_step(self, log: Trajectory) -> int:
-        """All steps."""
-        del log
-        return 0
-
-    def state_for(self, step: int, log: Trajectory) -> int:
-        """The step's own."""
-        del log
-        return step
 
     def visit(self, at: AdjointStep, adjoint: Adjoint) -> PulledStep:
         """Pull the adjoint through the whole step."""
@@ -85,7 +74,9 @@ class SgdInfluence:
 
 
 def centred(slopes: Tensor, step: Step) -> Tensor:
-    """Slopes less their mean over each micro-batch: the derivative of a weighted mean that divides by the sum of
-    weights."""
+    """Return slopes less their mean over each micro-batch.
+
+    That is the derivative of a weighted mean that divides by the sum of weights.
+    """
     parts = slopes.split([len(m.example_ids) for m in step.micro_batches], dim=1)
     return torch.cat([p - p.mean(dim=1, keepdim=True) for p in parts], dim=1)

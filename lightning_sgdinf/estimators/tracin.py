@@ -19,37 +19,24 @@ from dataclasses import dataclass, replace
 from lightning_sgdinf.adjoint.adjoint import Adjoint
 from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.estimators.base import WholeRun
 
 
 @dataclass(frozen=True, slots=True)
-class TracIn:
+class TracIn(WholeRun):
     """TracIn on the recorded steps.
 
     Attributes:
         every: Steps between two refreshes of the query's gradient; ``None`` refreshes at the last step of each epoch.
+        exact: False.
     """
 
     every: int | None = None
+    exact = False
 
     def __post_init__(self) -> None:
         if self.every is not None and self.every < 1:
             raise ConfigurationError(f"TracIn(every): expected None or a number of steps >= 1, got {self.every}")
-
-    @property
-    def exact(self) -> bool:
-        """No."""
-        return False
-
-    def first_step(self, log: Trajectory) -> int:
-        """All steps."""
-        del log
-        return 0
-
-    def state_for(self, step: int, log: Trajectory) -> int:
-        """The step's own."""
-        del log
-        return step
 
     def visit(self, at: AdjointStep, adjoint: Adjoint) -> PulledStep:
         """Score with the last refreshed gradient; the optimizer's memory of it is dropped."""

@@ -27,16 +27,16 @@ from lightning_sgdinf.truth.runs import Runs
 
 @dataclass(slots=True)
 class Refinement:
-    """What is known of all examples, on the way from estimate to truth.
+    """The values of all examples on the way from estimate to truth.
 
     Attributes:
         truth: Takes the runs.
         plan: Every single example.
-        values: The best that is known of each, float64 ``[N, Q]``.
-        verified: Which are measured, bool ``[N]``.
+        values: The best known value of each, float64 ``[N, Q]``.
+        verified: True where an example is measured, bool ``[N]``.
         column: The query whose ends matter.
         steps: Training steps of counterfactual runs so far.
-        forecast: Says what runs that stand before the same step will come to.
+        forecast: Forecasts the changes at the end of runs that stand before the same step.
     """
 
     truth: Counterfactuals
@@ -48,35 +48,35 @@ class Refinement:
     forecast: Callable[[Counterfactuals, Sequence[Runs]], list[Tensor]] = forecast
 
     def begin(self, count: int) -> list[Runs]:
-        """Runs of the examples at both ends, but for those that are measured."""
+        """Return the runs of the examples at both ends, but for those that are measured."""
         chosen = self.both_ends(range(len(self.values)), count)
         return list(self.truth.chunks(self.plan, [i for i in chosen if not self.verified[i]]))
 
     def both_ends(self, among: Sequence[int], count: int) -> list[int]:
-        """The examples with the smallest and the largest values among some, half of each."""
+        """Return the examples with the smallest and the largest values among some, half of each."""
         order = sorted(among, key=lambda i: (float(self.values[i, self.column]), i))
         low = min(count, len(order)) // 2
         return order[:low] + order[len(order) - (min(count, len(order)) - low) :]
 
     def count(self, steps: int) -> None:
-        """Book training steps."""
+        """Accumulate training steps."""
         self.steps += steps
 
     def finish(self, runs: Runs) -> None:
-        """Take runs to the end and book what they come to."""
+        """Take runs to the end and store their values as measured."""
         runs.advance(self.plan.stop, self.count)
         self.values[runs.numbers] = runs.values()[0]
         self.verified[runs.numbers] = True
 
 
 class Strategy(Protocol):
-    """Which examples to spend real runs on."""
+    """Chooses the examples to spend real runs on."""
 
     def spend(self, refinement: Refinement, budget: float) -> None:
         """Measure examples.
 
         Args:
-            refinement: What is known; what is measured is booked there.
+            refinement: The known values; measured ones are stored there.
             budget: Share of the cost of the full truth, in ``(0, 1]``.
         """
         ...
@@ -87,7 +87,7 @@ class Screening:
     """Runs to the end for the examples at both ends of the estimate, as many as the budget allows."""
 
     def spend(self, refinement: Refinement, budget: float) -> None:
-        """See `Strategy`."""
+        """Measure examples; see `Strategy`."""
         for runs in refinement.begin(_whole(budget * len(refinement.values))):
             refinement.finish(runs)
 
@@ -119,7 +119,7 @@ class Halving:
             )
 
     def spend(self, refinement: Refinement, budget: float) -> None:
-        """See `Strategy`."""
+        """Measure examples; see `Strategy`."""
         total = refinement.plan.stop
         rungs = sorted({min(max(round(r * total), 1), total - 1) for r in self.rungs}) if total > 1 else []
         first, *later = self._counts(len(refinement.values), budget, [0.0, *(r / total for r in rungs), 1.0])
@@ -136,8 +136,10 @@ class Halving:
             refinement.finish(runs)
 
     def _counts(self, examples: int, budget: float, marks: Sequence[float]) -> list[int]:
-        """How many runs to take on from each mark but the last, so that together they cost the budget: the same share
-        is given up at each."""
+        """Return the number of runs to continue from each mark but the last; together they cost the budget.
+
+        The same share is given up at each.
+        """
         runs, lengths = budget * examples, np.diff(marks)
 
         def stages(first: float, last: float) -> np.ndarray:
@@ -164,13 +166,13 @@ def refine(
     Args:
         scores: Any estimate of the change of the same queries.
         truth: The opened record; see `InfluenceRunner.truth`.
-        budget: What the runs may cost, as a share of measuring every example, in ``(0, 1]``.
-        strategy: Which examples to spend them on; `Halving` if ``None``.
+        budget: Allowed cost of the runs, as a share of measuring every example, in ``(0, 1]``.
+        strategy: Chooses the examples to spend them on; `Halving` if ``None``.
         query: The query whose ends matter; of measured examples all queries are.
 
     Returns:
-        The scores with what was measured in the place of what was estimated; ``verified`` says which those are, and
-        ``provenance["refined"]`` what it cost.
+        The scores, measured values in the place of estimates; ``verified`` says which those are, and
+        ``provenance["refined"]`` the cost.
 
     Raises:
         ConfigurationError: A budget out of range, or scores of other examples or queries.
@@ -221,12 +223,12 @@ def refine(
 
 
 def _whole(runs: float) -> int:
-    """A number of runs that costs no more; at least one for each end."""
+    """Round a number of runs down; at least one for each end."""
     return max(2, int(runs + 1e-9))
 
 
 def _largest(fits: Callable[[float], bool], low: float, high: float) -> float:
-    """The largest number in a range that fits, if smaller ones do."""
+    """Return the largest number in a range that fits, if smaller ones do."""
     if fits(high):
         return high
     for _ in range(50):

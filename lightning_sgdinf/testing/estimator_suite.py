@@ -27,7 +27,7 @@ class EstimatorSuite:
     """Tests of one estimator on a short run; see the module's text.
 
     Attributes:
-        estimator: What is tested.
+        estimator: The estimator to test.
         tolerance: Allowed relative error against central differences, for one that calls itself exact.
     """
 
@@ -35,23 +35,23 @@ class EstimatorSuite:
     tolerance: ClassVar[float] = 1e-6
 
     def test_scores_are_finite_and_not_all_zero(self) -> None:
-        """Something comes out."""
-        found = self._scores(small_run(), _losses)
-        assert bool(torch.isfinite(found).all())
-        assert found.abs().max() > 0, "no example has any influence"
+        """Check that the scores are numbers and not all zero."""
+        scores = self._scores(small_run(), _losses)
+        assert bool(torch.isfinite(scores).all())
+        assert scores.abs().max() > 0, "no example has any influence"
 
     def test_an_example_that_was_never_drawn_has_none(self) -> None:
-        """What took no part changed nothing."""
+        """Check that an example that took no part has score 0."""
         assert not self._scores(small_run(), _losses)[NEVER_DRAWN].any()
 
     def test_the_query_enters_linearly(self) -> None:
-        """Twice the query, twice the scores."""
+        """Check that twice the query has twice the scores."""
         run = small_run()
         once, twice = self._scores(run, _losses), self._scores(run, lambda z, y: 2 * _losses(z, y))
         assert (twice - 2 * once).abs().max() <= 1e-10 * once.abs().max()
 
     def test_queries_do_not_mix(self) -> None:
-        """Several queries in one walk score as each by itself."""
+        """Check that several queries in one walk score as each by itself."""
         run = small_run()
         together = self._scores(run, _losses)
         for column in range(together.shape[1]):
@@ -59,7 +59,7 @@ class EstimatorSuite:
             assert (together[:, column] - alone[:, 0]).abs().max() <= 1e-10 * together.abs().max(), column
 
     def test_an_exact_one_is_what_training_again_gives(self) -> None:
-        """Scores of an estimator that calls itself exact are the derivative of the run over the steps it visits."""
+        """Check that an estimator that calls itself exact is the derivative of the run over the steps it visits."""
         if isinstance(self.estimator, DirectEstimator) or not self.estimator.exact:
             return
         run = small_run()
@@ -91,6 +91,6 @@ class EstimatorSuite:
 
 
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Three queries: mean losses of parts of the validation set."""
+    """Compute three queries: mean losses of parts of the validation set."""
     each = F.cross_entropy(logits, labels, reduction="none")
     return torch.stack([each[:3].mean(), each[3:8].mean(), each[8:].mean()])

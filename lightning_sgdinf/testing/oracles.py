@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.log.records import Clip
+from lightning_sgdinf.log import Clip
 from lightning_sgdinf.testing.updates import FORMULAS, Formula, Memory
 
 Named = Mapping[str, Tensor]
@@ -26,11 +26,11 @@ Named = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """What one forward pass says, as functions of parameters and buffers (with their graph).
+    """Losses and buffers of one forward pass, as functions of parameters and buffers (with their graph).
 
     Attributes:
         each: Loss of each example of the batch, ``[B]``; the batch's loss is their mean plus ``rest``.
-        rest: What no example owns (penalties).
+        rest: The part that no example owns (penalties).
         buffers: Buffers after the pass; those it leaves alone may be missing.
     """
 
@@ -51,7 +51,7 @@ class UnrolledStep:
     Attributes:
         batches: Example ids of each micro-batch, int64 ``[B]``.
         groups: Names and hyper-parameters of each param group at this step.
-        accumulation: What each micro-batch's loss is divided by.
+        accumulation: Divisor of each micro-batch's loss.
         clip: Gradient clipping, if any.
         average: ``(a, b)`` if ``average <- a * average + b * (parameters and buffers)`` after the step.
     """
@@ -70,13 +70,13 @@ class UnrolledRun:
     Attributes:
         params: Initial parameters.
         buffers: Initial buffers of floating point.
-        steps: What was done.
+        steps: The optimizer steps.
         forward: The model and its loss.
         query: ``(parameters, buffers)`` at the end to the queries ``[Q]``; it is given the averages if there are any.
         optimizer: Class name, one of `FORMULAS`, or a formula.
         divisor: ``"kept"``, losses are divided by the batch's size; ``"reduced"``, by the sum of its weights.
-        average_buffers: Whether averages are taken of buffers, too; otherwise the query gets the last ones.
-        curvature_scale: What the dependence of each pass on the parameters is multiplied by when the whole is
+        average_buffers: True if averages are taken of buffers, too; otherwise the query gets the last ones.
+        curvature_scale: Factor of the dependence of each pass on the parameters when the whole is
             differentiated; the passes' values do not change.
     """
 
@@ -92,7 +92,7 @@ class UnrolledRun:
 
 
 def unrolled_scores(run: UnrolledRun, examples: int, *, first_step: int = 0) -> Tensor:
-    """Scores by autograd through the whole training.
+    """Compute scores by autograd through the whole training.
 
     Args:
         run: The training, written out.
@@ -102,7 +102,7 @@ def unrolled_scores(run: UnrolledRun, examples: int, *, first_step: int = 0) -> 
     Returns:
         Scores ``[N, Q]``; an example that was never drawn has 0.
     """
-    weights = torch.ones(examples, dtype=_dtype(run), requires_grad=True)
+    weights = torch.ones(examples, dtype=next(iter(run.params.values())).dtype, requires_grad=True)
     params, buffers = unrolled_training(run, weights, first_step=first_step)
     values = run.query(params, buffers).reshape(-1)
     rows = [torch.autograd.grad(v, weights, retain_graph=True, allow_unused=True)[0] for v in values]
@@ -112,16 +112,15 @@ def unrolled_scores(run: UnrolledRun, examples: int, *, first_step: int = 0) -> 
 def unrolled_training(
     run: UnrolledRun, weights: Tensor, *, first_step: int = 0
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The end of the training as a function of the example weights ``[N]``: parameters and buffers, or their
-    averages."""
+    """Return parameters and buffers, or their averages, at the end of training with example weights ``[N]``."""
     params = {n: p.detach().clone().requires_grad_() for n, p in run.params.items()}
     buffers = {n: b.detach().clone() for n, b in run.buffers.items()}
     memory: dict[str, Memory] = {}
     average: dict[str, Tensor] | None = None
     formula = _formula(run.optimizer)
     for index, step in enumerate(run.steps):
-        own = weights if index >= first_step else torch.ones_like(weights)
-        grads, buffers = _gradients(run, step, index, params, buffers, own)
+        step_weights = weights if index >= first_step else torch.ones_like(weights)
+        grads, buffers = _gradients(run, step, index, params, buffers, step_weights)
         grads = _clipped(grads, step)
         params = dict(params)
         for names, options in step.groups:
@@ -140,13 +139,13 @@ def unrolled_training(
 def central_differences(
     query_after: Callable[[Tensor], Tensor], examples: int, *, ids: Sequence[int] | None = None, eps: float = 1e-5
 ) -> Tensor:
-    r"""Scores by training again: :math:`-(q(1 + \epsilon) - q(1 - \epsilon)) / 2\epsilon`.
+    r"""Compute scores by training again: :math:`-(q(1 + \epsilon) - q(1 - \epsilon)) / 2\epsilon`.
 
     Args:
         query_after: Trains with the given example weights, float64 ``[N]``, from the same start on the same batches,
             and returns the queries ``[Q]``.
         examples: ``N``.
-        ids: Which examples; ``None`` for all.
+        ids: The examples; ``None`` for all.
         eps: Step; 1e-5 suits float64.
 
     Returns:
@@ -163,8 +162,8 @@ def central_differences(
     return torch.stack(rows)
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """``max|found - expected| / max|expected|``.
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Return ``max|actual - expected| / max|expected|``.
 
     Raises:
         ConfigurationError: If the expected values are all zero: nothing is shown by agreeing with them.
@@ -174,7 +173,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
         raise ConfigurationError(
             "the expected scores are all zero, so comparing with them shows nothing; use a run that learns"
         )
-    return float((found - expected).abs().max() / size)
+    return float((actual - expected).abs().max() / size)
 
 
 def _gradients(
@@ -184,16 +183,16 @@ def _gradients(
     if (s := run.curvature_scale) != 1:
         params = {n: p.detach() + s * (p - p.detach()) for n, p in params.items()}
     for number, ids in enumerate(step.batches):
-        found = run.forward(params, buffers, ids, index, number)
-        own = weights[ids]
-        size = len(ids) if run.divisor == "kept" else own.sum()
-        loss = ((own * found.each).sum() / size + found.rest) / step.accumulation
+        losses = run.forward(params, buffers, ids, index, number)
+        batch_weights = weights[ids]
+        size = len(ids) if run.divisor == "kept" else batch_weights.sum()
+        loss = ((batch_weights * losses.each).sum() / size + losses.rest) / step.accumulation
         grads = torch.autograd.grad(loss, list(params.values()), create_graph=True, allow_unused=True)
         for name, grad in zip(params, grads, strict=True):
             if grad is not None:
                 before = total[name]
                 total[name] = grad if before is None else before + grad
-        buffers = {**buffers, **found.buffers}
+        buffers = {**buffers, **losses.buffers}
     return total, dict(buffers)
 
 
@@ -219,7 +218,3 @@ def _formula(optimizer: str | Formula) -> Formula:
             f"optimizer {optimizer!r}: expected one of {', '.join(FORMULAS)}, or a formula of your own"
         )
     return FORMULAS[optimizer]
-
-
-def _dtype(run: UnrolledRun) -> torch.dtype:
-    return next(iter(run.params.values())).dtype

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sgdinf.dtypes import dtype_name
-from lightning_sgdinf.log.memory import MemoryLog
-from lightning_sgdinf.log.records import Draw, Header, MicroBatch, ParamGroup, Step
+from lightning_sgdinf.log import Draw, Header, MemoryLog, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.state import ModelState
 
 EXAMPLES, NEVER_DRAWN, EPOCHS, BATCH = 13, 12, 3, 4
@@ -26,7 +25,7 @@ class SmallNet(nn.Sequential):
         self.double()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean cross entropy."""
+        """Compute the mean cross entropy."""
         del batch_idx
         x, y = batch
         return F.cross_entropy(self(x), y)

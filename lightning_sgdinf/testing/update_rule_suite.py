@@ -43,11 +43,11 @@ class UpdateRuleSuite:
     tolerance: ClassVar[float] = 1e-12
 
     def rule(self) -> UpdateRule:
-        """The rule that is registered for the optimizer."""
+        """Return the rule that is registered for the optimizer."""
         return rule_for(f"{self.optimizer.__module__}.{self.optimizer.__qualname__}")
 
     def test_step_is_the_optimizers(self) -> None:
-        """The rule leads to the parameters and the state that the optimizer leads to."""
+        """Check that the rule leads to the parameters and the state that the optimizer leads to."""
         for options, warm in self._moments():
             theta, grad, state, group = self._warmed(options, warm)
             params, after = self._real(options, group, theta, grad, state)
@@ -64,7 +64,7 @@ class UpdateRuleSuite:
                 )
 
     def test_pull_is_the_transpose(self) -> None:
-        """The pull is the transposed derivative of the optimizer's step, in parameters, gradient and state."""
+        """Check that the pull is the transposed derivative of the step, in parameters, gradient and state."""
         for options, warm in self._moments():
             theta, grad, state, group = self._warmed(options, warm)
             update = self.rule().take(theta, grad, state, group)
@@ -90,7 +90,7 @@ class UpdateRuleSuite:
             assert abs(forwards - backwards) <= 1e-6 * size, (options, warm, forwards, backwards)
 
     def test_rows_do_not_mix(self) -> None:
-        """Several adjoints pulled at once come out as one by one."""
+        """Check that several adjoints pulled at once come out as one by one."""
         for options, warm in self._moments():
             theta, grad, state, group = self._warmed(options, warm)
             update = self.rule().take(theta, grad, state, group)
@@ -115,7 +115,7 @@ class UpdateRuleSuite:
     def _warmed(
         self, options: Mapping[str, Any], steps: int
     ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Any]]:
-        """Parameters, a gradient, the optimizer's state after some steps, and the group's options."""
+        """Return parameters, a gradient, the optimizer's state after some steps, and the group's options."""
         parameter = torch.nn.Parameter(torch.randn(_SIZE, dtype=torch.float64))
         optimizer = self.optimizer([parameter], **options)
         for _ in range(steps):
@@ -133,7 +133,7 @@ class UpdateRuleSuite:
         grad: Tensor,
         state: Mapping[str, Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One step of the optimizer itself."""
+        """Take one step of the optimizer itself."""
         parameter = torch.nn.Parameter(theta.clone())
         optimizer = self.optimizer([parameter], **options)
         optimizer.param_groups[0].update(group)

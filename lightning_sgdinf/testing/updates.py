@@ -1,5 +1,4 @@
-r"""The optimizers of ``torch.optim`` by their published formulas, out of place, so that autograd can go through a whole
-run of them.
+r"""The optimizers of ``torch.optim`` by their published formulas, out of place, for autograd through a whole run.
 
 Written from the formulas and not from the update rules of this package, of which they are an oracle. Each takes
 parameter, gradient and state of one parameter and gives the next parameter and state; a state is empty before the first
@@ -26,7 +25,7 @@ Formula = Callable[[Tensor, Tensor, Memory, Options], "tuple[Tensor, Memory]"]
 
 
 def sgd(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory]:
-    """Momentum, dampening (not at the first step), Nesterov; memory ``b``, untouched while the momentum is 0."""
+    """Step with momentum, dampening (not at first) and Nesterov; memory ``b``, untouched while the momentum is 0."""
     a = _gradient(p, g, o)
     mu = o.get("momentum", 0.0)
     if mu == 0:
@@ -36,7 +35,7 @@ def sgd(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory]:
 
 
 def adam(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory]:
-    """Adam and AMSGrad; the decay joins the gradient unless it is decoupled."""
+    """Step as Adam and AMSGrad; the decay joins the gradient unless it is decoupled."""
     (b1, b2), t = o["betas"], m.get("t", 0) + 1
     if o.get("decoupled_weight_decay"):
         p, a = p - o["lr"] * o.get("weight_decay", 0.0) * p, -g if o.get("maximize") else g
@@ -52,12 +51,12 @@ def adam(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory]:
 
 
 def adamw(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory]:
-    """Adam with the decay decoupled."""
+    """Step as Adam with the decay decoupled."""
     return adam(p, g, m, {**o, "decoupled_weight_decay": True})
 
 
 def nadam(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory]:
-    """Adam with Nesterov's look ahead and a momentum schedule."""
+    """Step as Adam with Nesterov's look ahead and a momentum schedule."""
     (b1, b2), t = o["betas"], m.get("t", 0) + 1
     if o.get("decoupled_weight_decay"):
         p, a = p - o["lr"] * o.get("weight_decay", 0.0) * p, g
@@ -73,7 +72,7 @@ def nadam(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory]:
 
 
 def radam(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory]:
-    """Adam with the variance of its step rectified, and plain momentum while that cannot be done."""
+    """Step as Adam with the variance of its step rectified, and plain momentum while that cannot be done."""
     (b1, b2), t = o["betas"], m.get("t", 0) + 1
     a = _gradient(p, g, o)
     mean = b1 * m.get("mean", 0.0) + (1 - b1) * a
@@ -89,7 +88,7 @@ def radam(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory]:
 
 
 def adamax(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory]:
-    """Adam with the largest gradient in the place of the second moment."""
+    """Step as Adam with the largest gradient in the place of the second moment."""
     (b1, b2), t = o["betas"], m.get("t", 0) + 1
     a = _gradient(p, g, o)
     mean = b1 * m.get("mean", 0.0) + (1 - b1) * a
@@ -99,7 +98,7 @@ def adamax(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory]
 
 
 def adagrad(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory]:
-    """Step divided by the root of the sum of squares."""
+    """Divide the step by the root of the sum of squares."""
     t = m.get("t", 0) + 1
     a = _gradient(p, g, o)
     total = m.get("total", o.get("initial_accumulator_value", 0.0)) + a * a
@@ -110,7 +109,7 @@ def adagrad(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory
 
 
 def adadelta(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory]:
-    """Step in the unit of earlier steps."""
+    """Scale the step to the unit of earlier steps."""
     rho, eps = o["rho"], o["eps"]
     a = _gradient(p, g, o)
     square = rho * m.get("square", 0.0) + (1 - rho) * a * a
@@ -120,7 +119,7 @@ def adadelta(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memor
 
 
 def rmsprop(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory]:
-    """Step divided by the root of a running mean of squares, centred or not, with momentum or not."""
+    """Divide the step by the root of a running mean of squares, centred or not, with momentum or not."""
     alpha, mu = o["alpha"], o.get("momentum", 0.0)
     a = _gradient(p, g, o)
     square = alpha * m.get("square", 0.0) + (1 - alpha) * a * a
@@ -136,7 +135,7 @@ def rmsprop(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory
 
 
 def asgd(p: Tensor, g: Tensor, m: Memory, o: Options) -> tuple[Tensor, Memory]:
-    """A decaying step; the average it is named for does not feed back into the parameters."""
+    """Take a decaying step; the average it is named for does not feed back into the parameters."""
     t = m.get("t", 0) + 1
     a = _gradient(p, g, o)
     eta = _single(o["lr"]) if t == 1 else m["eta"]
@@ -160,18 +159,18 @@ FORMULAS: Mapping[str, Formula] = {
 
 
 def _gradient(p: Tensor, g: Tensor, o: Options) -> Tensor:
-    """The direction of ascent with the decay in it."""
+    """Return the direction of ascent with the decay in it."""
     signed = -g if o.get("maximize") else g
     decay = o.get("weight_decay", 0.0)
     return signed + decay * p if decay else signed
 
 
 def _single(x: float) -> float:
-    """To float32 and back: what torch keeps such a number in, whatever the parameters' dtype."""
+    """Round to float32, which torch keeps such a number in whatever the parameters' dtype."""
     return float(torch.tensor(x, dtype=torch.float32))
 
 
 def _root(x: Tensor) -> Tensor:
-    """Square root with derivative 0 at 0."""
+    """Return the square root with derivative 0 at 0."""
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, torch.ones_like(x)).sqrt(), torch.zeros_like(x))

@@ -1,4 +1,4 @@
-"""What leaving examples out really does: the recorded run taken again without them, many times at once."""
+"""The effect of leaving examples out, measured: the recorded run re-run without them, many times at once."""
 
 from lightning_sgdinf.renamed import renamed
 from lightning_sgdinf.truth.counterfactuals import Counterfactuals as Counterfactuals

@@ -48,7 +48,7 @@ class Counterfactuals:
 
     Args:
         run: The recorded run; ``memory_bytes`` bounds what runs taken at once may need.
-        query: What is asked.
+        query: The query, bound to its data.
         labels: Of the training examples, for display.
         progress: Show a progress bar.
         divisor: ``"kept"``: the losses of a batch are divided by the number of all its examples; ``"reduced"``, of
@@ -90,7 +90,7 @@ class Counterfactuals:
             leave_out: Sets of example ids; ``None`` for every single example.
             first_step: Leave them out from this step on only; before it the run is as recorded.
             last_step: Ask the query before this step; at the end of the run if ``None``.
-            resume: A file that keeps what is done so far. If it is there, its runs are not done again.
+            resume: A file that keeps what is done so far. Runs that it holds are not re-run.
 
         Returns:
             The measured changes.
@@ -140,21 +140,21 @@ class Counterfactuals:
         )
 
     def verify(self, first_step: int = 0) -> Verified:
-        """Make sure that the run comes out as recorded; see `lightning_sgdinf.truth.verify`. Done once."""
+        """Make sure, once, that the run comes out as recorded; see `lightning_sgdinf.truth.verify`."""
         if self._verified is None or self._verified[0] > first_step:
             audit_steps(self.run, first_step)
             self._verified = first_step, verify(self.run, first_step=first_step)
         return self._verified[1]
 
     def chunks(self, plan: Plan, numbers: Sequence[int]) -> Iterator[Runs]:
-        """Runs for some sets of a plan, as many in each as fit into memory, ready to be taken on."""
+        """Yield the runs of some sets of a plan, as many at once as fit into memory, ready to advance."""
         order = plan.ordered(numbers)
         verified = self.verify(plan.start)
-        size = self.at_once(len(order), verified) if verified.together else LOOP_CHUNK
+        size = self.at_once(len(order), verified) if verified.stackable else LOOP_CHUNK
         for position in range(0, len(order), size):
             chunk = order[position : position + size]
             start = stored_at_or_before(self.log, int(plan.first[chunk[0]]))
-            if not verified.together:
+            if not verified.stackable:
                 yield SequentialRuns(self.run, self.stacked, plan, chunk, start, divisor=self.divisor)
                 continue
             yield StackedRuns(
@@ -164,11 +164,11 @@ class Counterfactuals:
                 chunk,
                 start,
                 divisor=self.divisor,
-                asked_at_once=self._memory().asked(self.run.memory_bytes),
+                queries_at_once=self._memory().queries(self.run.memory_bytes),
             )
 
     def _taken(self, plan: Plan, numbers: Sequence[int], bar: Any) -> Iterator[Runs]:
-        """Runs taken to the end; one after another from where they cannot be taken at once."""
+        """Yield runs taken to the end; one after another from where they cannot be taken at once."""
         left = plan.ordered(numbers)
         for runs in self.chunks(plan, left):
             verified = self.verify(plan.start)
@@ -177,33 +177,33 @@ class Counterfactuals:
             except SgdInfluenceError:
                 raise
             except Exception as error:  # whatever an operation of the user's can fail with in a vectorised pass
-                if not verified.together:
+                if not verified.stackable:
                     raise
-                self._verified = plan.start, replace(verified, together=False, note=first_line(error))
+                self._verified = plan.start, replace(verified, stackable=False, note=first_line(error))
                 yield from self._taken(plan, left, bar)
                 return
             yield runs
             left = [i for i in left if i not in set(runs.numbers)]
 
     def at_once(self, runs: int, verified: Verified) -> int:
-        """How many of some runs are taken at once."""
-        if not verified.together:
+        """Return how many of some runs are taken at once."""
+        if not verified.stackable:
             return 1
         return max(1, min(runs, self._memory().replicas(self.run.memory_bytes) - 1))
 
     def notes(self, verified: Verified, at_once: int, runs: int) -> tuple[str, ...]:
-        """What a reader of the result must know."""
-        found = []
-        if not verified.together:
-            found.append(f"The runs were taken one after another: {verified.note}")
-        elif verified.note:
-            found.append(verified.note)
-        if verified.together and at_once < runs:
-            found.append(f"{runs} runs, {at_once} at once, which need about {self._memory().step * at_once >> 20} MiB.")
-        return (*found, self.stacked.note) if self.stacked.note else tuple(found)
+        """Return the sentences that a reader of the result must know."""
+        if not verified.stackable:
+            notes = [f"The runs were taken one after another: {verified.note}"]
+        else:
+            notes = [verified.note]
+            if at_once < runs:
+                mebibytes = self._memory().step * at_once >> 20
+                notes.append(f"{runs} runs, {at_once} at once, which need about {mebibytes} MiB.")
+        return tuple(note for note in (*notes, self.stacked.note) if note)
 
     def progress(self, steps: int) -> Any:
-        """A progress bar over training steps, those of all runs together."""
+        """Make a progress bar over training steps, those of all runs together."""
         return tqdm(
             total=steps,
             desc="training without",
@@ -216,7 +216,7 @@ class Counterfactuals:
 
     @property
     def _precision(self) -> str | None:
-        """What is computed in, if not what was recorded; as the runner was told."""
+        """Return the precision of the computation if it is not the recorded one, as the runner was told."""
         return "64-true" if self.run.objective.dtype is not None else None
 
     def _memory(self) -> Footprint:
@@ -225,14 +225,14 @@ class Counterfactuals:
         return self._footprint
 
     def _recorded(self, plan: Plan) -> Tensor:
-        """The query of the recorded model."""
+        """Return the query of the recorded model, float64 ``[Q]``."""
         if plan.stop == len(self.log):
             return self.query.value(self.run.model)
         return self.query.value(CounterfactualRun(self.run, plan.stop, plan.stop).run())
 
     def _key(self, plan: Plan) -> tuple[Any, ...]:
-        """What tells one measurement from any other."""
-        # In the repr of a query, a function's place in memory is nothing of its own.
+        """Return values that tell one measurement from any other."""
+        # A function's address in the repr of a query differs from process to process.
         return (
             self.log.digest,
             re.sub(r" at 0x[0-9a-f]+", "", repr(self.query.query)),

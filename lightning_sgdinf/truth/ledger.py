@@ -1,4 +1,4 @@
-"""What is measured so far, kept on disk so that a long measurement can go on where it stopped."""
+"""The changes measured so far, kept on disk so that a long measurement can go on where it stopped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log import read_arrays, write_arrays
 
 KIND = "sgdinf-truth-partial/1"
-"""What the file calls itself."""
+"""Name of the file's format."""
 SAVE_EVERY = 5.0
 """Seconds between two writings."""
 
@@ -31,7 +31,7 @@ class Ledger:
 
     Attributes:
         values: float64 ``[M, Q]``.
-        done: Which are measured, bool ``[M]``.
+        done: True where a set is measured, bool ``[M]``.
         steps: Training steps that it took.
         seconds: Wall time that it took before this ledger was opened.
 
@@ -57,7 +57,7 @@ class Ledger:
             self.steps, self.seconds = int(arrays["steps"]), float(arrays["seconds"])
 
     def add(self, numbers: Sequence[int], values: Tensor, steps: int) -> None:
-        """Book the changes ``[K, Q]`` of some sets."""
+        """Accumulate the changes ``[K, Q]`` of some sets."""
         self.values[list(numbers)] = values
         self.done[list(numbers)] = True
         self.steps += steps
@@ -65,7 +65,7 @@ class Ledger:
             self.save()
 
     def save(self) -> None:
-        """Write what there is."""
+        """Write the changes measured so far."""
         if self._path is None:
             return
         self._saved = time.monotonic()

@@ -1,4 +1,4 @@
-"""How many models fit into memory at once, from what one of them is seen to need."""
+"""The number of models that fit into memory at once, from the memory that one of them is seen to need."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from lightning_sgdinf.adjoint.query_gradient import BoundQuery
 from lightning_sgdinf.replay import OpenedRun
 
 STATES = 4
-"""State, gradient and what an optimizer and a clipping make on the way, in sizes of a state."""
+"""State, gradient and temporaries of optimizer and clipping, in sizes of a state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What one replica needs, in bytes.
+    """Memory that one replica needs, in bytes.
 
     Attributes:
         step: While it takes a step.
-        query: While it is asked.
+        query: While the query is computed for it.
     """
 
     step: int
     query: int
 
     def replicas(self, memory_bytes: int) -> int:
-        """How many take a step at once."""
+        """Return how many replicas take a step at once."""
         return max(2, memory_bytes // max(self.step, 1))
 
-    def asked(self, memory_bytes: int) -> int:
-        """How many are asked at once."""
+    def queries(self, memory_bytes: int) -> int:
+        """Return for how many replicas the query is computed at once."""
         return max(1, memory_bytes // max(self.query, 1))
 
 
 def measure_footprint(run: OpenedRun, query: BoundQuery) -> Footprint:
-    """Measure by taking the last step's pass and asking the query once, alone."""
+    """Measure one model by the last step's pass and one computation of the query."""
     objective, state, step = run.objective, run.final, run.log.step(len(run.log) - 1)
-    held = sum(v.numel() * v.element_size() for _, _, _, v in state.items())
+    state_bytes = sum(v.numel() * v.element_size() for _, _, _, v in state.items())
     micro = step.micro_batches[0]
     objective.load(state)
     with _SavedTensors() as step_pass:
@@ -48,7 +48,9 @@ def measure_footprint(run: OpenedRun, query: BoundQuery) -> Footprint:
         query.value(state)
     batches = max(1, len(query.data.loader))
     # A replica remembers which examples it trains on. Backward passes make as much again as forward passes save.
-    return Footprint(STATES * held + run.examples + 2 * step_pass.bytes, held + 2 * query_pass.bytes // batches)
+    return Footprint(
+        STATES * state_bytes + run.examples + 2 * step_pass.bytes, state_bytes + 2 * query_pass.bytes // batches
+    )
 
 
 class _SavedTensors:
@@ -56,7 +58,7 @@ class _SavedTensors:
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda saved: saved)
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._add, lambda saved: saved)
 
     def __enter__(self) -> _SavedTensors:
         self._hooks.__enter__()
@@ -65,6 +67,6 @@ class _SavedTensors:
     def __exit__(self, *error: Any) -> None:
         self._hooks.__exit__(*error)
 
-    def _note(self, tensor: Tensor) -> Tensor:
+    def _add(self, tensor: Tensor) -> Tensor:
         self.bytes += tensor.numel() * tensor.element_size()
         return tensor

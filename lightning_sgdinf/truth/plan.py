@@ -1,4 +1,4 @@
-"""What is to be left out, and where each run leaves the recorded one."""
+"""Sets of examples to leave out, and the step at which each run leaves the recorded one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.log import Trajectory
 from lightning_sgdinf.replay.replayer import refuse_changes
 
 
@@ -34,19 +34,19 @@ class Plan:
 
     @property
     def cost(self) -> np.ndarray:
-        """Training steps that the run of each set takes, int64 ``[M]``."""
+        """Return the number of training steps that the run of each set takes, int64 ``[M]``."""
         return self.stop - self.first
 
     def ordered(self, numbers: Iterable[int]) -> list[int]:
-        """Numbers of sets in the order in which their runs leave the recorded one."""
+        """Return numbers of sets in the order in which their runs leave the recorded one."""
         return sorted((int(i) for i in numbers), key=lambda i: (self.first[i], i))
 
     def keep(self, numbers: Sequence[int]) -> Tensor:
-        """Which examples the runs of some sets train on, bool ``[len(numbers), N]``."""
-        found = torch.ones(len(numbers), self.examples, dtype=torch.bool)
+        """Return which examples the runs of some sets train on, bool ``[len(numbers), N]``."""
+        keep = torch.ones(len(numbers), self.examples, dtype=torch.bool)
         for row, number in enumerate(numbers):
-            found[row, list(self.sets[number])] = False
-        return found
+            keep[row, list(self.sets[number])] = False
+        return keep
 
 
 def make_plan(
@@ -57,7 +57,7 @@ def make_plan(
     first_step: int = 0,
     last_step: int | None = None,
 ) -> Plan:
-    """Check what is asked for, and find where each run leaves the recorded one.
+    """Check sets and steps, and find where each run leaves the recorded one.
 
     Args:
         log: The record.
@@ -78,12 +78,12 @@ def make_plan(
             f"{first_step} and {stop}"
         )
     given: Iterable[Iterable[int]] = ((j,) for j in range(examples)) if leave_out is None else leave_out
-    sets = tuple(tuple(sorted({int(j) for j in one})) for one in given)
-    for number, one in enumerate(sets):
-        if not one or one[0] < 0 or one[-1] >= examples:
+    sets = tuple(tuple(sorted({int(j) for j in ids})) for ids in given)
+    for number, ids in enumerate(sets):
+        if not ids or ids[0] < 0 or ids[-1] >= examples:
             raise ConfigurationError(
                 f"leave_out: expected sets of ids in 0 .. {examples - 1}, at least one id in each, got "
-                f"{list(one[:1] + one[-1:])} in set {number}"
+                f"{list(ids[:1] + ids[-1:])} in set {number}"
             )
     if not sets:
         raise ConfigurationError("leave_out: expected at least one set of examples, got none")
@@ -92,4 +92,4 @@ def make_plan(
         if step.index > first_step:
             refuse_changes(step)
         first[step.example_ids] = np.minimum(first[step.example_ids], step.index)
-    return Plan(sets, examples, np.array([first[list(one)].min() for one in sets]), first_step, stop)
+    return Plan(sets, examples, np.array([first[list(ids)].min() for ids in sets]), first_step, stop)

@@ -23,18 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sgdinf.errors import NonFiniteError
-from lightning_sgdinf.log.records import Clip, MicroBatch, ParamGroup, Step
+from lightning_sgdinf.log import Clip, MicroBatch, ParamGroup, Step
+from lightning_sgdinf.replay import Divisor, Objective, OpenedRun
 from lightning_sgdinf.replay.counterfactual import feed
-from lightning_sgdinf.replay.objective import Objective
-from lightning_sgdinf.replay.opened import OpenedRun
-from lightning_sgdinf.replay.replayer import (
-    Divisor,
-    divided,
-    group_options,
-    optimizer_class,
-    refuse_changes,
-    required_options,
-)
+from lightning_sgdinf.replay.replayer import divided, group_options, optimizer_class, refuse_changes, required_options
 from lightning_sgdinf.replay.untapped import expect_penalty
 from lightning_sgdinf.state import ModelState
 
@@ -67,7 +59,7 @@ class Replicas:
     Args:
         run: The recorded run.
         state: The state all replicas start from.
-        keep: Which examples each replica trains on, bool ``[L, N]``.
+        keep: True where a replica trains on an example, bool ``[L, N]``.
         divisor: What the losses of a batch are divided by.
     """
 
@@ -99,7 +91,7 @@ class Replicas:
 
     @property
     def stack(self) -> Stack:
-        """The replicas' states as they are now; not copies."""
+        """Return the replicas' present states; not copies."""
         memory = {
             n: {k: v for k, v in entries.items() if self._is_stacked(n, v)} for n, entries in self._read().items()
         }
@@ -107,7 +99,7 @@ class Replicas:
         return Stack(params, self._buffers, self._shared, memory, self._fed)
 
     def state(self, replica: int) -> ModelState:
-        """One replica's state, in memory of its own."""
+        """Return a copy of one replica's state."""
         memory = self._read()
         return ModelState(
             params={n: p.detach()[replica].clone() for n, p in self._params.items()},
@@ -125,7 +117,7 @@ class Replicas:
         """Add replicas that were the same as replica 0 so far.
 
         Args:
-            keep: Which examples they train on, bool ``[K, N]``.
+            keep: True where one of them trains on an example, bool ``[K, N]``.
         """
         before = self.keep
         self.select(torch.cat([torch.arange(len(self)), torch.zeros(len(keep), dtype=torch.int64)]))
@@ -175,8 +167,8 @@ class Replicas:
         for micro in step.micro_batches:
             before = {n: v.clone() for n, v in self._buffers.items()} if micro.rank else {}, self._shared
             losses = self._losses(step, micro, objective.batch(step, micro))
-            found = torch.autograd.grad(losses.sum(), list(self._params.values()), allow_unused=True)
-            for (name, _), grad in zip(self._params.items(), found, strict=True):
+            grads = torch.autograd.grad(losses.sum(), list(self._params.values()), allow_unused=True)
+            for name, grad in zip(self._params, grads, strict=True):
                 if grad is not None:
                     total[name] = total[name] + grad if name in total else grad.contiguous()
             if micro.rank:  # what another training process than 0 made of the buffers was lost
@@ -187,15 +179,15 @@ class Replicas:
         objective = self.objective
         objective.load_buffers(self._shared)
         objective.prepare(step)
-        own = self.keep[:, torch.as_tensor(micro.example_ids)]
+        kept = self.keep[:, torch.as_tensor(micro.example_ids)]
         like = objective.parameters[0]
-        weights = divided(own.to(like.device, like.dtype), self._divisor)
+        weights = divided(kept.to(like.device, like.dtype), self._divisor)
 
         def take(owners: Sequence[Tensor] | None) -> Tensor:
-            one = OnePass(objective, step, micro, owners)
+            forward_pass = OnePass(objective, step, micro, owners)
 
             def loss(params: dict[str, Tensor], buffers: dict[str, Tensor], weights: Tensor) -> Tensor:
-                return one.loss({**params, **buffers}, batch, weights)
+                return forward_pass.loss({**params, **buffers}, batch, weights)
 
             with warnings.catch_warnings(), torch.enable_grad():
                 warnings.simplefilter("ignore")  # that an operation is not vectorised only costs time
@@ -213,15 +205,14 @@ class Replicas:
             expect_penalty(objective, step, micro, ("its loss functions",))
             losses = objective.owned(step, micro, take, again=again)
         self._shared = {n: objective.buffers[n].detach().clone() for n in self._shared}
-        found = losses.detach()
-        bad = (~torch.isfinite(found)).nonzero()
+        bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
             replica = int(bad[0])
-            left = (~self.keep[replica]).nonzero().flatten().tolist()
+            left_out = (~self.keep[replica]).nonzero().flatten().tolist()
             raise NonFiniteError(
-                f"the training loss of step {step.index} is {float(found[replica])} with examples {left[:5]} left out "
-                f"({len(bad)} of {len(self)} runs): training diverges without them, so their effect is not a number. "
-                "Leave them out of the question, or ask at an earlier step."
+                f"the training loss of step {step.index} is {losses[replica].item()} with examples {left_out[:5]} left "
+                f"out ({len(bad)} of {len(self)} runs): training diverges without them, so their effect is not a "
+                "number. Leave them out of the question, or ask at an earlier step."
             )
         return losses
 
@@ -238,8 +229,8 @@ class Replicas:
             for name, entries in self._memory.items():
                 optimizer.state[self._params[name]] = entries
             self._optimizer = optimizer
-        for own, group in zip(self._optimizer.param_groups, groups, strict=True):
-            own.update(group_options(group))
+        for param_group, recorded in zip(self._optimizer.param_groups, groups, strict=True):
+            param_group.update(group_options(recorded))
         return self._optimizer
 
     def _spread_scalars(self, groups: Sequence[ParamGroup]) -> None:
@@ -255,25 +246,27 @@ class Replicas:
             trial.grad = torch.ones(2)
             optimizer = self._kind([{"params": [trial], **group_options(group)}], **required_options(groups))
             optimizer.step()
-            own = {k for k, v in optimizer.state[trial].items() if isinstance(v, Tensor) and v.shape == trial.shape}
+            entrywise = {
+                k for k, v in optimizer.state[trial].items() if isinstance(v, Tensor) and v.shape == trial.shape
+            }
             for name in known:
                 entries = self._memory[name]
                 self._memory[name] = {
-                    k: _stacked(v, len(self)) if k in own and v.ndim == 0 else v for k, v in entries.items()
+                    k: _stacked(v, len(self)) if k in entrywise and v.ndim == 0 else v for k, v in entries.items()
                 }
 
     def _read(self) -> dict[str, dict[str, Tensor]]:
-        """The optimizer's tensors by parameter and key."""
+        """Return the optimizer's tensors by parameter and key."""
         if self._optimizer is None:
             return self._memory
         entries = {id(p): s for p, s in self._optimizer.state.items()}
         held = {n for group in self._layout for n in group}
-        found = {}
+        memory = {}
         for name, parameter in self._params.items():
             values = {k: v.detach() for k, v in entries.get(id(parameter), {}).items() if isinstance(v, Tensor)}
             if name in held and values:
-                found[name] = values
-        return found
+                memory[name] = values
+        return memory
 
     def _is_stacked(self, name: str, value: Tensor) -> bool:
         return value.ndim > 0 and value.shape == self._params[name].shape
@@ -293,18 +286,18 @@ class OnePass(nn.Module):
         self, objective: Objective, step: Step, micro: MicroBatch, owners: Sequence[Tensor] | None = None
     ) -> None:
         super().__init__()
-        self.module = objective.module  # what ``functional_call`` puts tensors in
+        self.module = objective.module  # ``functional_call`` puts tensors into it
         self._forward = lambda batch, weights: (
             objective.forward(step, micro.batch_idx, batch, weights, stacked=True, owners=owners).loss
         )
 
     def loss(self, tensors: Mapping[str, Tensor], batch: Any, weights: Tensor) -> Tensor:
-        """The loss at some parameters and buffers; weights ``[B]`` enter its gradient."""
+        """Compute the loss at some parameters and buffers; weights ``[B]`` enter its gradient."""
         named = {f"module.{n}": v for n, v in tensors.items()}
         return torch.func.functional_call(self, named, (batch, weights))
 
     def forward(self, batch: Any, weights: Tensor) -> Tensor:
-        """For ``functional_call``."""
+        """Run the pass; called by ``functional_call``."""
         return self._forward(batch, weights)
 
 

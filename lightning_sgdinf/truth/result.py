@@ -1,4 +1,4 @@
-"""Truth: what leaving examples out really did, measured by training again without them."""
+"""Truth: the effect of leaving examples out, measured by training again without them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.certificate import Certificate, StepReplay
-from lightning_sgdinf.errors import ConfigurationError, LogExistsError
+from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log import read_arrays, write_arrays
 from lightning_sgdinf.log.records import Json
 from lightning_sgdinf.ranking import Better
-from lightning_sgdinf.scores import Scores
+from lightning_sgdinf.scores import Scores, refuse_taken
 
 KIND = "sgdinf-truth/1"
-"""What a file of measured changes calls itself."""
+"""Name of the format of a file of measured changes."""
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -37,11 +37,11 @@ class Truth:
         first_step: The step from which the examples are left out.
         last_step: The query is asked of the model before this step; ``T`` for the final model.
         steps_taken: Training steps taken, those of all runs together: what it cost.
-        at_once: How many runs were taken at once; 1 where they went one after another.
+        at_once: Number of runs taken at once; 1 where they went one after another.
         seconds: Wall time.
-        verified: How the run with nothing left out compares with the record.
-        drift: By how much the query with nothing left out, run again at once with the others, missed that of the
-            recorded model, float64 ``[Q]``; rounding.
+        verified: Comparison of the run with nothing left out with the record.
+        drift: Distance of the query with nothing left out, re-run at once with the others, from that of the recorded
+            model, float64 ``[Q]``; rounding.
         notes: What a reader must know.
         provenance: Where it comes from: digests and versions.
     """
@@ -73,12 +73,12 @@ class Truth:
         )
 
     def scores(self) -> Scores:
-        """As `Scores`, where the sets are the single examples.
+        """Return the changes as `Scores`, where the sets are the single examples.
 
         Raises:
             ConfigurationError: If they are not, each example once.
         """
-        ids = [one[0] for one in self.leave_out if len(one) == 1]
+        ids = [members[0] for members in self.leave_out if len(members) == 1]
         if sorted(ids) != list(range(self.examples)) or len(ids) != len(self):
             raise ConfigurationError(
                 f"scores: expected each of the {self.examples} examples left out once and alone, got {len(self)} sets; "
@@ -97,13 +97,12 @@ class Truth:
         )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write everything to one HDF5 file, from which `load` makes an equal value.
+        """Write everything to one HDF5 file, which `load` reads back as an equal value.
 
         Raises:
             LogExistsError: The path is taken and ``overwrite`` was not asked for.
         """
-        if not overwrite and Path(path).exists():
-            raise LogExistsError(f"{path} exists; give another path, or overwrite=True to replace it")
+        refuse_taken(path, overwrite=overwrite)
         arrays = {"values": self.values.numpy(), "base": self.base.numpy(), "drift": self.drift.numpy()}
         arrays |= pack_sets(self.leave_out)
         plain = ("examples", "first_step", "last_step", "steps_taken", "at_once", "seconds")
@@ -129,12 +128,12 @@ class Truth:
 
 
 def pack_sets(sets: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-    """Sets of example ids as two arrays: all members, and how many each set has."""
+    """Return sets of example ids as two arrays: all members, and the size of each set."""
     members = np.concatenate([np.empty(0, np.int64), *(np.asarray(s, np.int64) for s in sets)])
     return {"members": members, "sizes": np.array([len(s) for s in sets], np.int64)}
 
 
 def unpack_sets(arrays: Mapping[str, np.ndarray]) -> tuple[tuple[int, ...], ...]:
-    """The inverse of `pack_sets`."""
+    """Return the sets that `pack_sets` packed."""
     parts = np.split(arrays["members"], np.cumsum(arrays["sizes"])[:-1])
     return tuple(tuple(part.tolist()) for part in parts)

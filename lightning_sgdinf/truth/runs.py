@@ -1,6 +1,6 @@
 """Counterfactual runs under way: many at once, or one after another where that cannot be.
 
-Both can be stopped, asked, thinned out and taken further.
+Both can be stopped, queried, thinned out and taken further.
 """
 
 from __future__ import annotations
@@ -12,23 +12,22 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.replay.counterfactual import CounterfactualRun, Course
-from lightning_sgdinf.replay.opened import OpenedRun
-from lightning_sgdinf.replay.replayer import Divisor
+from lightning_sgdinf.replay import CounterfactualRun, Divisor, OpenedRun
+from lightning_sgdinf.replay.counterfactual import Course
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.truth.plan import Plan
 from lightning_sgdinf.truth.replicas import Replicas, Stack
 from lightning_sgdinf.truth.stacked_query import StackedQuery
 
 Count = Callable[[int], object]
-"""Is told how many training steps were taken."""
+"""Called with the number of training steps taken."""
 
 
 class Runs(Protocol):
     """Some counterfactual runs and, beside them, the recorded run taken again.
 
     Attributes:
-        numbers: Which sets of the plan they leave out, in the order in which they leave the recorded run.
+        numbers: Of the sets of the plan that they leave out, in the order in which they leave the recorded run.
         position: The step before which they stand.
         steps_taken: Training steps taken so far, all runs together.
     """
@@ -42,15 +41,15 @@ class Runs(Protocol):
         ...
 
     def values(self) -> tuple[Tensor, Tensor]:
-        """The query's change in each run, and its value in the recorded one: float64 ``[K, Q]`` and ``[Q]``."""
+        """Return the query's change in each run and its value in the recorded one, float64 ``[K, Q]`` and ``[Q]``."""
         ...
 
     def departures(self, along: Adjoint) -> Tensor:
-        r""":math:`\langle u, s^{-D}_t - s_t\rangle` for the state each run is in now, float64 ``[K, Q]``."""
+        r"""Return :math:`\langle u, s^{-D}_t - s_t\rangle` at the present state of each run, float64 ``[K, Q]``."""
         ...
 
-    def moved(self) -> dict[str, Tensor]:
-        """How far the parameters of each run lie from those of the recorded one, ``[K, *shape]`` by name."""
+    def displacement(self) -> dict[str, Tensor]:
+        """Return the displacement of each run's parameters from the recorded ones, ``[K, *shape]`` by name."""
         ...
 
     def select(self, numbers: Sequence[int]) -> None:
@@ -63,12 +62,12 @@ class StackedRuns:
 
     Args:
         run: The recorded run.
-        query: What is asked.
-        plan: What is left out.
-        numbers: Which of its sets.
+        query: Computes the query of the models.
+        plan: The sets to leave out.
+        numbers: Of those of its sets that these runs leave out.
         start: The stored state to start from.
-        divisor: What the losses of a batch are divided by.
-        asked_at_once: How many models are asked at once.
+        divisor: Of the losses of a batch.
+        queries_at_once: Number of models whose query is computed at once.
     """
 
     def __init__(
@@ -80,10 +79,10 @@ class StackedRuns:
         start: int,
         *,
         divisor: Divisor,
-        asked_at_once: int,
+        queries_at_once: int,
     ) -> None:
         self._log, self._query, self._plan = run.log, query, plan
-        self._asked_at_once = asked_at_once
+        self._queries_at_once = queries_at_once
         self.numbers = plan.ordered(numbers)
         self.position, self.steps_taken = start, 0
         nothing = torch.ones(1, plan.examples, dtype=torch.bool)
@@ -105,18 +104,18 @@ class StackedRuns:
     def values(self) -> tuple[Tensor, Tensor]:
         """See `Runs`; a run that has not left the recorded one has no change."""
         at_end = self.position == len(self._log)
-        found = self._query.of_stack(self._replicas.stack, at_once=self._asked_at_once, averaged=at_end)
-        changes = torch.zeros(len(self.numbers), found.shape[1], dtype=torch.float64)
-        changes[: self._joined] = found[1:] - found[0]
-        return changes, found[0]
+        values = self._query.of_stack(self._replicas.stack, at_once=self._queries_at_once, averaged=at_end)
+        changes = torch.zeros(len(self.numbers), values.shape[1], dtype=torch.float64)
+        changes[: self._joined] = values[1:] - values[0]
+        return changes, values[0]
 
     def departures(self, along: Adjoint) -> Tensor:
         """See `Runs`."""
-        found = torch.zeros(len(self.numbers), along.queries, dtype=torch.float64)
-        found[: self._joined] = _departures(self._replicas.stack, along)
-        return found
+        products = torch.zeros(len(self.numbers), along.queries, dtype=torch.float64)
+        products[: self._joined] = _departures(self._replicas.stack, along)
+        return products
 
-    def moved(self) -> dict[str, Tensor]:
+    def displacement(self) -> dict[str, Tensor]:
         """See `Runs`."""
         waiting = len(self.numbers) - self._joined
         return {
@@ -151,7 +150,7 @@ class SequentialRuns:
         self.numbers = plan.ordered(numbers)
         self.position, self.steps_taken = start, 0
         self._base = self._run.start
-        self._own: dict[int, Course] = {}
+        self._departed: dict[int, Course] = {}
 
     def advance(self, stop: int, count: Count) -> None:
         """Take them to step ``stop``."""
@@ -160,9 +159,9 @@ class SequentialRuns:
             first = max(start, int(self._plan.first[number]))
             if first >= stop:
                 continue
-            course = self._own.get(number) or self._take(self._base, start, first, None)
+            course = self._departed.get(number) or self._take(self._base, start, first, None)
             weights = self._plan.keep([number])[0].double()
-            self._own[number] = self._take(course, first, stop, weights)
+            self._departed[number] = self._take(course, first, stop, weights)
             count(stop - first)
         self._base = self._take(self._base, start, stop, None)
         self.position = stop
@@ -172,29 +171,29 @@ class SequentialRuns:
         base = self._query.query.value(self._end(self._base))
         changes = torch.zeros(len(self.numbers), len(base), dtype=torch.float64)
         for row, number in enumerate(self.numbers):
-            if number in self._own:
-                changes[row] = self._query.query.value(self._end(self._own[number])) - base
+            if number in self._departed:
+                changes[row] = self._query.query.value(self._end(self._departed[number])) - base
         return changes, base
 
     def departures(self, along: Adjoint) -> Tensor:
         """See `Runs`."""
-        found = torch.zeros(len(self.numbers), along.queries, dtype=torch.float64)
+        products = torch.zeros(len(self.numbers), along.queries, dtype=torch.float64)
         for row, number in enumerate(self.numbers):
-            if number in self._own:
-                found[row] = _departures(_pair(self._base, self._own[number]), along)[0]
-        return found
+            if number in self._departed:
+                products[row] = _departures(_pair(self._base, self._departed[number]), along)[0]
+        return products
 
-    def moved(self) -> dict[str, Tensor]:
+    def displacement(self) -> dict[str, Tensor]:
         """See `Runs`."""
         base = self._base.state.params
-        states = [self._own.get(i, self._base).state.params for i in self.numbers]
+        states = [self._departed.get(i, self._base).state.params for i in self.numbers]
         return {n: torch.stack([s[n] - p for s in states]) for n, p in base.items()}
 
     def select(self, numbers: Sequence[int]) -> None:
         """See `Runs`."""
         wanted = set(numbers)
         self.numbers = [i for i in self.numbers if i in wanted]
-        self._own = {i: state for i, state in self._own.items() if i in wanted}
+        self._departed = {i: course for i, course in self._departed.items() if i in wanted}
 
     def _take(self, course: Course, start: int, stop: int, weights: Tensor | None) -> Course:
         self.steps_taken += stop - start
@@ -206,32 +205,31 @@ class SequentialRuns:
 
 
 def _departures(stack: Stack, along: Adjoint) -> Tensor:
-    """Inner products of an adjoint with how far each replica's state lies from that of replica 0, ``[L - 1, Q]``."""
+    """Return inner products of an adjoint with each replica's displacement from replica 0, ``[L - 1, Q]``."""
     names = list(stack.params)
 
     def product(adjoint: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         parts = [values.get(n, torch.zeros_like(stack.params[n])) for n in names]
-        moved = torch.cat([_rows(v) for v in parts], dim=1)
-        return moved @ adjoint.double().T
+        return torch.cat([_rows(v) for v in parts], dim=1) @ adjoint.double().T
 
-    found = product(along.params, stack.params)
+    total = product(along.params, stack.params)
     for key, adjoint in along.optimizer.items():
-        found = found + product(adjoint, {n: m[key] for n, m in stack.memory.items() if key in m})
+        total = total + product(adjoint, {n: m[key] for n, m in stack.memory.items() if key in m})
     if along.average is not None and stack.fed:
-        found = found + product(along.average, stack.fed)
-    for of, values in ((along.buffers, stack.buffers), (along.average_buffers, stack.fed)):
-        for name in of.keys() & values.keys():
-            found = found + _rows(values[name]) @ of[name].reshape(along.queries, -1).double().T
-    return found.cpu()
+        total = total + product(along.average, stack.fed)
+    for adjoints, values in ((along.buffers, stack.buffers), (along.average_buffers, stack.fed)):
+        for name in adjoints.keys() & values.keys():
+            total = total + _rows(values[name]) @ adjoints[name].reshape(along.queries, -1).double().T
+    return total.cpu()
 
 
 def _rows(value: Tensor) -> Tensor:
-    """How far each replica's tensor lies from that of replica 0, ``[L - 1, n]``."""
+    """Return the displacement of each replica's tensor from that of replica 0, ``[L - 1, n]``."""
     return (value[1:] - value[:1]).reshape(len(value) - 1, -1).double()
 
 
 def _pair(base: Course, other: Course) -> Stack:
-    """Two states as a stack."""
+    """Stack two states."""
     (a, b), (fed_a, fed_b) = (base.state, other.state), (base.fed, other.fed)
     shapes = {n: p.shape for n, p in a.params.items()}
     return Stack(

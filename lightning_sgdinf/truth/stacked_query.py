@@ -17,20 +17,20 @@ from lightning_sgdinf.dtypes import tensors_made_in
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
 from lightning_sgdinf.kernels.attention import ATTENTION
 from lightning_sgdinf.kernels.intercept import Interceptor
-from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.replay import Objective
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.truth.replicas import Stack
 
 
 class StackedQuery:
-    """Asks a query of the models of a stack.
+    """Computes a query of the models of a stack.
 
     Args:
-        query: What is asked.
-        average: The recorded average of the weights at the end, if the query is asked of one.
+        query: The query, bound to its data.
+        average: The recorded average of the weights at the end, if the query is computed for one.
 
     Attributes:
-        note: Why models are asked one after another; empty while they are asked at once.
+        note: Reason for taking models one after another; empty while they are taken at once.
     """
 
     def __init__(self, query: BoundQuery, average: Mapping[str, Tensor] | None = None) -> None:
@@ -39,42 +39,44 @@ class StackedQuery:
         self.note = ""
 
     def of_stack(self, stack: Stack, *, at_once: int, averaged: bool) -> Tensor:
-        """Values of every replica, float64 ``[L, Q]``, in groups of ``at_once`` replicas.
+        """Compute the values of every replica, float64 ``[L, Q]``, in groups of ``at_once`` replicas.
 
         Args:
             stack: The replicas' states; replica 0 is the run as recorded.
-            at_once: How many replicas to ask at once.
-            averaged: Ask the running average of the weights instead of the last ones.
+            at_once: Number of replicas to compute at once.
+            averaged: Take the running average of the weights instead of the last ones.
         """
         params, buffers = dict(stack.params), dict(stack.buffers)
         if averaged and self.average is not None:
             params, buffers = (self._averaged(part, stack.fed) for part in (params, buffers))
         count = len(next(iter(params.values())))
-        found = [
-            self._ask(
+        values = [
+            self._of_models(
                 {n: v[i : i + at_once] for n, v in params.items()},
                 {n: v[i : i + at_once] for n, v in buffers.items()},
                 stack.shared,
             )
             for i in range(0, count, at_once)
         ]
-        return torch.cat(found)
+        return torch.cat(values)
 
     def _averaged(self, values: Mapping[str, Tensor], fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The recorded average, shifted by what the steps fed each replica differently from replica 0."""
+        """Return the recorded average, shifted by what the steps fed each replica differently from replica 0."""
         assert self.average is not None
-        found = dict(values)
+        averaged = dict(values)
         for name, value in values.items():
             if name in self.average:
                 base = self.average[name].to(value.device, torch.float64)
                 shift = fed[name] - fed[name][:1] if name in fed else torch.zeros_like(value, dtype=torch.float64)
-                found[name] = (base + shift).to(value.dtype)
-        return found
+                averaged[name] = (base + shift).to(value.dtype)
+        return averaged
 
-    def _ask(self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> Tensor:
+    def _of_models(
+        self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], shared: Mapping[str, Tensor]
+    ) -> Tensor:
         if not self.note:
             try:
-                return self._together(params, buffers, shared)
+                return self._vectorised(params, buffers, shared)
             except SgdInfluenceError:
                 raise
             except Exception as error:  # whatever an operation of the user's can fail with in a vectorised pass
@@ -92,7 +94,7 @@ class StackedQuery:
             ]
         )
 
-    def _together(
+    def _vectorised(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], shared: Mapping[str, Tensor]
     ) -> Tensor:
         bound, objective = self.query, self.query.objective
@@ -109,18 +111,18 @@ class StackedQuery:
 
         shell = _Shell(objective, terms)
 
-        def ask(params: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
-            def of(params: dict[str, Tensor]) -> Tensor:
+        def values_of(params: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+            def with_buffers(params: dict[str, Tensor]) -> Tensor:
                 tensors = {f"module.{n}": v for n, v in (*params.items(), *buffers.items())}
                 return torch.func.functional_call(shell, tensors, ())
 
-            # Queries look whether a loss carries a gradient; inside this it does, and nobody asks for it.
-            return torch.func.vjp(of, params)[0]
+            # Queries look whether a loss carries a gradient; inside a vjp it does, and the gradient is not computed.
+            return torch.func.vjp(with_buffers, params)[0]
 
         objective.load_buffers(shared)
         with self._in_eval_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that an operation is not vectorised only costs time
-            values = torch.func.vmap(ask, randomness="same")(dict(params), dict(buffers)).detach().cpu()
+            values = torch.func.vmap(values_of, randomness="same")(dict(params), dict(buffers)).detach().cpu()
         if 0.0 in weights:
             raise ConfigurationError(
                 "a query got no validation examples; check the validation loader and the ids asked for"
@@ -130,14 +132,14 @@ class StackedQuery:
     @contextmanager
     def _in_eval_mode(self) -> Iterator[None]:
         objective, seed = self.query.objective, self.query.data.seed
-        same = random_state.preserved() if seed is None else random_state.seeded(seed)
-        own = tensors_made_in(objective.dtype)
-        with objective.eval_mode(), same, self.query.context(), own, Interceptor(ATTENTION):
+        generators = random_state.preserved() if seed is None else random_state.seeded(seed)
+        precision = tensors_made_in(objective.dtype)
+        with objective.eval_mode(), generators, self.query.context(), precision, Interceptor(ATTENTION):
             yield
 
 
 class _Shell(nn.Module):
-    """A query as a module's forward pass, which is what ``functional_call`` can call."""
+    """A query as a module's forward pass, for ``functional_call``."""
 
     def __init__(self, objective: Objective, terms: Callable[[], Tensor]) -> None:
         super().__init__()
@@ -149,6 +151,6 @@ class _Shell(nn.Module):
 
 
 def first_line(error: Exception) -> str:
-    """An error in one line."""
+    """Return an error in one line."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

@@ -135,7 +135,7 @@ def log(final: ModelState | None = None, *, first: bool = True) -> MemoryLog:
 
 
 def rank(baseline: Any, *, dataset: Any = None, record: MemoryLog | None = None, validate: bool = True) -> Scores:
-    """What a user gets."""
+    """Rank the examples as a user does."""
     runner = InfluenceRunner(accelerator="cpu", progress=False)
     loader = DataLoader(training_set() if dataset is None else dataset, batch_size=BATCH)
     validation = DataLoader(validation_set(), batch_size=7) if validate else None
@@ -143,7 +143,7 @@ def rank(baseline: Any, *, dataset: Any = None, record: MemoryLog | None = None,
 
 
 def hidden(x: Tensor) -> np.ndarray:
-    """What the last linear layer is given, by the formula."""
+    """Compute the input of the last linear layer by the formula."""
     first = trained().body[0]
     return torch.tanh(x @ first.weight.T + first.bias).detach().numpy()
 

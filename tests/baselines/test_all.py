@@ -1,4 +1,4 @@
-"""What holds for every baseline."""
+"""Properties that hold for every baseline."""
 
 from __future__ import annotations
 
@@ -79,20 +79,20 @@ def test_the_seed_decides_and_global_generators_stay(baseline: Baseline) -> None
         pytest.importorskip("cleanlab")
     # Only cross-validation takes recorded steps again, for which the data must be those of training.
     data = None if isinstance(baseline, ConfidentLearning) else Restless(*training_set().tensors, size=0.1)
-    found = []
+    rankings = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
         before = global_state()
-        found.append(rank(baseline, dataset=data).values)
+        rankings.append(rank(baseline, dataset=data).values)
         after = global_state()
         assert torch.equal(before[0], after[0])
         assert before[1:] == after[1:]
-    assert torch.equal(*found)
-    assert found[0].shape == (N, 1)
-    assert found[0].dtype == torch.float64
-    assert found[0].unique().numel() > 1
+    assert torch.equal(*rankings)
+    assert rankings[0].shape == (N, 1)
+    assert rankings[0].dtype == torch.float64
+    assert rankings[0].unique().numel() > 1
 
 
 @pytest.mark.parametrize("baseline", [IsolationForest(trees=5), LossBaseline(), MarginBaseline()], ids=names)

@@ -65,8 +65,8 @@ def test_mean_margin_by_the_formula(baseline: AreaUnderMargin, at: tuple[int, ..
     assert len(chosen) == len(at)
     assert np.abs(np.array(chosen) - at).max() <= 1  # halves may go either way
     expected = torch.stack([margins(models[t]) for t in chosen]).mean(0)
-    found = rank(baseline, record=run).values[:, 0]
-    assert torch.allclose(found, expected, rtol=0, atol=1e-10)
+    indices = rank(baseline, record=run).values[:, 0]
+    assert torch.allclose(indices, expected, rtol=0, atol=1e-10)
 
 
 def test_wrong_labels_come_first() -> None:
@@ -89,15 +89,15 @@ def test_states_are_stored_ones_of_the_share(length: int, stored: set[int], stat
 
     there = [t for t in Log.state_indices if t >= length * (1 - share)]
     try:
-        found = AreaUnderMargin(states=states, share=share).state_indices(Log())  # type: ignore[arg-type]
+        indices = AreaUnderMargin(states=states, share=share).state_indices(Log())  # type: ignore[arg-type]
     except StateNotStoredError:
-        found = (length,)
-    assert found[-1] == length
-    assert list(found) == sorted(set(found))
-    assert len(found) <= min(states, len(there))
-    assert set(found) <= set(there)
+        indices = (length,)
+    assert indices[-1] == length
+    assert list(indices) == sorted(set(indices))
+    assert len(indices) <= min(states, len(there))
+    assert set(indices) <= set(there)
     if states > 3 * length:
-        assert len(found) == len(there)
+        assert len(indices) == len(there)
 
 
 def test_too_few_states_are_refused_with_the_way_out() -> None:
@@ -144,12 +144,12 @@ def test_what_is_almost_sure_has_a_margin_still() -> None:
     run, models = recorded([60, 75])
     runner = InfluenceRunner(accelerator="cpu", progress=False)
     loader = DataLoader(training_set(), batch_size=20)
-    found = runner.run(Sure(), loader, log=run, estimator=AreaUnderMargin()).values[:, 0]
+    values = runner.run(Sure(), loader, log=run, estimator=AreaUnderMargin()).values[:, 0]
     x, y, _ = points()
     signs = 2.0 * (y[:N] > 0) - 1
     expected = torch.stack([100 * model(x[:N])[:, 0] for model in models.values()]).mean(0).detach() * signs
     assert float(expected.abs().max()) > 50
-    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(values, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("changes", [{"states": 1}, {"share": 0.0}, {"share": 1.5}])

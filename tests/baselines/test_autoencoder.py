@@ -79,9 +79,9 @@ def test_the_error_is_that_of_the_best_constant() -> None:
     x = points()[0][:N]
     half_range = (x.max() - x.min()) / 2
     expected = -((x - x.mean(0)) / half_range).square().mean(1)
-    found = rank(Autoencoder(network=Constant, epochs=150, batch_size=N, lr=0.02), validate=False)
-    assert torch.allclose(found.values[:, 0], expected, rtol=1e-3, atol=1e-6)
-    assert first_ids(found, 2) == set(ODD)
+    result = rank(Autoencoder(network=Constant, epochs=150, batch_size=N, lr=0.02), validate=False)
+    assert torch.allclose(result.values[:, 0], expected, rtol=1e-3, atol=1e-6)
+    assert first_ids(result, 2) == set(ODD)
 
 
 def test_compat_fits_on_validation_examples_augmented_anew() -> None:
@@ -108,8 +108,8 @@ def test_images_by_the_published_network() -> None:
     images[7] = torch.rand(1, 12, 12, generator=draw)
 
     data = TensorDataset(images.double(), points()[1][:N])
-    found = rank(Autoencoder(epochs=15, batch_size=20), dataset=data, validate=False)
-    assert first_ids(found, 1) == {7}
+    result = rank(Autoencoder(epochs=15, batch_size=20), dataset=data, validate=False)
+    assert first_ids(result, 1) == {7}
 
 
 def test_trouble_in_its_training_is_said() -> None:

@@ -46,8 +46,8 @@ def probabilities(model: nn.Module) -> Tensor:
 def test_margin_by_the_formula() -> None:
     p, y = probabilities(trained()).tolist(), points()[1].tolist()
     expected = [p[j][y[j]] - max(p[j][c] for c in range(CLASSES) if c != y[j]) for j in range(N)]
-    found = rank(MarginBaseline(batch_size=7)).values[:, 0]
-    assert torch.allclose(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+    values = rank(MarginBaseline(batch_size=7)).values[:, 0]
+    assert torch.allclose(values, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("baseline", [MarginBaseline(), LossBaseline(), ConfidentLearning(folds=3)])
@@ -101,11 +101,11 @@ def binary(form: str, baseline: Any) -> tuple[Tensor, Binary]:
 
 @pytest.mark.parametrize("form", ["nll", "bce", "logits"])
 def test_every_classification_loss_shows_the_probabilities(form: str) -> None:
-    found, model = binary(form, MarginBaseline())
+    values, model = binary(form, MarginBaseline())
     out = model(points()[0][:N]).detach()
     second = torch.softmax(out, 1)[:, 1] if form == "nll" else 1 / (1 + torch.exp(-out[:, 0]))
     sign = 2.0 * (points()[1][:N] % 2) - 1
-    assert torch.allclose(found, sign * (2 * second - 1), rtol=0, atol=1e-12)
+    assert torch.allclose(values, sign * (2 * second - 1), rtol=0, atol=1e-12)
 
 
 class Regression(Net):
@@ -127,8 +127,8 @@ def test_a_loss_that_shows_no_classes_is_refused_with_the_way_out() -> None:
 def test_given_probabilities_are_judged_as_cleanlab_does(quality: Any) -> None:
     p, y = probabilities(trained()).numpy(), points()[1][:N].numpy()
     expected = cleanlab_rank.get_label_quality_scores(y, p, method=quality)
-    found = rank(ConfidentLearning(quality=quality, probabilities=p)).values[:, 0].numpy()
-    assert np.allclose(found, expected, rtol=1e-9, atol=0)
+    values = rank(ConfidentLearning(quality=quality, probabilities=p)).values[:, 0].numpy()
+    assert np.allclose(values, expected, rtol=1e-9, atol=0)
 
 
 def test_what_cleanlab_calls_wrong_comes_first() -> None:
@@ -144,20 +144,20 @@ def test_what_cleanlab_calls_wrong_comes_first() -> None:
 def expected_folds() -> Tensor:
     """Probabilities by models that a loop by hand trained without the fold."""
     y = points()[1][:N]
-    found = torch.zeros(N, CLASSES, dtype=torch.float64)
+    held_out_values = torch.zeros(N, CLASSES, dtype=torch.float64)
     for _, held_out in StratifiedKFold(3, shuffle=True, random_state=2).split(np.zeros(N), y.numpy()):
         keep = torch.ones(N, dtype=torch.bool)
         keep[held_out] = False
-        found[held_out] = probabilities(train(keep))[held_out]
-    return found
+        held_out_values[held_out] = probabilities(train(keep))[held_out]
+    return held_out_values
 
 
 def test_folds_are_the_recorded_run_without_their_examples() -> None:
     expected = cleanlab_rank.get_label_quality_scores(points()[1][:N].numpy(), expected_folds().numpy())
-    found = rank(ConfidentLearning(folds=3, seed=2, batch_size=11)).values[:, 0].numpy()
-    assert np.allclose(found, expected, rtol=1e-8, atol=1e-12)
+    values = rank(ConfidentLearning(folds=3, seed=2, batch_size=11)).values[:, 0].numpy()
+    assert np.allclose(values, expected, rtol=1e-8, atol=1e-12)
     within = cleanlab_rank.get_label_quality_scores(points()[1][:N].numpy(), probabilities(trained()).numpy())
-    assert np.abs(found - within).max() > 0.05, "the test is degenerate"
+    assert np.abs(values - within).max() > 0.05, "the test is degenerate"
 
 
 def test_folds_by_a_function_that_trains() -> None:

@@ -59,8 +59,8 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 def test_numbers_are_those_of_scikit_learn(case: str, kind: str) -> None:
     make, oracle, options = CASES[case]
     train, _ = features(kind)
-    found = rank(make(features=kind, seed=4, batch_size=13, **options), validate=False).values[:, 0].numpy()
-    assert np.allclose(found, oracle(train, train, 4), rtol=1e-9, atol=1e-12)
+    values = rank(make(features=kind, seed=4, batch_size=13, **options), validate=False).values[:, 0].numpy()
+    assert np.allclose(values, oracle(train, train, 4), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -68,9 +68,9 @@ def test_compat_fits_on_the_validation_examples(case: str) -> None:
     make, oracle, options = CASES[case]
     train, validation = features("penultimate")
     fitted = np.concatenate([validation] * 20) if case == "forest" else validation
-    found = rank(make(compat=True, seed=4, **options)).values[:, 0].numpy()
-    assert np.allclose(found, oracle(train, fitted, 4), rtol=1e-9, atol=1e-12)
-    assert not np.allclose(found, oracle(train, train, 4), rtol=1e-3), "the test is degenerate"
+    values = rank(make(compat=True, seed=4, **options)).values[:, 0].numpy()
+    assert np.allclose(values, oracle(train, fitted, 4), rtol=1e-9, atol=1e-12)
+    assert not np.allclose(values, oracle(train, train, 4), rtol=1e-3), "the test is degenerate"
     with pytest.raises(ConfigurationError, match="validation loader"):
         rank(make(compat=True, **options), validate=False)
 

@@ -48,19 +48,19 @@ B = torch.from_numpy(np.random.default_rng(1).standard_normal((2, SIZE)))
 def test_solution_is_numpys(solver: Solver, tolerance: float, damping: float) -> None:
     parts = [torch.stack(matrices(GOOD)).mean(0)] * 3  # batches alike: the stochastic one converges, too
     expected = np.linalg.solve(parts[0].numpy() + damping * np.eye(SIZE), B.numpy().T).T
-    found = solver.solve(system(parts, damping), B)
-    assert np.abs(found.values.numpy() - expected).max() < tolerance
-    assert found.residual < 10 * tolerance
-    assert (found.iterations == 0) == isinstance(solver, Dense)
+    solution = solver.solve(system(parts, damping), B)
+    assert np.abs(solution.values.numpy() - expected).max() < tolerance
+    assert solution.residual < 10 * tolerance
+    assert (solution.iterations == 0) == isinstance(solver, Dense)
 
 
 def test_one_zero_right_hand_side_does_not_stop_the_others() -> None:
     b = torch.stack([B[0], torch.zeros(SIZE, dtype=torch.float64)])
     parts = matrices(GOOD)
-    found = ConjugateGradient(tolerance=1e-12).solve(system(parts), b).values
+    solution = ConjugateGradient(tolerance=1e-12).solve(system(parts), b).values
     expected = torch.linalg.solve(torch.stack(parts).mean(0), B[0])
-    assert torch.allclose(found[0], expected, atol=1e-10)
-    assert not found[1].any()
+    assert torch.allclose(solution[0], expected, atol=1e-10)
+    assert not solution[1].any()
 
 
 def test_lissa_over_different_batches_comes_near() -> None:
@@ -93,9 +93,9 @@ def test_negative_curvature_names_iteration_residual_and_a_damping_that_works(so
     with pytest.raises(DivergenceError, match=words) as caught:
         solver.solve(system(parts), B)
     assert re.search(r"iteration \d+, relative residual \d\S*, damping 0\.", str(caught.value))
-    found = re.search(r"from about (\S+) to (\S+): try damping=([\d.e-]+)", str(caught.value))
-    assert found is not None, str(caught.value)
-    low, high, wanted = (float(v.rstrip(",.")) for v in found.groups())
+    match = re.search(r"from about (\S+) to (\S+): try damping=([\d.e-]+)", str(caught.value))
+    assert match is not None, str(caught.value)
+    low, high, wanted = (float(v.rstrip(",.")) for v in match.groups())
     assert low == pytest.approx(-0.4, rel=0.1)
     assert high == pytest.approx(3, rel=0.05)
     solver.solve(system(parts, wanted), B)  # no error
@@ -188,8 +188,8 @@ def test_the_curvature_that_was_met_is_in_the_message() -> None:
     parts = matrices([-0.05, *np.linspace(0.0, 7, SIZE - 1)])
     with pytest.raises(DivergenceError, match="met negative curvature") as caught:
         ConjugateGradient().solve(system(parts, 0.01), B)
-    found = re.search(r"from about (\S+) to \S+: try damping=([\d.e-]+)", str(caught.value))
-    assert found is not None
-    low, wanted = (float(v.rstrip(",.")) for v in found.groups())
+    match = re.search(r"from about (\S+) to \S+: try damping=([\d.e-]+)", str(caught.value))
+    assert match is not None
+    low, wanted = (float(v.rstrip(",.")) for v in match.groups())
     assert -0.05 * 1.001 <= low < -0.01  # else 0.01 of damping would have been enough
     assert wanted == pytest.approx(2 * abs(low), rel=0.01)

@@ -155,8 +155,8 @@ def test_displacements_are_those_of_the_linearised_run(case: Case) -> None:
     direction = direction.double()
     chosen = [0, 3, 7]
     expected = torch.stack([hand.displacement(j) @ direction for j in chosen])
-    found = along(run, direction, AccumulatedInfluence())
-    assert relative_error(found[chosen], expected) < 1e-9
+    values = along(run, direction, AccumulatedInfluence())
+    assert relative_error(values[chosen], expected) < 1e-9
     first_order = along(run, direction, SgdInfluence())
     assert relative_error(first_order[chosen], expected) > 1e-3, "the test is degenerate"
 
@@ -183,7 +183,7 @@ class QuadraticCase(Case):
 
 
 def removed(run: Recorded, direction: Tensor, **options: Any) -> Tensor:
-    """What leaving each example out really does to the parameters along a direction."""
+    """Return the real change of the parameters along a direction, for each example left out."""
     with InfluenceRunner(accelerator="cpu", progress=False).replayer(run.module, run.train, log=run.log) as again:
 
         def end(weights: Tensor | None) -> Tensor:
@@ -245,7 +245,7 @@ def test_evaluated_is_the_query_of_the_displaced_model() -> None:
         return torch.stack([first * first, first * second])
 
     runner = InfluenceRunner(accelerator="cpu", certificate="off", progress=False)
-    found = runner.run(
+    values = runner.run(
         run.module,
         run.train,
         run.validation,
@@ -255,7 +255,7 @@ def test_evaluated_is_the_query_of_the_displaced_model() -> None:
     ).values
     there = end[:2, None] + moved
     expected = torch.stack([there[0] ** 2 - end[0] ** 2, there[0] * there[1] - end[0] * end[1]], dim=1)
-    assert relative_error(found, expected) < 1e-10
+    assert relative_error(values, expected) < 1e-10
 
 
 def test_memory_is_said_and_cut_into_passes(caplog: pytest.LogCaptureFixture) -> None:
@@ -282,9 +282,9 @@ def test_memory_is_said_and_cut_into_passes(caplog: pytest.LogCaptureFixture) ->
 
 def test_states_are_rebuilt_where_they_are_not_stored() -> None:
     run = record(BY_NAME["momentum-pairs"])
-    found = scores(run, AccumulatedInfluence()).values
+    values = scores(run, AccumulatedInfluence()).values
     sparse = Recorded(run.case, thinned(run.log, [0, 3]), run.train, run.validation)
-    assert torch.equal(scores(sparse, AccumulatedInfluence()).values, found)
+    assert torch.equal(scores(sparse, AccumulatedInfluence()).values, values)
     state = run.log.state(0)
     next(iter(state.params.values())).add_(1e-3)
     changed = thinned(edited(run.log, states={0: state}), [0, 3])
@@ -308,8 +308,8 @@ def test_operations_that_cannot_be_vectorised() -> None:
     plain = module.net.forward
     module.net.forward = lambda x: Opaque.apply(plain(x))
     runner = InfluenceRunner(accelerator="cpu", certificate="off", progress=False)
-    found = runner.run(module, run.train, run.validation, log=run.log, estimator=AccumulatedInfluence())
-    assert relative_error(found.values, scores(run, AccumulatedInfluence()).values) < 1e-12
+    values = runner.run(module, run.train, run.validation, log=run.log, estimator=AccumulatedInfluence())
+    assert relative_error(values.values, scores(run, AccumulatedInfluence()).values) < 1e-12
 
 
 @pytest.mark.parametrize(("name", "words"), [("batchnorm", "running statistics"), ("momentum-ema", "running averages")])

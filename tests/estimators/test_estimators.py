@@ -183,9 +183,9 @@ def test_more_epochs_than_there_were_is_all_of_them(hand: Hand) -> None:
 def test_reduced_divisor_is_the_derivative_of_the_renormalised_loss(name: str) -> None:
     case = BY_NAME[name]
     exact = unrolled(case, divisor="reduced")
-    found = scores(record(case), SgdInfluence(divisor="reduced"))
-    assert relative_error(found, exact) < 1e-10
-    assert relative_error(found, unrolled(case)) > 1e-2, "the test is degenerate"
+    values = scores(record(case), SgdInfluence(divisor="reduced"))
+    assert relative_error(values, exact) < 1e-10
+    assert relative_error(values, unrolled(case)) > 1e-2, "the test is degenerate"
 
 
 def test_epochs_add_up() -> None:

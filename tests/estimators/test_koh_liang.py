@@ -82,8 +82,8 @@ def test_hessian_and_slopes(name: str, size: int) -> None:
     damping = 0.3 + 2 * max(0.0, -float(torch.linalg.eigvalsh(hand.hessian())[0]))
     expected = hand.expected(hand.hessian(), damping)
     for solver in (Dense(), ConjugateGradient(tolerance=1e-11)):
-        found = scores(hand.run, KohLiang(solver, damping=damping, batch_size=size)).values
-        assert relative_error(found, expected) < 1e-9, solver
+        values = scores(hand.run, KohLiang(solver, damping=damping, batch_size=size)).values
+        assert relative_error(values, expected) < 1e-9, solver
     other = hand.expected(hand.hessian(), 2 * damping)
     assert relative_error(other, expected) > 1e-2, "the test is degenerate"
 
@@ -101,8 +101,8 @@ def test_gauss_newton_is_that_of_the_logits() -> None:
         bend = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
         matrix = torch.einsum("nap,nab,nbq->pq", outputs, bend, outputs) / len(y)
         matrix += 2 * hand.run.module.penalty * torch.eye(len(matrix), dtype=torch.float64)
-        found = scores(hand.run, KohLiang(Dense(), damping=0.2, curvature="gauss_newton", batch_size=size)).values
-        assert relative_error(found, hand.expected(matrix, 0.2)) < 1e-9, name
+        values = scores(hand.run, KohLiang(Dense(), damping=0.2, curvature="gauss_newton", batch_size=size)).values
+        assert relative_error(values, hand.expected(matrix, 0.2)) < 1e-9, name
         same = relative_error(hand.expected(matrix, 0.2), hand.expected(hand.hessian(), 0.2)) < 1e-9
         assert same == (name == "sgd"), "equal for a linear model, and for no other"
 
@@ -191,8 +191,8 @@ def test_ridge_regression(solver: Any, of_examples: bool) -> None:
     query = 2 * x[N:].T @ (x[N:] @ theta - y[N:]) / 20
     slopes = 2 * (x[:N] @ theta - y[:N])[:, None] * x[:N] + (PENALTY * theta if of_examples else 0)
     expected = slopes @ np.linalg.solve(matrix, query) / N
-    found = influence(Ridge(PENALTY, of_examples=of_examples), theta, KohLiang(solver, damping=0.0))
-    assert relative_error(found, torch.from_numpy(expected)) < 1e-9
+    values = influence(Ridge(PENALTY, of_examples=of_examples), theta, KohLiang(solver, damping=0.0))
+    assert relative_error(values, torch.from_numpy(expected)) < 1e-9
 
 
 def test_sign_and_size_are_those_of_real_removal() -> None:
@@ -209,12 +209,12 @@ def test_sign_and_size_are_those_of_real_removal() -> None:
         keep[j] = 0
         true.append(loss(ridge(keep)) - loss(full))
         shared.append(loss(ridge(keep, penalised=keep)) - loss(full))
-    found = influence(Ridge(PENALTY), full, KohLiang(Dense(), damping=0.0)).numpy()
+    values = influence(Ridge(PENALTY), full, KohLiang(Dense(), damping=0.0)).numpy()
     owned = influence(Ridge(PENALTY, of_examples=True), full, KohLiang(Dense(), damping=0.0)).numpy()
-    assert np.corrcoef(found, true)[0, 1] > 0.98
-    assert np.polyfit(found, true, 1)[0] == pytest.approx(1, abs=0.3)
+    assert np.corrcoef(values, true)[0, 1] > 0.98
+    assert np.polyfit(values, true, 1)[0] == pytest.approx(1, abs=0.3)
     assert np.abs(owned - shared).max() < 0.3 * np.abs(shared).max()
-    assert np.abs(owned - shared).mean() < np.abs(found - np.array(shared)).mean(), "the penalty's share shows"
+    assert np.abs(owned - shared).mean() < np.abs(values - np.array(shared)).mean(), "the penalty's share shows"
 
 
 def test_the_papers_variant_by_its_loop() -> None:
@@ -228,10 +228,10 @@ def test_the_papers_variant_by_its_loop() -> None:
         velocity = 0.9 * velocity + matrix @ v + PENALTY * v - query
         v -= 0.01 * velocity
     expected = 2 * (x[:N] @ theta - y[:N]) * (x[:N] @ v) / N
-    found = influence(Ridge(0.0), theta, KohLiang(MomentumDescent(), damping=PENALTY))
-    assert relative_error(found, torch.from_numpy(expected)) < 1e-10
+    values = influence(Ridge(0.0), theta, KohLiang(MomentumDescent(), damping=PENALTY))
+    assert relative_error(values, torch.from_numpy(expected)) < 1e-10
     solved = influence(Ridge(0.0), theta, KohLiang(Dense(), damping=PENALTY))
-    assert relative_error(found, solved) > 1e-6, "the test is degenerate: it has converged"
+    assert relative_error(values, solved) > 1e-6, "the test is degenerate: it has converged"
 
 
 def test_lissa_on_a_real_model() -> None:
@@ -256,11 +256,11 @@ def test_several_queries_are_solved_together() -> None:
     runner = InfluenceRunner(accelerator="cpu", certificate="off", progress=False)
     query = FunctionQuery(ask, labels=tuple("abcde"))
     estimator = KohLiang(ConjugateGradient(tolerance=1e-11), damping=1.6, batch_size=5)
-    found = runner.run(
+    values = runner.run(
         hand.run.module, hand.run.train, hand.run.validation, log=hand.run.log, query=query, estimator=estimator
     ).values
     mean = scores(hand.run, estimator).values
-    assert torch.allclose((3 * found[:, 0] + found[:, 1]) / 10, mean[:, 0], rtol=1e-8)
+    assert torch.allclose((3 * values[:, 0] + values[:, 1]) / 10, mean[:, 0], rtol=1e-8)
 
 
 def test_average_is_the_model_that_is_asked() -> None:
@@ -270,8 +270,8 @@ def test_average_is_the_model_that_is_asked() -> None:
     last = hand.at
     hand.at = torch.cat([average[n].reshape(-1) for n in hand.shapes])
     assert (hand.at - last).abs().max() > 1e-3
-    found = scores(hand.run, KohLiang(Dense(), damping=1.0)).values
-    assert relative_error(found, hand.expected(hand.hessian(), 1.0)) < 1e-9
+    values = scores(hand.run, KohLiang(Dense(), damping=1.0)).values
+    assert relative_error(values, hand.expected(hand.hessian(), 1.0)) < 1e-9
 
 
 def test_indefinite_hessian_names_a_damping_that_works() -> None:
@@ -317,7 +317,7 @@ def test_batches_made_anew_are_the_same() -> None:
 
     hand = ByHand("momentum")
     data = Augmented(*hand.train)
-    found = []
+    products = []
     for room in (1 << 30, 200, 0):
         torch.manual_seed(3)
         source = BatchSource([DataLoader(data)], hand.run.log.header)
@@ -325,11 +325,11 @@ def test_batches_made_anew_are_the_same() -> None:
             objective.load(hand.run.log.state(9))
             curvature = TrainingCurvature(objective, hand.run.log.step(8), 12, batch_size=5, memory_bytes=room)
             rows = torch.eye(len(hand.at), dtype=torch.float64)[:2]
-            found.append((curvature.product(rows), curvature.product(rows), curvature.slopes(rows)))
-    for one, again, slopes in found:
-        assert torch.equal(one, again)
-        assert torch.equal(one, found[0][0])
-        assert torch.equal(slopes, found[0][2])
+            products.append((curvature.product(rows), curvature.product(rows), curvature.slopes(rows)))
+    for product, again, slopes in products:
+        assert torch.equal(product, again)
+        assert torch.equal(product, products[0][0])
+        assert torch.equal(slopes, products[0][2])
 
 
 def test_model_that_is_no_number_is_an_error() -> None:
@@ -342,11 +342,11 @@ def test_model_that_is_no_number_is_an_error() -> None:
 
 def test_notes_say_what_it_is() -> None:
     run = record(BY_NAME["sgd"])
-    found = scores(run, KohLiang())
-    assert found.certificate is not None
-    assert "not a derivative of the run: ConjugateGradient" in found.certificate.notes[-1]
-    assert "damping 0.01" in found.certificate.notes[-1]
-    assert found.provenance["estimator"] == repr(KohLiang())
+    result = scores(run, KohLiang())
+    assert result.certificate is not None
+    assert "not a derivative of the run: ConjugateGradient" in result.certificate.notes[-1]
+    assert "damping 0.01" in result.certificate.notes[-1]
+    assert result.provenance["estimator"] == repr(KohLiang())
     checked = scores(run, KohLiang(), certificate="fast").certificate
     assert checked is not None
     assert any("certificate='full'" in note for note in checked.notes)

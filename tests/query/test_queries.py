@@ -34,8 +34,8 @@ def run() -> Recorded:
 
 
 def data_of(run: Recorded, **loader: Any) -> ValidationData:
-    found = DataLoader(run.validation.dataset, **loader) if loader else run.validation
-    return ValidationData(loader=found, transfer=lambda batch: batch)
+    validation_loader = DataLoader(run.validation.dataset, **loader) if loader else run.validation
+    return ValidationData(loader=validation_loader, transfer=lambda batch: batch)
 
 
 def asked(run: Recorded, query: Query, data: ValidationData | None = None, module: Any = None) -> tuple[Tensor, Tensor]:

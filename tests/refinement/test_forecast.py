@@ -103,11 +103,11 @@ def test_the_formula(rung: int) -> None:
     runner = InfluenceRunner(accelerator="cpu", progress=False)
     with runner.truth(LogisticRegression(), train, validation, log=hand.log()) as truth:
         runs = list(truth.chunks(make_plan(truth.log, N, None), range(N)))
-        for one in runs:
-            one.advance(rung, lambda n: None)
-        found = torch.zeros(N, dtype=torch.float64)
-        for one, values in zip(runs, forecast(truth, runs), strict=True):
-            found[one.numbers] = values[:, 0]
+        for chunk in runs:
+            chunk.advance(rung, lambda n: None)
+        forecasts = torch.zeros(N, dtype=torch.float64)
+        for chunk, values in zip(runs, forecast(truth, runs), strict=True):
+            forecasts[chunk.numbers] = values[:, 0]
     states, u = hand.train(), hand.adjoints()
     plain = torch.zeros(N, dtype=torch.float64)
     for j in range(N):
@@ -121,8 +121,8 @@ def test_the_formula(rung: int) -> None:
                         expected = expected + slope
                     else:
                         plain[j] += slope
-        assert abs(float(found[j] - expected)) < 1e-12
-    assert (found - plain).abs().max() > 1e-5, "the test is degenerate"
+        assert abs(float(forecasts[j] - expected)) < 1e-12
+    assert (forecasts - plain).abs().max() > 1e-5, "the test is degenerate"
 
 
 @contextmanager
@@ -143,12 +143,12 @@ def test_departures_are_the_derivative_along_them(name: str, alone: bool, monkey
     with opened(run) as truth:
         (runs,) = truth.chunks(make_plan(truth.log, truth.examples, None), gone)
         runs.advance(rung, lambda n: None)
-        (found,) = forecast(truth, [runs])
-        for number, value in zip(runs.numbers, found[:, 0], strict=True):
+        (forecasts,) = forecast(truth, [runs])
+        for number, value in zip(runs.numbers, forecasts[:, 0], strict=True):
             taken = _left_out(run, truth, number, rung)
             ends = [_asked_from(truth, taken, eps, rung, total) for eps in (1e-4, -1e-4)]
             assert abs(float(value) - (ends[0] - ends[1]) / 2e-4) < 1e-6 * max(1e-2, abs(float(value)))
-    assert found.abs().max() > 1e-5, "the test is degenerate"
+    assert forecasts.abs().max() > 1e-5, "the test is degenerate"
 
 
 def _gone_before(run: Recorded, rung: int) -> list[int]:
@@ -162,11 +162,11 @@ def _left_out(run: Recorded, truth: Counterfactuals, example: int, rung: int) ->
     """Recorded and counterfactual states ``1 .. rung``."""
     weights = torch.ones(truth.examples, dtype=torch.float64)
     weights[example] = 0
-    again, state, found = Replayer(run.log, truth.run.objective), run.log.state(0), []
+    again, state, states = Replayer(run.log, truth.run.objective), run.log.state(0), []
     for step in run.log.steps(0, rung):
         state = again.advance(state, step, weights=weights)
-        found.append((run.log.state(step.index + 1), state))
-    return found
+        states.append((run.log.state(step.index + 1), state))
+    return states
 
 
 def _asked_from(

@@ -46,49 +46,49 @@ def full(small: SmallRun, runner: InfluenceRunner) -> Truth:
     return runner.counterfactuals(small.model, small.train, small.validation, log=small.log)
 
 
-def spent(found: Scores) -> dict[str, Any]:
-    refined = found.provenance["refined"]
+def spent(scores: Scores) -> dict[str, Any]:
+    refined = scores.provenance["refined"]
     assert isinstance(refined, dict)
     return refined
 
 
 def test_screening_measures_both_ends(scores: Scores, truth: Counterfactuals, full: Truth) -> None:
-    found = refine(scores, truth, budget=0.5, strategy=Screening())
+    refined = refine(scores, truth, budget=0.5, strategy=Screening())
     order = torch.argsort(scores.values[:, 0]).tolist()
-    assert found.verified is not None
-    assert set(found.verified.nonzero().flatten().tolist()) == {*order[:3], *order[-3:], NEVER_DRAWN}
-    check(found, scores, full)
-    assert found.certificate is not None
-    assert "7 of 13 values were measured" in " ".join(found.certificate.notes)
-    assert 0.3 < spent(found)["cost"] <= 0.51
+    assert refined.verified is not None
+    assert set(refined.verified.nonzero().flatten().tolist()) == {*order[:3], *order[-3:], NEVER_DRAWN}
+    check(refined, scores, full)
+    assert refined.certificate is not None
+    assert "7 of 13 values were measured" in " ".join(refined.certificate.notes)
+    assert 0.3 < spent(refined)["cost"] <= 0.51
 
 
 @pytest.mark.parametrize("rungs", [(0.3,), (0.2, 0.6), (0.1, 0.15)])
 def test_halving_measures_the_last_ones_left(
     rungs: tuple[float, ...], scores: Scores, truth: Counterfactuals, full: Truth
 ) -> None:
-    found = refine(scores, truth, budget=0.6, strategy=Halving(rungs=rungs, extremes=2, final=0.1))
-    check(found, scores, full, rest_stays=False)
-    assert 3 <= spent(found)["measured"] < EXAMPLES - 1
-    assert spent(found)["steps"] > (spent(found)["measured"] - 1) * len(truth.log) * 0.6
-    assert spent(found)["cost"] <= 0.65
+    refined = refine(scores, truth, budget=0.6, strategy=Halving(rungs=rungs, extremes=2, final=0.1))
+    check(refined, scores, full, rest_stays=False)
+    assert 3 <= spent(refined)["measured"] < EXAMPLES - 1
+    assert spent(refined)["steps"] > (spent(refined)["measured"] - 1) * len(truth.log) * 0.6
+    assert spent(refined)["cost"] <= 0.65
 
 
-def check(found: Scores, scores: Scores, full: Truth, *, rest_stays: bool = True) -> None:
-    assert found.verified is not None
-    assert (found.values - full.values)[found.verified].abs().max() < 1e-12
-    apart = (found.values - scores.values)[~found.verified].abs()
+def check(refined: Scores, scores: Scores, full: Truth, *, rest_stays: bool = True) -> None:
+    assert refined.verified is not None
+    assert (refined.values - full.values)[refined.verified].abs().max() < 1e-12
+    apart = (refined.values - scores.values)[~refined.verified].abs()
     assert bool((apart == 0).all()) is rest_stays
-    assert found.values[NEVER_DRAWN] == 0
+    assert refined.values[NEVER_DRAWN] == 0
     assert scores.verified is None
 
 
 def test_the_whole_budget_is_the_whole_truth(scores: Scores, truth: Counterfactuals, full: Truth) -> None:
     for strategy in (Screening(), Halving()):
-        found = refine(scores, truth, budget=1.0, strategy=strategy)
-        assert found.verified is not None
-        assert bool(found.verified.all())
-        assert (found.values - full.values).abs().max() < 1e-12
+        refined = refine(scores, truth, budget=1.0, strategy=strategy)
+        assert refined.verified is not None
+        assert bool(refined.verified.all())
+        assert (refined.values - full.values).abs().max() < 1e-12
 
 
 def test_what_is_measured_is_not_measured_again(scores: Scores, truth: Counterfactuals) -> None:
@@ -106,9 +106,9 @@ def test_chunks_and_a_query_of_many(small: SmallRun, full: Truth) -> None:
     expected = tight.counterfactuals(*arguments, log=small.log, query=query)
     with tight.truth(*arguments, log=small.log, query=query) as truth:
         assert 1 < truth.at_once(12, truth.verify()) < 10
-        found = refine(estimate, truth, budget=0.9, strategy=Halving(extremes=3), query=1)
-    assert found.verified is not None
-    assert (found.values - expected.values)[found.verified].abs().max() < 1e-12
+        refined = refine(estimate, truth, budget=0.9, strategy=Halving(extremes=3), query=1)
+    assert refined.verified is not None
+    assert (refined.values - expected.values)[refined.verified].abs().max() < 1e-12
 
 
 def test_the_curve(scores: Scores, truth: Counterfactuals, full: Truth) -> None:
@@ -121,13 +121,13 @@ def test_the_curve(scores: Scores, truth: Counterfactuals, full: Truth) -> None:
 
 
 def test_verified_survives_saving(scores: Scores, truth: Counterfactuals, tmp_path: Path) -> None:
-    found = refine(scores, truth, budget=0.3, strategy=Screening())
-    found.save(tmp_path / "scores.h5")
+    refined = refine(scores, truth, budget=0.3, strategy=Screening())
+    refined.save(tmp_path / "scores.h5")
     again = Scores.load(tmp_path / "scores.h5")
-    assert found.verified is not None
+    assert refined.verified is not None
     assert again.verified is not None
-    assert torch.equal(again.verified, found.verified)
-    assert again.provenance == found.provenance
+    assert torch.equal(again.verified, refined.verified)
+    assert again.provenance == refined.provenance
 
 
 def test_counts_cost_the_budget_and_never_grow() -> None:

@@ -120,12 +120,12 @@ def test_it_goes_on_where_it_stopped(small: SmallRun, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(("first", "last"), [(4, None), (0, 5), (3, 7)])
 def test_shortened_runs(small: SmallRun, first: int, last: int | None) -> None:
     with runner().truth(small.model, small.train, small.validation, log=small.log) as truth:
-        found = truth.measure([[0], [1, 7], [NEVER_DRAWN]], first_step=first, last_step=last)
+        measured = truth.measure([[0], [1, 7], [NEVER_DRAWN]], first_step=first, last_step=last)
     base = plain(small, (), last=last).mean()
-    for one, value in zip(found.leave_out, found.values[:, 0], strict=True):
-        expected = plain(small, one, first=first, last=last).mean() - base
+    for ids, value in zip(measured.leave_out, measured.values[:, 0], strict=True):
+        expected = plain(small, ids, first=first, last=last).mean() - base
         assert abs(float(value - expected)) < 1e-12
-    assert found.values[:2].count_nonzero() == 2, "the test is degenerate"
+    assert measured.values[:2].count_nonzero() == 2, "the test is degenerate"
 
 
 def test_reduced_divisor(small: SmallRun) -> None:

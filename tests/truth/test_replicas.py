@@ -67,11 +67,11 @@ def trained_without(case: Case) -> Tensor:
 @pytest.mark.parametrize("name", SOME)
 def test_values_are_those_of_a_plain_training_loop(name: str) -> None:
     case = BY_NAME[name]
-    found = measured(record(case), leave_out=SETS)
+    truth = measured(record(case), leave_out=SETS)
     expected = trained_without(case)
     assert expected.abs().max() > 1e-5, "the test is degenerate"
-    assert (found.values - expected).abs().max() < 1e-10
-    assert found.at_once == len(SETS), found.notes
+    assert (truth.values - expected).abs().max() < 1e-10
+    assert truth.at_once == len(SETS), truth.notes
 
 
 @pytest.mark.parametrize("name", ["dampened", "adamw-batchnorm", "adam-sometimes", "asgd-scalar", "nadam-scalar"])
