@@ -56,6 +56,7 @@ ASKING = frozenset(
         "tasks",
         "testing",
         "truth",
+        "updates",
         "zoo",
     }
 )
@@ -66,7 +67,6 @@ VAGUE = frozenset(
         "adjoint",
         "baselines",
         "certificate",
-        "checks",
         "cleansing",
         "curvature",
         "estimators",
@@ -77,10 +77,8 @@ VAGUE = frozenset(
         "parameters",
         "query",
         "record",
-        "refinement",
         "replay",
         "report",
-        "scoring",
         "tasks",
         "testing",
         "truth",
@@ -92,11 +90,9 @@ VAGUE = frozenset(
 CROWDED = frozenset(
     {
         "BudgetedKeep",
-        "Job",
         "LogStore",
         "Objective",
         "Recording",
-        "Replicas",
         "ReportData",
         "RunLog",
         "SegmentWriter",
@@ -253,6 +249,16 @@ def entry_points() -> Iterator[str]:
 
 def test_settings_name_what_exists() -> None:
     assert not rules.missing_paths(ROOT, rules.paths_in_settings(SETTINGS))
+
+
+def test_the_oldest_versions_are_tried() -> None:
+    project = SETTINGS["project"]
+    optional = project["optional-dependencies"]
+    wanted = [name for extra in ("report", "cli", "cleanlab", "wandb", "tensorboard") for name in optional[extra]]
+    tools = [name for name in optional["dev"] if name.startswith(("pytest>", "hypothesis>"))]
+    pins = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
+    apart = list(rules.bounds_apart([*project["dependencies"], *wanted, *tools], pins))
+    assert [line for line in apart if not line.startswith("torch:")] == []
 
 
 def test_repository_speaks_of_the_product_alone() -> None:

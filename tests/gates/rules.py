@@ -282,3 +282,19 @@ def foreign_words(root: Path, files: Iterable[str]) -> Iterator[str]:
         for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             if words.search(line):
                 yield f"{name}:{number}"
+
+
+def bounds_apart(requirements: Iterable[str], pins: Iterable[str]) -> Iterator[str]:
+    """Yield the requirements whose lower bound is not the version that is pinned, and the pins of no requirement.
+
+    Args:
+        requirements: As ``name>=bound`` with anything after it.
+        pins: As ``name==version``; zeros at the end do not matter.
+    """
+    pinned = dict(re.findall(r"^([\w-]+)==([\d.]+?)(?:\.0)*$", "\n".join(pins), re.M))
+    bounds = dict(
+        match.groups() for text in requirements if (match := re.match(r"([\w-]+)>=([\d.]+?)(?:\.0)*(?![\d.])", text))
+    )
+    for name in sorted({*pinned, *bounds}):
+        if pinned.get(name) != bounds.get(name):
+            yield f"{name}: from {bounds.get(name)}, tried with {pinned.get(name)}"

@@ -235,6 +235,15 @@ def test_settings_that_name_what_is_gone_are_seen(tmp_path: Path) -> None:
     assert rules.missing_paths(tmp_path, ["there", "module", "module.py", "gone"]) == ["gone"]
 
 
+def test_bounds_that_are_not_tried_are_seen() -> None:
+    requirements = ["a>=1.2", "b>=1.20,!=1.21", "c>=2", "extra[more]", "d>=1"]
+    assert list(rules.bounds_apart(requirements, ["# a==3", "a==1.2.0", "b==1.2", "c==2.0.0", "e==1"])) == [
+        "b: from 1.20, tried with 1.2",
+        "d: from 1, tried with None",
+        "e: from None, tried with 1",
+    ]
+
+
 def test_words_that_do_not_belong_are_seen(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("one\nTO" + "DO: two\nsee STY" + "LE.md\nTODOS\n")
     (tmp_path / "a.png").write_text("TO" + "DO")
