@@ -32,32 +32,23 @@ ASKING = frozenset(
         "adjoint",
         "baselines",
         "certificate",
-        "checkpointing",
         "checks",
-        "cleansing",
         "curvature",
         "estimators",
-        "evaluation",
         "fit_end",
         "kernels",
-        "log",
         "parameters",
         "query",
-        "random_state",
         "ranking",
-        "record",
         "refinement",
         "replay",
-        "report",
         "scores",
         "scoring",
         "selection",
-        "state",
         "tasks",
         "testing",
         "truth",
         "updates",
-        "zoo",
     }
 )
 """Rooms with docstrings that still begin with a question word."""
@@ -67,36 +58,25 @@ VAGUE = frozenset(
         "adjoint",
         "baselines",
         "certificate",
-        "cleansing",
         "curvature",
         "estimators",
         "evaluation",
         "fit_end",
         "kernels",
-        "log",
         "parameters",
         "query",
-        "record",
         "replay",
-        "report",
         "tasks",
         "testing",
         "truth",
-        "zoo",
     }
 )
 """Rooms in which something is still named ``found``."""
 
 CROWDED = frozenset(
     {
-        "BudgetedKeep",
-        "LogStore",
         "Objective",
-        "Recording",
         "ReportData",
-        "RunLog",
-        "SegmentWriter",
-        "TrajectoryRecorder",
     }
 )
 """Classes that still have more than 25 members."""
@@ -107,16 +87,6 @@ CIRCULAR = frozenset(
     }
 )
 """Rooms in which modules still import one another."""
-
-WRONG_EXTRA = frozenset(
-    {
-        "evaluation",
-        "fit_end",
-        "report",
-        "scores",
-    }
-)
-"""Rooms that still name an extra which installs a module only by way of another extra."""
 
 HIDDEN_DOOR = ("lightning_sgdinf.scores", "lightning_sgdinf.report")
 """`Scores.report` asks for the report, which knows scores, when it is called."""
@@ -145,14 +115,11 @@ COMPUTED = frozenset({"__init__.py", "extras.py", "renamed.py", "replay/replayer
 """Files that import a module by a name that is computed."""
 
 TESTS_OF_NO_ROOM = frozenset(
-    {"bare", "docs", "docs_code", "examples", "gates", "import", "lightning_cli", "thirdparty"}
+    {"architecture", "bare", "docs", "docs_code", "examples", "faces", "gates", "import", "lightning_cli", "thirdparty"}
 )
 
 UNTESTED = frozenset({"checks", "scoring", "testing"})
 """Rooms whose tests still lie in other folders than their own."""
-
-MODULES_OF = {"scikit-learn": "sklearn", "pillow": "PIL"}
-"""Distributions to the module they install, where that is not the name with underscores."""
 
 
 def show(offences: Iterable[Offence]) -> list[str]:
@@ -222,20 +189,6 @@ def test_tests_live_in_the_folder_of_their_room() -> None:
     rooms = {path.name + "/" for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
     rooms |= {path.stem for path in PACKAGE.glob("[a-z]*.py")}
     hold_outside(rules.misplaced_tests(ROOT / "tests", rooms, TESTS_OF_NO_ROOM), UNTESTED)
-
-
-def extras() -> dict[str, set[str]]:
-    """Return for each extra the modules that its own distributions install."""
-    installed = {}
-    for extra, requirements in SETTINGS["project"]["optional-dependencies"].items():
-        names = [re.split(r"[\[<>=;~ ]", requirement)[0] for requirement in requirements]
-        installed[extra] = {MODULES_OF.get(name, name.replace("-", "_")) for name in names} - {"lightning_sgdinf"}
-    installed["report"].add("lightning_sgdinf")  # its room `report` is asked for like a package
-    return installed
-
-
-def test_a_missing_module_is_answered_with_the_extra_that_has_it() -> None:
-    hold_outside(rules.wrong_extras(MODULES, extras()), WRONG_EXTRA)
 
 
 def test_importing_the_package_is_light_and_silent() -> None:

@@ -162,22 +162,6 @@ def computed_imports(modules: Sequence[Module]) -> Iterator[Offence]:
                 yield offence(module, item.line, "imports a module by a name that is computed")
 
 
-def wrong_extras(modules: Sequence[Module], extras: Mapping[str, set[str]]) -> Iterator[Offence]:
-    """Yield the calls of ``require`` that name an extra which does not itself install the module.
-
-    Args:
-        modules: The package.
-        extras: Name of each extra to the top-level modules that its own distributions install.
-    """
-    for module in modules:
-        for node in ast.walk(module.tree):
-            if not (isinstance(node, ast.Call) and called(node) == "require" and node.args and node.keywords):
-                continue
-            name, extra = (getattr(part, "value", None) for part in (node.args[0], node.keywords[0].value))
-            if isinstance(name, str) and name.partition(".")[0] not in extras.get(str(extra), ()):
-                yield offence(module, node.lineno, f"{name} does not come with the extra {extra}")
-
-
 def dead_modules(modules: Sequence[Module], entries: Iterable[str]) -> Iterator[Offence]:
     """Yield the modules that nothing imports, starting from the entries."""
     reached = reachable(imports(modules), entries)

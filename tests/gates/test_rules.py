@@ -191,12 +191,6 @@ def test_an_ignored_import_must_be_there(tree: Any) -> None:
         list(rules.import_circles(modules, [("package.log.a", "package.log")]))
 
 
-def test_an_extra_must_itself_install_the_module(tree: Any) -> None:
-    modules = tree({"log/a.py": "require('scipy.stats', extra='cli')\nrequire('scipy', extra='report')\n"})
-    extras = {"cli": {"sklearn"}, "report": {"scipy"}}
-    assert text(rules.wrong_extras(modules, extras)) == ["log/a.py:1 scipy.stats does not come with the extra cli"]
-
-
 def test_tests_outside_a_room_are_seen(tmp_path: Path) -> None:
     for path in ("log/test_a.py", "docs/test_b.py", "test_scores.py", "cases.py", "test_log.py", "gone/cases.py"):
         file = tmp_path / path
