@@ -84,6 +84,7 @@ CROWDED = frozenset(
 CIRCULAR = frozenset(
     {
         "log",
+        "replay",
     }
 )
 """Rooms in which modules still import one another."""
