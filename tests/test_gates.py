@@ -45,7 +45,6 @@ ASKING = frozenset(
         "scores",
         "scoring",
         "selection",
-        "tasks",
         "testing",
         "truth",
         "updates",
@@ -66,7 +65,6 @@ VAGUE = frozenset(
         "parameters",
         "query",
         "replay",
-        "tasks",
         "testing",
         "truth",
     }
@@ -83,7 +81,6 @@ CROWDED = frozenset(
 
 CIRCULAR = frozenset(
     {
-        "log",
         "replay",
     }
 )
@@ -107,7 +104,7 @@ BORDERS = {
         "runner.py",
         "fit_end.py",
         "zoo/",
-        "tasks/",
+        "studies/",
     ),
 }
 """Libraries, under each of their names, and the beginnings of the paths that bring them in."""

@@ -163,11 +163,18 @@ def computed_imports(modules: Sequence[Module]) -> Iterator[Offence]:
 
 
 def dead_modules(modules: Sequence[Module], entries: Iterable[str]) -> Iterator[Offence]:
-    """Yield the modules that nothing imports, starting from the entries."""
+    """Yield the modules that nothing imports, starting from the entries, but for the former places of names."""
     reached = reachable(imports(modules), entries)
     for module in modules:
-        if module.name not in reached:
+        if module.name not in reached and not forwards(module):
             yield offence(module, 1, "is imported by nothing that can be run")
+
+
+def forwards(module: Module) -> bool:
+    """Return whether a module holds nothing but names that have moved, each of which says so when it is used."""
+    rest = [node for node in module.tree.body if not isinstance(node, (ast.ImportFrom, ast.Expr))]
+    warns = [{called(call) for call in ast.walk(node) if isinstance(call, ast.Call)} for node in rest]
+    return bool(rest) and all(calls & {"renamed", "warn_renamed"} for calls in warns)
 
 
 def import_circles(modules: Sequence[Module], ignored: Iterable[tuple[str, str]] = ()) -> Iterator[Offence]:

@@ -166,17 +166,20 @@ def test_a_name_lies_in_the_longest_module_of_its_own() -> None:
 
 
 def test_dead_modules_are_those_that_no_entry_reaches(tree: Any) -> None:
+    moved = "from a import renamed\n__getattr__ = renamed(__name__, {})\n"
     modules = tree(
         {
             "log/main.py": "from package.log.used import f\n",
             "log/used.py": "",
             "log/dead.py": "import package.log.also_dead\n",
             "log/also_dead.py": "import package.log.dead\n",
+            "log/former.py": moved + "def f():\n    warn_renamed('f', 'g')\n",
+            "log/half.py": moved + "value = 1\n",
         }
     )
     offences = rules.dead_modules(modules, ["package.log.main"])
-    assert [line.split(":")[0] for line in text(offences)] == ["log/also_dead.py", "log/dead.py"]
-    assert not text(rules.dead_modules(modules, ["package.log.main", "package.log.dead"]))
+    assert [line.split(":")[0] for line in text(offences)] == ["log/also_dead.py", "log/dead.py", "log/half.py"]
+    assert not text(rules.dead_modules(modules, ["package.log.main", "package.log.dead", "package.log.half"]))
 
 
 def test_circles_are_whole_and_apart() -> None:
