@@ -1,4 +1,4 @@
-"""What must not change, as plain values that can be compared."""
+"""Values that must not change under a borrower, in a form that can be compared."""
 
 from __future__ import annotations
 
