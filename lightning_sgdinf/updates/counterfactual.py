@@ -26,11 +26,11 @@ from lightning_sgdinf.replay import (
     CounterfactualRun,
     OpenedRun,
     ReplaceLabels,
+    audit_steps,
     first_step_of,
     relabelled,
     replace_second,
 )
-from lightning_sgdinf.replay.counterfactual import audit_steps
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.updates.base import Updated
 
