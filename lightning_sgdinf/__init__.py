@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lightning_sgdinf.record import TrajectoryRecorder as TrajectoryRecorder
     from lightning_sgdinf.runner import InfluenceRunner as InfluenceRunner
     from lightning_sgdinf.scores import Scores as Scores
+    from lightning_sgdinf.selection import Selection as Selection
 
 __version__ = "0.1.0"
 
@@ -33,7 +34,20 @@ _HOMES = {
     "TrajectoryRecorder": "record",
     "InfluenceRunner": "runner",
     "Scores": "scores",
+    "Selection": "selection",
 }
+
+# The classes; `register_rule`, a function that a module calls once, is imported by name.
+__all__ = [
+    "TrajectoryRecorder",
+    "InfluenceRunner",
+    "ScoreOnFitEnd",
+    "Scores",
+    "Certificate",
+    "Ranking",
+    "Selection",
+    "RunLog",
+]
 
 # The Hydra configs lie in conf/ beside the package in a source tree and inside it in a wheel; both must be importable
 # as lightning_sgdinf.conf.
@@ -50,4 +64,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return [*sorted(_HOMES), "__version__"]

@@ -19,7 +19,7 @@ def renamed(module: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     def look_up(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        warn_renamed(f"{module}.{name}", homes[name], stacklevel=3)
+        warn_renamed(f"{module}.{name}", homes[name])
         home, _, own = homes[name].rpartition(".")
         return getattr(importlib.import_module(home), own)
 

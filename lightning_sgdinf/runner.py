@@ -289,7 +289,7 @@ class InfluenceRunner:
         replace_labels: ReplaceLabels = replace_second,
     ) -> Iterator[Retracer]:
         """Open a record under its earlier name; see `replayer`, and `update` for other labels."""
-        warn_renamed("InfluenceRunner.retracer", "InfluenceRunner.replayer", stacklevel=4)
+        warn_renamed("InfluenceRunner.retracer", "InfluenceRunner.replayer", stacklevel=3)
         with self.replayer(model, train_dataloaders, datamodule, log=log) as replayer:
             yield Retracer(replayer.log, replayer.objective, replace_labels=replace_labels)
 

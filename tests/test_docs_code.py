@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from lightning_sgdinf.log.command import main as sgdinf_log
-from lightning_sgdinf.testing import EstimatorSuite, UpdateRuleSuite
+from lightning_sgdinf.testing import EstimatorSuite, ModelUpdateSuite, UpdateRuleSuite
 from tests.test_docs import DOCS, PAGES, name
 
 FIRST = DOCS / "getting-started.md"
@@ -67,8 +67,11 @@ def run(page: Path, given: dict[str, Any]) -> dict[str, Any]:
     return {n: vars(module)[n] for n in PROJECT if n in vars(module)}
 
 
+SUITES = (EstimatorSuite, ModelUpdateSuite, UpdateRuleSuite)
+
+
 def run_suite(kind: Any) -> None:
-    if isinstance(kind, type) and issubclass(kind, (EstimatorSuite, UpdateRuleSuite)) and kind.__name__[:4] == "Test":
+    if isinstance(kind, type) and issubclass(kind, SUITES) and kind.__name__[:4] == "Test":
         for test in [n for n in dir(kind) if n.startswith("test_")]:
             getattr(kind(), test)()
 

@@ -49,7 +49,19 @@ def test_type_checkers_and_users_see_the_same_names() -> None:
     assert seen == {name: f"lightning_sgdinf.{home}" for name, home in lightning_sgdinf._HOMES.items()}
     for name, home in seen.items():
         assert getattr(lightning_sgdinf, name) is getattr(importlib.import_module(home or ""), name)
-        assert name in dir(lightning_sgdinf)
+    assert dir(lightning_sgdinf) == sorted([*seen, "__version__"])
+
+
+def test_star_import_gives_the_public_classes_and_nothing_else(repository: Path) -> None:
+    script = "from lightning_sgdinf import *\nprint(*sorted(name for name in dir() if name[:2] != '__'))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=repository, check=False)
+    assert done.returncode == 0, done.stderr
+    classes = {name for name in lightning_sgdinf._HOMES if isinstance(getattr(lightning_sgdinf, name), type)}
+    assert set(done.stdout.split()) == set(lightning_sgdinf.__all__) == classes
+    assert classes == {
+        *("TrajectoryRecorder", "InfluenceRunner", "ScoreOnFitEnd", "Scores"),
+        *("Certificate", "Ranking", "Selection", "RunLog"),
+    }
 
 
 def test_other_names_are_errors() -> None:

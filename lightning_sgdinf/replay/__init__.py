@@ -3,6 +3,7 @@
 from lightning_sgdinf.replay.batches import BatchSource as BatchSource
 from lightning_sgdinf.replay.counterfactual import CounterfactualRun as CounterfactualRun
 from lightning_sgdinf.replay.counterfactual import Course as Course
+from lightning_sgdinf.replay.counterfactual import audit_steps as audit_steps
 from lightning_sgdinf.replay.counterfactual import feed as feed
 from lightning_sgdinf.replay.counterfactual import stored_at_or_before as stored_at_or_before
 from lightning_sgdinf.replay.dataloaders import display_labels as display_labels

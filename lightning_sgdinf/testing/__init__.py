@@ -1,6 +1,7 @@
-"""Oracles and suites by which an update rule or an estimator, one's own included, can be checked."""
+"""Oracles and suites by which an update rule, an estimator or a model update, one's own included, can be checked."""
 
 from lightning_sgdinf.testing.estimator_suite import EstimatorSuite as EstimatorSuite
+from lightning_sgdinf.testing.model_update_suite import ModelUpdateSuite as ModelUpdateSuite
 from lightning_sgdinf.testing.oracles import Losses as Losses
 from lightning_sgdinf.testing.oracles import UnrolledRun as UnrolledRun
 from lightning_sgdinf.testing.oracles import UnrolledStep as UnrolledStep

@@ -19,17 +19,18 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
+from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import UnsupportedRunError
 from lightning_sgdinf.log import Trajectory
 from lightning_sgdinf.replay import (
     CounterfactualRun,
     OpenedRun,
     ReplaceLabels,
+    audit_steps,
     first_step_of,
     relabelled,
     replace_second,
 )
-from lightning_sgdinf.replay.counterfactual import audit_steps
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.updates.base import Updated
 
@@ -69,6 +70,10 @@ class CounterfactualReplay:
         """
         _expect_one_data_set(run.log)
         selection.check(run.examples)
+        with random_state.preserved():
+            return self._take_again(run, selection)
+
+    def _take_again(self, run: OpenedRun, selection: Selection) -> Updated:
         counterfactual = run.once(
             ("counterfactual", self.epochs), lambda: CounterfactualRun(run, first_step_of(run.log, self.epochs))
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import UnsupportedRunError
 from lightning_sgdinf.replay import OpenedRun
 from lightning_sgdinf.selection import Selection
@@ -45,7 +46,8 @@ class FreshTraining:
             raise UnsupportedRunError(
                 "training anew needs the training set, and the log holds its batches only; pass train_dataloaders"
             )
-        return self.train(run.dataset, selection)
+        with random_state.preserved():
+            return self.train(run.dataset, selection)
 
     def train(self, dataset: SizedDataset, selection: Selection) -> Updated:
         """Train on a data set, less what a selection drops and with its new labels."""
