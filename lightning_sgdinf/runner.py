@@ -19,8 +19,7 @@ from lightning_sgdinf.checkpointing import MEMORY_BYTES
 from lightning_sgdinf.dtypes import cast_floats
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.estimators import SgdInfluence
-from lightning_sgdinf.log import RunLog, Trajectory
-from lightning_sgdinf.log.reindexed import key_labels
+from lightning_sgdinf.log import RunLog, Trajectory, key_labels
 from lightning_sgdinf.query import MeanLoss, Query, ValidationData
 from lightning_sgdinf.renamed import warn_renamed
 from lightning_sgdinf.replay import (

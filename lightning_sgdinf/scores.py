@@ -21,8 +21,7 @@ from torch import Tensor
 from lightning_sgdinf.certificate import Certificate
 from lightning_sgdinf.errors import ConfigurationError, LogExistsError, NonFiniteError
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.log import read_arrays, write_arrays
-from lightning_sgdinf.log.records import Json
+from lightning_sgdinf.log import Json, read_arrays, write_arrays
 from lightning_sgdinf.ranking import Better, Ranking
 
 if TYPE_CHECKING:

@@ -25,6 +25,7 @@ from lightning_sgdinf.replay import relabelled
 from lightning_sgdinf.replay.retracer import Retracer
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.state import Layout, ModelState
+from lightning_sgdinf.tasks.retraining import Counterfactual
 from lightning_sgdinf.testing import small_run
 from lightning_sgdinf.updates import CounterfactualReplay, FreshTraining
 
@@ -50,6 +51,14 @@ OLD = {
     },
     "lightning_sgdinf.estimators.Answer": "lightning_sgdinf.estimators.Estimate",
     "lightning_sgdinf.estimators.Question": "lightning_sgdinf.estimators.question.Question",
+    "lightning_sgdinf.tasks.cleansing.CleansingJob": "lightning_sgdinf.studies.CleansingJob",
+    "lightning_sgdinf.tasks.job.Job": "lightning_sgdinf.studies.Job",
+    "lightning_sgdinf.tasks.job.OF_THE_MAIN_JOB": "lightning_sgdinf.studies.PIPELINE_GROUPS",
+    "lightning_sgdinf.tasks.job.Parts": "lightning_sgdinf.studies.Parts",
+    "lightning_sgdinf.tasks.lds.LdsJob": "lightning_sgdinf.studies.LdsJob",
+    "lightning_sgdinf.tasks.lie.LieJob": "lightning_sgdinf.studies.AgreementJob",
+    "lightning_sgdinf.tasks.retraining.Scratch": "lightning_sgdinf.studies.Scratch",
+    "lightning_sgdinf.tasks.study.ReportSettings": "lightning_sgdinf.studies.ReportSettings",
     "lightning_sgdinf.truth.Halving": "lightning_sgdinf.refinement.Halving",
     "lightning_sgdinf.truth.Screening": "lightning_sgdinf.refinement.Screening",
     "lightning_sgdinf.truth.Strategy": "lightning_sgdinf.refinement.Strategy",
@@ -81,6 +90,11 @@ def test_every_old_name_is_in_the_table() -> None:
             homes = dict(zip(look_up.__code__.co_freevars, look_up.__closure__, strict=True))["homes"].cell_contents
             given |= {f"{dotted}.{name}" for name in homes}
     assert given == set(OLD)
+
+
+def test_an_old_default_stays_with_its_name() -> None:
+    with pytest.warns(DeprecationWarning, match="Counterfactual is now lightning_sgdinf.updates.CounterfactualReplay;"):
+        assert Counterfactual() == CounterfactualReplay(1) != CounterfactualReplay()
 
 
 def test_a_name_that_never_was_is_an_error() -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
-from lightning_sgdinf.kernels.intercept import Interceptor
+from lightning_sgdinf.kernels import Interceptor
 from lightning_sgdinf.replay import Examples, OpenedRun
 from lightning_sgdinf.state import ModelState
 

@@ -16,9 +16,8 @@ from torch import Tensor
 from lightning_sgdinf import random_state
 from lightning_sgdinf.baselines.features import first_not_finite
 from lightning_sgdinf.errors import NonFiniteError
-from lightning_sgdinf.kernels.intercept import Interceptor
-from lightning_sgdinf.replay import Examples, OpenedRun
-from lightning_sgdinf.replay.losses import LOSSES
+from lightning_sgdinf.kernels import Interceptor
+from lightning_sgdinf.replay import LOSSES, Examples, OpenedRun
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.log import Trajectory
 from lightning_sgdinf.renamed import warn_renamed
 from lightning_sgdinf.replay import OpenedRun, Replayer, first_step_of, replace_second
 from lightning_sgdinf.selection import Selection

@@ -24,14 +24,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.adjoint.second_order import FirstOrder, differentiate
-from lightning_sgdinf.adjoint.step import TOGETHER
-from lightning_sgdinf.adjoint.vjp import pull_rows
+from lightning_sgdinf.adjoint import TOGETHER, FirstOrder, differentiate, pull_rows
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
-from lightning_sgdinf.kernels.intercept import Interceptor
+from lightning_sgdinf.kernels import Interceptor
 from lightning_sgdinf.log import Draw, MicroBatch, Step
-from lightning_sgdinf.replay import Objective
-from lightning_sgdinf.replay.losses import LOSSES
+from lightning_sgdinf.replay import LOSSES, Objective
 
 Kind = Literal["hessian", "gauss_newton"]
 

@@ -31,19 +31,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.optim.base import UpdateRule, rule_for
-from lightning_sgdinf.adjoint.optim.jvp import LinearStep, Tangent, difference
-from lightning_sgdinf.adjoint.optim.step import take_step
-from lightning_sgdinf.adjoint.per_example import hessian_rows, own_gradients, own_hessian_rows
-from lightning_sgdinf.adjoint.query_gradient import BoundQuery
-from lightning_sgdinf.adjoint.second_order import FirstOrder
+from lightning_sgdinf.adjoint import (
+    BoundQuery,
+    FirstOrder,
+    LinearStep,
+    Tangent,
+    UpdateRule,
+    difference,
+    hessian_rows,
+    own_gradients,
+    own_hessian_rows,
+    rule_for,
+    take_step,
+)
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError, UnsupportedRunError
 from lightning_sgdinf.estimators.direct import Estimate
 from lightning_sgdinf.log import MicroBatch, Step, Trajectory
-from lightning_sgdinf.replay import Objective, OpenedRun, Replayer
-from lightning_sgdinf.replay.counterfactual import stored_at_or_before
-from lightning_sgdinf.replay.replayer import refuse_changes
-from lightning_sgdinf.replay.states import rebuild
+from lightning_sgdinf.replay import Objective, OpenedRun, Replayer, rebuild, refuse_changes, stored_at_or_before
 from lightning_sgdinf.state import ModelState
 
 logger = logging.getLogger(__name__)

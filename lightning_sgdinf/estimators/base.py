@@ -10,8 +10,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any, Protocol, runtime_checkable
 
-from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
+from lightning_sgdinf.adjoint import Adjoint, AdjointStep, PulledStep
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log import Trajectory
 from lightning_sgdinf.renamed import warn_renamed

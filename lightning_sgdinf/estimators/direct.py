@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.query_gradient import BoundQuery
+from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.replay import OpenedRun
 
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lightning_sgdinf.adjoint.query_gradient import BoundQuery
+from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.curvature import ConjugateGradient, Solver, System, TrainingCurvature
 from lightning_sgdinf.curvature.products import Kind
 from lightning_sgdinf.errors import ConfigurationError

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
+from lightning_sgdinf.adjoint import Adjoint, AdjointStep, PulledStep
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.estimators.base import Estimator
 from lightning_sgdinf.estimators.sgd_influence import SgdInfluence

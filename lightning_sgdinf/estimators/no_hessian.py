@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
+from lightning_sgdinf.adjoint import Adjoint, AdjointStep, PulledStep
 from lightning_sgdinf.estimators.base import WholeRun
 
 

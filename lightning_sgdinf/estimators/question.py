@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.query_gradient import BoundQuery
+from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.estimators.direct import Estimate
 from lightning_sgdinf.log import Trajectory
 from lightning_sgdinf.renamed import warn_renamed

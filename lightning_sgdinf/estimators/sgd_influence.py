@@ -33,8 +33,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
+from lightning_sgdinf.adjoint import Adjoint, AdjointStep, PulledStep
 from lightning_sgdinf.estimators.base import WholeRun, check_curvature_scale
 from lightning_sgdinf.log import Step
 from lightning_sgdinf.replay import Divisor

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 
 from lightning_sgdinf.checkpointing import MEMORY_BYTES, held_in, states_in, steps_again
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.log import Json
 from lightning_sgdinf.log.codecs import CODECS
-from lightning_sgdinf.log.records import Json
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 _RATIOS = {"none": (1.0, 1.0), "delta": (1.6, 1.15), "small": (1.85, 1.15), "delta2": (1.85, 1.15), "auto": (1.6, 1.15)}

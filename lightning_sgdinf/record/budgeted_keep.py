@@ -21,8 +21,7 @@ from typing import Any
 import torch
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.log.records import MicroBatch
-from lightning_sgdinf.log.store import LogSizes
+from lightning_sgdinf.log import LogSizes, MicroBatch
 from lightning_sgdinf.random_state import RandomState
 from lightning_sgdinf.record.budget import Budget, Prospect, every_kth, make_plan, shown_bytes
 from lightning_sgdinf.record.header import expected_steps

@@ -15,8 +15,8 @@ import torch
 from torch.utils._pytree import tree_flatten
 
 from lightning_sgdinf.dtypes import dtype_name
+from lightning_sgdinf.log import Header, Json
 from lightning_sgdinf.log.batch_digest import batch_digest
-from lightning_sgdinf.log.records import Header, Json
 from lightning_sgdinf.record.budget import Budget
 from lightning_sgdinf.record.compatibility import gradient_overrides
 from lightning_sgdinf.record.keep import Keep

@@ -18,7 +18,7 @@ from typing import Any
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_sgdinf.log.records import Draw
+from lightning_sgdinf.log import Draw
 from lightning_sgdinf.record.example_ids import TrackedBatch, track
 from lightning_sgdinf.record.patches import Patches
 from lightning_sgdinf.record.random_watch import RandomWatch

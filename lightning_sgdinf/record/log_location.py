@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_sgdinf.errors import ConfigurationError, LogExistsError
-from lightning_sgdinf.log.records import Header
+from lightning_sgdinf.log import Header
 from lightning_sgdinf.record.resume import Bookmark, Continuation, NoLogError, continued_header, find_continuation
 from lightning_sgdinf.record.writer import Writer
 

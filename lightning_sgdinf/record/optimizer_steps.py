@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.log.records import Json, ParamGroup
+from lightning_sgdinf.log import Json, ParamGroup
 
 
 class OptimizerSteps:

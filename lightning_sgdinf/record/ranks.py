@@ -21,9 +21,8 @@ from torch import Tensor
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from lightning_sgdinf.errors import LogWriteError, SgdInfluenceError
-from lightning_sgdinf.log.records import Draw, MicroBatch, Step
+from lightning_sgdinf.log import Draw, LogSizes, MicroBatch, Step
 from lightning_sgdinf.log.step_documents import EncodedStep, decode_step, encode_step
-from lightning_sgdinf.log.store import LogSizes
 from lightning_sgdinf.random_state import RandomState
 from lightning_sgdinf.record.writer import Writer, take_buffers_of
 from lightning_sgdinf.state import Layout

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_sgdinf.errors import LogWriteError
-from lightning_sgdinf.log.records import Clip, Json
+from lightning_sgdinf.log import Clip, Json
 from lightning_sgdinf.record import compatibility
 from lightning_sgdinf.record.averaging import AveragingWatch
 from lightning_sgdinf.record.budget import Budget, make_plan

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_sgdinf.log import Draw, ParamGroup, Step
 from lightning_sgdinf.log.batch_digest import batch_digest
-from lightning_sgdinf.log.records import Draw, ParamGroup, Step
 from lightning_sgdinf.record.compatibility import SEVERAL_EVALUATIONS
 from lightning_sgdinf.record.keep import Keep
 from lightning_sgdinf.record.optimizer_steps import OptimizerSteps, has_gradients

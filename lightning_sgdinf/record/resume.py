@@ -17,10 +17,7 @@ from torch import Tensor
 from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.errors import LogError, ResumeError
-from lightning_sgdinf.log import Header, RunLog, Step
-from lightning_sgdinf.log.reader import read_header
-from lightning_sgdinf.log.records import CONTINUED, Json
-from lightning_sgdinf.log.recovery import recover
+from lightning_sgdinf.log import CONTINUED, Header, Json, RunLog, Step, read_header, recover
 from lightning_sgdinf.state import Layout
 
 CHECKPOINT_KEY = "lightning_sgdinf"

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_sgdinf.log.records import Clip, Draw, MicroBatch, ParamGroup, Step
+from lightning_sgdinf.log import Clip, Draw, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.record.random_watch import RandomWatch
 
 

@@ -12,8 +12,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from lightning_sgdinf.errors import SgdInfluenceError
-from lightning_sgdinf.log.checksum import state_checksum
-from lightning_sgdinf.log.records import Step
+from lightning_sgdinf.log import Step, state_checksum
 from lightning_sgdinf.record.keep import Keep
 from lightning_sgdinf.record.resume import footprint
 from lightning_sgdinf.record.state_tracker import PackedState

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_sgdinf.log.batch_bytes import encode_batch, row_count
-from lightning_sgdinf.log.records import Draw
+from lightning_sgdinf.log import Draw, encode_batch
+from lightning_sgdinf.log.batch_bytes import row_count
 from lightning_sgdinf.record.example_ids import integer_ids
 
 ExampleKey = Callable[[Any], "Sequence[int] | Tensor"]

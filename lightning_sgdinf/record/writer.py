@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lightning_sgdinf.log.records import Step
-from lightning_sgdinf.log.store import LogSizes
+from lightning_sgdinf.log import LogSizes, Step
 from lightning_sgdinf.renamed import warn_renamed
 from lightning_sgdinf.state import Layout
 

@@ -27,8 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep, after_average
+from lightning_sgdinf.adjoint import Adjoint, AdjointStep, PulledStep, after_average
 from lightning_sgdinf.checkpointing import states_in
 from lightning_sgdinf.curvature.products import zeros_for_none
 from lightning_sgdinf.errors import SgdInfluenceError
@@ -36,9 +35,9 @@ from lightning_sgdinf.estimators import SgdInfluence
 from lightning_sgdinf.estimators.base import WholeRun
 from lightning_sgdinf.log import MicroBatch, Step, Trajectory
 from lightning_sgdinf.replay import Divisor, Objective
-from lightning_sgdinf.scoring.walk import Walk
+from lightning_sgdinf.scoring import Walk
 from lightning_sgdinf.state import ModelState
-from lightning_sgdinf.truth.counterfactuals import Counterfactuals
+from lightning_sgdinf.truth import Counterfactuals
 from lightning_sgdinf.truth.replicas import OnePass
 from lightning_sgdinf.truth.runs import Runs
 

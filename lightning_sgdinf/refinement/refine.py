@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.refinement.forecast import forecast
 from lightning_sgdinf.scores import Scores
-from lightning_sgdinf.truth.counterfactuals import Counterfactuals
+from lightning_sgdinf.truth import Counterfactuals
 from lightning_sgdinf.truth.plan import Plan, make_plan
 from lightning_sgdinf.truth.runs import Runs
 

@@ -12,8 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import DataMismatchError, UnsupportedRunError
-from lightning_sgdinf.log import Draw, Header, MicroBatch
-from lightning_sgdinf.log.batch_bytes import decode_batch
+from lightning_sgdinf.log import Draw, Header, MicroBatch, decode_batch
 from lightning_sgdinf.log.batch_digest import batch_digest
 
 

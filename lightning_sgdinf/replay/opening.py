@@ -12,9 +12,7 @@ from torch import nn
 
 from lightning_sgdinf.checkpointing import MEMORY_BYTES
 from lightning_sgdinf.errors import UnsupportedRunError
-from lightning_sgdinf.log import RunLog
-from lightning_sgdinf.log.reindexed import reindex
-from lightning_sgdinf.log.trajectory import Trajectory
+from lightning_sgdinf.log import RunLog, Trajectory, reindex
 from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.dataloaders import given_data, stored_run_loaders, training_loaders, validation_loader
 from lightning_sgdinf.replay.lightning_host import recorded_host

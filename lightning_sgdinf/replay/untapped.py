@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import UntappedLossError
-from lightning_sgdinf.log.records import MicroBatch, Step
+from lightning_sgdinf.log import MicroBatch, Step
 
 if TYPE_CHECKING:
     from lightning_sgdinf.replay.objective import Objective

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.errors import UntappedLossError
-from lightning_sgdinf.log.records import MicroBatch, Step
+from lightning_sgdinf.log import MicroBatch, Step
 from lightning_sgdinf.replay.objective import Objective, Trace
 from lightning_sgdinf.replay.untapped import WAYS_OUT
 from lightning_sgdinf.state import ModelState

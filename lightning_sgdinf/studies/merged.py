@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.report import write_merged
-from lightning_sgdinf.report.merged import Bars, Merged, Panel, Sheet
-from lightning_sgdinf.report.model import Example
+from lightning_sgdinf.report import Bars, Example, Merged, Panel, Sheet, write_merged
 from lightning_sgdinf.studies import merged_tables, summary
 from lightning_sgdinf.studies.cache import flatten
 from lightning_sgdinf.studies.results import FILE, RunResults

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.optim.base import UpdateRule, rule_for
+from lightning_sgdinf.adjoint import UpdateRule, rule_for
 
 _SIZE = 6
 _EPS = 1e-6

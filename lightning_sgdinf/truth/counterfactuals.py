@@ -24,10 +24,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_sgdinf.adjoint.query_gradient import BoundQuery
+from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.errors import SgdInfluenceError
-from lightning_sgdinf.replay import CounterfactualRun, Divisor, OpenedRun
-from lightning_sgdinf.replay.counterfactual import audit_steps, stored_at_or_before
+from lightning_sgdinf.replay import CounterfactualRun, Divisor, OpenedRun, audit_steps, stored_at_or_before
 from lightning_sgdinf.truth.ledger import Ledger
 from lightning_sgdinf.truth.memory import Footprint, measure_footprint
 from lightning_sgdinf.truth.plan import Plan, make_plan

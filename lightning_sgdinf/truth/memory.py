@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.query_gradient import BoundQuery
+from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.replay import OpenedRun
 
 STATES = 4

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log import Trajectory
-from lightning_sgdinf.replay.replayer import refuse_changes
+from lightning_sgdinf.replay import refuse_changes
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,9 +24,17 @@ from torch import Tensor, nn
 
 from lightning_sgdinf.errors import NonFiniteError
 from lightning_sgdinf.log import Clip, MicroBatch, ParamGroup, Step
-from lightning_sgdinf.replay import Divisor, Objective, OpenedRun
-from lightning_sgdinf.replay.counterfactual import feed
-from lightning_sgdinf.replay.replayer import divided, group_options, optimizer_class, refuse_changes, required_options
+from lightning_sgdinf.replay import (
+    Divisor,
+    Objective,
+    OpenedRun,
+    divided,
+    feed,
+    group_options,
+    optimizer_class,
+    refuse_changes,
+    required_options,
+)
 from lightning_sgdinf.replay.untapped import expect_penalty
 from lightning_sgdinf.state import ModelState
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from lightning_sgdinf.certificate import Certificate, StepReplay
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.log import read_arrays, write_arrays
-from lightning_sgdinf.log.records import Json
+from lightning_sgdinf.log import Json, read_arrays, write_arrays
 from lightning_sgdinf.ranking import Better
 from lightning_sgdinf.scores import Scores, refuse_taken
 

@@ -11,9 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.replay import CounterfactualRun, Divisor, OpenedRun
-from lightning_sgdinf.replay.counterfactual import Course
+from lightning_sgdinf.adjoint import Adjoint
+from lightning_sgdinf.replay import CounterfactualRun, Course, Divisor, OpenedRun
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.truth.plan import Plan
 from lightning_sgdinf.truth.replicas import Replicas, Stack

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.adjoint.query_gradient import BoundQuery
+from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.dtypes import tensors_made_in
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
-from lightning_sgdinf.kernels.attention import ATTENTION
-from lightning_sgdinf.kernels.intercept import Interceptor
+from lightning_sgdinf.kernels import ATTENTION, Interceptor
 from lightning_sgdinf.replay import Objective
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.truth.replicas import Stack

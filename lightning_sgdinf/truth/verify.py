@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint.optim.base import known_optimizers
+from lightning_sgdinf.adjoint import known_optimizers
 from lightning_sgdinf.certificate import StepReplay
 from lightning_sgdinf.errors import SgdInfluenceError, StepMismatchError
 from lightning_sgdinf.log import Step, Trajectory
-from lightning_sgdinf.replay import OpenedRun, Replayer
-from lightning_sgdinf.replay.counterfactual import stored_at_or_before
+from lightning_sgdinf.replay import OpenedRun, Replayer, stored_at_or_before
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.truth.replicas import Replicas
 from lightning_sgdinf.truth.stacked_query import first_line

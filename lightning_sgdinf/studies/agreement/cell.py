@@ -18,7 +18,7 @@ from lightning import Trainer
 from torch import Tensor, nn
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.adjoint.query_gradient import BoundQuery
+from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.baselines import RandomBaseline
 from lightning_sgdinf.curvature import ConjugateGradient, MomentumDescent
 from lightning_sgdinf.errors import ConfigurationError, DivergenceError, NonFiniteError
@@ -26,7 +26,7 @@ from lightning_sgdinf.estimators import Estimate, FinalParameters, KohLiang, Las
 from lightning_sgdinf.estimators.accumulated import displacements, first_steps, linear_changes
 from lightning_sgdinf.log import RunLog
 from lightning_sgdinf.record import TrajectoryRecorder
-from lightning_sgdinf.refinement.refine import Halving, Screening, refine
+from lightning_sgdinf.refinement import Halving, Screening, refine
 from lightning_sgdinf.replay import OpenedRun
 from lightning_sgdinf.runner import InfluenceRunner
 from lightning_sgdinf.scores import Scores
