@@ -25,6 +25,7 @@ from lightning_sgdinf.replay import relabelled
 from lightning_sgdinf.replay.retracer import Retracer
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.state import Layout, ModelState
+from lightning_sgdinf.tasks.retraining import Counterfactual
 from lightning_sgdinf.testing import small_run
 from lightning_sgdinf.updates import CounterfactualReplay, FreshTraining
 
@@ -50,6 +51,14 @@ OLD = {
     },
     "lightning_sgdinf.estimators.Answer": "lightning_sgdinf.estimators.Estimate",
     "lightning_sgdinf.estimators.Question": "lightning_sgdinf.estimators.question.Question",
+    "lightning_sgdinf.tasks.cleansing.CleansingJob": "lightning_sgdinf.studies.CleansingJob",
+    "lightning_sgdinf.tasks.job.Job": "lightning_sgdinf.studies.Job",
+    "lightning_sgdinf.tasks.job.OF_THE_MAIN_JOB": "lightning_sgdinf.studies.PIPELINE_GROUPS",
+    "lightning_sgdinf.tasks.job.Parts": "lightning_sgdinf.studies.Parts",
+    "lightning_sgdinf.tasks.lds.LdsJob": "lightning_sgdinf.studies.LdsJob",
+    "lightning_sgdinf.tasks.lie.LieJob": "lightning_sgdinf.studies.AgreementJob",
+    "lightning_sgdinf.tasks.retraining.Scratch": "lightning_sgdinf.studies.Scratch",
+    "lightning_sgdinf.tasks.study.ReportSettings": "lightning_sgdinf.studies.ReportSettings",
     "lightning_sgdinf.truth.Halving": "lightning_sgdinf.refinement.Halving",
     "lightning_sgdinf.truth.Screening": "lightning_sgdinf.refinement.Screening",
     "lightning_sgdinf.truth.Strategy": "lightning_sgdinf.refinement.Strategy",
@@ -254,6 +263,11 @@ CALLS = {
         old=retrain_with_retracer,
         new=lambda: update(CounterfactualReplay(1, replace_last)),
         warns="CounterfactualRetraining is now lightning_sgdinf.updates.CounterfactualReplay",
+    ),
+    "tasks.retraining.Counterfactual": Call(
+        old=lambda: update(Counterfactual()),
+        new=lambda: update(CounterfactualReplay(1)),
+        warns="lightning_sgdinf.tasks.retraining.Counterfactual is now lightning_sgdinf.updates.CounterfactualReplay",
     ),
     "ScratchRetraining": Call(
         old=lambda: ScratchRetraining(fit, small_run().train.dataset)(SELECTION).state,
