@@ -269,6 +269,11 @@ CALLS = {
         new=lambda: update(CounterfactualReplay(1, replace_last)),
         warns="CounterfactualRetraining is now lightning_sgdinf.updates.CounterfactualReplay",
     ),
+    "tasks.retraining.Counterfactual": Call(
+        old=lambda: update(Counterfactual()),
+        new=lambda: update(CounterfactualReplay(1)),
+        warns="lightning_sgdinf.tasks.retraining.Counterfactual is now lightning_sgdinf.updates.CounterfactualReplay",
+    ),
     "ScratchRetraining": Call(
         old=lambda: ScratchRetraining(fit, small_run().train.dataset)(SELECTION).state,
         new=lambda: update(FreshTraining(fit)),
