@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_sgdinf.adjoint.optim.base import register_rule as register_rule
+    from lightning_sgdinf.adjoint import register_rule as register_rule
     from lightning_sgdinf.certificate import Certificate as Certificate
     from lightning_sgdinf.fit_end import ScoreOnFitEnd as ScoreOnFitEnd
     from lightning_sgdinf.log import RunLog as RunLog
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "register_rule": "adjoint.optim.base",
+    "register_rule": "adjoint",
     "Certificate": "certificate",
     "ScoreOnFitEnd": "fit_end",
     "RunLog": "log",

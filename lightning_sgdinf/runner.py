@@ -22,18 +22,10 @@ from lightning_sgdinf.estimators import SgdInfluence
 from lightning_sgdinf.log import RunLog, Trajectory, key_labels
 from lightning_sgdinf.query import MeanLoss, Query, ValidationData
 from lightning_sgdinf.renamed import warn_renamed
-from lightning_sgdinf.replay import (
-    Divisor,
-    OpenedRun,
-    ReplaceLabels,
-    Replayer,
-    Retracer,
-    RowShards,
-    display_labels,
-    open_run,
-    replace_second,
-    validation_context,
-)
+from lightning_sgdinf.replay import Divisor, OpenedRun, ReplaceLabels, Replayer, Retracer, RowShards, replace_second
+from lightning_sgdinf.replay.dataloaders import display_labels
+from lightning_sgdinf.replay.lightning_host import validation_context
+from lightning_sgdinf.replay.opening import open_run
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.scoring import Method, Settings, job_for
 from lightning_sgdinf.selection import Selection

@@ -197,7 +197,6 @@ FACES = {
         "clip_parameters",
         "CounterfactualRun",
         "Course",
-        "display_labels",
         "divided",
         "Divisor",
         "Edit",
@@ -210,7 +209,6 @@ FACES = {
         "LOSSES",
         "Objective",
         "open_objective",
-        "open_run",
         "OpenedRun",
         "optimizer_class",
         "rebuild",
@@ -225,7 +223,6 @@ FACES = {
         "RowShards",
         "states_backwards",
         "stored_at_or_before",
-        "validation_context",
     ),
     "report": (
         "as_example",

@@ -6,7 +6,6 @@ from lightning_sgdinf.replay.counterfactual import Course as Course
 from lightning_sgdinf.replay.counterfactual import audit_steps as audit_steps
 from lightning_sgdinf.replay.counterfactual import feed as feed
 from lightning_sgdinf.replay.counterfactual import stored_at_or_before as stored_at_or_before
-from lightning_sgdinf.replay.dataloaders import display_labels as display_labels
 from lightning_sgdinf.replay.edits import Edit as Edit
 from lightning_sgdinf.replay.edits import ReplaceLabels as ReplaceLabels
 from lightning_sgdinf.replay.edits import relabelled as relabelled
@@ -15,12 +14,10 @@ from lightning_sgdinf.replay.epochs import epoch_start as epoch_start
 from lightning_sgdinf.replay.epochs import first_step_of as first_step_of
 from lightning_sgdinf.replay.examples import Examples as Examples
 from lightning_sgdinf.replay.host import Host as Host
-from lightning_sgdinf.replay.lightning_host import validation_context as validation_context
 from lightning_sgdinf.replay.losses import LOSSES as LOSSES
 from lightning_sgdinf.replay.objective import Objective as Objective
 from lightning_sgdinf.replay.objective import open_objective as open_objective
 from lightning_sgdinf.replay.opened import OpenedRun as OpenedRun
-from lightning_sgdinf.replay.opening import open_run as open_run
 from lightning_sgdinf.replay.replayer import Divisor as Divisor
 from lightning_sgdinf.replay.replayer import Replayer as Replayer
 from lightning_sgdinf.replay.replayer import clip_parameters as clip_parameters

@@ -154,7 +154,7 @@ def audit_steps(run: OpenedRun, first_step: int = 0) -> None:
             if step.index >= first_step and step.index % every == 0:
                 objective.load(state)
                 for micro in step.micro_batches:
-                    expect_penalty(objective, step, micro, audit.taps)
+                    expect_penalty(objective, step, micro, audit.taps, objective.others)
             state = replayer.advance(state, step)
 
     run.once(("audited steps", first_step), compute)

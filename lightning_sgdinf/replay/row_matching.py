@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +13,8 @@ from torch import Tensor
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import UntappedLossError
 from lightning_sgdinf.log import MicroBatch, Step
-from lightning_sgdinf.replay.row_owners import NOBODY, LossCall, RowRecorder, match_rows, owners_in
-
-if TYPE_CHECKING:
-    from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.replay.row_owners import NOBODY, LossCall, RowOrders, RowRecorder, match_rows, owners_in
+from lightning_sgdinf.replay.training_step import TrainingStep
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Relative difference of losses that are taken for equal; ``COARSE`` in lower precisions."""
@@ -25,8 +23,8 @@ REPEATED = 8
 """Examples that are run in a batch of their own kind, where they cannot be told apart alone."""
 
 
-def match_batch(objective: Objective, step: Step, micro: MicroBatch) -> list[Tensor]:
-    """Return the owner of every row of every loss of a recorded batch, and let ``objective.orders`` learn of them.
+def match_batch(objective: TrainingStep, step: Step, micro: MicroBatch, orders: RowOrders) -> list[Tensor]:
+    """Return the owner of every row of every loss of a recorded batch, and let ``orders`` learn of them.
 
     Costs ``B`` forward passes of one example. The module is afterwards as it was.
 
@@ -34,6 +32,7 @@ def match_batch(objective: Objective, step: Step, micro: MicroBatch) -> list[Ten
         objective: The opened model.
         step: A recorded step.
         micro: A pass of it.
+        orders: What is known of the run's rows.
 
     Raises:
         UntappedLossError: Rows see several examples and are not as many for each of them; says how many of which loss.
@@ -52,8 +51,8 @@ def match_batch(objective: Objective, step: Step, micro: MicroBatch) -> list[Ten
     for number, (call, owner) in enumerate(zip(calls, owners, strict=True)):
         if bool((owner == NOBODY).any()):
             owners[number] = _by_position(call, owner, step, micro)
-    objective.orders.learn(calls, owners, count)
-    objective.orders.coupled |= coupled
+    orders.learn(calls, owners, count)
+    orders.coupled |= coupled
     return owners
 
 
@@ -71,7 +70,7 @@ def _by_position(call: LossCall, owner: Tensor, step: Step, micro: MicroBatch) -
 
 
 def _match_repeated(
-    objective: Objective,
+    objective: TrainingStep,
     step: Step,
     micro: MicroBatch,
     calls: Sequence[LossCall],
@@ -104,14 +103,14 @@ def _match_repeated(
                 break
 
 
-def _record(objective: Objective, step: Step, micro: MicroBatch, batch: Any, recorder: RowRecorder) -> None:
+def _record(objective: TrainingStep, step: Step, micro: MicroBatch, batch: Any, recorder: RowRecorder) -> None:
     quiet = replace(step, eval_modules=objective.parts)
     objective.prepare(quiet)
     random_state.restore(micro.stepped_with)
-    objective.forward(quiet, micro.batch_idx, batch, record=recorder)
+    objective.run(quiet, micro.batch_idx, batch, tap=recorder)
 
 
-def _record_single(objective: Objective, step: Step, micro: MicroBatch, batch: Any) -> list[LossCall]:
+def _record_single(objective: TrainingStep, step: Step, micro: MicroBatch, batch: Any) -> list[LossCall]:
     """Return the calls of one example, as far as it gets; none if a collate function drops what it cannot read."""
     recorder = RowRecorder()
     if batch is not None:
@@ -122,7 +121,7 @@ def _record_single(objective: Objective, step: Step, micro: MicroBatch, batch: A
 
 
 @contextmanager
-def _moved_a_little(objective: Objective) -> Iterator[None]:
+def _moved_a_little(objective: TrainingStep) -> Iterator[None]:
     """Move parameters at random inside, so that rows differ that are equal by initialisation."""
     params = [p.detach().clone() for p in objective.parameters]
     buffers = objective.read_buffers()

@@ -9,10 +9,10 @@ step with its gradient, and before counterfactual runs every step is asked (`aud
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +20,8 @@ from torch import Tensor
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import UntappedLossError
 from lightning_sgdinf.log import MicroBatch, Step
-
-if TYPE_CHECKING:
-    from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.replay.example_weights import LossTap
+from lightning_sgdinf.replay.training_step import TrainingStep
 
 TOLERANCE = 1e-4
 """Part of the gradient that may depend on the data and not on example weights."""
@@ -30,7 +29,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """What lies between a loss and the parameters without a weight on it.
+    """The operations between a loss and the parameters that no weight lies on.
 
     Attributes:
         operations: How many operations, by name, sorted.
@@ -59,7 +58,13 @@ def paths_beyond_taps(loss: Tensor) -> Paths:
     return Paths(tuple(sorted(operations)), leaves)
 
 
-def expect_penalty(objective: Objective, step: Step, micro: MicroBatch, names: tuple[str, ...]) -> None:
+def expect_penalty(
+    objective: TrainingStep,
+    step: Step,
+    micro: MicroBatch,
+    names: tuple[str, ...],
+    others: Sequence[tuple[Step, MicroBatch]] = (),
+) -> None:
     """Make sure that what no example's weight reaches of a step's gradient does not depend on its data.
 
     Args:
@@ -67,6 +72,7 @@ def expect_penalty(objective: Objective, step: Step, micro: MicroBatch, names: t
         step: The step.
         micro: A pass of it.
         names: Loss functions that carry weights there.
+        others: Batches to compare with; where none has other examples, one of the step's first example is made.
 
     Raises:
         UntappedLossError: It does; says how much of the gradient.
@@ -80,7 +86,7 @@ def expect_penalty(objective: Objective, step: Step, micro: MicroBatch, names: t
     with _as_before(objective):
         batch = objective.batch(step, micro)
         whole, rest = (_gradient(objective, step, micro, batch, weight, count) for weight in (1.0, 0.0))
-        other = _other_data(objective, step, micro)
+        other = _other_data(objective, step, micro, others)
         elsewhere = rest if other is None else _gradient(objective, step, micro, other, 0.0, count)
     untapped = float((rest - elsewhere).norm() / whole.norm().clamp_min(torch.finfo(whole.dtype).tiny))
     if not untapped <= TOLERANCE:
@@ -97,18 +103,23 @@ WAYS_OUT = (
 )
 
 
-def _gradient(objective: Objective, step: Step, micro: MicroBatch, batch: Any, weight: float, count: int) -> Tensor:
+def _gradient(objective: TrainingStep, step: Step, micro: MicroBatch, batch: Any, weight: float, count: int) -> Tensor:
     like = objective.parameters[0]
     weights = torch.full((count,), weight, dtype=like.dtype, device=like.device)
-    grads = objective.gradient(objective.trace(step, micro, batch, weights, uniform=True).loss)
+    objective.prepare(step)
+    random_state.restore(micro.stepped_with)
+    tap = LossTap(weights, None)
+    grads = objective.gradient(objective.run(step, micro.batch_idx, batch, weights, tap=tap).loss)
     filled = [torch.zeros_like(p) if g is None else g for p, g in zip(objective.parameters, grads, strict=True)]
     return objective.vector.join(filled).detach().double()
 
 
-def _other_data(objective: Objective, step: Step, micro: MicroBatch) -> Any:
+def _other_data(
+    objective: TrainingStep, step: Step, micro: MicroBatch, others: Sequence[tuple[Step, MicroBatch]]
+) -> Any:
     """A batch of other data for the same step; ``None`` if there is none."""
     same = set(micro.example_ids.tolist())
-    for other_step, other in objective.others:
+    for other_step, other in others:
         if set(other.example_ids.tolist()) != same:
             return objective.batch(other_step, other)
     if len(same) < 2:
@@ -119,7 +130,7 @@ def _other_data(objective: Objective, step: Step, micro: MicroBatch) -> Any:
 
 
 @contextmanager
-def _as_before(objective: Objective) -> Iterator[None]:
+def _as_before(objective: TrainingStep) -> Iterator[None]:
     buffers = objective.read_buffers()
     with random_state.preserved():
         try:

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from lightning_sgdinf.errors import UntappedLossError
 from lightning_sgdinf.log import MicroBatch, Step
-from lightning_sgdinf.replay.objective import Objective, Trace
+from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.replay.training_step import Trace
 from lightning_sgdinf.replay.untapped import WAYS_OUT
 from lightning_sgdinf.state import ModelState
 
 
 @dataclass(frozen=True, slots=True)
 class LossAudit:
-    """What is known of a run's loss.
+    """The outcome of an audit of a run's loss.
 
     Attributes:
         taps: Names of the loss functions that carry the weights.

@@ -210,7 +210,7 @@ class Replicas:
         losses = objective.owned(step, micro, take, again=again)
         if objective.has_new_paths(losses.sum()):
             again()
-            expect_penalty(objective, step, micro, ("its loss functions",))
+            expect_penalty(objective, step, micro, ("its loss functions",), objective.others)
             losses = objective.owned(step, micro, take, again=again)
         self._shared = {n: objective.buffers[n].detach().clone() for n in self._shared}
         bad = (~torch.isfinite(losses)).nonzero()

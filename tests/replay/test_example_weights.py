@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_sgdinf.kernels.intercept import Interceptor
 from lightning_sgdinf.replay.example_weights import LossTap, tapped_output
+from lightning_sgdinf.replay.row_owners import RowOrders, owners_in
 
 B, C, T = 6, 4, 3
 LABELS = torch.tensor([0, 3, 1, 1, 2, 0])
@@ -76,6 +77,13 @@ ALL = {**LOSSES, **SEQUENCES}
 COUPLED = {"class weights", "ignored", "ignored tokens"}  # the divisor is of the whole batch
 
 
+class InBlocks(RowOrders):
+    """Rows of one example lie together, in the order of the examples."""
+
+    def known(self, call: int, name: str, rows: int, count: int) -> Tensor:
+        return owners_in("blocks", rows, count)
+
+
 class Setting:
     """A small network, its input, and a direction of its parameters."""
 
@@ -103,7 +111,7 @@ def test_the_value_keeps_every_bit(name: str, kind: torch.dtype, monkeypatch: py
     for constant in ("VALUES", "SHARES", "SIGNS", "CLASS_WEIGHTS"):
         monkeypatch.setitem(globals(), constant, globals()[constant].to(kind))
     z = at.net(at.x)
-    tap = LossTap(torch.rand(B, dtype=kind))
+    tap = LossTap(torch.rand(B, dtype=kind), InBlocks())
     with Interceptor(tap.handlers()):
         tapped = ALL[name](z)
     assert tap.calls
@@ -114,7 +122,7 @@ def test_the_value_keeps_every_bit(name: str, kind: torch.dtype, monkeypatch: py
 def test_slopes_and_curvature(name: str) -> None:
     at = Setting(name)
     weights = torch.ones(B, dtype=torch.float64, requires_grad=True)
-    tap = LossTap(weights)
+    tap = LossTap(weights, InBlocks())
     with Interceptor(tap.handlers()):
         loss = ALL[name](at.net(at.x)) + at.rest()
     along = at.along(loss, graph=True)
@@ -142,7 +150,7 @@ def own_row(z: Tensor, i: int) -> Tensor:
 def test_slopes_are_those_of_batches_of_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     at = Setting(name)
     weights = torch.ones(B, dtype=torch.float64, requires_grad=True)
-    with Interceptor(LossTap(weights).handlers()):
+    with Interceptor(LossTap(weights, InBlocks()).handlers()):
         loss = LOSSES[name](at.net(at.x))
     (slopes,) = torch.autograd.grad(at.along(loss, graph=True), weights)
     constants = {k: globals()[k] for k in ("LABELS", "VALUES", "SHARES", "SIGNS")}
@@ -161,7 +169,7 @@ def test_class_weights_that_are_trained_are_left_alone_and_targets_that_are_carr
     at = Setting("cross_entropy")
     teacher = nn.Linear(3, C).double()
     weights = torch.zeros(B, dtype=torch.float64)
-    tap = LossTap(weights)
+    tap = LossTap(weights, InBlocks())
     with Interceptor(tap.handlers()):
         loss = F.mse_loss(at.net(at.x), teacher(at.x))
     assert all((g == 0).all() for g in torch.autograd.grad(loss, [*at.params, *teacher.parameters()]))
@@ -171,7 +179,7 @@ def test_class_weights_that_are_trained_are_left_alone_and_targets_that_are_carr
 def test_a_tap_at_a_submodules_output() -> None:
     at = Setting("cross_entropy")
     weights = torch.rand(B, dtype=torch.float64, requires_grad=True)
-    tap = LossTap(weights)
+    tap = LossTap(weights, InBlocks())
     with tapped_output(at.net[2], tap):
         z = at.net(at.x)
         loss = (torch.logsumexp(z, 1) - z[torch.arange(B), LABELS]).mean()

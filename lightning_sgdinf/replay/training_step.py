@@ -1,0 +1,234 @@
+"""An unmodified LightningModule's ``training_step``, run outside the Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sgdinf import random_state
+from lightning_sgdinf.dtypes import cast_floats, tensors_made_in
+from lightning_sgdinf.errors import ModelMismatchError, UnsupportedRunError
+from lightning_sgdinf.kernels import ATTENTION, VMAP_LAYERS, Interceptor, RunningStatistics, Twins, layer_handlers
+from lightning_sgdinf.log import Header, MicroBatch, Step
+from lightning_sgdinf.parameters import ParameterVector
+from lightning_sgdinf.replay.batches import BatchSource
+from lightning_sgdinf.replay.borrowed_module import containers_of, empty_out, set_modes
+from lightning_sgdinf.replay.example_weights import LossTap, tapped_output
+from lightning_sgdinf.replay.host import Host
+from lightning_sgdinf.replay.row_owners import RowRecorder
+from lightning_sgdinf.state import ModelState
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One pass through ``training_step`` with its graph.
+
+    Attributes:
+        loss: What the step's gradient is taken of: the returned loss over the accumulation divisor.
+        statistics: Running statistics that the pass moved or read.
+        taps: Names of the loss functions that were tapped.
+    """
+
+    loss: Tensor
+    statistics: RunningStatistics | None
+    taps: tuple[str, ...]
+
+
+class TrainingStep:
+    """An unmodified LightningModule's ``training_step``, borrowed.
+
+    Attributes:
+        module: The borrowed module.
+        source: Gives recorded batches.
+        host: What the Trainer did around a step.
+        tap: Name of the sub-module at whose output weights enter; ``None`` if they enter at loss functions.
+        dtype: Floating-point precision that takes the place of the recorded one; ``None`` for that.
+        vector: Names, shapes and order of the trained parameters.
+        parameters: The module's own tensors of these, in that order.
+        parts: Names of all its sub-modules.
+        buffers: Its buffers by name.
+        queries_together: True if several queries are differentiated in one vectorised pass. On a CPU a convolution of a
+            single query fills the caches already.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        header: Header,
+        source: BatchSource,
+        host: Host,
+        *,
+        tap: str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.module = module
+        self.source = source
+        self.host = host
+        self.tap = tap
+        self.dtype = dtype
+        self.vector = ParameterVector(
+            tuple(n for n, _, _ in header.parameters), tuple(tuple(s) for _, s, _ in header.parameters)
+        )
+        named = dict(module.named_parameters())
+        self.parameters: list[nn.Parameter] = [named[n] for n in self.vector.names]
+        self.parts = tuple(name for name, _ in module.named_modules())
+        self.buffers: dict[str, Tensor] = dict(module.named_buffers())
+        self.queries_together = host.device.type != "cpu" or not any(map(_convolves, module.modules()))
+        self._modes: tuple[str, ...] | None = None
+        self._kept: dict[str, Tensor] = {}
+        self._containers = [pair for part in module.modules() for pair in containers_of(part)]
+        for name, shape, parameter in zip(self.vector.names, self.vector.shapes, self.parameters, strict=True):
+            if tuple(parameter.shape) != shape:
+                raise ModelMismatchError(
+                    f"parameter {name!r}: the log has shape {shape}, this model {tuple(parameter.shape)}. Pass the "
+                    "model configuration that was trained."
+                )
+
+    @property
+    def weighs_by_method(self) -> bool:
+        """Return true if the module computes its per-example losses itself."""
+        return callable(getattr(self.module, "per_example_loss", None))
+
+    @contextmanager
+    def eval_mode(self) -> Iterator[None]:
+        """Put every sub-module in eval mode inside; the next step sets its own modes, whatever was done to them."""
+        set_modes(self.module, self.parts)
+        self._modes = None
+        try:
+            yield
+        finally:
+            self._modes = None
+
+    def load(self, state: ModelState) -> None:
+        """Give the module the parameters and buffers of a state."""
+        with torch.no_grad():
+            for name, parameter in zip(self.vector.names, self.parameters, strict=True):
+                parameter.copy_(state.params[name])
+            self.load_buffers(state.buffers)
+
+    def load_buffers(self, buffers: Mapping[str, Tensor]) -> None:
+        """Give the module its buffers.
+
+        Raises:
+            ModelMismatchError: If a recorded buffer is not there; names it.
+        """
+        self._kept = {n: v for n, v in self._kept.items() if n not in buffers}
+        for name, value in buffers.items():
+            if name not in self.buffers:
+                raise ModelMismatchError(
+                    f"the log has a buffer {name!r} that this model lacks; pass the model that was trained"
+                )
+            self.buffers[name].copy_(value)
+
+    def read_buffers(self) -> dict[str, Tensor]:
+        """Return copies of the module's buffers as they are now."""
+        self.put_back()
+        return {n: b.detach().clone() for n, b in self.buffers.items()}
+
+    def put_back(self) -> None:
+        """Undo what a pass of another process than 0 made of the buffers; not before its graph has served."""
+        kept, self._kept = self._kept, {}
+        for name, value in kept.items():
+            self.buffers[name].copy_(value)
+
+    def batch(self, step: Step, micro: MicroBatch) -> Any:
+        """Return the batch as ``training_step`` got it."""
+        batch = self.source.batch(micro, step=step.index)
+        random_state.restore(micro.transferred_with)
+        return self.bring(batch)
+
+    def bring(self, batch: Any) -> Any:
+        """Return a collated batch as ``training_step`` gets it: converted, moved to the device, through the hooks."""
+        batch = self.host.transfer(self.host.convert_input(batch))
+        return cast_floats(batch, self.dtype) if self.dtype is not None else batch
+
+    def prepare(self, step: Step) -> None:
+        """Set train and eval modes, epoch and global step as they were in a step."""
+        self.host.stand_in.current_epoch, self.host.stand_in.global_step = step.epoch, step.global_step
+        if self._modes != step.eval_modules:
+            set_modes(self.module, step.eval_modules)
+            self._modes = step.eval_modules
+
+    def run(
+        self,
+        step: Step,
+        batch_idx: Any,
+        batch: Any,
+        weights: Tensor | None = None,
+        *,
+        tap: LossTap | RowRecorder | None = None,
+        statistics: bool = False,
+        stacked: bool = False,
+    ) -> Trace:
+        """Run a pass, once modes and random numbers are set, without looking at the loss.
+
+        Args:
+            step: The step it belongs to.
+            batch_idx: As ``training_step`` gets it.
+            batch: From `batch`.
+            weights: Example weights ``[B]`` that enter the gradient.
+            tap: Lets them enter where the loss is taken, or records its rows.
+            statistics: Watch BatchNorm's running statistics, so that they can be differentiated.
+            stacked: The pass is vectorised over many models, which are differentiated once.
+        """
+        twins = Twins()
+        watch = RunningStatistics(self.module, twins) if statistics and self.buffers else None
+        with torch.enable_grad(), self.host.step_context(), tensors_made_in(self.dtype):
+            with _handling(self, weights is not None, watch, twins, tap, stacked):
+                if weights is not None and self.weighs_by_method:
+                    losses = self.module.per_example_loss(batch, batch_idx)  # type: ignore[operator]
+                    loss = (losses * weights).sum() / len(weights)
+                    taps = ("per_example_loss",)
+                else:
+                    loss = _loss_of(self.module.training_step(batch, batch_idx), step, stacked)  # type: ignore[operator]
+                    taps = tuple(tap.calls) if isinstance(tap, LossTap) else ()
+            empty_out(self._containers)
+            loss = loss / step.accumulation if step.accumulation != 1 else loss
+        return Trace(loss, watch, taps)
+
+    def gradient(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor | None]:
+        """Return the gradient of a loss in the trained parameters; ``None`` where it does not depend on one."""
+        return list(torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True))
+
+
+@contextmanager
+def _handling(
+    objective: TrainingStep,
+    weighted: bool,
+    watch: RunningStatistics | None,
+    twins: Twins,
+    tap: LossTap | RowRecorder | None,
+    stacked: bool,
+) -> Iterator[None]:
+    handlers: dict[Callable[..., Any], Any] = {}
+    if weighted:
+        handlers = {**ATTENTION, **(VMAP_LAYERS if stacked else layer_handlers(twins))}
+    with ExitStack() as stack:
+        if tap is not None and objective.tap is None:
+            handlers.update(tap.handlers())
+        if tap is not None and objective.tap is not None:
+            stack.enter_context(tapped_output(objective.module.get_submodule(objective.tap), tap))
+        if watch is not None:
+            handlers.update(watch.handlers())
+        if handlers:
+            stack.enter_context(Interceptor(handlers))
+        yield
+
+
+def _convolves(part: nn.Module) -> bool:
+    return isinstance(part, nn.modules.conv._ConvNd)
+
+
+def _loss_of(output: Any, step: Step, stacked: bool) -> Tensor:
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if not isinstance(loss, Tensor) or not (stacked or loss.requires_grad):
+        raise UnsupportedRunError(
+            f"step {step.index}: training_step returned {type(output).__name__} instead of a loss tensor with a "
+            "gradient; return the loss, or a dict with 'loss'"
+        )
+    return loss
