@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lightning_sgdinf import RunLog, Scores
-from lightning_sgdinf.tasks import pipeline
+from lightning_sgdinf.studies.pipeline import stages
 from lightning_sgdinf.tasks.main import main
 
 TINY = [
@@ -29,8 +29,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 def test_a_job_leaves_record_scores_report_and_row(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    detect, detected = pipeline.detect, []
-    monkeypatch.setattr(pipeline, "detect", lambda *arguments: detected.append(1) or detect(*arguments))
+    detect, detected = stages.detect_wrong_labels, []
+    monkeypatch.setattr(stages, "detect_wrong_labels", lambda *arguments: detected.append(1) or detect(*arguments))
     run(monkeypatch, *TINY, "report.curve_counts=[3]", "hydra.run.dir=out")
     assert len(detected) == 3  # once for each ranking, whoever asks
     out = in_folder / "out"
