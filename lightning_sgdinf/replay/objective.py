@@ -113,10 +113,7 @@ class Objective(TrainingStep):
             weights: Example weights ``[B]`` that enter the gradient.
             statistics: As for `TrainingStep.run`.
             stacked: As for `TrainingStep.run`.
-            owners: Of each loss's rows, where they were matched for this batch.
-
-        Raises:
-            UnknownRows: It is not known whose a row is; see `owned`.
+            owners: Of each loss's rows, where they were matched for this batch; see `owned`.
         """
         tap = None
         if weights is not None and not self.weighs_by_method:
