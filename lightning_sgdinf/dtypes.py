@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_map_only
+
+from lightning_sgdinf.batch_structure import map_tensors
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -32,4 +32,4 @@ def tensors_made_in(dtype: torch.dtype | None) -> Iterator[None]:
 
 def cast_floats(batch: Any, dtype: torch.dtype) -> Any:
     """Return the batch with its floating-point tensors in another precision."""
-    return tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, batch)
+    return map_tensors(batch, lambda t: t.to(dtype) if t.is_floating_point() else t)

@@ -14,10 +14,10 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import BatchSampler, DataLoader, Subset
 
 from lightning_sgdinf import random_state
+from lightning_sgdinf.batch_structure import tensors_in
 from lightning_sgdinf.dtypes import tensors_made_in
 from lightning_sgdinf.errors import ConfigurationError
 
@@ -57,13 +57,14 @@ class ValidationData:
             size = loader.batch_size or 1
             loader = DataLoader(Subset(loader.dataset, list(ids)), batch_size=size, collate_fn=loader.collate_fn)
         with nullcontext() if self.seed is None else random_state.seeded(self.seed):
-            batches, end = iter(loader), object()
+            batches, sizes, end = iter(loader), batch_sizes(loader), object()
             for index in itertools.count():
                 with tensors_made_in(self.made_in):  # whatever the model computes in
                     batch: Any = next(batches, end)
                 if batch is end:
                     return
-                yield self.transfer(batch), index, batch_size(batch)
+                size = next(sizes, None)
+                yield self.transfer(batch), index, batch_size(batch) if size is None else size
 
     def labels(self) -> list[int]:
         """Return the second item of every example, as integers.
@@ -267,9 +268,34 @@ def loss_of(model: nn.Module, batch: Any, batch_idx: int, step: str) -> Tensor:
 
 
 def batch_size(batch: Any) -> int:
-    """Return the length of the first tensor in a batch; 1 if there is none."""
-    sizes = [t.shape[0] for t in tree_leaves(batch) if isinstance(t, Tensor) and t.ndim > 0]
-    return sizes[0] if sizes else 1
+    """Return the number of examples in a batch that somebody made: graphs, or rows of the first tensor.
+
+    Raises:
+        ConfigurationError: There is no such thing in the batch.
+    """
+    graphs = getattr(batch, "num_graphs", None)
+    if isinstance(graphs, int):
+        return graphs
+    for tensor in tensors_in(batch):
+        if tensor.ndim:
+            return len(tensor)
+    raise ConfigurationError(
+        f"cannot tell how many examples a validation batch of type {type(batch).__name__} has: expected a tensor with "
+        "one row per example in it, got none. Give a DataLoader with a batch_size, or a FunctionQuery that computes "
+        "its own mean."
+    )
+
+
+def batch_sizes(loader: DataLoader[Any]) -> Iterator[int | None]:
+    """Yield the number of examples in each batch that a loader will give; ``None`` where only the batch can tell."""
+    sampler = getattr(loader, "batch_sampler", None)
+    if type(sampler) is not BatchSampler or not hasattr(sampler.sampler, "__len__"):
+        yield from itertools.repeat(None)
+        return
+    whole, rest = divmod(len(sampler.sampler), sampler.batch_size)  # type: ignore[arg-type]
+    yield from itertools.repeat(sampler.batch_size, whole)
+    if rest and not sampler.drop_last:
+        yield rest
 
 
 def _inputs_and_labels(batch: Any) -> tuple[Any, Tensor]:

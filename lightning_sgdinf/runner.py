@@ -22,7 +22,16 @@ from lightning_sgdinf.estimators import SgdInfluence
 from lightning_sgdinf.log import RunLog, Trajectory, key_labels
 from lightning_sgdinf.query import MeanLoss, Query, ValidationData
 from lightning_sgdinf.renamed import warn_renamed
-from lightning_sgdinf.replay import Divisor, OpenedRun, ReplaceLabels, Replayer, Retracer, RowShards, replace_second
+from lightning_sgdinf.replay import (
+    Divisor,
+    OpenedRun,
+    PerExampleLoss,
+    ReplaceLabels,
+    Replayer,
+    Retracer,
+    RowShards,
+    replace_second,
+)
 from lightning_sgdinf.replay.dataloaders import display_labels
 from lightning_sgdinf.replay.lightning_host import validation_context
 from lightning_sgdinf.replay.opening import open_run
@@ -49,6 +58,8 @@ class InfluenceRunner:
         certificate: ``"fast"`` checks within about a fifth of the walk's time, ``"full"`` re-runs everything, ``"off"``
             checks nothing and says so.
         tap: Name of a sub-module at whose output example weights enter, for losses written by hand.
+        per_example_loss: Computes the loss of each example, shape ``[B]``, from the module, a batch and its index, for
+            losses written by hand in a class that is not yours to edit. Its mean must be the step's loss.
         per_epoch: Keep each epoch's contributions (``Scores.per_epoch``).
         memory_bytes: Memory for states that are rebuilt rather than read. With room for all states between two stored
             ones each is rebuilt once; with less, some steps are taken twice or more, never more than needed.
@@ -74,6 +85,7 @@ class InfluenceRunner:
         compile: bool = False,
         certificate: Level = "fast",
         tap: str | None = None,
+        per_example_loss: PerExampleLoss | None = None,
         per_epoch: bool = False,
         memory_bytes: int = MEMORY_BYTES,
         progress: bool = True,
@@ -94,6 +106,7 @@ class InfluenceRunner:
             precision=precision,
             certificate=certificate,
             tap=tap,
+            per_example_loss=per_example_loss,
             per_epoch=per_epoch,
             memory_bytes=memory_bytes,
             progress=progress,
@@ -217,6 +230,7 @@ class InfluenceRunner:
             log=log,
             device=(fabric or self._fabric()).device,
             tap=settings.tap,
+            per_example_loss=settings.per_example_loss,
             dtype=settings.dtype,
             memory_bytes=settings.memory_bytes,
         ) as run:

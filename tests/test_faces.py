@@ -211,6 +211,7 @@ FACES = {
         "open_objective",
         "OpenedRun",
         "optimizer_class",
+        "PerExampleLoss",
         "rebuild",
         "refuse_changes",
         "relabelled",

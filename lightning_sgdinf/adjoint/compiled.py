@@ -181,8 +181,8 @@ class CompiledSteps:
 
     def _compile(self, signature: _Signature, step: Step, micro: MicroBatch, leaves: Sequence[Any]) -> Kernel:
         objective = self.objective
-        if objective.weighs_by_method:
-            raise UnsupportedRunError("the module has a per_example_loss of its own")
+        if objective.per_example_loss is not None:
+            raise UnsupportedRunError("the losses of examples are computed by per_example_loss")
         recipe = _Recipe(objective, signature, step, leaves)
         tensors = [v for v in leaves if isinstance(v, Tensor)]
         shapes = {n: b.shape for n, b in objective.buffers.items()}

@@ -85,7 +85,13 @@ def open_rerun(run: OpenedRun, query: BoundQuery, *, first_step: int, start: Mod
         return
     if log.header.precision in ("32-true", "32", "64-true", "64"):
         with open_objective(
-            objective.module, log.header, objective.source, objective.host, tap=objective.tap, dtype=torch.float64
+            objective.module,
+            log.header,
+            objective.source,
+            objective.host,
+            tap=objective.tap,
+            dtype=torch.float64,
+            per_example_loss=objective.per_example_loss,
         ) as wide:
             other = replace(run, objective=wide, _known={})
             if _agrees(other, first_step, start):

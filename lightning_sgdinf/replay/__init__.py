@@ -31,3 +31,4 @@ from lightning_sgdinf.replay.row_shards import RowShards as RowShards
 from lightning_sgdinf.replay.row_shards import rows_are_separate as rows_are_separate
 from lightning_sgdinf.replay.states import rebuild as rebuild
 from lightning_sgdinf.replay.states import states_backwards as states_backwards
+from lightning_sgdinf.replay.training_step import PerExampleLoss as PerExampleLoss

@@ -19,7 +19,7 @@ from lightning_sgdinf.replay.example_weights import LossTap, UnknownRows
 from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.row_matching import match_batch
 from lightning_sgdinf.replay.row_owners import RowOrders
-from lightning_sgdinf.replay.training_step import Trace, TrainingStep
+from lightning_sgdinf.replay.training_step import PerExampleLoss, Trace, TrainingStep
 from lightning_sgdinf.replay.untapped import Paths, expect_penalty, paths_beyond_taps
 
 Result = TypeVar("Result")
@@ -44,8 +44,9 @@ class Objective(TrainingStep):
         *,
         tap: str | None,
         dtype: torch.dtype | None,
+        per_example_loss: PerExampleLoss | None = None,
     ) -> None:
-        super().__init__(module, header, source, host, tap=tap, dtype=dtype)
+        super().__init__(module, header, source, host, tap=tap, dtype=dtype, per_example_loss=per_example_loss)
         self.orders = RowOrders()
         self.others: Sequence[tuple[Step, MicroBatch]] = ()
         self._known_paths: set[Paths] = set()
@@ -116,7 +117,7 @@ class Objective(TrainingStep):
             owners: Of each loss's rows, where they were matched for this batch; see `owned`.
         """
         tap = None
-        if weights is not None and not self.weighs_by_method:
+        if weights is not None and self.per_example_loss is None:
             tap = LossTap(weights, self.orders, owners, stacked=stacked)
         return self.run(step, batch_idx, batch, weights, tap=tap, statistics=statistics, stacked=stacked)
 
@@ -153,7 +154,7 @@ class Objective(TrainingStep):
 
     def has_new_paths(self, loss: Tensor) -> bool:
         """Return true, once, if a loss has terms without weights, reached by paths that were not seen before."""
-        if self.weighs_by_method:
+        if self.per_example_loss is not None:
             return False
         paths = paths_beyond_taps(loss)
         known = not paths.leaves or paths in self._known_paths
@@ -170,6 +171,7 @@ def open_objective(
     *,
     tap: str | None = None,
     dtype: torch.dtype | None = None,
+    per_example_loss: PerExampleLoss | None = None,
 ) -> Iterator[Objective]:
     """Borrow a module and see it as an `Objective`; on leaving, it is as it was, and so are the random generators.
 
@@ -180,6 +182,7 @@ def open_objective(
         host: What the Trainer did around a step.
         tap: Name of a sub-module whose output is tapped in place of loss functions.
         dtype: Compute in another floating-point precision than recorded (for checks).
+        per_example_loss: Computes the loss of each example, for losses written by hand.
 
     Raises:
         ConfigurationError: If there is no sub-module called ``tap``; lists what there is.
@@ -195,7 +198,7 @@ def open_objective(
         random_state.preserved(),
         borrowed(module, trained=trained, device=host.device, dtype=wanted, stand_in=host.stand_in),
     ):
-        yield Objective(module, header, source, host, tap=tap, dtype=dtype)
+        yield Objective(module, header, source, host, tap=tap, dtype=dtype, per_example_loss=per_example_loss)
 
 
 def _check_constants(module: nn.Module, trained: Sequence[str], header: Header) -> None:

@@ -18,6 +18,7 @@ from lightning_sgdinf.replay.dataloaders import given_data, stored_run_loaders, 
 from lightning_sgdinf.replay.lightning_host import recorded_host
 from lightning_sgdinf.replay.objective import open_objective
 from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay.training_step import PerExampleLoss
 
 
 @contextmanager
@@ -31,6 +32,7 @@ def open_run(
     device: torch.device,
     tap: str | None = None,
     dtype: torch.dtype | None = None,
+    per_example_loss: PerExampleLoss | None = None,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Iterator[OpenedRun]:
     """Open a recorded run; inside, the model is borrowed, and afterwards it is as it was.
@@ -44,6 +46,7 @@ def open_run(
         device: Where to compute.
         tap: Name of a sub-module at whose output example weights enter, in place of loss functions.
         dtype: Floating-point precision to compute in, if not the recorded one.
+        per_example_loss: Computes the loss of each example, for losses written by hand.
         memory_bytes: How much memory methods may take for states.
 
     Raises:
@@ -53,7 +56,8 @@ def open_run(
         DataMismatchError: Another data set.
     """
     if isinstance(log, (str, Path)):
-        arguments = {"device": device, "tap": tap, "dtype": dtype, "memory_bytes": memory_bytes}
+        arguments: dict[str, Any] = {"device": device, "tap": tap, "dtype": dtype, "memory_bytes": memory_bytes}
+        arguments["per_example_loss"] = per_example_loss
         with (
             RunLog.open(log) as read,
             open_run(model, train_dataloaders, val_dataloaders, datamodule, log=read, **arguments) as run,
@@ -77,7 +81,9 @@ def open_run(
         loaders, size = training_loaders(model, train_dataloaders, datamodule), None
     source = BatchSource(loaders, header, size=size)
     host = recorded_host(header, model, datamodule, device)
-    with open_objective(model, header, source, host, tap=tap, dtype=dtype) as objective:
+    with open_objective(
+        model, header, source, host, tap=tap, dtype=dtype, per_example_loss=per_example_loss
+    ) as objective:
         yield OpenedRun(
             log=log,
             objective=objective,

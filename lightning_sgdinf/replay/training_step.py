@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.dtypes import cast_floats, tensors_made_in
-from lightning_sgdinf.errors import ModelMismatchError, UnsupportedRunError
+from lightning_sgdinf.errors import ModelMismatchError, UnsupportedRunError, UntappedLossError
 from lightning_sgdinf.kernels import ATTENTION, VMAP_LAYERS, Interceptor, RunningStatistics, Twins, layer_handlers
 from lightning_sgdinf.log import Header, MicroBatch, Step
 from lightning_sgdinf.parameters import ParameterVector
@@ -39,6 +39,10 @@ class Trace:
     taps: tuple[str, ...]
 
 
+PerExampleLoss: TypeAlias = Callable[[Any, Any, Any], Tensor]
+"""Is given the module, a batch and its index; returns the loss of each example, ``[B]``, whose mean is the step's."""
+
+
 class TrainingStep:
     """An unmodified LightningModule's ``training_step``, borrowed.
 
@@ -48,6 +52,7 @@ class TrainingStep:
         host: What the Trainer did around a step.
         tap: Name of the sub-module at whose output weights enter; ``None`` if they enter at loss functions.
         dtype: Floating-point precision that takes the place of the recorded one; ``None`` for that.
+        per_example_loss: Computes the loss of each example, where that is given or the module has such a method.
         vector: Names, shapes and order of the trained parameters.
         parameters: The module's own tensors of these, in that order.
         parts: Names of all its sub-modules.
@@ -65,12 +70,15 @@ class TrainingStep:
         *,
         tap: str | None,
         dtype: torch.dtype | None,
+        per_example_loss: PerExampleLoss | None = None,
     ) -> None:
         self.module = module
         self.source = source
         self.host = host
         self.tap = tap
         self.dtype = dtype
+        by_method = callable(getattr(module, "per_example_loss", None))
+        self.per_example_loss = per_example_loss or (_ask_module if by_method else None)
         self.vector = ParameterVector(
             tuple(n for n, _, _ in header.parameters), tuple(tuple(s) for _, s, _ in header.parameters)
         )
@@ -88,11 +96,6 @@ class TrainingStep:
                     f"parameter {name!r}: the log has shape {shape}, this model {tuple(parameter.shape)}. Pass the "
                     "model configuration that was trained."
                 )
-
-    @property
-    def weighs_by_method(self) -> bool:
-        """Return true if the module computes its per-example losses itself."""
-        return callable(getattr(self.module, "per_example_loss", None))
 
     @contextmanager
     def eval_mode(self) -> Iterator[None]:
@@ -180,8 +183,9 @@ class TrainingStep:
         watch = RunningStatistics(self.module, twins) if statistics and self.buffers else None
         with torch.enable_grad(), self.host.step_context(), tensors_made_in(self.dtype):
             with _handling(self, weights is not None, watch, twins, tap, stacked):
-                if weights is not None and self.weighs_by_method:
-                    losses = self.module.per_example_loss(batch, batch_idx)  # type: ignore[operator]
+                if weights is not None and self.per_example_loss is not None:
+                    losses = self.per_example_loss(self.module, batch, batch_idx)
+                    _expect_one_each(losses, len(weights), step)
                     loss = (losses * weights).sum() / len(weights)
                     taps = ("per_example_loss",)
                 else:
@@ -232,3 +236,17 @@ def _loss_of(output: Any, step: Step, stacked: bool) -> Tensor:
             "gradient; return the loss, or a dict with 'loss'"
         )
     return loss
+
+
+def _ask_module(module: Any, batch: Any, batch_idx: Any) -> Tensor:
+    return module.per_example_loss(batch, batch_idx)
+
+
+def _expect_one_each(losses: Any, count: int, step: Step) -> None:
+    """Refuse losses that are not one per example: multiplied by weights they would broadcast."""
+    if not isinstance(losses, Tensor) or losses.shape != (count,):
+        got = f"shape {list(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+        raise UntappedLossError(
+            f"step {step.index}: per_example_loss must return the loss of each of {count} examples, shape [{count}], "
+            f"got {got}; take the mean over what else it has."
+        )

@@ -99,7 +99,8 @@ def expect_penalty(
 WAYS_OUT = (
     "Two ways out: name the sub-module whose output rows each feed only their own example's loss, "
     "InfluenceRunner(tap='head'); or give the LightningModule a method per_example_loss(batch, batch_idx) that returns "
-    "the loss of each example, shape [B]."
+    "the loss of each example, shape [B], or the runner a function of module, batch and index, "
+    "InfluenceRunner(per_example_loss=...)."
 )
 
 

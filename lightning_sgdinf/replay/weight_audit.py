@@ -56,7 +56,7 @@ def audit_loss(
     objective.others = ((other, other.micro_batches[0]), (one, one.micro_batches[0]))
     full, taps = _gradient(objective, state, one, one.micro_batches[0], 1.0)
     size = full.norm().clamp_min(torch.finfo(full.dtype).tiny)
-    if objective.weighs_by_method:
+    if objective.per_example_loss is not None:
         plain = _joined(objective, _trace(objective, state, one, one.micro_batches[0], None))
         gap = ((plain - full).norm() / size).item()
         if not gap <= tolerance:

@@ -8,6 +8,7 @@ import torch
 
 from lightning_sgdinf.certificate import Level
 from lightning_sgdinf.checkpointing import MEMORY_BYTES
+from lightning_sgdinf.replay import PerExampleLoss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,7 @@ class Settings:
     precision: str | None = None
     certificate: Level = "fast"
     tap: str | None = None
+    per_example_loss: PerExampleLoss | None = None
     per_epoch: bool = False
     memory_bytes: int = MEMORY_BYTES
     progress: bool = True

@@ -136,7 +136,7 @@ class Walk:
         """
         objective, step = self.run.objective, at.step
         audit = self.run.audit(self.estimator.first_step(self.run.log))
-        if audit.penalty and not objective.weighs_by_method:
+        if audit.penalty and objective.per_example_loss is None:
             if step.index % ASKED == 0 or step.index >= len(self.run.log) - 3:
                 objective.load(at.before)
                 for micro in step.micro_batches:

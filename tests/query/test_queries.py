@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import UserDict
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sgdinf.adjoint.query_gradient import BoundQuery
+from lightning_sgdinf.dtypes import cast_floats
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.query import (
     ExampleLoss,
@@ -26,6 +30,12 @@ from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.objective import open_objective
 from tests.adjoint.cases import BY_NAME, Recorded, record
+
+
+@dataclass(frozen=True)
+class Encoded:
+    x: Tensor
+    y: Any
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +189,46 @@ def test_the_validation_step_is_asked_first(run: Recorded) -> None:
 
 @pytest.mark.parametrize(
     ("batch", "size"),
-    [((torch.zeros(5, 2), torch.zeros(5)), 5), ({"x": torch.zeros(3)}, 3), ([1, "a"], 1), (torch.tensor(1.0), 1)],
+    [
+        ((torch.zeros(5, 2), torch.zeros(5)), 5),
+        ({"x": torch.zeros(3)}, 3),
+        (UserDict(words=["a"], x=torch.zeros(4, 2)), 4),
+        (Encoded(torch.zeros(2, 3), 7), 2),
+        (SimpleNamespace(x=torch.zeros(6, 1)), 6),
+        (SimpleNamespace(num_graphs=3, x=torch.zeros(11, 2)), 3),
+    ],
 )
 def test_sizes_of_batches(batch: Any, size: int) -> None:
     assert batch_size(batch) == size
+
+
+@pytest.mark.parametrize("batch", [[1, "a"], torch.tensor(1.0), {}])
+def test_a_batch_that_does_not_tell_its_size_is_refused(batch: Any) -> None:
+    with pytest.raises(ConfigurationError, match="cannot tell how many examples"):
+        batch_size(batch)
+
+
+@pytest.mark.parametrize("form", [UserDict, dict, lambda x, y: Encoded(x, y), lambda x, y: SimpleNamespace(x=x, y=y)])
+def test_batches_count_by_their_examples_whatever_their_form(form: Any) -> None:
+    x, y = torch.randn(9, 3, generator=torch.Generator().manual_seed(0)), torch.arange(9)
+
+    def collate(items: Any) -> Any:
+        return form(x=torch.stack([a for a, _ in items]), y=torch.stack([b for _, b in items]))
+
+    loader = DataLoader(TensorDataset(x, y), batch_size=4, collate_fn=collate)
+    data = ValidationData(loader=loader, transfer=lambda batch: cast_floats(batch, torch.float64))
+    read = [(batch["x"] if isinstance(batch, (UserDict, dict)) else batch.x, size) for batch, _, size in data.batches()]
+    assert [size for _, size in read] == [4, 4, 1]
+    assert torch.equal(torch.cat([part for part, _ in read]), x.double())
+
+
+def test_rows_that_are_no_examples_do_not_count() -> None:
+    """Time before batch: the loader knows how many sequences there are."""
+    loader = DataLoader(
+        TensorDataset(torch.zeros(5, 7)), batch_size=2, collate_fn=lambda s: torch.stack([a for (a,) in s], 1)
+    )
+    data = ValidationData(loader=loader, transfer=lambda batch: batch)
+    assert [(tuple(batch.shape), size) for batch, _, size in data.batches()] == [((7, 2), 2), ((7, 2), 2), ((7, 1), 1)]
 
 
 def test_labels_that_are_not_there() -> None:

@@ -85,6 +85,29 @@ def test_a_method_that_says_something_else_is_refused() -> None:
         score(run, with_loss(run, by_hand, per_example_loss=twice))
 
 
+@pytest.mark.parametrize("name", ["momentum", "momentum-pairs", "batchnorm-ema"])
+def test_a_function_given_to_the_runner_is_the_third(name: str) -> None:
+    run = record(BY_NAME[name])
+
+    def losses(module: Any, batch: Any, batch_idx: int) -> Tensor:
+        return per_example_loss(module, batch, batch_idx)
+
+    scores = score(run, with_loss(run, by_hand), per_example_loss=losses).values
+    assert relative_error(scores, unrolled(BY_NAME[name])) < 1e-9
+
+
+@pytest.mark.parametrize("form", [lambda each: each[:, None], lambda each: each.mean(), lambda each: each[:-1], float])
+def test_losses_that_are_not_one_per_example_are_refused(form: Any) -> None:
+    run = record(BY_NAME["momentum"])
+
+    def losses(module: Any, batch: Any, batch_idx: int) -> Any:
+        each = per_example_loss(module, batch, batch_idx)
+        return 1.0 if form is float else form(each)
+
+    with pytest.raises(UntappedLossError, match=r"step 8: per_example_loss must return .* shape \[4\], got"):
+        score(run, with_loss(run, by_hand), per_example_loss=losses)
+
+
 FULL = Batching(size=12, epochs=4)
 
 
