@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from lightning_sgdinf.errors import UntappedLossError
 from lightning_sgdinf.testing import relative_error
-from tests.runner.situations import SITUATIONS, Run, Situation
+from tests.runner.row_situations import SITUATIONS
+from tests.runner.situations import Run, Situation
 
 
 @pytest.mark.parametrize("kind", SITUATIONS, ids=lambda kind: kind.__name__)
@@ -122,5 +123,7 @@ def test_in_batch_negatives_are_told_of(tmp_path: Path) -> None:
 @pytest.mark.parametrize("result", ["scores", "counterfactuals"])
 def test_rows_that_nobody_owns_are_counted(result: str, tmp_path: Path) -> None:
     run = Run(Neighbours(), tmp_path)
-    with pytest.raises(UntappedLossError, match=r"step \d+: smooth_l1_loss sees 3 rows for the 4 examples .* 3 of them"):
+    with pytest.raises(
+        UntappedLossError, match=r"step \d+: smooth_l1_loss sees 3 rows for the 4 examples .* 3 of them"
+    ):
         getattr(run, result)()
