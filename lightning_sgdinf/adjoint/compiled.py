@@ -124,9 +124,10 @@ class CompiledSteps:
     ) -> Kernel | None:
         """Return the kernel for a batch; ``None`` if there is none for its shape.
 
-        A shape is compiled when two steps in a row have it, so the last, smaller batch of an epoch is not.
+        A shape is compiled when two steps in a row have it, so the last, smaller batch of an epoch is not; and not
+        before it is known whose the rows of the loss are.
         """
-        if self.note:
+        if self.note or self.objective.orders.undecided:
             return None
         leaves, structure = tree_flatten(batch)
         signature = _Signature(

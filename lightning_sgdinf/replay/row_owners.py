@@ -85,20 +85,48 @@ def match_rows(batch: Sequence[LossCall], alone: Sequence[Sequence[LossCall]], *
     """
     owners = [torch.full(call.losses.shape, NOBODY) for call in batch]
     for name in {call.name for call in batch}:
+        mine = [[c.losses.reshape(-1) for c in calls if c.name == name] for calls in alone]
         places = [k for k, call in enumerate(batch) if call.name == name]
-        rows = torch.cat([batch[k].losses.reshape(-1) for k in places])
-        parts = [(c.losses.reshape(-1), i) for i, calls in enumerate(alone) for c in calls if c.name == name]
-        if not parts:
+        calls = [batch[k].losses.reshape(-1) for k in places]
+        shared = [k for k, losses in zip(places, calls, strict=True) if _is_shared(losses, calls, mine, rtol)]
+        for k in shared:
+            owners[k].fill_(EVERYBODY)
+            mine = [_without(parts, batch[k].losses.reshape(-1), rtol) for parts in mine]
+        places = [k for k in places if k not in shared]
+        values = [torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64) for parts in mine]
+        if not places or not sum(map(len, values)):
             continue
-        values = torch.cat([v for v, _ in parts])
-        who = torch.cat([torch.full((len(v),), i) for v, i in parts])
-        if len(alone) > 1 and all(_equal(rows, values[who == i], rtol) for i in range(len(alone))):
-            owner = torch.full((len(rows),), EVERYBODY)
-        else:
-            owner = _match(rows, values, who, rtol)
-        for k, part in zip(places, owner.split([batch[k].losses.numel() for k in places]), strict=True):
+        sizes = [batch[k].losses.numel() for k in places]
+        rows = torch.cat([batch[k].losses.reshape(-1) for k in places])
+        owner = _regular(rows, sizes, values, rtol)
+        if owner is None:
+            who = torch.repeat_interleave(torch.arange(len(values)), torch.tensor([len(v) for v in values]))
+            owner = _match(rows, torch.cat(values), who, rtol)
+        for k, part in zip(places, owner.split(sizes), strict=True):
             owners[k] = part.view(batch[k].losses.shape)
     return owners
+
+
+def _is_shared(losses: Tensor, calls: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], rtol: float) -> bool:
+    """Return true if a call is made as often, with the same losses, whichever the examples are."""
+    often = sum(_same(losses, other, rtol) for other in calls)
+    return len(alone) > 1 and all(sum(_same(losses, other, rtol) for other in parts) == often for parts in alone)
+
+
+def _without(parts: Sequence[Tensor], losses: Tensor, rtol: float) -> list[Tensor]:
+    return [part for part in parts if not _same(losses, part, rtol)]
+
+
+def _regular(rows: Tensor, sizes: Sequence[int], values: Sequence[Tensor], rtol: float) -> Tensor | None:
+    """Return the owners in the regular order that fits: rows of equal examples do not tell it, and rounding would."""
+    count = len(values)
+    if any(size % count for size in sizes):
+        return None
+    for order in ("blocks", "strided"):
+        owner = torch.cat([owners_in(order, size, count) for size in sizes])
+        if all(_equal(rows[owner == i], values[i], rtol) for i in range(count)):
+            return owner
+    return None
 
 
 def _match(rows: Tensor, values: Tensor, who: Tensor, rtol: float) -> Tensor:
@@ -113,6 +141,11 @@ def _match(rows: Tensor, values: Tensor, who: Tensor, rtol: float) -> Tensor:
             nearest = int(gaps.argmin())
             owner[row], free[nearest] = who[nearest], False
     return owner
+
+
+def _same(losses: Tensor, others: Tensor, rtol: float) -> bool:
+    """Return true if two calls have the same losses, in the same order."""
+    return losses.shape == others.shape and torch.allclose(losses, others, rtol=rtol, atol=rtol, equal_nan=True)
 
 
 def _equal(rows: Tensor, values: Tensor, rtol: float) -> bool:
@@ -146,17 +179,25 @@ def owners_in(order: Order, rows: int, count: int) -> Tensor:
     return place // (rows // count) if order == "blocks" else place % count
 
 
+CONFIRMED = 3
+"""Steps that must show the same regular order before it is taken for granted: one batch may be regular by chance."""
+
+
 @dataclass(slots=True)
 class RowOrders:
     """The regular orders that a run's losses have been seen in.
 
     Attributes:
         orders: Rows per example and their order, by number and name of the call; ``None`` where there is no such order.
+        seen: Steps that showed the order, by number and name of the call.
         coupled: Names of losses that had rows without a single owner, which were given one by their place.
+        last: The pass that was matched last and the owners of its rows.
     """
 
     orders: dict[tuple[int, str], tuple[int, Order] | None] = field(default_factory=dict)
+    seen: dict[tuple[int, str], set[int]] = field(default_factory=dict)
     coupled: set[str] = field(default_factory=set)
+    last: tuple[object, list[Tensor]] | None = None
 
     def known(self, call: int, name: str, rows: int, count: int) -> Tensor | None:
         """Return the owners of a call's rows, if they are known; ``None`` if they must be matched.
@@ -168,12 +209,19 @@ class RowOrders:
             count: ``B``.
         """
         regular = self.orders.get((call, name))
-        if regular is None or rows != regular[0] * (1 if regular[1] == "shared" else count):
+        if regular is None or len(self.seen[call, name]) < CONFIRMED:
+            return None
+        if rows != regular[0] * (1 if regular[1] == "shared" else count):
             return None
         return owners_in(regular[1], rows, count)
 
-    def learn(self, calls: Sequence[LossCall], owners: Sequence[Tensor], count: int) -> None:
-        """Take note of the owners that were matched in one batch."""
+    @property
+    def undecided(self) -> bool:
+        """Return true while there are orders that too few steps have shown to be taken for granted."""
+        return any(order and len(self.seen[key]) < CONFIRMED for key, order in self.orders.items())
+
+    def learn(self, calls: Sequence[LossCall], owners: Sequence[Tensor], count: int, *, step: int) -> None:
+        """Take note of the owners that were matched in one batch of a step."""
         if count < 2:
             return  # of one example the rows are in any order
         for number, (call, owner) in enumerate(zip(calls, owners, strict=True)):
@@ -181,3 +229,4 @@ class RowOrders:
             order: Order | None = "shared" if bool((owner == EVERYBODY).all()) else regular_order(owner, count)
             seen = None if order is None else (owner.numel() if order == "shared" else owner.numel() // count, order)
             self.orders[key] = seen if self.orders.get(key, seen) == seen else None
+            self.seen.setdefault(key, set()).add(step)

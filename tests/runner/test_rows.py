@@ -1,0 +1,129 @@
+"""Losses whose rows are not one per example: scores and counterfactuals against the training written out by hand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_sgdinf.errors import UntappedLossError
+from lightning_sgdinf.testing import relative_error
+from tests.runner.row_situations import SITUATIONS
+from tests.runner.situations import Run, Situation
+
+
+@pytest.mark.parametrize("kind", SITUATIONS, ids=lambda kind: kind.__name__)
+def test_scores_and_counterfactuals_are_those_of_the_loss_written_out(kind: type[Situation], tmp_path: Path) -> None:
+    run = Run(kind(), tmp_path)
+    scores = run.scores()
+    assert scores.certificate is not None
+    assert scores.certificate.notes == ()
+    assert relative_error(scores.values, run.unrolled()) < 1e-9
+    assert relative_error(run.counterfactuals().values, run.trained_again()) < 1e-9
+
+
+# Terms that no example's weight reaches -------------------------------------------------------------------------------
+
+
+class WithTerm(Situation):
+    """A term written by hand beside the loss function, of the steps in ``there``."""
+
+    there = frozenset(range(9))
+
+    def term(self, net: nn.Module, x: Tensor) -> Tensor:
+        return 0.5 * net(x).square().sum(1).mean()
+
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        data = super().loss(net, batch, t)
+        return data + self.term(net, batch[0]) if t in self.there else data
+
+
+class EveryThird(WithTerm):
+    there = frozenset({1, 4, 7})
+
+
+class FromTheSecondEpoch(WithTerm):
+    there = frozenset(range(3, 9))
+
+
+class FactorOnEveryThird(EveryThird):
+    """Always computed; its factor is zero where it is not there."""
+
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        return Situation.loss(self, net, batch, t) + float(t in self.there) * self.term(net, batch[0])
+
+
+class FactorFromTheSecondEpoch(FactorOnEveryThird):
+    there = FromTheSecondEpoch.there
+
+
+class BesideAPenalty(WithTerm):
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        return super().loss(net, batch, t) + 0.1 * net.weight.square().sum()  # type: ignore[union-attr,operator]
+
+
+class BesideAPenaltyOnEveryThird(BesideAPenalty):
+    there = EveryThird.there
+
+
+@pytest.mark.parametrize("result", ["scores", "counterfactuals"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        WithTerm,
+        EveryThird,
+        FromTheSecondEpoch,
+        FactorOnEveryThird,
+        FactorFromTheSecondEpoch,
+        BesideAPenalty,
+        BesideAPenaltyOnEveryThird,
+    ],
+    ids=lambda kind: kind.__name__,
+)
+def test_a_term_without_weights_is_refused_at_a_step_that_has_it(
+    kind: type[WithTerm], result: str, tmp_path: Path
+) -> None:
+    run = Run(kind(), tmp_path)
+    with pytest.raises(UntappedLossError, match=r"(?s)step \d+: .*per_example_loss") as refusal:
+        getattr(run, result)()
+    named = re.match(r"step (\d+):", str(refusal.value))
+    assert named is not None
+    assert int(named[1]) in kind.there
+
+
+# Rows that see other examples -----------------------------------------------------------------------------------------
+
+
+class InBatchNegatives(Situation):
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        z = net(batch[0])
+        return F.cross_entropy(z @ z.T, torch.arange(len(z)))
+
+
+class Neighbours(Situation):
+    """Each row compares two examples, so there is one row less than examples."""
+
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        z = net(batch[0]).sum(1)
+        return F.smooth_l1_loss(z[1:], z[:-1])
+
+
+def test_in_batch_negatives_are_told_of(tmp_path: Path) -> None:
+    certificate = Run(InBatchNegatives(), tmp_path).scores().certificate
+    assert certificate is not None
+    assert "depends on the other examples of its batch" in " ".join(certificate.notes)
+    assert "cross_entropy" in " ".join(certificate.notes)
+
+
+@pytest.mark.parametrize("result", ["scores", "counterfactuals"])
+def test_rows_that_nobody_owns_are_counted(result: str, tmp_path: Path) -> None:
+    run = Run(Neighbours(), tmp_path)
+    with pytest.raises(
+        UntappedLossError, match=r"step \d+: smooth_l1_loss sees 3 rows for the 4 examples .* 3 of them"
+    ):
+        getattr(run, result)()
