@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sgdinf import random_state
+from lightning_sgdinf.batch_structure import map_tensors
 from lightning_sgdinf.errors import ConfigurationError, ModelMismatchError, NonFiniteError
 from lightning_sgdinf.log import Header, MicroBatch, Step
 from lightning_sgdinf.log.batch_digest import batch_digest
@@ -73,12 +74,14 @@ class Objective(TrainingStep):
         self.prepare(step)
         self.host.stand_in.global_rank = micro.rank
         self.put_back()
-        if micro.rank:
-            self._kept = self.read_buffers()
         before = self.read_buffers() if weights is not None else {}
 
         def take(owners: Sequence[Tensor] | None) -> Trace:
-            return self.forward(step, micro.batch_idx, batch, weights, statistics=statistics, owners=owners)
+            if micro.rank:
+                self._kept = self.read_buffers()
+            # A step may change its batch in place, and may have to be taken twice.
+            own = batch if weights is None else map_tensors(batch, torch.clone)
+            return self.forward(step, micro.batch_idx, own, weights, statistics=statistics, owners=owners)
 
         trace = self.owned(step, micro, take, again=lambda: self.load_buffers(before))
         if micro.rank and trace.statistics is not None:

@@ -104,9 +104,12 @@ class OpenedRun:
             UntappedLossError: A part of the loss depends on the data and not on example weights.
         """
         last = len(self.log) - 1
+        more = sorted({other, last // 2, last // 3, 2 * last // 3, max(last - 1, 0)})
         return self.once(
             ("audit", other),
-            lambda: audit_loss(self.objective, self.final, self.log.step(last), self.log.step(other)),
+            lambda: audit_loss(
+                self.objective, self.final, self.log.step(last), self.log.step(other), more=map(self.log.step, more)
+            ),
         )
 
     @property

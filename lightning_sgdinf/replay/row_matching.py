@@ -37,7 +37,7 @@ def match_batch(objective: TrainingStep, step: Step, micro: MicroBatch, orders: 
     Raises:
         UntappedLossError: Rows see several examples and are not as many for each of them; says how many of which loss.
     """
-    this = (step.index, micro.batch_idx, micro.rank)
+    this = (step.index, micro.batch_idx, micro.rank, micro.example_ids.tobytes())
     if orders.last is not None and orders.last[0] == this:
         return orders.last[1]
     count = len(micro.example_ids)

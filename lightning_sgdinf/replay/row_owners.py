@@ -220,6 +220,11 @@ class RowOrders:
         """Return true while there are orders that too few steps have shown to be taken for granted."""
         return any(order and len(self.seen[key]) < CONFIRMED for key, order in self.orders.items())
 
+    @property
+    def settled(self) -> bool:
+        """Return true if every loss seen so far has a regular order that is taken for granted."""
+        return not self.undecided and None not in self.orders.values()
+
     def learn(self, calls: Sequence[LossCall], owners: Sequence[Tensor], count: int, *, step: int) -> None:
         """Take note of the owners that were matched in one batch of a step."""
         if count < 2:

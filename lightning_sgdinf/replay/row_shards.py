@@ -81,7 +81,7 @@ def rows_are_separate(
     """
     micro = step.micro_batches[0]
     count = len(micro.example_ids)
-    if count < shards.world:
+    if count < shards.world or not objective.orders.settled:
         return False
     gradients: list[Tensor] = []
     for own in (False, True):

@@ -9,6 +9,7 @@ of the batch (in-batch negatives, mixed inputs), `batch_coupling` says so.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,13 @@ class LossAudit:
 
 
 def audit_loss(
-    objective: Objective, state: ModelState, one: Step, other: Step, *, tolerance: float = 1e-4
+    objective: Objective,
+    state: ModelState,
+    one: Step,
+    other: Step,
+    *,
+    more: Iterable[Step] = (),
+    tolerance: float = 1e-4,
 ) -> LossAudit:
     """Check the loss of one step.
 
@@ -48,6 +55,7 @@ def audit_loss(
         one: A recorded step.
         other: Another step. Where it has the same examples (training on the full batch), a batch of one example many
             times takes its place.
+        more: Further steps to learn the order of rows from, as far as it is not sure.
         tolerance: Part of the gradient, in ``(0, 1)``, that may fail to follow the weights.
 
     Raises:
@@ -73,6 +81,9 @@ def audit_loss(
             f"step {one.index}: the gradient is not linear in the example weights (by {bent:.1%}): one loss function "
             f"feeds another, so weights enter twice (tapped: {', '.join(taps)}). {WAYS_OUT}"
         )
+    for step in more:
+        if objective.orders.undecided:
+            _gradient(objective, state, step, step.micro_batches[0], 1.0)
     coupling = batch_coupling(objective, one)
     return LossAudit(tuple(sorted(set(taps))), bool(rest.norm() > 1e-9 * size), (coupling,) if coupling else ())
 

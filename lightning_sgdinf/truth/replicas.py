@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_sgdinf.batch_structure import map_tensors
 from lightning_sgdinf.errors import NonFiniteError
 from lightning_sgdinf.log import Clip, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.replay import (
@@ -193,9 +194,10 @@ class Replicas:
 
         def take(owners: Sequence[Tensor] | None) -> Tensor:
             forward_pass = OnePass(objective, step, micro, owners)
+            own = map_tensors(batch, torch.clone)  # a step may change its batch, and may have to be taken twice
 
             def loss(params: dict[str, Tensor], buffers: dict[str, Tensor], weights: Tensor) -> Tensor:
-                return forward_pass.loss({**params, **buffers}, batch, weights)
+                return forward_pass.loss({**params, **buffers}, own, weights)
 
             with warnings.catch_warnings(), torch.enable_grad():
                 warnings.simplefilter("ignore")  # that an operation is not vectorised only costs time
