@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 from torch.utils._pytree import tree_map_only
 
 from lightning_sgdinf.kernels import Handler
 from lightning_sgdinf.replay.losses import INPUTS, LOSSES, OF_CLASSES, OF_VECTORS, rows_shape
-from lightning_sgdinf.replay.row_owners import EVERYBODY, RowOrders
+from lightning_sgdinf.replay.row_owners import EVERYBODY, RowOrders, regular_order
 
 
 class UnknownRows(Exception):
@@ -82,6 +83,7 @@ class LossTap:
         self.stacked = stacked
         self.calls: list[str] = []
         self._orders, self._owners = orders, owners
+        self._number = 0  # of the next call, also of those that carry no gradient
 
     def handlers(self) -> Mapping[Callable[..., Any], Handler]:
         """Return handlers for an `Interceptor`."""
@@ -103,7 +105,8 @@ class LossTap:
 
     def _row_weights(self, name: str, shape: Sequence[int]) -> Tensor:
         """Return the weight of each row's owner, in the shape of the rows."""
-        number, rows = len(self.calls), torch.Size(shape).numel()
+        number, rows = self._number, torch.Size(shape).numel()
+        self._number += 1
         self.calls.append(name)
         if self._orders is None:
             return self.weights[:1].reshape([1] * len(shape)).expand(shape)
@@ -117,12 +120,23 @@ class LossTap:
         weights = self.weights[owner.clamp(min=0)]
         return torch.where(owner == EVERYBODY, torch.ones_like(weights), weights)
 
+    def _expect_same_rows(self, owner: Tensor) -> None:
+        """Break off a stacked pass whose targets differ from model to model and have no regular order of rows.
+
+        Each model chose rows of its own then, by what it predicts: models must be taken one after another.
+        """
+        if regular_order(owner, len(self.weights)) is None and bool((owner != EVERYBODY).any()):
+            raise RuntimeError("the loss chooses its rows by what the model predicts")
+
     def _handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs = [*args[:3], *(v for k, v in kwargs.items() if k in INPUTS)]
         if not any(map(self._carries, inputs)):
+            self._number += 1
             return func(*args, **kwargs)
         shape = rows_shape(func, inputs)
         weights = self._row_weights(func.__name__, shape)
+        if self.stacked and self._owners is not None and any(map(is_batchedtensor, inputs[1:])):
+            self._expect_same_rows(self._owners[self._number - 1])
 
         def tapped(value: Any) -> Any:
             return _tapped(func, value, weights) if self._carries(value) else value

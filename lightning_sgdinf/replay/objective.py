@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.batch_structure import map_tensors
-from lightning_sgdinf.errors import ConfigurationError, ModelMismatchError, NonFiniteError
+from lightning_sgdinf.errors import ConfigurationError, ModelMismatchError, NonFiniteError, UntappedLossError
 from lightning_sgdinf.log import Header, MicroBatch, Step
 from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.replay.batches import BatchSource
@@ -21,7 +21,7 @@ from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.row_matching import match_batch
 from lightning_sgdinf.replay.row_owners import RowOrders
 from lightning_sgdinf.replay.training_step import PerExampleLoss, Trace, TrainingStep
-from lightning_sgdinf.replay.untapped import Paths, expect_penalty, paths_beyond_taps
+from lightning_sgdinf.replay.untapped import WAYS_OUT, Paths, expect_penalty, paths_beyond_taps
 
 Result = TypeVar("Result")
 
@@ -139,16 +139,25 @@ class Objective(TrainingStep):
             micro: The pass of it.
             take: Takes the pass, given the owners of its rows.
             again: Undoes what a pass that was broken off did.
+
+        Raises:
+            UntappedLossError: Its rows are others than in eval mode, or nobody's.
         """
         random_state.restore(micro.stepped_with)
         try:
             return take(None)
         except UnknownRows:
             again()
-            owners = match_batch(self, step, micro, self.orders)
+            owners = match_batch(self, step, micro, self.orders, self.others)
             self.prepare(step)
             random_state.restore(micro.stepped_with)
+        try:
             return take(owners)
+        except UnknownRows:
+            raise UntappedLossError(
+                f"step {step.index}: the loss has other rows than in eval mode, so it is not known whose they are: it "
+                f"chooses them by what it predicts or at random. {WAYS_OUT}"
+            ) from None
 
     @property
     def has_unweighted_terms(self) -> bool:

@@ -13,7 +13,16 @@ from torch import Tensor
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import UntappedLossError
 from lightning_sgdinf.log import MicroBatch, Step
-from lightning_sgdinf.replay.row_owners import NOBODY, LossCall, RowOrders, RowRecorder, match_rows, owners_in
+from lightning_sgdinf.replay.row_owners import (
+    EVERYBODY,
+    NOBODY,
+    LossCall,
+    RowOrders,
+    RowRecorder,
+    are_alike,
+    match_rows,
+    owners_in,
+)
 from lightning_sgdinf.replay.training_step import TrainingStep
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -23,41 +32,80 @@ REPEATED = 8
 """Examples that are run in a batch of their own kind, where they cannot be told apart alone."""
 
 
-def match_batch(objective: TrainingStep, step: Step, micro: MicroBatch, orders: RowOrders) -> list[Tensor]:
+def match_batch(
+    objective: TrainingStep,
+    step: Step,
+    micro: MicroBatch,
+    orders: RowOrders,
+    others: Sequence[tuple[Step, MicroBatch]] = (),
+) -> list[Tensor]:
     """Return the owner of every row of every loss of a recorded batch, and let ``orders`` learn of them.
 
-    Costs ``B`` forward passes of one example; nothing for the pass that was matched last. The module stays as it was.
+    Costs ``B`` forward passes of one example, twice that where examples are equal; nothing for the pass that was
+    matched last. The module stays as it was.
 
     Args:
-        objective: The opened model.
+        objective: The opened model, at the state that rows are wanted of: a loss may choose them by what it predicts.
         step: A recorded step.
         micro: A pass of it.
         orders: What is known of the run's rows.
+        others: Batches that a batch of one example is compared with, to know what does not depend on it.
 
     Raises:
         UntappedLossError: Rows see several examples and are not as many for each of them; says how many of which loss.
     """
     this = (step.index, micro.batch_idx, micro.rank, micro.example_ids.tobytes())
-    if orders.last is not None and orders.last[0] == this:
-        return orders.last[1]
-    count = len(micro.example_ids)
-    rtol = TOLERANCE.get(objective.parameters[0].dtype, COARSE)
-    singles = objective.source.singles(micro, step=step.index)
-    with _moved_a_little(objective):
-        recorder = RowRecorder()
-        _record(objective, step, micro, objective.batch(step, micro), recorder)
-        calls = recorder.calls
-        owners = match_rows(calls, [_record_single(objective, step, micro, single) for single in singles], rtol=rtol)
-        if any(bool((owner == NOBODY).any()) for owner in owners):
-            _match_repeated(objective, step, micro, calls, owners, rtol)
+    state = [p.detach().clone() for p in objective.parameters]
+    if orders.last is not None and orders.last[0] == this and all(map(torch.equal, orders.last[1], state)):
+        return orders.last[2]
+    with _as_it_was(objective, state):
+        calls, owners, alike = _match(objective, step, micro, others)
+        if alike:
+            _move_a_little(objective)
+            calls, owners, _ = _match(objective, step, micro, others)
     coupled = {call.name for call, owner in zip(calls, owners, strict=True) if bool((owner == NOBODY).any())}
     for number, (call, owner) in enumerate(zip(calls, owners, strict=True)):
         if bool((owner == NOBODY).any()):
             owners[number] = _by_position(call, owner, step, micro)
-    orders.learn(calls, owners, count, step=step.index)
+    orders.learn(calls, owners, len(micro.example_ids), step=step.index)
     orders.coupled |= coupled
-    orders.last = (this, owners)
+    orders.last = (this, state, owners)
     return owners
+
+
+def _match(
+    objective: TrainingStep, step: Step, micro: MicroBatch, others: Sequence[tuple[Step, MicroBatch]]
+) -> tuple[list[LossCall], list[Tensor], bool]:
+    """Return the calls, their owners at the parameters as they are, and true if rows of two examples are equal."""
+    rtol = TOLERANCE.get(objective.parameters[0].dtype, COARSE)
+    recorder = RowRecorder()
+    _record(objective, step, micro, objective.batch(step, micro), recorder)
+    calls = recorder.calls
+    singles = objective.source.singles(micro, step=step.index)
+    alone = [_record_single(objective, step, micro, single) for single in singles]
+    if len(singles) == 1:
+        compared = _record_other(objective, step, micro, others)
+        owners = [owner.clamp(max=0) for owner in match_rows(calls, [*alone, *compared], rtol=rtol)]
+    else:
+        owners = match_rows(calls, alone, rtol=rtol)
+    for call, owner in zip(calls, owners, strict=True):
+        if not call.carries:
+            owner.masked_fill_(owner == NOBODY, EVERYBODY)
+    if any(bool((owner == NOBODY).any()) for owner in owners):
+        _match_repeated(objective, step, micro, calls, owners, rtol)
+    return calls, owners, are_alike(alone, rtol=rtol)
+
+
+def _record_other(
+    objective: TrainingStep, step: Step, micro: MicroBatch, others: Sequence[tuple[Step, MicroBatch]]
+) -> list[list[LossCall]]:
+    """Return the calls of the first batch of other examples, if there is one."""
+    for other_step, other in others:
+        if set(other.example_ids.tolist()) != set(micro.example_ids.tolist()):
+            recorder = RowRecorder()
+            _record(objective, step, micro, objective.batch(other_step, other), recorder)
+            return [recorder.calls]
+    return []
 
 
 def _by_position(call: LossCall, owner: Tensor, step: Step, micro: MicroBatch) -> Tensor:
@@ -125,20 +173,22 @@ def _record_single(objective: TrainingStep, step: Step, micro: MicroBatch, batch
 
 
 @contextmanager
-def _moved_a_little(objective: TrainingStep) -> Iterator[None]:
-    """Move parameters at random inside, so that rows differ that are equal by initialisation."""
-    params = [p.detach().clone() for p in objective.parameters]
+def _as_it_was(objective: TrainingStep, params: Sequence[Tensor]) -> Iterator[None]:
     buffers = objective.read_buffers()
     with random_state.preserved():
         try:
-            generator = torch.Generator().manual_seed(0)
-            with torch.no_grad():
-                for parameter in objective.parameters:
-                    noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
-                    parameter.add_(noise * (0.02 + 0.05 * parameter.abs()))
             yield
         finally:
             with torch.no_grad():
                 for parameter, value in zip(objective.parameters, params, strict=True):
                     parameter.copy_(value)
                 objective.load_buffers(buffers)
+
+
+def _move_a_little(objective: TrainingStep) -> None:
+    """Move parameters at random, so that rows differ that are equal by initialisation."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in objective.parameters:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
+            parameter.add_(noise * (0.02 + 0.05 * parameter.abs()))

@@ -36,15 +36,17 @@ NOBODY, EVERYBODY = -1, -2
 
 @dataclass(frozen=True, slots=True)
 class LossCall:
-    """One call of a loss function that carries a gradient.
+    """One call of a loss function.
 
     Attributes:
         name: Of the function.
         losses: Unreduced, float64, of any shape: one element per row.
+        carries: False if it carries no gradient, as of a metric: then it does not matter whose its rows are.
     """
 
     name: str
     losses: Tensor
+    carries: bool = True
 
 
 class RowRecorder:
@@ -69,9 +71,10 @@ class RowRecorder:
         return value
 
     def _handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if any(isinstance(a, Tensor) and a.requires_grad for a in (*args, *kwargs.values())):
-            with torch.no_grad():
-                self.calls.append(LossCall(func.__name__, unreduced(func, args, kwargs).detach().double()))
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        with torch.no_grad():
+            losses = unreduced(func, args, kwargs).detach().double()
+        self.calls.append(LossCall(func.__name__, losses, any(a.requires_grad for a in tensors)))
         return func(*args, **kwargs)
 
 
@@ -105,6 +108,18 @@ def match_rows(batch: Sequence[LossCall], alone: Sequence[Sequence[LossCall]], *
         for k, part in zip(places, owner.split(sizes), strict=True):
             owners[k] = part.view(batch[k].losses.shape)
     return owners
+
+
+def are_alike(alone: Sequence[Sequence[LossCall]], *, rtol: float) -> bool:
+    """Return true if rows of two examples have equal losses, so that it is not certain whose is whose."""
+    for name in {call.name for calls in alone for call in calls}:
+        parts = [(c.losses.reshape(-1), i) for i, calls in enumerate(alone) for c in calls if c.name == name]
+        values, order = torch.cat([v for v, _ in parts]).sort()
+        who = torch.cat([torch.full((len(v),), i) for v, i in parts])[order]
+        near = values.diff() <= rtol * (1 + values[1:].abs())
+        if bool((near & (who.diff() != 0)).any()):
+            return True
+    return False
 
 
 def _is_shared(losses: Tensor, calls: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], rtol: float) -> bool:
@@ -191,13 +206,13 @@ class RowOrders:
         orders: Rows per example and their order, by number and name of the call; ``None`` where there is no such order.
         seen: Steps that showed the order, by number and name of the call.
         coupled: Names of losses that had rows without a single owner, which were given one by their place.
-        last: The pass that was matched last and the owners of its rows.
+        last: The pass that was matched last, the parameters it was matched at, and the owners of its rows.
     """
 
     orders: dict[tuple[int, str], tuple[int, Order] | None] = field(default_factory=dict)
     seen: dict[tuple[int, str], set[int]] = field(default_factory=dict)
     coupled: set[str] = field(default_factory=set)
-    last: tuple[object, list[Tensor]] | None = None
+    last: tuple[object, list[Tensor], list[Tensor]] | None = None
 
     def known(self, call: int, name: str, rows: int, count: int) -> Tensor | None:
         """Return the owners of a call's rows, if they are known; ``None`` if they must be matched.

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from lightning_sgdinf.errors import UntappedLossError
 from lightning_sgdinf.testing import relative_error
-from tests.runner.row_situations import SITUATIONS
+from tests.runner.call_situations import CALLS
+from tests.runner.row_situations import ROWS
 from tests.runner.situations import Run, Situation
 
 
-@pytest.mark.parametrize("kind", SITUATIONS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*ROWS, *CALLS], ids=lambda kind: kind.__name__)
 def test_scores_and_counterfactuals_are_those_of_the_loss_written_out(kind: type[Situation], tmp_path: Path) -> None:
     run = Run(kind(), tmp_path)
     scores = run.scores()
