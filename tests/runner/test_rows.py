@@ -128,3 +128,19 @@ def test_rows_that_nobody_owns_are_counted(result: str, tmp_path: Path) -> None:
         UntappedLossError, match=r"step \d+: smooth_l1_loss sees 3 rows for the 4 examples .* 3 of them"
     ):
         getattr(run, result)()
+
+
+class FewerInTraining(Situation):
+    """Training leaves out rows that eval mode has."""
+
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        x, y = batch
+        few = torch.arange(len(x)) % 3 > 0 if net.training else torch.ones(len(x), dtype=torch.bool)
+        return F.cross_entropy(net(x)[few], y[few])
+
+
+@pytest.mark.parametrize("result", ["scores", "counterfactuals"])
+def test_other_rows_than_in_eval_mode_are_refused(result: str, tmp_path: Path) -> None:
+    run = Run(FewerInTraining(), tmp_path)
+    with pytest.raises(UntappedLossError, match=r"step \d+: the loss has other rows than in eval mode"):
+        getattr(run, result)()
