@@ -101,13 +101,16 @@ class BatchSource:
             )
         return batch
 
-    def singles(self, micro: MicroBatch, *, step: int) -> list[Any]:
-        """Return each example of a batch collated alone; ``None`` where nothing comes of it.
+    def singles(self, micro: MicroBatch, *, step: int, places: Sequence[int] | None = None) -> list[Any]:
+        """Return examples of a batch collated alone; ``None`` where nothing comes of one.
 
-        Arguments are those of `batch`.
+        Args:
+            micro: As for `batch`.
+            step: As for `batch`.
+            places: Of the examples in the batch; all if ``None``.
         """
         choose = self._chooser(micro, step)
-        return [choose([place]) for place in range(len(micro.example_ids))]
+        return [choose([place]) for place in (range(len(micro.example_ids)) if places is None else places)]
 
     def repeated(self, micro: MicroBatch, place: int, *, step: int) -> Any:
         """Return a batch of the example at a place, as often as there were examples; ``None`` if it cannot be made."""

@@ -137,8 +137,7 @@ class CounterfactualRun:
 def audit_steps(run: OpenedRun, first_step: int = 0) -> None:
     """Make sure, once, that weights reach every step from one on, where the loss has terms without weights.
 
-    Costs a run of these steps, and three gradients more for each that is looked at: all of them, or one in five where
-    the loss has a penalty.
+    Costs a run of these steps, and three gradients more for each.
 
     Raises:
         UntappedLossError: A term depends on the data and not on example weights; names the step.
@@ -149,9 +148,9 @@ def audit_steps(run: OpenedRun, first_step: int = 0) -> None:
 
     def compute() -> None:
         replayer, start = Replayer(log, objective), stored_at_or_before(log, first_step)
-        state, every = log.state(start), 5 if audit.penalty else 1
+        state = log.state(start)
         for step in log.steps(start, len(log)):
-            if step.index >= first_step and step.index % every == 0:
+            if step.index >= first_step:
                 objective.load(state)
                 for micro in step.micro_batches:
                     expect_penalty(objective, step, micro, audit.taps, objective.others)

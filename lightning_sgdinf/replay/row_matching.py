@@ -22,12 +22,15 @@ from lightning_sgdinf.replay.row_owners import (
     are_alike,
     match_rows,
     owners_in,
+    regular_owners,
 )
 from lightning_sgdinf.replay.training_step import TrainingStep
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Relative difference of losses that are taken for equal; ``COARSE`` in lower precisions."""
 COARSE = 2e-2
+SAMPLED = 8
+"""Examples of a large batch that are run first: where all their rows are in a regular order, so are the others'."""
 REPEATED = 8
 """Examples that are run in a batch of their own kind, where they cannot be told apart alone."""
 
@@ -41,8 +44,8 @@ def match_batch(
 ) -> list[Tensor]:
     """Return the owner of every row of every loss of a recorded batch, and let ``orders`` learn of them.
 
-    Costs ``B`` forward passes of one example, twice that where examples are equal; nothing for the pass that was
-    matched last. The module stays as it was.
+    Costs up to ``B`` forward passes of one example, twice that where examples are equal; a sample of them where rows
+    are in a regular order; nothing for the pass that was matched last. The module stays as it was.
 
     Args:
         objective: The opened model, at the state that rows are wanted of: a loss may choose them by what it predicts.
@@ -80,7 +83,14 @@ def _match(
     rtol = TOLERANCE.get(objective.parameters[0].dtype, COARSE)
     recorder = RowRecorder()
     _record(objective, step, micro, objective.batch(step, micro), recorder)
-    calls = recorder.calls
+    calls, count = recorder.calls, len(micro.example_ids)
+    if count > 2 * SAMPLED:
+        places = torch.linspace(0, count - 1, SAMPLED).round().long().tolist()
+        singles = objective.source.singles(micro, step=step.index, places=places)
+        sample = [_record_single(objective, step, micro, single) for single in singles]
+        owners = regular_owners(calls, sample, places, count, rtol=rtol)
+        if owners is not None and not are_alike(sample, rtol=rtol):
+            return calls, owners, False
     singles = objective.source.singles(micro, step=step.index)
     alone = [_record_single(objective, step, micro, single) for single in singles]
     if len(singles) == 1:

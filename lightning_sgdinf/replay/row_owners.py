@@ -110,6 +110,34 @@ def match_rows(batch: Sequence[LossCall], alone: Sequence[Sequence[LossCall]], *
     return owners
 
 
+def regular_owners(
+    batch: Sequence[LossCall], alone: Sequence[Sequence[LossCall]], places: Sequence[int], count: int, *, rtol: float
+) -> list[Tensor] | None:
+    """Return the owners of every row of every call, if the rows of a sample are where a regular order has them.
+
+    Args:
+        batch: Calls of the whole batch.
+        alone: Calls of some of its examples alone.
+        places: Of these in the batch.
+        count: ``B``.
+        rtol: Relative difference of losses that are taken for equal.
+    """
+    owners = []
+    for number, call in enumerate(batch):
+        rows = call.losses.reshape(-1)
+        own = [calls[number].losses.reshape(-1) for calls in alone if len(calls) == len(batch)]
+        if len(own) < len(places) or len(rows) % count or any(len(rows) != count * len(part) for part in own):
+            return None
+        for order in ("blocks", "strided"):
+            owner = owners_in(order, len(rows), count)
+            if all(_same(rows[owner == p], part, rtol) for p, part in zip(places, own, strict=True)):
+                owners.append(owner.view(call.losses.shape))
+                break
+        else:
+            return None
+    return owners
+
+
 def are_alike(alone: Sequence[Sequence[LossCall]], *, rtol: float) -> bool:
     """Return true if rows of two examples have equal losses, so that it is not certain whose is whose."""
     for name in {call.name for calls in alone for call in calls}:
