@@ -23,15 +23,19 @@ def assert_prefix(log: RunLog, at_least: int) -> None:
 
 
 KILLED = """
-import os, signal
+import os, shutil, signal
 from pathlib import Path
 for codec in ("none", "delta"):
-    if os.fork() == 0:
-        writer = cases.write_run(Path(sys.argv[1], codec), 45, finish=False, codec=codec, segment_bytes=1)
-        for t in range(45, 50):
-            cases.put(writer, cases.make_state(t), cases.make_step(t))
-        os.kill(os.getpid(), signal.SIGKILL)
-    assert os.WTERMSIG(os.wait()[1]) == signal.SIGKILL
+    path = Path(sys.argv[1], codec)
+    # Between two segments there is none that is alive: then the next writer is killed.
+    while not any(path.glob("live-*")):
+        shutil.rmtree(path, ignore_errors=True)
+        if os.fork() == 0:
+            writer = cases.write_run(path, 45, finish=False, codec=codec, segment_bytes=1)
+            for t in range(45, 50):
+                cases.put(writer, cases.make_state(t), cases.make_step(t))
+            os.kill(os.getpid(), signal.SIGKILL)
+        assert os.WTERMSIG(os.wait()[1]) == signal.SIGKILL
 """
 
 
