@@ -145,6 +145,7 @@ FACES = {
         "RunningStatistics",
         "Twins",
         "VMAP_LAYERS",
+        "WEIGHT_NORM",
     ),
     "log": (
         "Clip",

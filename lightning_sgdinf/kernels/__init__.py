@@ -7,3 +7,4 @@ from lightning_sgdinf.kernels.intercept import Handler as Handler
 from lightning_sgdinf.kernels.intercept import Interceptor as Interceptor
 from lightning_sgdinf.kernels.running_statistics import RunningStatistics as RunningStatistics
 from lightning_sgdinf.kernels.vmap_layers import VMAP_LAYERS as VMAP_LAYERS
+from lightning_sgdinf.kernels.weight_norm import WEIGHT_NORM as WEIGHT_NORM

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from lightning_sgdinf import random_state
 from lightning_sgdinf.dtypes import cast_floats, tensors_made_in
 from lightning_sgdinf.errors import ModelMismatchError, UnsupportedRunError, UntappedLossError
-from lightning_sgdinf.kernels import ATTENTION, VMAP_LAYERS, Interceptor, RunningStatistics, Twins, layer_handlers
+from lightning_sgdinf.kernels import (
+    ATTENTION,
+    VMAP_LAYERS,
+    WEIGHT_NORM,
+    Interceptor,
+    RunningStatistics,
+    Twins,
+    layer_handlers,
+)
 from lightning_sgdinf.log import Header, MicroBatch, Step
 from lightning_sgdinf.parameters import ParameterVector
 from lightning_sgdinf.replay.batches import BatchSource
@@ -211,7 +219,7 @@ def _handling(
 ) -> Iterator[None]:
     handlers: dict[Callable[..., Any], Any] = {}
     if weighted:
-        handlers = {**ATTENTION, **(VMAP_LAYERS if stacked else layer_handlers(twins))}
+        handlers = {**ATTENTION, **WEIGHT_NORM, **(VMAP_LAYERS if stacked else layer_handlers(twins))}
     with ExitStack() as stack:
         if tap is not None and objective.tap is None:
             handlers.update(tap.handlers())
