@@ -9,7 +9,7 @@ import numpy as np
 
 from lightning_sgdinf.log.bit_patterns import row_bytes, word_counts, word_type
 from lightning_sgdinf.log.codecs import Codec
-from lightning_sgdinf.log.differences import DeltaCursor, encode_difference
+from lightning_sgdinf.log.delta_coding import DeltaCursor, encode_difference
 from lightning_sgdinf.log.hdf5 import Growing, dataset
 from lightning_sgdinf.state import Layout
 

@@ -16,7 +16,7 @@ from lightning_sgdinf.errors import LogCorruptError
 from lightning_sgdinf.log.bit_patterns import state_patterns, word_counts, word_type
 from lightning_sgdinf.log.checksum import StateChecksum
 from lightning_sgdinf.log.codecs import Codec
-from lightning_sgdinf.log.differences import DeltaCursor
+from lightning_sgdinf.log.delta_coding import DeltaCursor
 from lightning_sgdinf.log.hdf5 import checked_dataset, read_rows, reading
 from lightning_sgdinf.state import Layout
 

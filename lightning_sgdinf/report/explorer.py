@@ -14,7 +14,7 @@ from lightning_sgdinf.report.embedded_data import EmbeddedData, Reference, chara
 from lightning_sgdinf.report.example import Example
 from lightning_sgdinf.report.fragments import resource, shortened
 from lightning_sgdinf.report.images import data_address, pixels, png
-from lightning_sgdinf.report.model import ReportData
+from lightning_sgdinf.report.model import ReportData, collect_contributions
 from lightning_sgdinf.scores import Scores
 
 SINGLE = 4_000_000
@@ -78,7 +78,7 @@ def content(data: ReportData, *, room: int) -> tuple[str, tuple[str, ...]]:
     """
     embedded, notes, described = EmbeddedData(), [], _described(data)
     order = data.scores.order(data.query).tolist()
-    contributions, verified = data.contributions, data.scores.verified
+    contributions, verified = collect_contributions(data), data.scores.verified
     index: dict[str, Any] = {
         "count": len(order),
         "columns": [_entry(embedded, column) for column in _fitting(data, notes)],

@@ -9,7 +9,7 @@ import numpy as np
 
 from lightning_sgdinf.ranking import Ranking
 from lightning_sgdinf.report.example import Example
-from lightning_sgdinf.report.model import ReportData
+from lightning_sgdinf.report.model import ReportData, collect_contributions
 from lightning_sgdinf.report.sparkline import harm_per_epoch
 from lightning_sgdinf.report.tables import Table, ranking_table
 
@@ -50,7 +50,7 @@ def collect_extremes(data: ReportData) -> Extremes:
     if any(texts):
         table = table.with_column("text", texts)
     harm = None
-    contributions = data.contributions
+    contributions = collect_contributions(data)
     if contributions is not None:
         harm = tuple(harm_per_epoch(contributions[:, i], data.better) for i in ranking.example_ids)
     return Extremes(table=table, example_ids=ranking.example_ids, examples=examples, harm=harm)

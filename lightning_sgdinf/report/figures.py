@@ -11,7 +11,7 @@ import numpy as np
 from lightning_sgdinf.evaluation import Detection
 from lightning_sgdinf.ranking import Better, sign_sentence
 from lightning_sgdinf.report.example import Example
-from lightning_sgdinf.report.model import BeforeAfter, ReportData
+from lightning_sgdinf.report.model import BeforeAfter, ReportData, collect_contributions
 from lightning_sgdinf.report.style import HARM, HELP, INK, MUTED, SIZE, dress, legend, new_figure, plain, series
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def precision_recall(detections: Mapping[str, Detection]) -> Figure:
 
 def epoch_contributions(data: ReportData) -> Figure:
     """Draw each epoch's mean contribution to the scores of the most harmful, the most helpful and all examples."""
-    contributions = data.contributions
+    contributions = collect_contributions(data)
     assert contributions is not None  # the page asks only then
     figure = new_figure()
     axes = figure.subplots()
@@ -230,7 +230,7 @@ def all_figures(data: ReportData) -> dict[str, Figure]:
     if data.detections:
         figures["corrupt-found"] = detection_curve(data.detections)
         figures["precision-recall"] = precision_recall(data.detections)
-    if data.contributions is not None:
+    if collect_contributions(data) is not None:
         figures["epoch-contributions"] = epoch_contributions(data)
     certificate = data.scores.certificate
     if certificate is not None and (certificate.trust is not None or certificate.gradient_check is not None):

@@ -177,16 +177,6 @@ class ReportData:
         return self.scores.better[self.scores.query_index(self.query)]
 
     @property
-    def contributions(self) -> np.ndarray | None:
-        """Contribution of each epoch to the scores of that query, ``[E, N]``; ``None`` if that was not kept, or if
-        there was one epoch, whose contribution is the score.
-        """
-        per_epoch = self.scores.per_epoch
-        if per_epoch is None or len(per_epoch) < 2:
-            return None
-        return per_epoch[:, :, self.scores.query_index(self.query)].numpy()
-
-    @property
     def all_warnings(self) -> tuple[str, ...]:
         """The certificate's warnings and the others."""
         certificate = self.scores.certificate
@@ -235,3 +225,14 @@ def _cleansing_result(change: BeforeAfter) -> str:
         test = " (one run)" if len(change.before) == 1 else f" (means of {len(change.before)} runs)"
     subject = f"Leaving out {left_out}" if left_out else "Cleansing "
     return f"{subject}{moved} {change.metric} {values}{test}."
+
+
+def collect_contributions(data: ReportData) -> np.ndarray | None:
+    """Return the contribution of each epoch to the scores that a report is about, ``[E, N]``.
+
+    ``None`` if that was not kept, or if there was one epoch, whose contribution is the score.
+    """
+    per_epoch = data.scores.per_epoch
+    if per_epoch is None or len(per_epoch) < 2:
+        return None
+    return per_epoch[:, :, data.scores.query_index(data.query)].numpy()

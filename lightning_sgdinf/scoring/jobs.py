@@ -11,15 +11,15 @@ from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.estimators import DirectEstimator, Estimator
 from lightning_sgdinf.estimators.question import AnsweringEstimator
 from lightning_sgdinf.replay import OpenedRun, RowShards
+from lightning_sgdinf.scoring.baseline_job import BaselineJob
 from lightning_sgdinf.scoring.direct_job import DirectJob
-from lightning_sgdinf.scoring.rank_job import RankJob
 from lightning_sgdinf.scoring.settings import Settings
 from lightning_sgdinf.scoring.walk_job import WalkJob
 
 Method: TypeAlias = Estimator | DirectEstimator | Baseline
 """A way to answer: by the walk, without it, or without a query."""
 
-Job: TypeAlias = WalkJob | DirectJob | RankJob
+Job: TypeAlias = WalkJob | DirectJob | BaselineJob
 """A run and a way to answer, ready: ``result()`` gives a `JobResult`."""
 
 
@@ -46,7 +46,7 @@ def job_for(
     if callable(getattr(method, "answer", None)) and not isinstance(method, DirectEstimator):
         method = AnsweringEstimator(method)
     if isinstance(method, Baseline):
-        return RankJob(run=run, baseline=method)
+        return BaselineJob(run=run, baseline=method)
     if isinstance(method, DirectEstimator):
         return DirectJob(settings=settings, run=run, query=bind(), estimator=method)
     if isinstance(method, Estimator):

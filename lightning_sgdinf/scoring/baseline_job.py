@@ -11,7 +11,7 @@ from lightning_sgdinf.scoring.result import JobResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RankJob:
+class BaselineJob:
     """A ranking of one run's examples by a `Baseline`.
 
     Attributes:
