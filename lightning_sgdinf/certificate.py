@@ -1,11 +1,12 @@
 """The checks of a result, and how well it held.
 
-Three checks, each of which can contradict the scores. *Step replay*: every recorded step, re-run, must lead to the
-next recorded state. *Gradient check*: the walk's score of a few sampled examples against central differences of a real
-re-run with their weights at ``1 +- eps``. *Trust*: a few sampled examples really left out and the run taken again,
-because even an exact derivative stops predicting removal where training is not smooth.
+Every check that can contradict the scores is one `Check`: what was compared, by a road that shares nothing with the
+walk, at which steps, in which precision, with which tolerance, and how it came out. *Step replay*: every recorded step,
+re-run, must lead to the next recorded state. *Gradient check*: the walk's score of a few sampled examples against
+central differences of a real re-run with their weights at ``1 +- eps``. *Trust*: a few sampled examples really left out
+and the run taken again, because even an exact derivative stops predicting removal where training is not smooth.
 
-In a `fast` certificate these two run on a window of the last steps only (from the recorded state at its start), with
+In a `fast` certificate the last two run on a window of the last steps only (from the recorded state at its start), with
 the walk's partial scores for that window; in a `full` one on the whole run. What a window of the last steps cannot
 show is measured along the whole walk, at no cost: *amplification*, how much more a change early in the run weighs than
 one at its end.
@@ -24,6 +25,71 @@ AMPLIFIES = 2.0
 """Factor of amplification above which removal is often not what the derivative says: docs/results/lds.md."""
 
 
+ROUNDING = {"float64": 1e-6, "float32": 1e-3}
+"""Largest relative difference that a reader may put down to rounding, by precision; 1e-2 in coarser ones."""
+
+Outcome = Literal["equal", "rounding", "near", "failed"]
+"""Of a check: equal bit for bit; apart by no more than rounding; apart by more, but not by an error; wrong."""
+
+_READINGS: Mapping[Outcome, str] = {
+    "equal": "equal bit for bit",
+    "rounding": "rounding",
+    "near": "more than rounding as a rule makes, less than an error",
+    "failed": "an error",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """A comparison that could have contradicted the scores.
+
+    Attributes:
+        name: What it is called, e.g. ``"gradient check"``.
+        compared: What was compared with what.
+        where: At which steps, of which examples.
+        precision: What the other side was computed in, e.g. ``"float64"``.
+        deviation: Largest difference, at least 0; 0 is equal bit for bit.
+        unit: What the difference is a part of, e.g. ``"of what the step moved"``.
+        tolerance: Largest difference that is not an error.
+        rounding: Largest difference that rounding alone makes.
+        remark: A further sentence, or nothing.
+    """
+
+    name: str
+    compared: str
+    where: str
+    precision: str
+    deviation: float
+    unit: str
+    tolerance: float
+    rounding: float
+    remark: str = ""
+
+    @property
+    def outcome(self) -> Outcome:
+        """Return how it came out; NaN fails."""
+        if self.deviation == 0:
+            return "equal"
+        if self.deviation <= min(self.rounding, self.tolerance):
+            return "rounding"
+        return "near" if self.deviation <= self.tolerance else "failed"
+
+    def sentence(self) -> str:
+        """Return all of it in words that need no knowledge of the method."""
+        verdict = "failed" if self.outcome == "failed" else "passed"
+        measured = "" if self.outcome == "equal" else f"largest difference {self.deviation:.1e} {self.unit}: "
+        remark = f" {self.remark}" if self.remark else ""
+        return (
+            f"{self.name[:1].upper()}{self.name[1:]} {verdict}: {self.compared}; {self.where}, in {self.precision}; "
+            f"{measured}{_READINGS[self.outcome]} (an error above {self.tolerance:.0e}).{remark}"
+        )
+
+
+def rounding_in(precision: str) -> float:
+    """Return the largest relative difference that may be put down to rounding in a precision."""
+    return ROUNDING.get(precision, 1e-2)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReplay:
     """Rebuilt states against recorded ones.
@@ -36,6 +102,8 @@ class StepReplay:
         step: The step of the largest deviation, or -1.
         tensor: Its tensor.
         tolerance: Largest value that is not an error.
+        precision: What the steps were re-run in; empty if not known.
+        of: Number of steps of the run; 0 if not known.
     """
 
     steps: int
@@ -44,6 +112,26 @@ class StepReplay:
     step: int = -1
     tensor: str = ""
     tolerance: float = 0.0
+    precision: str = ""
+    of: int = 0
+
+    def as_check(self) -> Check:
+        """Return the comparison in the form that all checks have."""
+        count = f"all {self.steps} steps" if self.steps == self.of else f"{self.steps} steps"
+        if self.of > self.steps:
+            count = f"{self.steps} of {self.of} steps"
+        return Check(
+            name="step replay",
+            compared="the state that each step, taken again, leads to against the recorded one",
+            where=f"{count}, {self.bitwise} of them bit for bit",
+            precision=self.precision or "the precision of the run",
+            deviation=self.largest_deviation,
+            unit=f"of what the step moved (step {self.step}, {self.tensor})"
+            if self.tensor
+            else "of what the step moved",
+            tolerance=self.tolerance or 1e-2,
+            rounding=rounding_in(self.precision),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +145,8 @@ class GradientCheck:
         measured: ``-(q(1 + eps) - q(1 - eps)) / (2 eps)`` of the re-run, same units.
         relative_error: ``max|predicted - measured| / max|measured|``.
         tolerance: Largest value that is not an error.
+        precision: What the re-run was computed in; empty if not known.
+        of: Number of steps of the run; 0 if not known.
     """
 
     first_step: int
@@ -65,6 +155,24 @@ class GradientCheck:
     measured: tuple[float, ...]
     relative_error: float
     tolerance: float
+    precision: str = ""
+    of: int = 0
+
+    def as_check(self) -> Check:
+        """Return the comparison in the form that all checks have."""
+        count = len(self.example_ids)
+        last = f"the last {self.of - self.first_step} of {self.of} steps" if self.of else f"steps {self.first_step} on"
+        whole = self.of and self.first_step == 0
+        return Check(
+            name="gradient check",
+            compared="the scores of the walk against central differences of training again with other example weights",
+            where=f"{count} example{'s' * (count != 1)}, {f'all {self.of} steps' if whole else last}",
+            precision=self.precision or "the precision of the run",
+            deviation=self.relative_error,
+            unit="of the largest score among them",
+            tolerance=self.tolerance,
+            rounding=rounding_in("float32" if self.tolerance > 1e-2 else "float64"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +235,7 @@ class Certificate:
             have none).
         trust: See `Trust`; ``None`` if not checked.
         amplification: See `Amplification`; ``None`` for estimators that are not the derivative of the run.
+        further: Checks besides these.
         seconds: Wall time the checks took.
         notes: Sentences a reader must know, e.g. what was treated as constant.
     """
@@ -136,8 +245,15 @@ class Certificate:
     gradient_check: GradientCheck | None = None
     trust: Trust | None = None
     amplification: Amplification | None = None
+    further: tuple[Check, ...] = ()
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """Return every check that was done, in one form."""
+        own = (part.as_check() for part in (self.step_replay, self.gradient_check) if part is not None)
+        return (*own, *self.further)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -170,17 +286,7 @@ class Certificate:
 
     def summary(self) -> tuple[str, ...]:
         """Return one sentence per check, for a terminal or the head of a report."""
-        lines: list[str] = []
-        if (r := self.step_replay) is not None:
-            lines.append(
-                f"Step replay: {r.steps} steps, re-run, lead to the recorded states, {r.bitwise} of them bit for "
-                f"bit; largest deviation {r.largest_deviation:.1e} of a step."
-            )
-        if (g := self.gradient_check) is not None:
-            lines.append(
-                f"Gradient check: {len(g.example_ids)} examples against central differences from step {g.first_step} "
-                f"on: relative error {g.relative_error:.1e}."
-            )
+        lines = [check.sentence() for check in self.checks]
         if (t := self.trust) is not None:
             lines.append(
                 f"Trust: {len(t.example_ids)} examples left out from step {t.first_step} on: correlation "
@@ -215,6 +321,7 @@ class Certificate:
             gradient_check=part(GradientCheck, data.get("gradient_check")),
             trust=part(Trust, data.get("trust")),
             amplification=part(Amplification, data.get("amplification")),
+            further=tuple(part(Check, check) for check in data.get("further", ())),
             seconds=float(data.get("seconds", 0.0)),
             notes=tuple(data.get("notes", ())),
         )

@@ -57,6 +57,8 @@ def check_gradient(rerun: Rerun, scores: Tensor, plan: Plan, column: int = 0) ->
         measured=tuple(measured),
         relative_error=error,
         tolerance=rerun.tolerance,
+        precision=rerun.precision,
+        of=rerun.window.last_step,
     )
 
 

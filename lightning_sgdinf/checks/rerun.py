@@ -53,6 +53,11 @@ class Rerun:
         """Return the step at which the window starts."""
         return self.window.first_step
 
+    @property
+    def precision(self) -> str:
+        """Return the precision it is re-run in, by the name of its type."""
+        return str(self.query.objective.parameters[0].dtype).removeprefix("torch.")
+
     def value(self, weights: Mapping[int, float], column: int) -> float:
         """Return the query's value at the end of the window with the given example weights, 1 for all others."""
         own = torch.ones(self.examples, dtype=torch.float64)

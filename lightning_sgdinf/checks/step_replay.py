@@ -28,8 +28,13 @@ class StepComparison:
     step: int = -1
     tensor: str = ""
 
-    def value(self) -> StepReplay | None:
-        """Return the result; ``None`` if nothing was compared."""
+    def value(self, *, precision: str = "", of: int = 0) -> StepReplay | None:
+        """Return the result; ``None`` if nothing was compared.
+
+        Args:
+            precision: What the steps were re-run in.
+            of: Number of steps of the run.
+        """
         if self.steps == 0:
             return None
         return StepReplay(
@@ -39,6 +44,8 @@ class StepComparison:
             step=self.step,
             tensor=self.tensor,
             tolerance=STEP_TOLERANCE,
+            precision=precision,
+            of=of,
         )
 
     def add(

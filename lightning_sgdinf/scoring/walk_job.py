@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_sgdinf.adjoint import Adjoint, BoundQuery, CompiledSteps
-from lightning_sgdinf.certificate import Certificate, GradientCheck, Trust
+from lightning_sgdinf.certificate import Certificate, Check, GradientCheck, Trust
 from lightning_sgdinf.checkpointing import states_in
 from lightning_sgdinf.checks import Plan, check_gradient, check_trust, fast_plan, open_rerun, window_examples
 from lightning_sgdinf.estimators import Estimator
@@ -31,12 +31,14 @@ class Findings:
         notes: Sentences a reader must know.
         gradient: See `GradientCheck`.
         trust: See `Trust`.
+        further: Other checks.
         seconds: Wall time the re-runs took.
     """
 
     notes: list[str]
     gradient: GradientCheck | None = None
     trust: Trust | None = None
+    further: list[Check] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -106,10 +108,11 @@ class WalkJob:
             per_epoch=None if tally.per_epoch is None else part.join(tally.per_epoch),
             certificate=Certificate(
                 level=self.settings.certificate,
-                step_replay=tally.comparison.value(),
+                step_replay=tally.comparison.value(precision=_precision(run), of=len(log)),
                 gradient_check=findings.gradient,
                 trust=findings.trust,
                 amplification=tally.growth.value(self.first_step) if self.estimator.exact else None,
+                further=tuple(findings.further),
                 seconds=findings.seconds,
                 notes=tuple(findings.notes),
             ),
@@ -221,3 +224,8 @@ class WalkJob:
     def _max_states(self) -> int:
         size = sum(v.numel() * v.element_size() for _, _, _, v in self.run.final.items())
         return states_in(self.settings.memory_bytes, size)
+
+
+def _precision(run: OpenedRun) -> str:
+    """Return the precision that the run is computed in, by the name of its type."""
+    return str(run.objective.parameters[0].dtype).removeprefix("torch.")
