@@ -22,6 +22,7 @@
     │   ├── DataMismatchError     another data set, or one with randomness of its own
     │   └── StepMismatchError     a rebuilt state differs from the recorded one
     ├── NonFiniteError            NaN or infinity; names the step
+    ├── ForgettingError           a set of examples that a method cannot make the model forget
     ├── DivergenceError           an iterative solver that leads nowhere; names iteration, residual and what to try
     └── CertificateError          scores that a check of their own contradicts
 
@@ -109,6 +110,10 @@ class StepMismatchError(ReplayError):
 
 class NonFiniteError(SgdInfluenceError, ArithmeticError):
     """NaN or infinity where a number was needed."""
+
+
+class ForgettingError(SgdInfluenceError):
+    """A method cannot make the model forget this set of examples; the message has the way out."""
 
 
 class DivergenceError(SgdInfluenceError, ArithmeticError):

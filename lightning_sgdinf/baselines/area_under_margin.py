@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.baselines.class_probabilities import class_probabilities, lead
 from lightning_sgdinf.baselines.features import first_not_finite
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError, StateNotStoredError
 from lightning_sgdinf.log import Trajectory
-from lightning_sgdinf.replay import Examples, OpenedRun
+from lightning_sgdinf.replay import Examples, OpenedRun, class_probabilities, lead
 
 
 @dataclass(frozen=True, slots=True)

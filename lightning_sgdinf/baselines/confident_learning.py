@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.baselines.class_probabilities import class_probabilities
 from lightning_sgdinf.baselines.cross_validation import Fit, out_of_sample
 from lightning_sgdinf.baselines.features import first_not_finite
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.replay import OpenedRun
+from lightning_sgdinf.replay import OpenedRun, class_probabilities
 
 Quality = Literal["self_confidence", "normalized_margin", "confidence_weighted_entropy"]
 Issues = Literal[

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from lightning_sgdinf.baselines.class_probabilities import ClassProbabilities, class_probabilities
 from lightning_sgdinf.errors import ConfigurationError, ModelMismatchError, StateNotStoredError
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.replay import CounterfactualRun, OpenedRun, audit_steps
+from lightning_sgdinf.replay import ClassProbabilities, CounterfactualRun, OpenedRun, audit_steps, class_probabilities
 from lightning_sgdinf.state import ModelState
 
 Fit = Callable[[Any], nn.Module]

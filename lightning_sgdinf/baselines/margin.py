@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.baselines.class_probabilities import class_probabilities, lead
-from lightning_sgdinf.replay import OpenedRun
+from lightning_sgdinf.replay import OpenedRun, class_probabilities, lead
 
 
 @dataclass(frozen=True, slots=True)

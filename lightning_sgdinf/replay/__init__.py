@@ -1,16 +1,25 @@
 """Forwards: a recorded step taken again, as it was or with other example weights."""
 
 from lightning_sgdinf.replay.batches import BatchSource as BatchSource
+from lightning_sgdinf.replay.classification import ClassProbabilities as ClassProbabilities
+from lightning_sgdinf.replay.classification import class_probabilities as class_probabilities
+from lightning_sgdinf.replay.classification import lead as lead
 from lightning_sgdinf.replay.counterfactual import CounterfactualRun as CounterfactualRun
 from lightning_sgdinf.replay.counterfactual import Course as Course
 from lightning_sgdinf.replay.counterfactual import audit_steps as audit_steps
 from lightning_sgdinf.replay.counterfactual import feed as feed
 from lightning_sgdinf.replay.counterfactual import stored_at_or_before as stored_at_or_before
 from lightning_sgdinf.replay.edits import Edit as Edit
+from lightning_sgdinf.replay.edits import ReplacedInputs as ReplacedInputs
 from lightning_sgdinf.replay.edits import ReplaceLabels as ReplaceLabels
+from lightning_sgdinf.replay.edits import one_after_another as one_after_another
 from lightning_sgdinf.replay.edits import relabelled as relabelled
+from lightning_sgdinf.replay.edits import replace_first as replace_first
 from lightning_sgdinf.replay.edits import replace_second as replace_second
 from lightning_sgdinf.replay.epochs import epoch_start as epoch_start
+from lightning_sgdinf.replay.epochs import epochs_of as epochs_of
+from lightning_sgdinf.replay.epochs import epochs_of_learning as epochs_of_learning
+from lightning_sgdinf.replay.epochs import first_draw as first_draw
 from lightning_sgdinf.replay.epochs import first_step_of as first_step_of
 from lightning_sgdinf.replay.examples import Examples as Examples
 from lightning_sgdinf.replay.host import Host as Host

@@ -77,7 +77,7 @@ class CounterfactualRun:
         self.first_step, self.last_step = first_step, len(run.log) if last_step is None else last_step
         self.replayer = Replayer(run.log, run.objective, divisor=divisor)
         stored = first_step if start is not None else stored_at_or_before(run.log, first_step)
-        for step in run.log.steps(stored + 1, self.last_step):
+        for step in run.log.steps(min(stored + 1, self.last_step), self.last_step):
             refuse_changes(step)
         self._stored, self._start = stored, None if start is None else Course(start)
         self._base: Course | None = None

@@ -31,7 +31,7 @@ from lightning_sgdinf.testing.fingerprints import host_fingerprint, run_fingerpr
 from lightning_sgdinf.testing.runs import NormalisedNet, SmallRun, small_run
 from lightning_sgdinf.updates import ModelUpdate, Updated, load_state
 
-EMPTY, ANOTHER = Selection(), Selection(drop=(1, 9, 3))
+EMPTY = Selection()
 
 
 class ModelUpdateSuite:
@@ -40,6 +40,7 @@ class ModelUpdateSuite:
     Attributes:
         update: What is tested.
         selection: Examples that were trained on, and whose absence must change the model.
+        another: Others, likewise.
         relabelling: New labels that must change the model, unless the update refuses them.
         stochastic: The result depends on the global random generators: two calls agree under the same seed only.
         tolerance: Allowed difference between results that must be the same, as a part of the largest value.
@@ -47,6 +48,7 @@ class ModelUpdateSuite:
 
     update: ClassVar[ModelUpdate]
     selection: ClassVar[Selection] = Selection(drop=(7, 0, 4))
+    another: ClassVar[Selection] = Selection(drop=(1, 9, 3))
     relabelling: ClassVar[Selection] = Selection(relabel={5: 1, 2: 1})
     stochastic: ClassVar[bool] = False
     tolerance: ClassVar[float] = 0.0
@@ -64,8 +66,7 @@ class ModelUpdateSuite:
         run = self.recorded()
         params, buffers = dict(run.model.named_parameters()), dict(run.model.named_buffers())
         trained = {name for name, parameter in params.items() if parameter.requires_grad}
-        for selection in (EMPTY, self.selection):
-            state = self._updated(run, selection).state
+        for state in _states(self, run):
             assert trained <= set(state.params), f"no values for {sorted(trained - set(state.params))}"
             assert set(state.params) <= set(params), f"not in the model: {sorted(set(state.params) - set(params))}"
             assert set(state.buffers) == set(buffers), f"buffers: {sorted(set(state.buffers) ^ set(buffers))}"
@@ -75,13 +76,13 @@ class ModelUpdateSuite:
 
     def test_the_state_is_finite(self) -> None:
         """No value is NaN or infinite."""
-        for selection in (EMPTY, self.selection):
-            for part, name, _, value in self._updated(self.recorded(), selection).state.items():
+        for state in _states(self, self.recorded()):
+            for part, name, _, value in state.items():
                 assert bool(torch.isfinite(value).all()), f"{part} {name}"
 
     def test_the_state_goes_into_a_fresh_model(self) -> None:
         """`load_state` writes the state into a model that was never trained."""
-        fresh, state = self.recorded().model, self._updated(self.recorded(), self.selection).state
+        fresh, state = self.recorded().model, _updated(self, self.recorded(), self.selection).state
         load_state(fresh, state)
         after = dict(fresh.named_parameters()) | dict(fresh.named_buffers())
         wrong = [name for name, value in _values(state).items() if not torch.equal(after[name], value)]
@@ -113,7 +114,7 @@ class ModelUpdateSuite:
         with _open(self.recorded()) as opened:
             before = _take_again(opened)
             for selection in (EMPTY, self.selection):
-                self._call(opened, selection)
+                self._call_or_refuse(opened, selection)
                 after = _take_again(opened)
                 assert [one[:3] for one in after.items()] == [one[:3] for one in before.items()], "tensors are missing"
                 pairs = zip(before.items(), after.items(), strict=True)
@@ -136,7 +137,7 @@ class ModelUpdateSuite:
         parameters[-1].grad = torch.ones_like(parameters[-1])
         next(run.model.children()).eval()
         before = host_fingerprint(run.model)
-        self._updated(run, self.selection)
+        _updated(self, run, self.selection)
         after = host_fingerprint(run.model)
         changed = [what for what in before | after if before.get(what) != after.get(what)]
         assert not changed, f"left otherwise: {changed}"
@@ -166,17 +167,17 @@ class ModelUpdateSuite:
         with torch.no_grad():
             for tensor in [*(p for p in other.model.parameters() if p.requires_grad), *other.model.buffers()]:
                 tensor.add_(1)
-        expected = self._updated(run, self.selection).state
+        expected = _updated(self, run, self.selection).state
         _expect_same(
-            self._updated(other, self.selection).state, expected, self.tolerance, "the model's own weights were read"
+            _updated(self, other, self.selection).state, expected, self.tolerance, "the model's own weights were read"
         )
 
     def test_selections_do_not_disturb_each_other(self) -> None:
         """A selection leads after others where it leads alone."""
         run = self.recorded()
-        alone = self._updated(run, self.selection).state
+        alone = _updated(self, run, self.selection).state
         with _open(run) as opened:
-            for other in (EMPTY, ANOTHER, self.relabelling):
+            for other in (EMPTY, self.another, self.relabelling):
                 self._call_or_refuse(opened, other)
                 state = self._call(opened, self.selection).state
                 _expect_same(state, alone, self.tolerance, f"after {other} a selection leads elsewhere than alone")
@@ -184,7 +185,8 @@ class ModelUpdateSuite:
     def test_dropping_changes_the_model(self) -> None:
         """Without some examples the model is another one, and without others yet another."""
         with _open(self.recorded()) as opened:
-            states = [self._call(opened, selection).state for selection in (EMPTY, self.selection, ANOTHER)]
+            states = [_unchanged(self, opened)]
+            states += [self._call(opened, selection).state for selection in (self.selection, self.another)]
         for one, other in ((0, 1), (0, 2), (1, 2)):
             assert _difference(states[one], states[other]) > self.tolerance, "the selection is ignored"
 
@@ -193,8 +195,9 @@ class ModelUpdateSuite:
         with _open(self.recorded()) as opened:
             relabelled = self._call_or_refuse(opened, self.relabelling)
             if relabelled is not None:
-                unchanged = self._call(opened, EMPTY).state
-                assert _difference(relabelled.state, unchanged) > self.tolerance, "new labels are ignored"
+                assert _difference(relabelled.state, _unchanged(self, opened)) > self.tolerance, (
+                    "new labels are ignored"
+                )
 
     def test_the_order_of_ids_does_not_matter(self) -> None:
         """The ids of a selection in another order lead to the same model."""
@@ -221,29 +224,46 @@ class ModelUpdateSuite:
     def test_cost_and_notes_are_plain(self) -> None:
         """Seconds are finite and not negative, epochs too or ``None``, and notes are sentences."""
         for selection in (EMPTY, self.selection):
-            updated = self._updated(self.recorded(), selection)
+            with _open(self.recorded()) as opened:
+                updated = self._call_or_refuse(opened, selection)
+            if updated is None:
+                continue
             assert isinstance(updated, Updated), f"expected an Updated, got {type(updated).__name__}"
             assert 0 <= updated.seconds < float("inf"), f"seconds: {updated.seconds}"
             assert updated.epochs is None or 0 <= updated.epochs < float("inf"), f"epochs: {updated.epochs}"
             assert isinstance(updated.notes, tuple), "notes: expected a tuple"
             assert all(isinstance(note, str) and note.strip() for note in updated.notes), updated.notes
 
-    def _updated(self, run: SmallRun, selection: Selection) -> Updated:
-        with _open(run) as opened:
-            return self._call(opened, selection)
-
     def _call(self, opened: OpenedRun, selection: Selection, *, seed: int = 1) -> Updated:
         with random_state.seeded(seed):
             return self.update.update(opened, selection)
 
     def _call_or_refuse(self, opened: OpenedRun, selection: Selection) -> Updated | None:
-        """Return the outcome, or ``None`` if the selection has new labels and the update refuses them."""
+        """Return the outcome, or ``None`` if the update refuses new labels or an empty selection, as it may."""
         try:
             return self._call(opened, selection)
-        except SgdInfluenceError:
-            if not selection.relabel:
-                raise
-            return None
+        except SgdInfluenceError as error:
+            if selection.relabel or (selection == EMPTY and isinstance(error, ConfigurationError)):
+                return None
+            raise
+
+
+def _states(suite: ModelUpdateSuite, run: SmallRun) -> list[ModelState]:
+    """Return where the empty selection leads, unless it is refused, and where the other does."""
+    with _open(run) as opened:
+        outcomes = [suite._call_or_refuse(opened, EMPTY), suite._call(opened, suite.selection)]
+    return [outcome.state for outcome in outcomes if outcome is not None]
+
+
+def _unchanged(suite: ModelUpdateSuite, opened: OpenedRun) -> ModelState:
+    """Return the model of everything: what the empty selection leads to or, if it is refused, the run's own."""
+    outcome = suite._call_or_refuse(opened, EMPTY)
+    return opened.model if outcome is None else outcome.state
+
+
+def _updated(suite: ModelUpdateSuite, run: SmallRun, selection: Selection) -> Updated:
+    with _open(run) as opened:
+        return suite._call(opened, selection)
 
 
 def _open(run: SmallRun) -> AbstractContextManager[OpenedRun]:

@@ -59,25 +59,30 @@ class SmallRun:
     log: MemoryLog
 
 
-def small_run(seed: int = 0, make: Callable[[], SmallNet] = SmallNet) -> SmallRun:
+def small_run(seed: int = 0, make: Callable[[], SmallNet] = SmallNet, *, learnable: bool = False) -> SmallRun:
     """Train and record.
 
     Args:
         seed: Of data, initial parameters and order; the global generators are left alone.
         make: Makes the model; its trained parameters and its frozen ones get values of the seed.
+        learnable: Examples ``0, 3, 6, ...``, those after them and those before them are classes that differ in their
+            inputs, in place of random labels.
     """
     with random_state.seeded(seed):
-        return _recorded(make(), torch.Generator().manual_seed(seed), seed)
+        return _recorded(make(), torch.Generator().manual_seed(seed), seed, learnable)
 
 
-def _recorded(model: SmallNet, generator: torch.Generator, seed: int) -> SmallRun:
-    sets = [
-        TensorDataset(
-            torch.randn(count, 5, generator=generator, dtype=torch.float64),
-            torch.randint(0, 3, (count,), generator=generator),
-        )
-        for count in (EXAMPLES, 10)
-    ]
+def _examples(count: int, generator: torch.Generator, learnable: bool) -> TensorDataset:
+    x = torch.randn(count, 5, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 3, (count,), generator=generator)
+    if not learnable:
+        return TensorDataset(x, y)
+    y = torch.arange(count) % 3
+    return TensorDataset(x / 2 + 3 * F.one_hot(y, 5), y)
+
+
+def _recorded(model: SmallNet, generator: torch.Generator, seed: int, learnable: bool) -> SmallRun:
+    sets = [_examples(count, generator, learnable) for count in (EXAMPLES, 10)]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) / 2)

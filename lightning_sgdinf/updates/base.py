@@ -47,7 +47,8 @@ class ModelUpdate(Protocol):
                 everything.
 
         Raises:
-            ConfigurationError: The selection names an example that the run's data set does not have.
+            ConfigurationError: The selection names an example that the run's data set does not have; or it is empty and
+                the method has no use for that.
         """
         ...
 

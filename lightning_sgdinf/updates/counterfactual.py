@@ -25,19 +25,23 @@ from lightning_sgdinf.log import Trajectory
 from lightning_sgdinf.replay import (
     CounterfactualRun,
     OpenedRun,
+    ReplacedInputs,
     ReplaceLabels,
     audit_steps,
+    first_draw,
     first_step_of,
+    one_after_another,
     relabelled,
     replace_second,
 )
 from lightning_sgdinf.selection import Selection
+from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.updates.base import Updated
 
 
 @dataclass(frozen=True, slots=True)
 class CounterfactualReplay:
-    """The last epochs of the recorded run, or all of it, taken again.
+    """The last epochs of the recorded run, or all of it, taken again: with ``"all"``, what would have been, exactly.
 
     If the state at the start of these epochs was not kept, the recorded steps lead there from the last one before
     that was. Where a callback averaged the weights, the outcome holds the averaged ones, as the run's final model
@@ -49,13 +53,16 @@ class CounterfactualReplay:
         epochs: 1
 
     Attributes:
-        epochs: How many of the last epochs to take again (1: "Retrain Last"), or ``"all"``. An epoch cut short by
+        epochs: How many of the last epochs to take again (1: "Retrain Last"), ``"all"``, or ``"first_draw"``: from the
+            first step that drew an example of the selection, with the same outcome as ``"all"``. An epoch cut short by
             ``max_steps`` counts as one.
         replace_labels: How labels are changed in a batch, for selections that relabel.
+        inputs: Examples that get other inputs, beside what the selection says.
     """
 
-    epochs: int | Literal["all"] = "all"
+    epochs: int | Literal["all", "first_draw"] = "all"
     replace_labels: ReplaceLabels = replace_second
+    inputs: ReplacedInputs | None = None
 
     def update(self, run: OpenedRun, selection: Selection) -> Updated:
         """Take the run again with the selection, see `ModelUpdate`.
@@ -68,31 +75,55 @@ class CounterfactualReplay:
                 from several data sets.
             UntappedLossError: The loss has a term that example weights do not reach, so that nothing could be dropped.
         """
-        _expect_one_data_set(run.log)
+        expect_one_data_set(run.log)
         selection.check(run.examples)
+        others = () if self.inputs is None else tuple(self.inputs.inputs)
+        Selection(drop=others).check(run.examples)
+        if self.epochs == "first_draw":
+            first_step_of(run.log, "all")
+            first = first_draw(run.log, {*selection.drop, *selection.relabel, *others})
+        else:
+            first = first_step_of(run.log, self.epochs)
         with random_state.preserved():
-            return self._take_again(run, selection)
-
-    def _take_again(self, run: OpenedRun, selection: Selection) -> Updated:
-        counterfactual = run.once(
-            ("counterfactual", self.epochs), lambda: CounterfactualRun(run, first_step_of(run.log, self.epochs))
-        )
-        # No weights rather than weights of one: the steps are then taken as recorded, to the bit.
-        weights = selection.weights(run.examples) if selection.drop else None
-        if weights is not None:
-            audit_steps(run, counterfactual.first_step)
-        edit = relabelled(selection.relabel, self.replace_labels) if selection.relabel else None
-        began, before = perf_counter(), counterfactual.replayer.gradients
-        state = counterfactual.run(weights=weights, edit=edit)
+            began = perf_counter()
+            counterfactual = run_from(run, first)
+            before = counterfactual.replayer.gradients
+            state = take_again(run, counterfactual, selection, self.replace_labels, self.inputs)
         return Updated(
             state=state,
             seconds=perf_counter() - began,
             epochs=(counterfactual.replayer.gradients - before) / run.examples,
-            notes=(f"Recorded steps {counterfactual.first_step} to {len(run.log) - 1} were taken again.",),
+            notes=(f"Recorded steps {first} to {len(run.log) - 1} were taken again.",),
         )
 
 
-def _expect_one_data_set(log: Trajectory) -> None:
+def run_from(run: OpenedRun, first_step: int) -> CounterfactualRun:
+    """Return the recorded run from a step on, one for all selections."""
+    return run.once(("counterfactual", first_step), lambda: CounterfactualRun(run, first_step))
+
+
+def take_again(
+    run: OpenedRun,
+    counterfactual: CounterfactualRun,
+    selection: Selection,
+    replace_labels: ReplaceLabels = replace_second,
+    inputs: ReplacedInputs | None = None,
+) -> ModelState:
+    """Return where the recorded run leads from a step on with a selection; see `CounterfactualReplay`."""
+    # No weights rather than weights of one: the steps are then taken as recorded, to the bit.
+    weights = selection.weights(run.examples) if selection.drop else None
+    if weights is not None:
+        audit_steps(run, counterfactual.first_step)
+    labels = relabelled(selection.relabel, replace_labels) if selection.relabel else None
+    return counterfactual.run(weights=weights, edit=one_after_another(inputs, labels))
+
+
+def expect_one_data_set(log: Trajectory) -> None:
+    """Refuse a run whose examples ids do not name.
+
+    Raises:
+        UnsupportedRunError: It drew from several data sets.
+    """
     if len(log.header.datasets) != 1:
         raise UnsupportedRunError(
             "training again: expected a run on one data set, whose examples a selection names, got "

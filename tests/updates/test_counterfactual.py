@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_sgdinf.errors import ConfigurationError, StateNotStoredError, UnsupportedRunError, UntappedLossError
 from lightning_sgdinf.log.memory import MemoryLog
 from lightning_sgdinf.log.records import Draw, Header, MicroBatch, ParamGroup, Step
+from lightning_sgdinf.replay import ReplacedInputs
 from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.objective import open_objective
@@ -306,3 +307,43 @@ def test_fresh_training_fits_the_cleansed_data_set(run: Run) -> None:
     assert seen == [(0.0, 0), (2.0, 0), (3.0, 7), (4.0, 0)]
     assert gap(dict(updated.state.params), dict(state_of(model).params)) == 0.0
     assert updated.epochs is None
+
+
+def test_from_the_first_draw_is_the_whole_run_bit_for_bit(run: Run) -> None:
+    """An example that step 2 drew first: the steps before it are not taken again, and nothing else changes."""
+    seen = [{int(j) for j in ids} for _, ids in batches()]
+    late = min(seen[2])
+    with run.opened() as opened:
+        for selection in (Selection(drop=(late,)), Selection(relabel={late: 1})):
+            updated = CounterfactualReplay("first_draw").update(opened, selection)
+            assert updated.notes == ("Recorded steps 2 to 11 were taken again.",)
+            exact = CounterfactualReplay("all").update(opened, selection)
+            assert gap(dict(updated.state.params), dict(exact.state.params)) == 0.0
+        nothing = CounterfactualReplay("first_draw").update(opened, Selection())
+    assert nothing.epochs == 0
+    assert gap(dict(nothing.state.params), dict(run.states[-1].params)) == 0.0
+
+
+@pytest.mark.parametrize("epochs", ["all", "first_draw"])
+def test_replaced_inputs_are_trained_on_by_hand(run: Run, epochs: str) -> None:
+    x, y = run.data.tensors
+    inputs = {3: x[3] + 1, 17: -x[17]}
+    other = TensorDataset(x.clone(), y.clone())
+    for example, value in inputs.items():
+        other.tensors[0][example] = value
+    other.tensors[1][3] = (y[3] + 1) % 3
+    selection = Selection(drop=(5,), relabel={3: int(other.tensors[1][3])})
+    with run.opened() as opened:
+        updated = CounterfactualReplay(epochs, inputs=ReplacedInputs(inputs)).update(opened, selection)
+        with pytest.raises(ConfigurationError, match="below 19"):
+            CounterfactualReplay(inputs=ReplacedInputs({19: x[0]})).update(opened, Selection())
+        with pytest.raises(ConfigurationError, match=r"inputs of shape \[3\]"):
+            CounterfactualReplay(inputs=ReplacedInputs({0: x[:1]})).update(opened, Selection())
+    expected = by_hand(*run.start(0), other, 0, {5})
+    assert gap(dict(updated.state.params), expected) < 1e-13
+    assert gap(by_hand(*run.start(0), run.data, 0, {5}), expected) > 1e-4, "the test is degenerate"
+
+
+def test_inputs_of_another_form_of_batch_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="replace_inputs"):
+        ReplacedInputs({0: torch.zeros(1)})({"x": torch.zeros(2, 1)}, np.array([0, 1]))

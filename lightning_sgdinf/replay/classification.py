@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.kernels import Interceptor
-from lightning_sgdinf.replay import Examples, OpenedRun
+from lightning_sgdinf.replay.examples import Examples
+from lightning_sgdinf.replay.opened import OpenedRun
 from lightning_sgdinf.state import ModelState
 
 
