@@ -9,6 +9,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lightning_sgdinf.errors import ConfigurationError
+
 
 @dataclass(frozen=True, slots=True)
 class ParameterVector:
@@ -54,3 +56,38 @@ class ParameterVector:
         lead = vector.shape[:-1]
         parts = vector.split([prod(s) for s in self.shapes], dim=-1)
         return [p.view(*lead, *s) for p, s in zip(parts, self.shapes, strict=True)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ParameterMask:
+    """Some of ``P`` trained parameters, element by element.
+
+    Attributes:
+        chosen: Bool ``[P]``, true for the ``k`` that may change; the places are those of a `ParameterVector`.
+
+    Raises:
+        ConfigurationError: None is chosen.
+    """
+
+    chosen: Tensor
+
+    def __post_init__(self) -> None:
+        if not bool(self.chosen.any()):
+            raise ConfigurationError(
+                f"expected at least one of {self.chosen.numel()} parameters to be chosen, got none; take a larger ratio"
+            )
+
+    @property
+    def count(self) -> int:
+        """Return ``k``."""
+        return int(self.chosen.sum())
+
+    def restrict(self, rows: Tensor) -> Tensor:
+        """Return the chosen entries of rows ``[Q, P]``, as ``[Q, k]``."""
+        return rows[:, self.chosen]
+
+    def expand(self, rows: Tensor) -> Tensor:
+        """Return rows ``[Q, P]`` with the given entries ``[Q, k]`` in the chosen places and zeros in the others."""
+        whole = torch.zeros(len(rows), self.chosen.numel(), dtype=rows.dtype, device=rows.device)
+        whole[:, self.chosen] = rows
+        return whole

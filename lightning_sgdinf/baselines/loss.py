@@ -76,7 +76,7 @@ def _batch_losses(loss: Callable[[Any], Tensor], batch: Any, count: int) -> Tens
     """Return the losses of a batch if its step is the mean of one loss function; ``None`` otherwise."""
     rows = _Rows(count)
     with Interceptor(dict.fromkeys(LOSSES, rows.handle)):
-        whole = loss(batch)
+        whole = loss(batch).detach()
     if (
         rows.calls != 1
         or rows.values is None
@@ -89,7 +89,7 @@ def _batch_losses(loss: Callable[[Any], Tensor], batch: Any, count: int) -> Tens
 def _single_loss(loss: Callable[[Any], Tensor], examples: Examples, example: Tensor) -> float:
     """Compute the loss of one example; an error that names a step in training names the example here."""
     try:
-        return float(loss(examples.batch(example[None])))
+        return float(loss(examples.batch(example[None])).detach())
     except NonFiniteError as error:
         raise NonFiniteError(
             f"training example {int(example)} alone has no finite loss at the final model: it is NaN or infinite, "

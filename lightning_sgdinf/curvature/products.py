@@ -1,8 +1,8 @@
 r"""The curvature of the mean training loss at a model, by its products.
 
-The mean is over all ``N`` training examples, :math:`F = \frac1N \sum_j l_j`, each :math:`l_j` the loss that
-``training_step`` gives the example, in eval mode. Its curvature is the Hessian, or the generalised Gauss-Newton matrix:
-with ``z`` the inputs of the loss functions, :math:`J = \partial z / \partial\theta`,
+The mean is over all ``N`` training examples, or over ``n`` chosen ones, :math:`F = \frac1n \sum_j l_j`, each
+:math:`l_j` the loss that ``training_step`` gives the example, in eval mode. Its curvature is the Hessian, or the
+generalised Gauss-Newton matrix: with ``z`` the inputs of the loss functions, :math:`J = \partial z / \partial\theta`,
 
 .. math:: G = J^T \frac{\partial^2 F}{\partial z^2} J + \frac{\partial^2 F}{\partial\theta^2}\Big|_z,
 
@@ -28,7 +28,7 @@ from lightning_sgdinf.adjoint import TOGETHER, FirstOrder, differentiate, pull_r
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.kernels import Interceptor
 from lightning_sgdinf.log import Draw, MicroBatch, Step
-from lightning_sgdinf.replay import LOSSES, Objective
+from lightning_sgdinf.replay import LOSSES, Edit, Objective
 
 Kind = Literal["hessian", "gauss_newton"]
 
@@ -39,9 +39,10 @@ class TrainingCurvature:
     Args:
         objective: The opened model, with the parameters to look at loaded.
         like: A recorded step, for what ``training_step`` may ask the Trainer.
-        examples: ``N``.
+        examples: The ``n`` training examples that the mean is over: ids, or ``N`` for all of them.
         kind: Hessian or Gauss-Newton matrix.
         batch_size: Examples per pass.
+        edit: Changes batches before they are taken: other labels, other inputs.
         memory_bytes: Batches are kept in memory as far as this goes; the others are made anew for each product.
 
     Raises:
@@ -52,21 +53,28 @@ class TrainingCurvature:
         self,
         objective: Objective,
         like: Step,
-        examples: int,
+        examples: int | Tensor,
         *,
         kind: Kind = "hessian",
         batch_size: int = 500,
+        edit: Edit | None = None,
         memory_bytes: int = 1 << 30,
     ) -> None:
         self._objective = objective
         quiet = tuple(n for n, _ in objective.module.named_modules())
         self._step = replace(like, micro_batches=(), accumulation=1, eval_modules=quiet)
-        self._examples, self._kind = examples, kind
+        ids = torch.arange(examples) if isinstance(examples, int) else examples
+        self._examples, self._kind, self._edit = len(ids), kind, edit
         self._random = random_state.capture()  # every pass over the data sees the same augmentation
-        self._ids = torch.arange(examples).split(batch_size)
+        self._ids = ids.split(batch_size)
         self._memory_left = memory_bytes
         self._kept: dict[int, Any] = {}
         self._check_means()
+
+    @property
+    def examples(self) -> int:
+        """Return the number of examples that the mean is over."""
+        return self._examples
 
     @property
     def batches(self) -> int:
@@ -87,12 +95,23 @@ class TrainingCurvature:
         return self._objective.vector.join_rows(self._second_order(rows, number, curvature=True)[1])
 
     def slopes(self, rows: Tensor) -> Tensor:
-        r"""Compute :math:`\langle\nabla l_j, row\rangle` for every example, ``[N, Q]`` in float64."""
-        slopes = torch.zeros(self._examples, len(rows), dtype=torch.float64)
+        r"""Compute :math:`\langle\nabla l_j, row\rangle` for every example, ``[n, Q]`` in float64."""
+        slopes = []
         for number, ids in enumerate(self._ids):
             shares = self._second_order(rows, number, curvature=False)[0]
-            slopes[ids] = shares.T.to("cpu", torch.float64) * len(ids)
-        return slopes
+            slopes.append(shares.T.to("cpu", torch.float64) * len(ids))
+        return torch.cat(slopes)
+
+    def gradient(self) -> Tensor:
+        """Compute the mean gradient of the examples' own losses, ``[P]``: without what belongs to none (penalties)."""
+        objective = self._objective
+        total = torch.zeros(objective.vector.size, dtype=objective.parameters[0].dtype, device=objective.host.device)
+        for number, ids in enumerate(self._ids):
+            for weight, sign in ((1.0, 1.0), (0.0, -1.0)):
+                loss, _ = self._traced(number, weight=weight)
+                own = zeros_for_none(objective.gradient(loss), objective.parameters)
+                total.add_(objective.vector.join(own), alpha=sign * len(ids) / self._examples)
+        return total
 
     def _second_order(self, rows: Tensor, number: int, *, curvature: bool) -> tuple[Tensor, list[Tensor]]:
         """Compute slopes ``[Q, B]`` of a batch, each example's share of the mean, and Hessian-vector products."""
@@ -109,6 +128,7 @@ class TrainingCurvature:
         parameters = objective.parameters
         cut = _Cut()
         loss, _ = self._traced(number, cut)
+        cut.keep_used(loss)
         if not cut.leaves:
             raise ConfigurationError(
                 "the Gauss-Newton matrix needs a loss function of torch.nn.functional, or InfluenceRunner(tap=...) "
@@ -126,11 +146,11 @@ class TrainingCurvature:
         penalty = _bent(slopes[count:], parameters, pushes)
         return objective.vector.join_rows([a + b for a, b in zip(back, penalty, strict=True)])
 
-    def _traced(self, number: int, cut: _Cut | None = None) -> tuple[Tensor, Tensor]:
-        """Compute the mean loss of a batch; return it and the weights that entered."""
+    def _traced(self, number: int, cut: _Cut | None = None, *, weight: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Compute the mean loss of a batch; return it and the weights that entered, all of the same value."""
         objective, ids = self._objective, self._ids[number]
         like = objective.parameters[0]
-        weights = torch.ones(len(ids), dtype=like.dtype, device=like.device, requires_grad=True)
+        weights = torch.full((len(ids),), weight, dtype=like.dtype, device=like.device, requires_grad=True)
         micro = MicroBatch(batch_idx=number, draws=(Draw(example_ids=ids.numpy(), random=self._random),))
         with ExitStack() as stack:
             if cut is not None and objective.tap is None:
@@ -142,6 +162,8 @@ class TrainingCurvature:
     def _batch(self, number: int, micro: MicroBatch) -> Any:
         if number not in self._kept:
             batch = self._objective.batch(self._step, micro)
+            if self._edit is not None:
+                batch = self._edit(batch, micro.example_ids)
             size = sum(t.numel() * t.element_size() for t in tree_leaves(batch) if isinstance(t, Tensor))
             if size > self._memory_left:
                 return batch
@@ -189,6 +211,12 @@ class _Cut:
     def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a loss function at leaves in the place of its inputs."""
         return func(*(self.apply(a) for a in args), **{k: self.apply(v) for k, v in kwargs.items()})
+
+    def keep_used(self, loss: Tensor) -> None:
+        """Forget cuts that the loss does not come from: of passes that only found out whose row is whose."""
+        slopes = torch.autograd.grad(loss, self.leaves, retain_graph=True, allow_unused=True) if self.leaves else ()
+        used = [place for place, slope in enumerate(slopes) if slope is not None]
+        self.values, self.leaves = [self.values[i] for i in used], [self.leaves[i] for i in used]
 
     def apply(self, value: Any) -> Any:
         """Return a leaf in the place of a tensor that carries a gradient; anything else as it is."""

@@ -150,6 +150,8 @@ class OpenedRun:
     def at(self, model: ModelState) -> Iterator[Callable[[Any], Tensor]]:
         """Load a model, in eval mode inside the ``with`` block, and give the training loss of a batch of `Examples`.
 
+        The loss comes with its graph, which lasts as long as it is held.
+
         Args:
             model: Its parameters and buffers.
         """
@@ -159,7 +161,7 @@ class OpenedRun:
         step = replace(last, micro_batches=(), accumulation=1, eval_modules=objective.parts)
         micro = MicroBatch(batch_idx=0, draws=())
         with objective.eval_mode():
-            yield lambda batch: objective.trace(step, micro, batch).loss.detach()
+            yield lambda batch: objective.trace(step, micro, batch).loss
 
     def provenance(self, precision: str | None, seconds: float, **more: Any) -> dict[str, Any]:
         """Return digests and reprs by which a result of this run can be told from any other.

@@ -13,6 +13,7 @@ from lightning_sgdinf.updates.extrapolated import ExtrapolatedUpdate as Extrapol
 from lightning_sgdinf.updates.forgotten import Corrected as Corrected
 from lightning_sgdinf.updates.forgotten import Forgotten as Forgotten
 from lightning_sgdinf.updates.fresh import FreshTraining as FreshTraining
+from lightning_sgdinf.updates.impaired import ImpairedReplay as ImpairedReplay
 from lightning_sgdinf.updates.loading import load_state as load_state
 from lightning_sgdinf.updates.loading import state_of as state_of
 from lightning_sgdinf.updates.loading import with_state as with_state

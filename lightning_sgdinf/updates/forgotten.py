@@ -57,8 +57,8 @@ class Forgotten:
 class Corrected:
     """Relabelled examples are corrected when the model gives them their new labels and keeps those of the others.
 
-    Of the factors ``1, 1.15, ..., 1.15^11`` that with the largest harmonic mean of the accuracy on relabelled examples
-    (new labels) and on examples of the rest (their own) is taken.
+    Of the points of a line that with the largest harmonic mean of the accuracy on relabelled examples (new labels) and
+    on examples of the rest (their own) is taken.
 
     Attributes:
         examples: Of either kind that are looked at, at most; at least 1.
@@ -81,14 +81,19 @@ class Corrected:
             raise ConfigurationError(f"expected examples that keep their labels, got none of {run.examples}")
         return SetAccuracy(run, changed, selection.relabel), SetAccuracy(run, self._some(generator, rest))
 
-    def best(self, at: Callable[[float], ModelState], watched: tuple[SetAccuracy, SetAccuracy]) -> float:
-        """Return the best of the factors.
+    def best(
+        self,
+        at: Callable[[float], ModelState],
+        watched: tuple[SetAccuracy, SetAccuracy],
+        factors: Sequence[float] = tuple(1.15**power for power in range(12)),
+    ) -> float:
+        """Return the best of some factors; the first of equals.
 
         Args:
             at: The model at a factor.
             watched: From `on`.
+            factors: Points of the line.
         """
-        factors = [1.15**power for power in range(12)]
         means = [_harmonic(*(accuracy(at(factor)) for accuracy in watched)) for factor in factors]
         return factors[int(np.argmax(means))]
 

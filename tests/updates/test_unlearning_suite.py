@@ -5,7 +5,9 @@ from __future__ import annotations
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.testing import ModelUpdateSuite
 from lightning_sgdinf.testing.runs import NormalisedNet, SmallRun, small_run
-from lightning_sgdinf.updates import ExtrapolatedReplay
+from lightning_sgdinf.updates import ExtrapolatedReplay, ImpairedReplay
+from lightning_sgdinf.updates.influence import FreezingDirection, InfluenceStep
+from lightning_sgdinf.updates.masks import HighestUnits
 
 
 class Forgetting(ModelUpdateSuite):
@@ -21,3 +23,11 @@ class Forgetting(ModelUpdateSuite):
 
 class TestExtrapolatedReplay(Forgetting):
     update = ExtrapolatedReplay(most=50)
+
+
+class TestImpairedReplay(Forgetting):
+    update = ImpairedReplay(epochs=1, parameters=HighestUnits(0.5))
+
+
+class TestInfluenceStep(Forgetting):
+    update = InfluenceStep(FreezingDirection(), HighestUnits(0.9), examples=5)
