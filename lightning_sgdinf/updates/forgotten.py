@@ -1,4 +1,4 @@
-"""When a set of examples is forgotten, and when it is corrected: judged on training examples alone.
+"""Criteria for a set of examples to be forgotten, or corrected: judged on training examples alone.
 
 Neither criterion can be given validation or test data, so that nothing is ever chosen by what a result is judged on.
 """

@@ -1,4 +1,4 @@
-r"""What influence directions are computed from: the set's gradient, and the curvature of what is retained.
+r"""The set's gradient and the curvature of what is retained, from which influence directions are computed.
 
 Leaving a set ``C`` of ``n`` examples out of the mean over ``N`` moves the minimiser, to first order, by
 
@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.curvature import System, TrainingCurvature
+from lightning_sgdinf.curvature import Solution, Solver, System, TrainingCurvature
 from lightning_sgdinf.curvature.products import Kind
-from lightning_sgdinf.curvature.solvers import Solution, Solver
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.parameters import ParameterMask
 from lightning_sgdinf.replay import OpenedRun, ReplaceLabels, relabelled, replace_second

@@ -1,4 +1,4 @@
-"""How far to go along a direction: to the stop, without test data, or as far as the direction itself says."""
+"""The length of a step along a direction: up to the stop, without test data, or the direction's own."""
 
 from __future__ import annotations
 

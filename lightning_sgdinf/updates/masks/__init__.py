@@ -1,4 +1,4 @@
-"""Which parameters may change: criteria of a set of examples."""
+"""Criteria by which parameters are chosen that may change."""
 
 from lightning_sgdinf.updates.masks.base import AllParameters as AllParameters
 from lightning_sgdinf.updates.masks.base import ParameterCriterion as ParameterCriterion

@@ -1,4 +1,4 @@
-"""How strongly the units of a model's layers respond to a set of examples."""
+"""Scores of units: the strength of their response to a set of examples."""
 
 from __future__ import annotations
 
