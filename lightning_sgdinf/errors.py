@@ -7,6 +7,7 @@
     ├── MissingExtraError         a package that only this part needs is not installed
     ├── UnsupportedRunError       a run that cannot be recorded or replayed rightly
     │   ├── UntappedLossError     a loss term that per-example weights do not reach
+    │   ├── TrainerAttributeError something of the Trainer that a step asks for and the record does not have
     │   └── UnknownOptimizerError no update rule for the recorded optimizer
     ├── LogError                  trouble with the record of a run
     │   ├── LogNotFoundError      nothing, or nothing readable, at the path
@@ -50,6 +51,10 @@ class UnsupportedRunError(SgdInfluenceError):
 
 class UntappedLossError(UnsupportedRunError):
     """The loss has a data-dependent term that per-example weights do not reach."""
+
+
+class TrainerAttributeError(UnsupportedRunError, AttributeError):
+    """A step asks the Trainer for something that is not in the record."""
 
 
 class UnknownOptimizerError(UnsupportedRunError):

@@ -6,6 +6,7 @@ Its gradient, in the parameters and in the buffers that an eval-mode model reads
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -35,12 +36,14 @@ class ValidationData:
         transfer: Brings a batch to the model's device.
         made_in: The floating-point type that data sets make tensors in if they do not say.
         seed: Where random numbers begin in every pass over the examples; ``None`` leaves them to the caller.
+        dataloader_idx: Number of the loader among several, for ``validation_step``; ``None`` if it is the only one.
     """
 
     loader: DataLoader[Any]
     transfer: Callable[[Any], Any]
     made_in: torch.dtype = field(default_factory=torch.get_default_dtype)
     seed: int | None = 0
+    dataloader_idx: int | None = None
 
     @property
     def size(self) -> int:
@@ -131,7 +134,7 @@ class MeanLoss(_LossQuery):
     def terms(self, model: nn.Module, data: ValidationData) -> Iterator[Term]:
         """Yield one term per batch, weighted by its size."""
         for batch, index, size in data.batches():
-            yield 0, float(size), loss_of(model, batch, index, self.step)
+            yield 0, float(size), loss_of(model, batch, index, self.step, data.dataloader_idx)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,7 @@ class PerClassLoss(_LossQuery):
         labels = data.labels()
         for number, label in enumerate(sorted(set(labels))):
             for batch, index, size in data.batches([i for i, y in enumerate(labels) if y == label]):
-                yield number, float(size), loss_of(model, batch, index, self.step)
+                yield number, float(size), loss_of(model, batch, index, self.step, data.dataloader_idx)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +180,7 @@ class ExampleLoss(_LossQuery):
         """Yield one term per example."""
         for number, chosen in enumerate(self.ids):
             for batch, index, _ in data.batches([chosen]):
-                yield number, 1.0, loss_of(model, batch, index, self.step)
+                yield number, 1.0, loss_of(model, batch, index, self.step, data.dataloader_idx)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,25 +249,60 @@ class FunctionQuery:
             yield number, 1.0, values[number]
 
 
-def loss_of(model: nn.Module, batch: Any, batch_idx: int, step: str) -> Tensor:
+def loss_of(model: nn.Module, batch: Any, batch_idx: int, step: str, dataloader_idx: int | None = None) -> Tensor:
     """Compute the scalar loss of a batch by the model's own step; see `MeanLoss`.
 
+    Args:
+        model: The LightningModule.
+        batch: Of validation data, as ``validation_step`` gets it.
+        batch_idx: Its index.
+        step: As for `MeanLoss`.
+        dataloader_idx: Number of the loader among several, for a ``validation_step`` that takes it.
+
     Raises:
-        ConfigurationError: If the step asked for returns no loss.
+        ConfigurationError: If the step asked for returns no loss, or takes a ``dataloader_idx`` that is not known.
     """
     output: Any = None
     if step != "training_step" and callable(getattr(model, "validation_step", None)):
-        output = _loss(model.validation_step(batch, batch_idx))  # type: ignore[operator]
+        output = _loss(validation_output(model, batch, batch_idx, dataloader_idx))
         if output is None and step == "validation_step":
             raise ConfigurationError(
                 "validation_step returns no loss with a gradient; return the loss from it, or use "
                 "MeanLoss(step='training_step')"
             )
     if output is None:
-        output = _loss(model.training_step(batch, batch_idx))  # type: ignore[operator]
+        output = _loss(call_step(model.training_step, batch, batch_idx))  # type: ignore[arg-type]
     if output is None:
         raise ConfigurationError("neither validation_step nor training_step returns a loss tensor; use FunctionQuery")
     return output
+
+
+def validation_output(model: Any, batch: Any, batch_idx: int, dataloader_idx: int | None) -> Any:
+    """Return what ``validation_step`` does, called as a Trainer calls it.
+
+    Raises:
+        ConfigurationError: If it takes a ``dataloader_idx`` that is not known.
+    """
+    takes = inspect.signature(model.validation_step).parameters
+    if "dataloader_idx" not in takes:
+        return call_step(model.validation_step, batch, batch_idx)
+    if dataloader_idx is not None:
+        return model.validation_step(batch, batch_idx, dataloader_idx=dataloader_idx)
+    if takes["dataloader_idx"].default is inspect.Parameter.empty:
+        raise ConfigurationError(
+            "validation_step takes dataloader_idx, and one loader was given: say which of the run's it is, "
+            "InfluenceRunner(val_loader=0)"
+        )
+    return model.validation_step(batch, batch_idx)
+
+
+def call_step(step: Callable[..., Any], batch: Any, batch_idx: Any) -> Any:
+    """Return what a step of a LightningModule does; it need not take the index."""
+    kinds = [p.kind for p in inspect.signature(step).parameters.values()]
+    named = sum(k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for k in kinds)
+    if named == 1 and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return step(batch)
+    return step(batch, batch_idx)
 
 
 def batch_size(batch: Any) -> int:

@@ -16,11 +16,10 @@ from torch import nn
 from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.certificate import Level
 from lightning_sgdinf.checkpointing import MEMORY_BYTES
-from lightning_sgdinf.dtypes import cast_floats
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.estimators import SgdInfluence
 from lightning_sgdinf.log import RunLog, Trajectory, key_labels
-from lightning_sgdinf.query import MeanLoss, Query, ValidationData
+from lightning_sgdinf.query import MeanLoss, Query
 from lightning_sgdinf.renamed import warn_renamed
 from lightning_sgdinf.replay import (
     Divisor,
@@ -33,7 +32,6 @@ from lightning_sgdinf.replay import (
     replace_second,
 )
 from lightning_sgdinf.replay.dataloaders import display_labels
-from lightning_sgdinf.replay.lightning_host import validation_context
 from lightning_sgdinf.replay.opening import open_run
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.scoring import Method, Settings, job_for
@@ -60,6 +58,7 @@ class InfluenceRunner:
         tap: Name of a sub-module at whose output example weights enter, for losses written by hand.
         per_example_loss: Computes the loss of each example, shape ``[B]``, from the module, a batch and its index, for
             losses written by hand in a class that is not yours to edit. Its mean must be the step's loss.
+        val_loader: Number of the validation loader to ask about, where the run has several, as its ``dataloader_idx``.
         per_epoch: Keep each epoch's contributions (``Scores.per_epoch``).
         memory_bytes: Memory for states that are rebuilt rather than read. With room for all states between two stored
             ones each is rebuilt once; with less, some steps are taken twice or more, never more than needed.
@@ -86,6 +85,7 @@ class InfluenceRunner:
         certificate: Level = "fast",
         tap: str | None = None,
         per_example_loss: PerExampleLoss | None = None,
+        val_loader: int | None = None,
         per_epoch: bool = False,
         memory_bytes: int = MEMORY_BYTES,
         progress: bool = True,
@@ -107,6 +107,7 @@ class InfluenceRunner:
             certificate=certificate,
             tap=tap,
             per_example_loss=per_example_loss,
+            val_loader=val_loader,
             per_epoch=per_epoch,
             memory_bytes=memory_bytes,
             progress=progress,
@@ -231,6 +232,7 @@ class InfluenceRunner:
             device=(fabric or self._fabric()).device,
             tap=settings.tap,
             per_example_loss=settings.per_example_loss,
+            val_loader=settings.val_loader,
             dtype=settings.dtype,
             memory_bytes=settings.memory_bytes,
         ) as run:
@@ -323,21 +325,10 @@ class InfluenceRunner:
         """Return a query bound to an opened run and its validation data.
 
         Raises:
-            ConfigurationError: If there is not exactly one validation loader, or its data set has no length.
+            ConfigurationError: If there are several validation loaders and ``val_loader`` does not say which, if there
+                is none, or if its data set has no length.
         """
-        host, dtype = run.host, self.settings.dtype
-
-        def transfer(batch: Any) -> Any:
-            batch = host.transfer(host.convert_input(batch))
-            return batch if dtype is None else cast_floats(batch, dtype)
-
-        return BoundQuery(
-            query=query,
-            data=ValidationData(loader=run.validation_loader, transfer=transfer),
-            objective=run.objective,
-            context=validation_context(host, run.log.header),
-            averaged=run.log.average or (),
-        )
+        return BoundQuery.of(run, query, dtype=self.settings.dtype)
 
     def counterfactuals(
         self,

@@ -235,6 +235,7 @@ FACES = {
         "RowShards",
         "states_backwards",
         "stored_at_or_before",
+        "validation_pass",
     ),
     "report": (
         "as_example",

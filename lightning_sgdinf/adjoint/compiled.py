@@ -197,7 +197,7 @@ class CompiledSteps:
                 for n in signature.buffers
             },
         )
-        objective.prepare(step)
+        objective.prepare(step, micro)
         before = random_state.numpy_state(), random_state.python_state()
         with objective.host.stand_in.timeless(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -16,7 +16,7 @@ from lightning_sgdinf.dtypes import cast_floats, tensors_made_in
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.kernels import ATTENTION, Interceptor, RunningStatistics, Twins
 from lightning_sgdinf.query import Query, ValidationData
-from lightning_sgdinf.replay import Objective, OpenedRun
+from lightning_sgdinf.replay import Objective, OpenedRun, validation_pass
 from lightning_sgdinf.state import ModelState
 
 
@@ -37,6 +37,32 @@ class BoundQuery:
     objective: Objective
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
     averaged: Collection[str] = ()
+
+    @classmethod
+    def of(cls, run: OpenedRun, query: Query, *, dtype: torch.dtype | None = None) -> BoundQuery:
+        """Bind a query to a run and its validation data.
+
+        Args:
+            run: The recorded run.
+            query: What is asked.
+            dtype: Floating-point precision to compute in, if not the recorded one.
+
+        Raises:
+            ConfigurationError: If there is not one validation loader to ask, or its data set has no length.
+        """
+        host, loader, number = run.host, run.validation_loader, run.val_loader
+
+        def transfer(batch: Any) -> Any:
+            batch = host.transfer(host.convert_input(batch), number or 0)
+            return batch if dtype is None else cast_floats(batch, dtype)
+
+        return cls(
+            query=query,
+            data=ValidationData(loader=loader, transfer=transfer, dataloader_idx=number),
+            objective=run.objective,
+            context=host.validation_context,
+            averaged=run.log.average or (),
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -116,7 +142,7 @@ class BoundQuery:
         watch = RunningStatistics(objective.module, Twins())
         handling = Interceptor({**ATTENTION, **watch.handlers()})
         own = tensors_made_in(objective.dtype)
-        with objective.eval_mode(), random_state.preserved(), torch.enable_grad(), self.context(), own, handling:
+        with validation_pass(objective), random_state.preserved(), torch.enable_grad(), self.context(), own, handling:
             for number, weight, term in self.query.terms(objective.module, self.data):
                 values[number] += weight * float(term.detach())
                 weights[number] += weight

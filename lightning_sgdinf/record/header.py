@@ -21,6 +21,7 @@ from lightning_sgdinf.record.budget import Budget
 from lightning_sgdinf.record.compatibility import gradient_overrides
 from lightning_sgdinf.record.keep import Keep
 from lightning_sgdinf.record.state_reader import StateReader
+from lightning_sgdinf.record.trainer_facts import trainer_facts
 
 
 def make_header(
@@ -112,6 +113,7 @@ def _trainer_settings(trainer: Any, module: Any) -> dict[str, Json]:
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "batch_sizes": [size if isinstance(size, int) else None for size in sizes],
         "world_size": trainer.world_size,
+        "trainer": dict(trainer_facts(trainer)),
         "starts_at": {"epoch": trainer.current_epoch, "global_step": trainer.global_step},
         "overrides": [*gradient_overrides(module)],
     }

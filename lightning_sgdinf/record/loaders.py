@@ -1,10 +1,11 @@
 """The training loaders of a run: made to carry ids when the Trainer prepares them, relieved of them when it takes a
 batch.
 
-A loader is wrapped at ``strategy.process_dataloader``, the last thing the Trainer calls before it starts iterating,
-when any distributed sampler is already in place. A batch is unwrapped at ``precision_plugin.convert_input``, the first
-thing the Trainer calls on a training batch. Both are plain methods of plugins that exist in every run, and no callback
-hook comes early enough for either: workers start before ``on_train_start``.
+A loader is wrapped at ``strategy.process_dataloader``, within ``fit_loop.setup_data``: the last thing the Trainer calls
+before it starts iterating, when any distributed sampler is already in place. A batch is unwrapped at
+``precision_plugin.convert_input``, the first thing the Trainer calls on a training batch. Both are plain methods of
+plugins that exist in every run, and no callback hook comes early enough for either: workers start before
+``on_train_start``.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class LoaderTap:
         self._transferred_with: dict[str, bytes] = {}
         self._interned: dict[bytes, bytes] = {}
         self._trainer: Any = None
+        self._prepares = False  # the Trainer prepares training loaders
 
     def install(self, trainer: Any, module: Any, patches: Patches) -> None:
         """Tap the loaders of the coming fit."""
@@ -77,9 +79,20 @@ class LoaderTap:
         def tap_process(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
             def process_dataloader(loader: Any) -> Any:
                 loader = process(loader)
-                return self._wrap(loader, by_iterator) if trainer.training and trainer.state.fn == "fit" else loader
+                return self._wrap(loader, by_iterator) if self._prepares else loader
 
             return process_dataloader
+
+        def tap_setup(setup: Callable[[], None]) -> Callable[[], None]:
+            def setup_data() -> None:
+                # Searches set validation loaders up, too, while the Trainer says that it is training.
+                self._prepares = True
+                try:
+                    setup()
+                finally:
+                    self._prepares = False
+
+            return setup_data
 
         def tap_convert(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
             def convert_input(batch: Any) -> Any:
@@ -87,6 +100,7 @@ class LoaderTap:
 
             return convert_input
 
+        patches.place(trainer.fit_loop, "setup_data", tap_setup)
         patches.place(trainer.strategy, "process_dataloader", tap_process)
         patches.place(trainer.precision_plugin, "convert_input", tap_convert)
 

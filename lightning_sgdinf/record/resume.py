@@ -167,12 +167,12 @@ def continued_header(earlier: Header, present: Header, bookmark: Bookmark) -> He
         "created": present.created,
         "keep": present.keep,
         "environment": dict(present.environment),
-        **{name: present.extra.get(name) for name in ("starts_at", "max_epochs", "max_steps")},
+        **{name: present.extra.get(name) for name in ("starts_at", "max_epochs", "max_steps", "trainer")},
     }
     past = earlier.extra.get(CONTINUED, [])
     assert isinstance(past, list)
     extra = {**earlier.extra, **present.extra, CONTINUED: [*past, entry]}
-    extra |= {name: earlier.extra[name] for name in ("starts_at", _FIRST_AVERAGE) if name in earlier.extra}
+    extra |= {name: earlier.extra[name] for name in ("starts_at", "trainer", _FIRST_AVERAGE) if name in earlier.extra}
     if _FIRST_AVERAGE not in earlier.extra:
         extra.pop(_FIRST_AVERAGE, None)
     reasons = dict.fromkeys(reason for reason in (earlier.replayable, present.replayable) if reason)

@@ -167,7 +167,7 @@ class Rows:
     def __init__(self, objective: Objective, step: Step, micro: MicroBatch, state: ModelState) -> None:
         self._objective, self._step, self._micro, self._state = objective, step, micro, state
         objective.load(state)
-        objective.prepare(step)
+        objective.prepare(step, micro)
         self._batch = objective.batch(step, micro)
         self._count = len(micro.example_ids)
 

@@ -41,3 +41,4 @@ from lightning_sgdinf.replay.row_shards import rows_are_separate as rows_are_sep
 from lightning_sgdinf.replay.states import rebuild as rebuild
 from lightning_sgdinf.replay.states import states_backwards as states_backwards
 from lightning_sgdinf.replay.training_step import PerExampleLoss as PerExampleLoss
+from lightning_sgdinf.replay.training_step import validation_pass as validation_pass

@@ -131,6 +131,8 @@ def _hush(part: nn.Module, undo: ExitStack) -> None:
     if hasattr(part, "log") and hasattr(part, "log_dict"):
         _put(part, "log", _nothing, undo)
         _put(part, "log_dict", _nothing, undo)
+        if hasattr(part, "print"):
+            _put(part, "print", _nothing, undo)
     if isinstance(part, (Metric, MetricCollection)):
         value = _zero if isinstance(part, Metric) else _no_values
         for name, function in (("update", _nothing), ("forward", value), ("compute", value)):

@@ -50,16 +50,28 @@ def stored_run_loaders(train_dataloaders: Any, header: Header) -> list[DataLoade
     return loaders if usable and indexed == [True] * len(loaders) else []
 
 
-def validation_loader(model: Any, val_dataloaders: Any, datamodule: Any) -> DataLoader[Any]:
+def validation_loader(model: Any, val_dataloaders: Any, datamodule: Any, number: int | None = None) -> DataLoader[Any]:
     """Return the validation loader.
 
+    Args:
+        model: The LightningModule.
+        val_dataloaders: As given.
+        datamodule: As given.
+        number: Of the loader, where there are several.
+
     Raises:
-        ConfigurationError: If there is not exactly one, or its data set has no length.
+        ConfigurationError: If there are several and it is not said which, if there is none, or if its data set has no
+            length.
     """
     loaders = _resolve(model, val_dataloaders, datamodule, "val_dataloader", "val_dataloaders")
+    if len(loaders) > 1 and number is not None:
+        if not 0 <= number < len(loaders):
+            raise ConfigurationError(f"val_loader={number}: expected a number from 0 to {len(loaders) - 1}")
+        loaders = [loaders[number]]
     if len(loaders) != 1:
+        which = "say which, InfluenceRunner(val_loader=0), or " if loaders else ""
         raise ConfigurationError(
-            f"expected one validation loader to ask the model about, got {len(loaders)}; pass the one to use as "
+            f"expected one validation loader to ask the model about, got {len(loaders)}; {which}pass the one to use as "
             "val_dataloaders"
         )
     loader = loaders[0]

@@ -12,7 +12,8 @@ import torch
 from lightning_sgdinf.replay.stand_in import TrainerStandIn
 
 
-def _as_it_is(batch: Any) -> Any:
+def _as_it_is(batch: Any, dataloader_idx: int = 0) -> Any:
+    del dataloader_idx
     return batch
 
 
@@ -23,13 +24,15 @@ class Host:
     Attributes:
         device: Where to compute.
         convert_input: The precision plugin's conversion of a batch.
-        transfer: Batch-transfer hooks and the move to the device.
+        transfer: Batch-transfer hooks and the move to the device, of a batch of that data loader.
         step_context: Makes the precision plugin's context of a step (autocast).
+        validation_context: The same of a validation step.
         stand_in: Takes the Trainer's place.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     convert_input: Callable[[Any], Any] = _as_it_is
-    transfer: Callable[[Any], Any] = _as_it_is
+    transfer: Callable[..., Any] = _as_it_is
     step_context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    validation_context: Callable[[], AbstractContextManager[Any]] = nullcontext
     stand_in: TrainerStandIn = field(default_factory=TrainerStandIn)

@@ -8,18 +8,21 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 
 from lightning_sgdinf.errors import UnsupportedRunError
-from lightning_sgdinf.log import Header
+from lightning_sgdinf.log import CONTINUED, Header, Step
 from lightning_sgdinf.replay.host import Host
+from lightning_sgdinf.replay.moment import Moment
 from lightning_sgdinf.replay.stand_in import TrainerStandIn
 
 
-def recorded_host(header: Header, module: Any, datamodule: Any, device: torch.device) -> Host:
+def recorded_host(header: Header, last: Step, module: Any, datamodule: Any, device: torch.device) -> Host:
     """Return the host of a recorded run on a given device.
 
     Args:
-        header: Names the precision.
+        header: Names the precision and what else is known of the Trainer.
+        last: The last step of the run.
         module: The LightningModule, for its batch-transfer hooks.
         datamodule: Its batch-transfer hooks come first, as in a Trainer; may be ``None``.
         device: Where to compute.
@@ -28,23 +31,49 @@ def recorded_host(header: Header, module: Any, datamodule: Any, device: torch.de
         UnsupportedRunError: If the precision is not one that can be repeated.
     """
     plugin = precision_plugin(header.precision, device)
-    known = {
-        k: header.extra[k]
-        for k in ("max_epochs", "max_steps", "accumulate_grad_batches", "num_training_batches", "world_size")
-        if k in header.extra
-    }
+    context = cast("Callable[[], AbstractContextManager[Any]]", plugin.train_step_context)
     return Host(
         device=device,
         convert_input=plugin.convert_input,
         transfer=_transfer(module, datamodule, device),
-        step_context=cast("Callable[[], AbstractContextManager[Any]]", plugin.train_step_context),
-        stand_in=TrainerStandIn(datamodule=datamodule, **known),
+        step_context=context,
+        validation_context=nullcontext if header.precision in ("32-true", "32") else context,
+        stand_in=trainer_of(header, last, datamodule=datamodule, device=device, precision_plugin=plugin),
     )
 
 
-def validation_context(host: Host, header: Header) -> Callable[[], AbstractContextManager[Any]]:
-    """Return the precision context of a validation step."""
-    return nullcontext if header.precision in ("32-true", "32") else host.step_context
+_EARLIER = ("max_epochs", "max_steps", "accumulate_grad_batches", "num_training_batches", "world_size")
+"""Settings of the Trainer that a header of an earlier release has by themselves."""
+
+
+def trainer_of(header: Header, last: Step, **known: Any) -> TrainerStandIn:
+    """Return what stands for the Trainer of a recorded run.
+
+    Args:
+        header: Of the run.
+        last: Its last step.
+        known: More that is known.
+    """
+    recorded = cast("dict[str, Any]", header.extra.get("trainer") or {})
+    facts = {k: header.extra[k] for k in _EARLIER if k in header.extra}
+    facts |= {
+        "precision": header.precision,
+        "optimizer_class": header.optimizer,
+        **recorded,
+        **known,
+    }
+    resumed = cast("list[dict[str, Any]]", header.extra.get(CONTINUED) or [])
+    stand_in = TrainerStandIn(
+        later=[(entry["step"], entry.get("trainer") or {}) for entry in resumed], state_in=_state, **facts
+    )
+    stand_in.set_end(Moment.of_last_validation(last))
+    return stand_in
+
+
+def _state(stage: str) -> TrainerState:
+    """Return the Trainer's state in a stage of a fit."""
+    running = RunningStage.TRAINING if stage == "train" else RunningStage.VALIDATING
+    return TrainerState(fn=TrainerFn.FITTING, status=TrainerStatus.RUNNING, stage=running)
 
 
 def precision_plugin(precision: str, device: torch.device) -> Precision:
@@ -66,18 +95,18 @@ def precision_plugin(precision: str, device: torch.device) -> Precision:
     )
 
 
-def _transfer(module: Any, datamodule: Any, device: torch.device) -> Callable[[Any], Any]:
+def _transfer(module: Any, datamodule: Any, device: torch.device) -> Callable[..., Any]:
     before, move, after = (
         _hook(module, datamodule, name)
         for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
     )
 
-    def transfer(batch: Any) -> Any:
+    def transfer(batch: Any, dataloader_idx: int = 0) -> Any:
         if before is not None:
-            batch = before(batch, 0)
+            batch = before(batch, dataloader_idx)
         if move is not None and (device.type != "cpu" or _overridden(move)):
-            batch = move(batch, device, 0)
-        return batch if after is None else after(batch, 0)
+            batch = move(batch, device, dataloader_idx)
+        return batch if after is None else after(batch, dataloader_idx)
 
     return transfer
 

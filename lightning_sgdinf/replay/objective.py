@@ -71,8 +71,7 @@ class Objective(TrainingStep):
             UntappedLossError: If a term of the loss depends on the data and not on example weights.
             NonFiniteError: If the loss is NaN or infinite; names the step.
         """
-        self.prepare(step)
-        self.host.stand_in.global_rank = micro.rank
+        self.prepare(step, micro)
         self.put_back()
         before = self.read_buffers() if weights is not None else {}
 
@@ -149,7 +148,7 @@ class Objective(TrainingStep):
         except UnknownRows:
             again()
             owners = match_batch(self, step, micro, self.orders, self.others)
-            self.prepare(step)
+            self.prepare(step, micro)
             random_state.restore(micro.stepped_with)
         try:
             return take(owners)
@@ -210,6 +209,7 @@ def open_objective(
         random_state.preserved(),
         borrowed(module, trained=trained, device=host.device, dtype=wanted, stand_in=host.stand_in),
     ):
+        host.stand_in.attach(module, dict(module.named_parameters()))
         yield Objective(module, header, source, host, tap=tap, dtype=dtype, per_example_loss=per_example_loss)
 
 

@@ -40,6 +40,7 @@ class OpenedRun:
         objective: The borrowed model's training step.
         dataset: The training set; ``None`` where the log holds the batches and no loader was given.
         find_validation_loader: Looks for the loader that validation examples come from, or says why there is none.
+        val_loader: Number of that loader, where the run has several.
         memory_bytes: How much memory methods may take for states, in bytes.
     """
 
@@ -47,6 +48,7 @@ class OpenedRun:
     objective: Objective
     dataset: Any = None
     find_validation_loader: Callable[[], Loader] = _no_validation_loader
+    val_loader: int | None = None
     memory_bytes: int = MEMORY_BYTES
     _known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -144,7 +146,13 @@ class OpenedRun:
         Raises:
             ConfigurationError: If there is not exactly one validation loader.
         """
-        return self._examples(self.validation_loader)
+        objective = self.objective
+
+        def bring(batch: Any) -> Any:
+            with objective.host.stand_in.validating_at_end():
+                return objective.bring(batch)
+
+        return replace(self._examples(self.validation_loader), bring=bring)
 
     @contextmanager
     def at(self, model: ModelState) -> Iterator[Callable[[Any], Tensor]]:

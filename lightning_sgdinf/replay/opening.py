@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lightning_sgdinf.checkpointing import MEMORY_BYTES
 from lightning_sgdinf.errors import UnsupportedRunError
 from lightning_sgdinf.log import RunLog, Trajectory, reindex
 from lightning_sgdinf.replay.batches import BatchSource
+from lightning_sgdinf.replay.data_module import set_up, with_trainer
 from lightning_sgdinf.replay.dataloaders import given_data, stored_run_loaders, training_loaders, validation_loader
 from lightning_sgdinf.replay.lightning_host import recorded_host
 from lightning_sgdinf.replay.objective import open_objective
@@ -33,6 +34,7 @@ def open_run(
     tap: str | None = None,
     dtype: torch.dtype | None = None,
     per_example_loss: PerExampleLoss | None = None,
+    val_loader: int | None = None,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Iterator[OpenedRun]:
     """Open a recorded run; inside, the model is borrowed, and afterwards it is as it was.
@@ -47,6 +49,7 @@ def open_run(
         tap: Name of a sub-module at whose output example weights enter, in place of loss functions.
         dtype: Floating-point precision to compute in, if not the recorded one.
         per_example_loss: Computes the loss of each example, for losses written by hand.
+        val_loader: Number of the validation loader, where the run has several.
         memory_bytes: How much memory methods may take for states.
 
     Raises:
@@ -57,7 +60,7 @@ def open_run(
     """
     if isinstance(log, (str, Path)):
         arguments: dict[str, Any] = {"device": device, "tap": tap, "dtype": dtype, "memory_bytes": memory_bytes}
-        arguments["per_example_loss"] = per_example_loss
+        arguments |= {"per_example_loss": per_example_loss, "val_loader": val_loader}
         with (
             RunLog.open(log) as read,
             open_run(model, train_dataloaders, val_dataloaders, datamodule, log=read, **arguments) as run,
@@ -70,24 +73,29 @@ def open_run(
     if len(log) == 0:
         raise UnsupportedRunError("the log holds no complete step, so there is nothing to replay")
     train_dataloaders, datamodule = given_data(train_dataloaders, datamodule)
-    if datamodule is not None:
-        # As a Trainer does before it asks for loaders; data modules are written to stand being set up twice.
-        datamodule.prepare_data()
-        datamodule.setup("fit")
-    if header.extra.get("stores_batches"):
-        loaders = stored_run_loaders(train_dataloaders, header)
-        log, size = reindex(log)
-    else:
-        loaders, size = training_loaders(model, train_dataloaders, datamodule), None
-    source = BatchSource(loaders, header, size=size)
-    host = recorded_host(header, model, datamodule, device)
-    with open_objective(
-        model, header, source, host, tap=tap, dtype=dtype, per_example_loss=per_example_loss
-    ) as objective:
+    host = recorded_host(header, log.step(len(log) - 1), model, datamodule, device)
+    was_set_up = getattr(datamodule, "trainer", None) is not None
+    with ExitStack() as stack:
+        for owner in (model, datamodule):
+            stack.enter_context(with_trainer(owner, host.stand_in))
+        if datamodule is not None:
+            find_loaders = lambda: training_loaders(model, train_dataloaders, datamodule)  # noqa: E731
+            set_up(datamodule, find_loaders, log, was_set_up=was_set_up)
+        if header.extra.get("stores_batches"):
+            loaders = stored_run_loaders(train_dataloaders, header)
+            log, size = reindex(log)
+        else:
+            loaders, size = training_loaders(model, train_dataloaders, datamodule), None
+        source = BatchSource(loaders, header, size=size)
+        host.stand_in.know(train_dataloader=loaders[0] if len(loaders) == 1 else loaders or None)
+        objective = stack.enter_context(
+            open_objective(model, header, source, host, tap=tap, dtype=dtype, per_example_loss=per_example_loss)
+        )
         yield OpenedRun(
             log=log,
             objective=objective,
             dataset=loaders[0].dataset if loaders else None,
-            find_validation_loader=lambda: validation_loader(model, val_dataloaders, datamodule),
+            find_validation_loader=lambda: validation_loader(model, val_dataloaders, datamodule, val_loader),
+            val_loader=val_loader,
             memory_bytes=memory_bytes,
         )

@@ -167,7 +167,7 @@ def _match_repeated(
 
 def _record(objective: TrainingStep, step: Step, micro: MicroBatch, batch: Any, recorder: RowRecorder) -> None:
     quiet = replace(step, eval_modules=objective.parts)
-    objective.prepare(quiet)
+    objective.prepare(quiet, micro)
     random_state.restore(micro.stepped_with)
     objective.run(quiet, micro.batch_idx, batch, tap=recorder)
 
@@ -177,6 +177,7 @@ def _record_single(objective: TrainingStep, step: Step, micro: MicroBatch, batch
     recorder = RowRecorder()
     if batch is not None:
         with suppress(Exception):  # whatever code of the user's does with a batch of one
+            objective.prepare(step, micro)  # for hooks that look where training is
             random_state.restore(micro.transferred_with)
             _record(objective, step, micro, objective.bring(batch), recorder)
     return recorder.calls

@@ -24,10 +24,12 @@ from lightning_sgdinf.kernels import (
 )
 from lightning_sgdinf.log import Header, MicroBatch, Step
 from lightning_sgdinf.parameters import ParameterVector
+from lightning_sgdinf.query import call_step
 from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.borrowed_module import containers_of, empty_out, set_modes
 from lightning_sgdinf.replay.example_weights import LossTap, tapped_output
 from lightning_sgdinf.replay.host import Host
+from lightning_sgdinf.replay.moment import Moment
 from lightning_sgdinf.replay.row_owners import RowRecorder
 from lightning_sgdinf.state import ModelState
 
@@ -149,18 +151,20 @@ class TrainingStep:
 
     def batch(self, step: Step, micro: MicroBatch) -> Any:
         """Return the batch as ``training_step`` got it."""
+        self.prepare(step, micro)
         batch = self.source.batch(micro, step=step.index)
         random_state.restore(micro.transferred_with)
         return self.bring(batch)
 
     def bring(self, batch: Any) -> Any:
         """Return a collated batch as ``training_step`` gets it: converted, moved to the device, through the hooks."""
-        batch = self.host.transfer(self.host.convert_input(batch))
+        with self.host.stand_in.naming():
+            batch = self.host.transfer(self.host.convert_input(batch))
         return cast_floats(batch, self.dtype) if self.dtype is not None else batch
 
-    def prepare(self, step: Step) -> None:
-        """Set train and eval modes, epoch and global step as they were in a step."""
-        self.host.stand_in.current_epoch, self.host.stand_in.global_step = step.epoch, step.global_step
+    def prepare(self, step: Step, micro: MicroBatch | None = None) -> None:
+        """Set train and eval modes, epoch, global step and batch index as they were in a pass of a step."""
+        self.host.stand_in.at(Moment.of_pass(step, micro))
         if self._modes != step.eval_modules:
             set_modes(self.module, step.eval_modules)
             self._modes = step.eval_modules
@@ -189,7 +193,7 @@ class TrainingStep:
         """
         twins = Twins()
         watch = RunningStatistics(self.module, twins) if statistics and self.buffers else None
-        with torch.enable_grad(), self.host.step_context(), tensors_made_in(self.dtype):
+        with torch.enable_grad(), self.host.step_context(), tensors_made_in(self.dtype), self.host.stand_in.naming():
             with _handling(self, weights is not None, watch, twins, tap, stacked):
                 if weights is not None and self.per_example_loss is not None:
                     losses = self.per_example_loss(self.module, batch, batch_idx)
@@ -197,7 +201,7 @@ class TrainingStep:
                     loss = (losses * weights).sum() / len(weights)
                     taps = ("per_example_loss",)
                 else:
-                    loss = _loss_of(self.module.training_step(batch, batch_idx), step, stacked)  # type: ignore[operator]
+                    loss = _loss_of(call_step(self.module.training_step, batch, batch_idx), step, stacked)  # type: ignore[arg-type]
                     taps = tuple(tap.calls) if isinstance(tap, LossTap) else ()
             empty_out(self._containers)
             loss = loss / step.accumulation if step.accumulation != 1 else loss
@@ -206,6 +210,14 @@ class TrainingStep:
     def gradient(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor | None]:
         """Return the gradient of a loss in the trained parameters; ``None`` where it does not depend on one."""
         return list(torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True))
+
+
+@contextmanager
+def validation_pass(objective: TrainingStep) -> Iterator[None]:
+    """Be in the validation at the end of the run inside: in eval mode, at its stage, epoch and step."""
+    stand_in = objective.host.stand_in
+    with objective.eval_mode(), stand_in.validating_at_end(), stand_in.naming():
+        yield
 
 
 @contextmanager

@@ -107,7 +107,7 @@ WAYS_OUT = (
 def _gradient(objective: TrainingStep, step: Step, micro: MicroBatch, batch: Any, weight: float, count: int) -> Tensor:
     like = objective.parameters[0]
     weights = torch.full((count,), weight, dtype=like.dtype, device=like.device)
-    objective.prepare(step)
+    objective.prepare(step, micro)
     random_state.restore(micro.stepped_with)
     tap = LossTap(weights, None)
     grads = objective.gradient(objective.run(step, micro.batch_idx, batch, weights, tap=tap).loss)

@@ -19,6 +19,7 @@ class Settings:
     certificate: Level = "fast"
     tap: str | None = None
     per_example_loss: PerExampleLoss | None = None
+    val_loader: int | None = None
     per_epoch: bool = False
     memory_bytes: int = MEMORY_BYTES
     progress: bool = True

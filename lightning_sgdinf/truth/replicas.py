@@ -187,7 +187,7 @@ class Replicas:
     def _losses(self, step: Step, micro: MicroBatch, batch: Any) -> Tensor:
         objective = self.objective
         objective.load_buffers(self._shared)
-        objective.prepare(step)
+        objective.prepare(step, micro)
         kept = self.keep[:, torch.as_tensor(micro.example_ids)]
         like = objective.parameters[0]
         weights = divided(kept.to(like.device, like.dtype), self._divisor)

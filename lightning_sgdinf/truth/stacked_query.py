@@ -16,7 +16,7 @@ from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.dtypes import tensors_made_in
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
 from lightning_sgdinf.kernels import ATTENTION, Interceptor
-from lightning_sgdinf.replay import Objective
+from lightning_sgdinf.replay import Objective, validation_pass
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.truth.replicas import Stack
 
@@ -133,7 +133,7 @@ class StackedQuery:
         objective, seed = self.query.objective, self.query.data.seed
         generators = random_state.preserved() if seed is None else random_state.seeded(seed)
         precision = tensors_made_in(objective.dtype)
-        with objective.eval_mode(), generators, self.query.context(), precision, Interceptor(ATTENTION):
+        with validation_pass(objective), generators, self.query.context(), precision, Interceptor(ATTENTION):
             yield
 
 

@@ -189,8 +189,8 @@ def test_lent_tensors_are_copies_and_only_trained_ones_want_gradients() -> None:
 def test_what_the_record_does_not_know_of_the_trainer_is_refused_by_name() -> None:
     stand_in = TrainerStandIn(max_epochs=3)
     assert stand_in.max_epochs == 3
-    with pytest.raises(UnsupportedRunError, match=r"reads trainer\.optimizers, .*set self\.optimizers in a hook"):
-        stand_in.optimizers
+    with pytest.raises(UnsupportedRunError, match=r"reads trainer\.train_dataloader, .*puts on self is recorded"):
+        stand_in.train_dataloader
     assert not hasattr(stand_in, "__wrapped__")
 
 
