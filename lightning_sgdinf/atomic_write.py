@@ -1,9 +1,12 @@
-"""Write a file atomically: readers see the old one or the new one, never half of it."""
+"""Write a file atomically: readers see the old one or the new one, never half of it; and one process at a time."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -21,3 +24,12 @@ def replace_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Exclude other processes from the same path; the system releases the lock when a process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

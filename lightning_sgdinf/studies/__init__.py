@@ -18,3 +18,4 @@ from lightning_sgdinf.studies.recorded_run import TrainedRun as TrainedRun
 from lightning_sgdinf.studies.recorded_run import Training as Training
 from lightning_sgdinf.studies.results import RunResults as RunResults
 from lightning_sgdinf.studies.retraining import Scratch as Scratch
+from lightning_sgdinf.studies.sisa import SisaJob as SisaJob

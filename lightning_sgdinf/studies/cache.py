@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_sgdinf.atomic_write import replace_bytes
+from lightning_sgdinf.atomic_write import locked, replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
 
 Json = Any
@@ -61,15 +59,6 @@ def load_or_compute(
         content = compute()
         replace_json(path, content)
         return content
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Exclude other processes from the same path; the system releases the lock when a process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def pin_settings(file: Path, settings: Mapping[str, Json], *, instead: str = "another output_dir") -> None:

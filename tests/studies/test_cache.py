@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_sgdinf.atomic_write import replace_bytes
+from lightning_sgdinf.atomic_write import locked, replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.studies.cache import load_or_compute, locked, pin_settings, read_json
+from lightning_sgdinf.studies.cache import load_or_compute, pin_settings, read_json
 
 
 def test_a_piece_is_made_once_and_again_if_it_no_longer_holds(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from lightning_sgdinf.atomic_write import replace_bytes
+from lightning_sgdinf.atomic_write import locked, replace_bytes
 from lightning_sgdinf.cleansing import CleansingContext, CleansingStrategy, InfeasibleWarning, Selection
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.scores import Scores
-from lightning_sgdinf.studies.cache import Json, digest, locked, pin_settings
+from lightning_sgdinf.studies.cache import Json, digest, pin_settings
 from lightning_sgdinf.studies.cleansing import dashboard
 from lightning_sgdinf.studies.cleansing.ranking import Method, rank
 from lightning_sgdinf.studies.cleansing.removals import Mode, Removals
