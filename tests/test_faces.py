@@ -102,6 +102,15 @@ FACES = {
         "System",
         "TrainingCurvature",
     ),
+    "ensembles": (
+        "aggregate",
+        "Aggregation",
+        "Cost",
+        "EnsembleLoss",
+        "ShardPlan",
+        "Sisa",
+        "Unlearned",
+    ),
     "estimators": (
         "AccumulatedInfluence",
         "DirectEstimator",
@@ -288,6 +297,7 @@ FACES = {
         "run_pipeline",
         "RunResults",
         "Scratch",
+        "SisaJob",
         "StoredRun",
         "TrainedRun",
         "Training",

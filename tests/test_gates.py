@@ -56,6 +56,7 @@ BORDERS = {
         "replay/dataloaders.py",
         "runner.py",
         "fit_end.py",
+        "ensembles/",
         "zoo/",
         "studies/",
     ),

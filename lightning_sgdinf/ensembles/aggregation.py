@@ -1,4 +1,4 @@
-"""How the members of an ensemble answer together.
+"""The ways in which the members of an ensemble answer together.
 
 The mean of the softmax outputs is the default: within .003 of the best on every data set that was measured, where votes
 lose up to .02 if ties go to the lower class (docs/results/sisa.md).

@@ -1,4 +1,4 @@
-r"""What it costs to unlearn, known before it begins.
+r"""The cost of unlearning, known before it begins.
 
 Of one example, drawn uniformly, a part :math:`(2R + 1) / (3RS)` of the training of the whole ensemble; :math:`K` of
 them are in :math:`S (1 - (1 - 1/S)^K)` shards on average.

@@ -1,4 +1,4 @@
-r"""How the ensemble would have changed without each example.
+r"""The change of the ensemble without each example.
 
 An example is in one shard, so the derivative of any function of the ensemble in its weight goes through one member:
 :math:`\mathrm{d}L/\mathrm{d}w_j = \partial L/\partial\theta_{s(j)} \cdot \mathrm{d}\theta_{s(j)}/\mathrm{d}w_j`. It is

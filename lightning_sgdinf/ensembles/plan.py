@@ -1,4 +1,4 @@
-r"""Which examples each shard is trained on, in which order: all that a sharded ensemble draws, from one seed.
+r"""The examples that each shard is trained on and their order: all that a sharded ensemble draws, from one seed.
 
 One permutation of the ids is cut into :math:`S` shards and each shard into :math:`R` slices. Stage :math:`r` trains a
 shard on its slices :math:`1 \ldots r` for :math:`\lfloor ra \rfloor - \lfloor (r-1)a \rfloor` epochs with

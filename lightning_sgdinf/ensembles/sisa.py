@@ -40,7 +40,7 @@ _LOOKED_AT = 16  # examples whose content tells one data set from another
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unlearned:
-    """What making an ensemble forget took.
+    """The work that making an ensemble forget took.
 
     Attributes:
         forgotten: Every id that is forgotten now, increasing.

@@ -51,7 +51,7 @@ class StageRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTraining:
-    """What is needed to train any shard; can be sent to another process.
+    """All that training any shard needs; can be sent to another process.
 
     Attributes:
         plan: Who is trained on what.

@@ -1,4 +1,4 @@
-"""What an ensemble trained in shards costs and keeps, beside one model whose recorded run is taken again.
+"""Cost and accuracy of ensembles trained in shards, beside one model whose recorded run is taken again.
 
 For every number of shards and slices: accuracy of the members and of each way to let them answer together, the part of
 a training that forgetting one example costs and that forgetting a set costs, and whether the ensemble that forgot is
@@ -164,7 +164,7 @@ class SisaJob:
             }
 
     def _one_model(self, parts: Parts, data: ImageData, forgotten: Sequence[int]) -> dict[str, Any]:
-        """Return what updates of one recorded model cost and how far they are from the exact answer."""
+        """Return cost and distance from the exact answer of updates of one recorded model."""
         logger.info("one model, seed %d", parts.seed)
         updates: dict[str, ModelUpdate] = {
             "exact replay": CounterfactualReplay(),
