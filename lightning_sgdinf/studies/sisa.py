@@ -116,6 +116,8 @@ class SisaJob:
 
     def _settings(self, parts: Parts, data: ImageData) -> dict[str, Any]:
         config = {group: parts.config.get(group) for group in ("dataset", "model", "optimizer")}
+        if isinstance(config["dataset"], Mapping):  # results of several seeds share a folder
+            config["dataset"] = {key: value for key, value in config["dataset"].items() if key != "seed"}
         return {
             **config,
             "examples": len(data.train_set),

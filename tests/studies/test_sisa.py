@@ -38,6 +38,17 @@ def test_a_seed(tmp_path: Path) -> None:
         SisaJob(shards=(2,), slices=(1,), points=6, part=0.1).run(parts(tmp_path))
 
 
+def test_results_of_several_seeds_share_a_folder(tmp_path: Path) -> None:
+    settings = [
+        SisaJob()._settings(
+            parts(tmp_path, seed=seed, config={"dataset": {"seed": seed, "size": 3}}), parts(tmp_path).dataset
+        )
+        for seed in (0, 1)
+    ]
+    assert settings[0] == settings[1]
+    assert settings[0]["dataset"] == {"size": 3}
+
+
 def test_the_table_has_means_over_seeds_and_what_was_refused() -> None:
     accuracy = {"one": 0.5, "majority": 0.6, "mean_softmax": 0.7, "mean_logits": 0.8}
     cell = {"shards": 5, "slices": 1, "cost_of_one": [0.1, 0.3], "formula": 0.2, "cost_of_part": 0.4}
