@@ -35,6 +35,7 @@ class BatchWriter:
         stored = dataset(file, "batch")
         self._chunk = (stored.chunks or (_MIN_CHUNK,))[0]
         self._bytes = Growing(stored)
+        self._crc = 0
 
     @staticmethod
     def create(file: h5py.File, like: int) -> None:
@@ -66,11 +67,24 @@ class BatchWriter:
             # Rounded up to whole chunks: the next batch begins a chunk of its own.
             padded = np.zeros(-(-len(data) // self._chunk) * self._chunk, np.uint8)
             padded[: len(data)] = np.frombuffer(data, np.uint8)
+            self._crc = crc32(padded.data, self._crc)
             self._bytes.append(padded)
 
-    def shrink(self, length: int) -> None:
-        """Go back to that many bytes."""
-        self._bytes.resize(length)
+    def check(self, file: h5py.File) -> None:
+        """Compare a file with all that was handed over.
+
+        Args:
+            file: The segment, opened again.
+
+        Raises:
+            ValueError: It differs.
+        """
+        stored, crc = dataset(file, "batch"), 0
+        if len(stored) == self._bytes.length:
+            for start in range(0, len(stored), _LARGEST_CHUNK):
+                crc = crc32(stored[start : start + _LARGEST_CHUNK].data, crc)
+        if crc != self._crc:
+            raise ValueError("the batches are not those that were written")
 
 
 class BatchReader:

@@ -18,14 +18,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from lightning_sgdinf.errors import LogExistsError, LogLockedError, LogNotFoundError, LogWriteError
+from lightning_sgdinf.errors import LogError, LogExistsError, LogLockedError, LogNotFoundError, LogWriteError
+from lightning_sgdinf.log.file_objects import FileObject, open_regular
 
 SEGMENT_FORMAT = "sgdinf-log/1"
 END_FORMAT = "sgdinf-log-end/1"
 
-_OURS = re.compile(r"LOCK|reserve|end\.h5|(seg|live)-\d{10}\.h5|tmp-.*|damaged-.*")
-_CONTENT = re.compile(r"end\.h5|(seg|live)-\d{10}\.h5")
+_OURS = re.compile(r"LOCK|reserve|end\.h5|(seg|live)-[0-9]{10}\.h5|tmp-.*|damaged-.*")
+_CONTENT = re.compile(r"end\.h5|(seg|live)-[0-9]{10}\.h5")
 _RESERVE_BYTES = 8 << 20
+_STATUS_BYTES = 4096
 _LOCK_TRIES, _LOCK_WAIT_SECONDS = 3, 0.005
 
 
@@ -81,15 +83,19 @@ class LogDirectory:
     def status(self) -> bytes:
         """Return what the present or the last writer has told of itself; empty if nothing."""
         try:
-            content = (self.path / "LOCK").read_bytes()
+            descriptor = open_regular(self.path / "LOCK")
         except OSError:
             return b""
+        try:
+            content = os.pread(descriptor, _STATUS_BYTES, 0)
+        finally:
+            os.close(descriptor)
         return content.partition(b"\n")[2]
 
     def is_being_written(self) -> bool:
         """Tell if a living process holds the lock."""
         try:
-            descriptor = os.open(self.path / "LOCK", os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_regular(self.path / "LOCK")
         except OSError:
             return False
         try:
@@ -136,16 +142,20 @@ class WritableDirectory(LogDirectory):
             self._clear(present)
             self._reserved = 0
             self.reserve(_RESERVE_BYTES)
-        except BaseException:
+        except BaseException as error:
             self.release()
+            if isinstance(error, OSError) and not isinstance(error, LogError):
+                raise LogWriteError(f"{self.path} cannot be prepared: {error}; see who may write there") from error
             raise
 
     def reserve(self, size_bytes: int) -> None:
         """Set space aside that a failing write can be given; grows only."""
         if size_bytes <= self._reserved:
             return
-        descriptor = os.open(self.path / "reserve", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        self.free_reserve()  # whatever has that name is not written to
+        descriptor = -1
         try:
+            descriptor = open_regular(self.path / "reserve", os.O_CREAT | os.O_EXCL | os.O_RDWR)
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(descriptor, 0, size_bytes)
             else:
@@ -155,7 +165,8 @@ class WritableDirectory(LogDirectory):
             self.free_reserve()
             raise LogWriteError(f"{self.path}: no space for {size_bytes} bytes ({error}); free some space") from error
         finally:
-            os.close(descriptor)
+            if descriptor >= 0:
+                os.close(descriptor)
         self._reserved = size_bytes
 
     def free_reserve(self) -> None:
@@ -166,24 +177,32 @@ class WritableDirectory(LogDirectory):
 
     def write_status(self, status: bytes) -> None:
         """Let everybody read how far this process is, below its name in the lock file."""
-        if self._lock is not None:
+        lock = self._lock
+        if lock is not None:
             line = _name_of_this_process() + b"\n" + status
-            os.pwrite(self._lock, line, 0)
-            os.ftruncate(self._lock, len(line))
+            with suppress(OSError):  # who only wants to know how far the run is does not end the record of it
+                os.pwrite(lock.fileno(), line, 0)
+                os.ftruncate(lock.fileno(), len(line))
+
+    @property
+    def is_held(self) -> bool:
+        """True until `release`."""
+        return self._lock is not None
 
     def release(self) -> None:
-        """Let others write; harmless when done twice."""
+        """Give the reserve back and let others write; harmless when done twice."""
         lock, self._lock = self._lock, None  # first of all: a process forked meanwhile closes what is here
         if lock is not None:
-            os.ftruncate(lock, 0)
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            os.close(lock)
+            self.free_reserve()
+            with suppress(OSError):
+                os.ftruncate(lock.fileno(), 0)
+            lock.close()
 
     def forget(self) -> None:
         """In a forked child: the lock is the parent's."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
 
     def _refuse_strangers(self) -> None:
         strangers = sorted(p.name for p in self.path.iterdir() if not _OURS.fullmatch(p.name))
@@ -200,7 +219,7 @@ class WritableDirectory(LogDirectory):
         for path in content if present == "delete" else ():
             path.unlink()  # newest segments first, so that no hole is left if this is interrupted
         for path in (*self.path.glob("tmp-*"), *(self.path.glob("damaged-*") if present == "delete" else ())):
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
@@ -222,28 +241,35 @@ def publish(temporary: Path, final: Path) -> None:
     sync_file(final.parent)
 
 
-def _take_lock(path: Path) -> int:
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+def _take_lock(path: Path) -> FileObject:
+    """Return the open lock file; whoever drops it lets go of the lock."""
+    lock = FileObject(open_regular(path, os.O_CREAT | os.O_RDWR))
     try:
-        for _ in range(_LOCK_TRIES - 1):  # who only looks whether somebody writes holds it for microseconds
-            with suppress(BlockingIOError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(_LOCK_WAIT_SECONDS)
-        else:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock.fileno()).st_nlink != 1:
+            raise OSError(f"{path.name} is the same file as another one: remove it")
+        _wait_for_lock(lock)
+        os.ftruncate(lock.fileno(), 0)
+        os.pwrite(lock.fileno(), _name_of_this_process(), 0)
     except BlockingIOError:
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace").partition("\n")[0] or "another process"
-        os.close(descriptor)
+        holder = os.pread(lock.fileno(), 200, 0).decode(errors="replace").partition("\n")[0] or "another process"
+        lock.close()
         raise LogLockedError(
             f"{path.parent} is being written by {holder}; wait until it ends, or choose another path"
         ) from None
     except BaseException:
-        os.close(descriptor)
+        lock.close()
         raise
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, _name_of_this_process(), 0)
-    return descriptor
+    return lock
+
+
+def _wait_for_lock(lock: FileObject) -> None:
+    """Take the lock; who only looks whether somebody writes holds it for microseconds."""
+    for _ in range(_LOCK_TRIES - 1):
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(_LOCK_WAIT_SECONDS)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _name_of_this_process() -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,8 @@ from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.errors import LogCorruptError, LogError, LogNotFoundError, LogVersionError
 from lightning_sgdinf.log.descriptors import identity, large_files_allowed, redirect, replace_by_copy
+from lightning_sgdinf.log.file_objects import ReadFile, WrittenFile, open_regular
+from lightning_sgdinf.log.superblock import SIZE, repaired
 
 LIBVER = ("v110", "v110")  # checksummed metadata, and what a single writer with readers needs
 
@@ -45,18 +46,6 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise LogCorruptError(
             f"{path}: {what} cannot be read ({type(error).__name__}: {reason}); the file is damaged, restore a copy"
         ) from error
-
-
-def create_file(path: Path, format_name: str) -> h5py.File:
-    """Make a new file; never replaces one."""
-    file = h5py.File(path, "x", libver=LIBVER, locking=False)
-    try:
-        file.attrs["format"] = format_name
-    except BaseException:
-        discard(file)
-        path.unlink(missing_ok=True)
-        raise
-    return file
 
 
 @contextmanager
@@ -87,7 +76,7 @@ def open_growing(path: Path) -> h5py.File:
     """Open a skeleton for writing while others may read."""
     if identity(path) in _unclosed:
         again = path.with_name(f"tmp-again-{path.name}")
-        shutil.copyfile(path, again)  # while the number is taken, so it gets another one
+        again.write_bytes(path.read_bytes())  # while the number is taken, so it gets another one
         again.replace(path)
     file = h5py.File(path, "r+", libver=LIBVER, locking=False)
     try:
@@ -100,16 +89,42 @@ def open_growing(path: Path) -> h5py.File:
 
 @contextmanager
 def new_file(path: Path, format_name: str) -> Iterator[h5py.File]:
-    """Make a file in one go; if that fails, nothing is left of it."""
-    file = create_file(path, format_name)
+    """Make a file in one go, byte by byte by our own writes; if one fails, nothing is left of it.
+
+    Never replaces a file. When this is left without an error, the file is on the disk.
+    """
+    raw = WrittenFile(path)
     try:
-        yield file
-        file.flush()
+        with h5py.File(raw, "w", libver=LIBVER) as file:
+            file.attrs["format"] = format_name
+            yield file
+        raw.check()
     except BaseException:
-        discard(file)
         path.unlink(missing_ok=True)
         raise
+    finally:
+        raw.close()
+
+
+def close_flushed(file: h5py.File, path: Path) -> None:
+    """Close a file that was just flushed, without another write by HDF5: one that failed now would end the process.
+
+    Raises:
+        OSError: What is left to write, the superblock and the end of the file, could not be written.
+    """
+    size = file.id.get_filesize()
+    redirect(file.id.get_vfd_handle())
     file.close()
+    descriptor = open_regular(path, os.O_RDWR)
+    try:
+        block, _ = repaired(os.pread(descriptor, SIZE, 0), size)
+        os.ftruncate(descriptor, size)
+        if os.pwrite(descriptor, block, 0) != len(block):
+            raise OSError(f"the superblock of {path.name} was not written whole")
+    except ValueError as error:
+        raise OSError(str(error)) from error
+    finally:
+        os.close(descriptor)
 
 
 def discard(file: h5py.File) -> None:
@@ -132,33 +147,41 @@ def discard(file: h5py.File) -> None:
             _unclosed.add(number)
 
 
-def open_file(path: Path, format_name: str, *, label: Path | None = None) -> h5py.File:
-    """Open for reading what `create_file` made.
+def open_file(path: Path, format_name: str, *, sealed: bool = True) -> h5py.File:
+    """Open a file for reading, and nothing else: no link at its name is followed, no pipe waited for.
 
     Args:
         path: File.
         format_name: Format it must have.
-        label: The file's name in errors.
+        sealed: Its writer closed it; otherwise it is read as if it had.
 
     Raises:
         LogNotFoundError: There is no such file.
         LogVersionError: The file says another format, or none.
-        LogCorruptError: It is no readable HDF5 file.
+        LogCorruptError: It is no readable HDF5 file, or no regular file.
     """
-    label = path if label is None else label
-    if not path.is_file():
-        raise LogNotFoundError(f"{label}: no such file, expected one of a log; restore it from a copy")
-    with reading(label, "the file"):
-        file = h5py.File(path, "r", locking=False)
+    if not os.path.lexists(path):
+        raise LogNotFoundError(f"{path}: no such file, expected one of a log; restore it from a copy")
+    with reading(path, "the file"):
+        file = h5py.File(ReadFile(path) if sealed else _repaired(path), "r")
     try:
-        with reading(label, "attribute format"):
+        with reading(path, "attribute format"):
             present = file.attrs.get("format")
         if present != format_name:
-            raise LogVersionError(f"{label}: {_other_format(present, format_name)}")
-    except LogError:
+            raise LogVersionError(f"{path}: {_other_format(present, format_name)}")
+    except BaseException:
         file.close()
         raise
     return file
+
+
+def _repaired(path: Path) -> ReadFile:
+    """Open a file that was never closed; it stays as it is."""
+    with ReadFile(path) as plain:
+        head = bytearray(SIZE)
+        plain.readinto(memoryview(head))
+        block, end = repaired(bytes(head), plain.size())
+    return ReadFile(path, head=block, size=end)
 
 
 def _other_format(present: object, format_name: str) -> str:
@@ -292,7 +315,11 @@ class Growing:
         count = len(rows)
         if count:
             self.resize(self.length + count)
-            self._id.write(*_selection(self._id, self.length - count, count, self._row), rows)
+            self._id.write(*_selection(self._id, self.length - count, 0, (count, *self._row)), rows)
+
+    def write(self, row: int, column: int, part: np.ndarray) -> None:
+        """Write a part of rows that are there, from a row and a column on."""
+        self._id.write(*_selection(self._id, row, column, part.shape), part)
 
     def resize(self, length: int) -> None:
         """Change the number of rows."""
@@ -300,15 +327,15 @@ class Growing:
         self.length = length
 
 
-def read_rows(dataset: h5py.Dataset, start: int, out: np.ndarray) -> None:
-    """Fill ``out``, of the dataset's type, with the rows from ``start`` on."""
-    dataset.id.read(*_selection(dataset.id, start, len(out), out.shape[1:]), out)
+def read_rows(dataset: h5py.Dataset, start: int, out: np.ndarray, column: int = 0) -> None:
+    """Fill ``out``, C-contiguous and of the dataset's type, with the rows from ``start`` on, from a column on."""
+    dataset.id.read(*_selection(dataset.id, start, column, out.shape), out)
 
 
 def _selection(
-    dataset: h5py.h5d.DatasetID, start: int, count: int, row: tuple[int, ...]
+    dataset: h5py.h5d.DatasetID, start: int, column: int, shape: tuple[int, ...]
 ) -> tuple[h5py.h5s.SpaceID, h5py.h5s.SpaceID]:
-    """Return memory and file space of ``count`` whole rows."""
+    """Return memory and file space of a block of rows."""
     space = dataset.get_space()
-    space.select_hyperslab((start, *(0 for _ in row)), (count, *row))
-    return h5py.h5s.create_simple((count, *row)), space
+    space.select_hyperslab((start, *(column for _ in shape[1:])), shape)
+    return h5py.h5s.create_simple(shape), space

@@ -130,6 +130,8 @@ class PageWriter:
     def __init__(self, file: h5py.File) -> None:
         self._bytes = Growing(dataset(file, "page"))
         self._ends = Growing(dataset(file, "page_end"))
+        self._crc = 0  # of all pages
+        self._written: list[int] = []  # their ends
         self._page = Page()
         self._strings: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
         self._string_count = 0
@@ -141,11 +143,6 @@ class PageWriter:
         """Make the datasets."""
         for name, dtype, chunk in (("page", "|u1", _CHUNK), ("page_end", "<i8", _ENDS_CHUNK)):
             file.create_dataset(name, (0,), maxshape=(None,), chunks=(chunk,), dtype=dtype, track_times=False)
-
-    @property
-    def lengths(self) -> tuple[int, int]:
-        """Of bytes and of pages that were handed to HDF5."""
-        return self._bytes.length, self._ends.length
 
     def strings(self, step: EncodedStep) -> tuple[list[int], list[int]]:
         """Return numbers and checksums of the byte strings of a step; put them into the page if they are new."""
@@ -183,15 +180,24 @@ class PageWriter:
         if not self._page.crc:
             return
         data = self._page.to_bytes()
+        self._crc = crc32(data, self._crc)
         self._bytes.append(np.frombuffer(data, np.uint8))
+        self._written.append(self._bytes.length)
         self._ends.append(np.array([self._bytes.length], "<i8"))
         self._page = Page()
 
-    def shrink(self, lengths: tuple[int, int]) -> None:
-        """Go back to the lengths that it had, and forget the steps since the last page."""
-        self._page = Page()
-        self._bytes.resize(lengths[0])
-        self._ends.resize(lengths[1])
+    def check(self, file: h5py.File) -> None:
+        """Compare a file with all that was handed over.
+
+        Args:
+            file: The segment, opened again.
+
+        Raises:
+            ValueError: It differs.
+        """
+        ends, pages = dataset(file, "page_end")[()], dataset(file, "page")[()]
+        if ends.tolist() != self._written or crc32(pages.data) != self._crc:
+            raise ValueError("the pages are not those that were written")
 
     def _string(self, data: bytes) -> tuple[int, int]:
         known = self._strings.get(data)

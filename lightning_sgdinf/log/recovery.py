@@ -74,7 +74,6 @@ def recover(path: str | os.PathLike[str]) -> RecoveryReport:
             )
         return RecoveryReport(steps=steps, sealed=sealed, set_aside=tuple(aside))
     finally:
-        directory.free_reserve()
         directory.release()
 
 
@@ -144,7 +143,7 @@ def seal_live(directory: WritableDirectory, end: EndMark | None, aside: list[Pat
 
 
 def _seal(directory: WritableDirectory, first: int, path: Path, end: EndMark | None) -> int:
-    with closing(SegmentReader.of_unsealed(path, first, workplace=directory.path, check=False)) as segment:
+    with closing(SegmentReader.of_unsealed(path, first, check=False)) as segment:
         if end is not None:
             if (first, segment.run_id) != (end.steps, end.header.run_id) or not _begins(segment):
                 return 0

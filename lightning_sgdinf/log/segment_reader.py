@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +18,6 @@ from lightning_sgdinf.log.hdf5 import integer, open_file, read_document, reading
 from lightning_sgdinf.log.records import Header
 from lightning_sgdinf.log.state_table import StateTable
 from lightning_sgdinf.log.step_table import StepTable
-from lightning_sgdinf.log.superblock import repair
 from lightning_sgdinf.state import Layout, ModelState
 
 _OF_A_DRAFT = "step_end"  # a dataset of logs from before the first release, where steps were not in pages
@@ -33,17 +30,16 @@ class SegmentReader:
         path: The file.
         first: Number of its first step, as its name says.
         run_id: Run that it must belong to; ``None`` to accept any.
-        copy: File with its content, if that is not ``path``.
+        sealed: Its writer finished it.
 
     Raises:
         LogVersionError: It has another format.
         LogCorruptError: It cannot be read, or is not the segment its name says.
     """
 
-    def __init__(self, path: Path, first: int, *, run_id: str | None = None, copy: Path | None = None) -> None:
-        self.path, self.first = path, first
-        self._partial = copy is not None
-        self._file = open_file(path if copy is None else copy, SEGMENT_FORMAT, label=path)
+    def __init__(self, path: Path, first: int, *, run_id: str | None = None, sealed: bool = True) -> None:
+        self.path, self.first, self.sealed = path, first, sealed
+        self._file = open_file(path, SEGMENT_FORMAT, sealed=sealed)
         try:
             self._identify(run_id)
         except BaseException:
@@ -51,26 +47,18 @@ class SegmentReader:
             raise
 
     @classmethod
-    def of_unsealed(cls, path: Path, first: int, *, workplace: Path | None = None, check: bool = True) -> SegmentReader:
+    def of_unsealed(cls, path: Path, first: int, *, check: bool = True) -> SegmentReader:
         """Open a segment whose writer died; the file is left as it is.
 
         Args:
             path: The file.
             first: Number of its first step, as its name says.
-            workplace: Directory for a copy, which has a name for a moment only; the system's one if ``None``.
             check: Read everything, and keep the longest whole prefix. Otherwise there may be less than it claims.
 
         Raises:
             LogCorruptError: Not even the beginning can be read.
         """
-        with tempfile.TemporaryDirectory(prefix="tmp-", dir=workplace) as directory:
-            copy = Path(directory) / path.name
-            with reading(path, "the file"):
-                if not path.is_file():
-                    raise OSError("no regular file")
-                shutil.copyfile(path, copy)
-                repair(copy)
-            segment = cls(path, first, copy=copy)  # stays readable when its name is gone
+        segment = cls(path, first, sealed=False)
         try:
             if check:
                 segment._keep_whole_prefix()
@@ -100,14 +88,12 @@ class SegmentReader:
     @cached_property
     def steps(self) -> StepTable:
         """Its steps."""
-        return StepTable(self._file, self.path, self.first, partial=self._partial)
+        return StepTable(self._file, self.path, self.first, partial=not self.sealed)
 
     @cached_property
     def states(self) -> StateTable:
         """Its stored states."""
-        return StateTable(
-            self._file, self.path, self.layout, self.codec, len(self.steps.stored), sealed=not self._partial
-        )
+        return StateTable(self._file, self.path, self.layout, self.codec, len(self.steps.stored), sealed=self.sealed)
 
     @cached_property
     def batches(self) -> BatchReader:
@@ -158,11 +144,6 @@ class SegmentReader:
     def plain_bytes(self) -> int:
         """Bytes of its stored states before compression."""
         return row_bytes(self.layout) * len(self.steps.stored)
-
-    @property
-    def sealed(self) -> bool:
-        """True if its writer finished it."""
-        return not self._partial
 
     def close(self) -> None:
         """Close the file."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,15 @@ from lightning_sgdinf.log.codecs import Codec
 from lightning_sgdinf.log.directory import SEGMENT_FORMAT, publish
 from lightning_sgdinf.log.documents import layout_to_json
 from lightning_sgdinf.log.end_mark import SegmentEntry
-from lightning_sgdinf.log.hdf5 import discard, open_growing, skeleton, write_document
+from lightning_sgdinf.log.hdf5 import (
+    close_flushed,
+    discard,
+    open_file,
+    open_growing,
+    read_document,
+    skeleton,
+    write_document,
+)
 from lightning_sgdinf.log.pages import PageWriter
 from lightning_sgdinf.log.step_documents import EncodedStep
 from lightning_sgdinf.state import Layout
@@ -31,17 +38,6 @@ MAX_STEPS = 4096
 _MIN_STORED = 16
 _MAX_SIDE_BYTES = 32 << 20
 _LOOK_ONLY = 0o444  # while it is written, who opens it with mode "w" would empty it, whatever HDF5 says then
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Lengths:
-    """The part of a segment that has been flushed."""
-
-    steps: int
-    stored: int
-    pages: tuple[int, int]
-    batches: int
-    rows: Mapping[str, int]
 
 
 class SegmentWriter:
@@ -79,14 +75,16 @@ class SegmentWriter:
         most = 0 if short else segment_bytes // max(1, row_bytes(layout))
         self._max_stored = min(MAX_STEPS, max(_MIN_STORED, most))
         self._max_batch_bytes = max(segment_bytes, _MAX_SIDE_BYTES)
+        self._documents = {"header": header, "layout": layout_to_json(layout)}
         with skeleton(path, SEGMENT_FORMAT) as file:
             file.attrs.update({"first_step": np.int64(first), "run_id": run_id, "codec": codec.name})
-            write_document(file, "header", header)
-            write_document(file, "layout", layout_to_json(layout))
+            for name, data in self._documents.items():
+                write_document(file, name, data)
             create_rows(file, layout, codec)
             PageWriter.create(file)
             if batch_bytes:
                 BatchWriter.create(file, batch_bytes)
+        self._is_open = True
         try:
             self._file = open_growing(path)
         except BaseException:
@@ -96,7 +94,6 @@ class SegmentWriter:
         path.chmod(_LOOK_ONLY)
         self._rows, self._pages = rows_of(self._file, layout, codec), PageWriter(self._file)
         self._batches = BatchWriter(self._file) if batch_bytes else None
-        self._safe = self._lengths()
 
     @property
     def descriptor(self) -> int:
@@ -164,40 +161,45 @@ class SegmentWriter:
         self._file.flush()
         if durable:
             os.fsync(self.descriptor)
-        self._safe = self._lengths()
 
     def seal(self, final: Path) -> SegmentEntry:
-        """Finish the file, give it its final name, and say what it holds."""
+        """Finish the file, read it back, give it its final name, and say what it holds.
+
+        Raises:
+            OSError: It is not as it should be; it keeps its name.
+        """
         self.flush()
         for rows in self._rows.values():
             rows.write_last_anchors()
         self._file.flush()
-        self._file.close()
         self.path.chmod(self._mode)
+        self._is_open = False  # whatever HDF5 says to it, it is closed once
+        close_flushed(self._file, self.path)
+        self._check()
         publish(self.path, final)
         checksum = crc32(np.array(self._stored, "<i8").data, crc32(np.array(self._crcs, "<u4").data))
         return SegmentEntry(self.first, self.steps, checksum)
 
-    def shrink_to_last_flush(self) -> None:
-        """Forget what came after the last good flush, so that the rest can be sealed."""
-        safe = self._safe
-        self.steps = safe.steps
-        del self._crcs[safe.steps :], self._stored[safe.stored :]
-        self._pages.shrink(safe.pages)
-        if self._batches is not None:
-            self._batches.shrink(safe.batches)
-        for dtype, rows in self._rows.items():
-            rows.shrink(safe.rows[dtype], safe.stored)
-
     def discard(self) -> None:
         """Close the file under the name it has, whatever HDF5 says, as it is on the disk."""
-        discard(self._file)
+        if self._is_open:
+            self._is_open = False
+            discard(self._file)
 
-    def _lengths(self) -> _Lengths:
-        return _Lengths(
-            steps=self.steps,
-            stored=len(self._stored),
-            pages=self._pages.lengths,
-            batches=0 if self._batches is None else self._batches.length,
-            rows={dtype: rows.written for dtype, rows in self._rows.items()},
-        )
+    def _check(self) -> None:
+        """Read everything back, and compare it with what was handed over: HDF5 does not tell of every failure.
+
+        Raises:
+            OSError: It differs.
+        """
+        try:
+            with open_file(self.path, SEGMENT_FORMAT) as file:
+                if any(read_document(file, name, self.path) != data for name, data in self._documents.items()):
+                    raise ValueError("a document is not the one that was written")
+                self._pages.check(file)
+                if self._batches is not None:
+                    self._batches.check(file)
+                for rows in self._rows.values():
+                    rows.check(file)
+        except Exception as error:
+            raise OSError(f"{self.path.name} cannot be read back: {error}") from error

@@ -43,7 +43,7 @@ class StatusBoard:
 
     def __init__(self, directory: WritableDirectory, steps: int, expected_steps: int | None) -> None:
         self._directory, self._expected = directory, expected_steps
-        self._seen = deque([(time.time(), steps)])
+        self._seen = deque([(time.monotonic(), steps)])
         self._plain_bytes = 0
 
     def add_state(self, plain_bytes: int) -> None:
@@ -52,7 +52,7 @@ class StatusBoard:
 
     def tell(self, steps: int) -> None:
         """Tell that so many steps have been flushed."""
-        now = time.time()
+        now = time.monotonic()  # the clock on the wall may be set back
         if now - self._seen[-1][0] < _TELL_SECONDS and len(self._seen) > 1:
             return
         self._seen.append((now, steps))
@@ -64,7 +64,7 @@ class StatusBoard:
             steps_per_second=(steps - before) / (now - since) if now > since else 0.0,
             plain_bytes=self._plain_bytes,
             expected_steps=self._expected,
-            updated=now,
+            updated=time.time(),
         )
         self._directory.write_status(to_json(asdict(status)))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log.bit_patterns import row_bytes, state_patterns
 from lightning_sgdinf.log.codec_choice import CodecChoice
 from lightning_sgdinf.log.descriptors import identity, redirect
@@ -113,7 +114,15 @@ class LogStore:
 
         Returns:
             The flat buffers that are free again, of this step or earlier ones.
+
+        Raises:
+            ConfigurationError: It is not the step that comes next.
         """
+        if step.index != self._steps:
+            raise ConfigurationError(
+                f"step {step.index} was to be stored, expected step {self._steps}: steps are recorded in order, each "
+                "once"
+            )
         encoded = encode_step(step)
         if self._segment is not None and not self._segment.accepts(layout, with_batches=bool(encoded.batches)):
             self._seal()
@@ -155,24 +164,22 @@ class LogStore:
 
     def abandon(self, reason: str) -> None:
         """Seal, and write an end mark without a state; a log without a step leaves nothing behind, and one that was not
-        continued after all stays what it was."""
+        continued after all stays what it was. Nothing happens to a log that was ended."""
+        if not self.directory.is_held:
+            return
         self._seal()
         if self._steps and not self.directory.end.exists():
             self._end(reason, None, None)
         self.close()
 
     def rescue(self) -> None:
-        """After a failed write: save what was flushed, and leave HDF5 nothing that would fail again."""
+        """After a failed write: leave what was flushed as it is on the disk, and HDF5 nothing that would fail again.
+
+        The segment stays unsealed. Nobody knows what HDF5 has still in its hands, so it is given no chance to write it.
+        """
         segment, self._segment = self._segment, None
-        self.directory.free_reserve()
         if segment is not None:
-            try:
-                segment.shrink_to_last_flush()
-                if not segment.steps:
-                    raise OSError("nothing was flushed")
-                segment.seal(self.directory.sealed(segment.first))
-            except Exception:  # whatever HDF5 says now, the descriptor must go before the interpreter ends
-                segment.discard()
+            segment.discard()
         self.close()
 
     def disown(self) -> None:
@@ -187,7 +194,6 @@ class LogStore:
     def close(self) -> None:
         """Give reserve and lock back."""
         self._file = None
-        self.directory.free_reserve()
         self.directory.release()
 
     def _begin(self, layout: Layout, batch_bytes: int) -> None:

@@ -11,37 +11,36 @@ lengths 1, consistency flags 1, base address 8, extension address 8, end of file
 from __future__ import annotations
 
 import struct
-from pathlib import Path
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_SIZE, _CHECKED, _FLAGS, _END = 48, 44, 11, 28
+SIZE = 48
+_CHECKED, _FLAGS, _END = 44, 11, 28
 _MASK = 0xFFFFFFFF
+_MISSING_BYTES = 64 << 20  # of a tail, at most
 
 
-def repair(path: Path) -> None:
-    """Clear the consistency flags and set the end of file, in place; do this to a copy.
+def repaired(block: bytes, size: int) -> tuple[bytes, int]:
+    """Return the superblock with clear consistency flags and the right end of file, and that end.
+
+    A tail that is missing is to be read as zeros, which the checksums of the log judge.
 
     Args:
-        path: File to change.
+        block: The first bytes of the file.
+        size: Bytes of the file.
 
     Raises:
         ValueError: Its superblock is not one that can be repaired.
     """
-    with path.open("r+b") as file:
-        block = bytearray(file.read(_SIZE))
-        size = file.seek(0, 2)
-        if len(block) < _SIZE or not block.startswith(_SIGNATURE) or block[8] < 2:
-            raise ValueError("no HDF5 superblock of version 2 or 3")
-        if struct.unpack_from("<I", block, _CHECKED)[0] != lookup3(bytes(block[:_CHECKED])):
-            raise ValueError("the superblock differs from its checksum")
-        recorded = struct.unpack_from("<Q", block, _END)[0]
-        if size < recorded:
-            file.truncate(recorded)  # the missing tail reads as zeros, which the checksums of the log judge
-        struct.pack_into("<Q", block, _END, max(size, recorded))
-        block[_FLAGS] = 0
-        struct.pack_into("<I", block, _CHECKED, lookup3(bytes(block[:_CHECKED])))
-        file.seek(0)
-        file.write(block)
+    changed = bytearray(block[:SIZE])
+    if len(changed) < SIZE or not changed.startswith(_SIGNATURE) or changed[8] < 2:
+        raise ValueError("no HDF5 superblock of version 2 or 3")
+    if struct.unpack_from("<I", changed, _CHECKED)[0] != lookup3(bytes(changed[:_CHECKED])):
+        raise ValueError("the superblock differs from its checksum")
+    end = min(max(size, struct.unpack_from("<Q", changed, _END)[0]), size + _MISSING_BYTES)
+    struct.pack_into("<Q", changed, _END, end)
+    changed[_FLAGS] = 0
+    struct.pack_into("<I", changed, _CHECKED, lookup3(bytes(changed[:_CHECKED])))
+    return bytes(changed), end
 
 
 def lookup3(data: bytes) -> int:

@@ -2,14 +2,20 @@
 
 The two share one interpreter, and each time the writer wakes up the training thread may have to wait for it. So steps
 are left to gather, a few of them, unless somebody waits for something.
+
+A signal's handler may raise between any two bytecodes of the training thread, or call in here once more. So that
+thread never holds a lock across two of them: a job is queued by a single ``append``, which has happened or has not, and
+to wait is a single ``SimpleQueue.get`` with a time limit. A job may be queued twice; it is done once.
 """
 
 from __future__ import annotations
 
-import threading
+import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 
 from torch import Tensor
 
@@ -18,7 +24,30 @@ from lightning_sgdinf.log.bit_patterns import row_bytes
 from lightning_sgdinf.state import Layout
 
 _LOOK_AGAIN_SECONDS = 1.0  # how often a waiting thread makes sure that the other one is alive
-_MIN_SETS, _MAX_SETS = 3, 8  # before and after a step, and one on its way
+_PATIENCE_SECONDS = 600.0  # with a disk that does not answer
+_MIN_SETS, _MAX_SETS = 2, 8  # before and after a step; beside those that the writer holds
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Something for the writer to do, once.
+
+    Attributes:
+        action: Called in the writer's thread.
+        done: It has been.
+        bell: Rings when it has been.
+    """
+
+    action: Callable[[], object]
+    done: bool = False
+    bell: SimpleQueue[None] = field(default_factory=SimpleQueue)
+
+    def run(self) -> None:
+        """Do it, unless it has been done."""
+        if not self.done:
+            self.action()
+            self.done = True
+        self.bell.put(None)
 
 
 @dataclass(slots=True, eq=False)
@@ -28,7 +57,15 @@ class _Pool:
     layout: Layout
     capacity: int
     made: int = 0
-    free: list[dict[str, Tensor]] = field(default_factory=list)
+    free: SimpleQueue[dict[str, Tensor]] = field(default_factory=SimpleQueue)
+
+    def take(self) -> dict[str, Tensor] | None:
+        with suppress(Empty):
+            return self.free.get_nowait()
+        if self.made < self.capacity:
+            self.made += 1
+            return self.layout.empty()
+        return None
 
 
 class WriteQueue:
@@ -38,19 +75,24 @@ class WriteQueue:
         queue_bytes: Bytes of states that may wait.
         held: Sets that the writer keeps for itself.
         gathered: Jobs that may wait, for which the writer is woken.
+
+    Attributes:
+        error: What the writer ran into.
+        ended: The writer's thread is over, or will never begin.
     """
 
     def __init__(self, queue_bytes: int, held: int, gathered: int = 1) -> None:
         self._queue_bytes, self._held, self._gathered = queue_bytes, held, gathered
-        self._changed = threading.Condition()
-        self._jobs: deque[Callable[[], object]] = deque()
+        self._jobs: deque[Job] = deque()  # the first is under way
         self._pool: _Pool | None = None
         self._closed = False
-        self._wake = False  # do what is queued
-        self._done = 0
-        self._submitted = 0
+        self._bell: SimpleQueue[None] = SimpleQueue()  # wakes the writer
+        self._rung = False
+        self._awake = False
+        self._farewell: SimpleQueue[None] = SimpleQueue()
+        self._count = 0  # of jobs that are done
         self.error: BaseException | None = None
-        self.thread: threading.Thread | None = None
+        self.ended = False
 
     # The training thread's side -------------------------------------------------------------------------------
 
@@ -61,63 +103,76 @@ class WriteQueue:
             ConfigurationError: A dtype that a log cannot hold.
             LogWriteError: The writer has failed.
         """
-        with self._changed:
-            self._require_open()
-            pool = self._pool
-            if pool is None or (pool.layout is not layout and pool.layout != layout):
-                wanted = self._queue_bytes // max(1, row_bytes(layout))
-                self._pool = _Pool(layout, min(_MAX_SETS, max(_MIN_SETS, wanted)) + self._held, made=1)
-                return layout.empty()
-            while not pool.free and pool.made >= pool.capacity:
-                self.check()
-                self._wake = True
-                self._changed.notify_all()
-                self._changed.wait(_LOOK_AGAIN_SECONDS)
-            if pool.free:
-                return pool.free.pop()
-            pool.made += 1
-        return layout.empty()
+        self._require_open()
+        pool = self._pool
+        if pool is None or (pool.layout is not layout and pool.layout != layout):
+            wanted = self._queue_bytes // max(1, row_bytes(layout))
+            pool = self._pool = _Pool(layout, min(_MAX_SETS, max(_MIN_SETS, wanted)) + self._held)
+        patience = _Patience(self)
+        while True:
+            idle = not self._jobs
+            if (taken := pool.take()) is not None:
+                return taken
+            self.check()
+            if idle:  # nobody will give one back: more are in use, or an interrupt has lost some
+                pool.capacity += 1
+                continue
+            self._ring()
+            with suppress(Empty):
+                return pool.free.get(timeout=_LOOK_AGAIN_SECONDS)
+            patience.check()
 
-    def submit(self, job: Callable[[], object], *, may_wait: bool = False) -> int:
-        """Queue a job and return its ticket.
+    def submit(self, job: Job, *, may_wait: bool = False) -> None:
+        """Queue a job.
 
         Args:
-            job: Called in the writer's thread.
+            job: May have been queued before, if it is not known whether it was.
             may_wait: For others, up to a second.
 
         Raises:
             LogWriteError: The writer has failed, or is closed.
         """
-        with self._changed:
-            self._require_open()
-            self._jobs.append(job)
-            self._submitted += 1
-            if not may_wait or len(self._jobs) >= self._gathered:
-                self._wake = True
-                self._changed.notify_all()
-            return self._submitted
+        self._require_open()
+        self._jobs.append(job)
+        if not may_wait or len(self._jobs) >= self._gathered:
+            self._ring()
 
-    def wait_for(self, ticket: int) -> None:
+    def wait_for(self, job: Job) -> None:
         """Wait until a job is done.
 
         Raises:
-            LogWriteError: It, or one before it, failed.
+            LogWriteError: It, or one before it, failed, or the disk does not answer.
         """
-        with self._changed:
-            while self._done < ticket:
-                self.check()
-                self._changed.wait(_LOOK_AGAIN_SECONDS)
+        patience = _Patience(self)
+        while not job.done:
+            self.check()
+            with suppress(Empty):
+                job.bell.get(timeout=_LOOK_AGAIN_SECONDS)
+            patience.check()
 
     def close(self) -> None:
         """Take no more jobs; the writer ends when it has done those it has."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._closed = True
+        self._ring()
+
+    def wait_for_end(self) -> None:
+        """Wait until the writer's thread is over, or the disk does not answer."""
+        patience = _Patience(self)
+        with suppress(LogWriteError):
+            while not self.ended:
+                with suppress(Empty):
+                    self._farewell.get(timeout=_LOOK_AGAIN_SECONDS)
+                patience.check()
 
     @property
     def closed(self) -> bool:
         """True once `close` was called."""
         return self._closed
+
+    @property
+    def progress(self) -> int:
+        """Number of jobs that are done."""
+        return self._count
 
     def check(self) -> None:
         """Raise what the writer ran into.
@@ -131,7 +186,7 @@ class WriteQueue:
                 f"writing the log failed: {reason}; what was flushed before is readable. Free some space, or "
                 "mend what else is wrong, and resume from a checkpoint"
             ) from self.error
-        if self.thread is not None and not self.thread.is_alive() and (self._jobs or not self._closed):
+        if self.ended and (self._jobs or not self._closed):
             raise LogWriteError(
                 "the thread that writes the log is gone; what was flushed before is readable. Resume from a checkpoint"
             )
@@ -141,41 +196,71 @@ class WriteQueue:
         if self._closed:
             raise LogWriteError("the log is closed: nothing can be written after finish or abandon")
 
+    def _ring(self) -> None:
+        if not self._rung:
+            self._rung = True  # if an exception comes now, the writer looks by itself within a second
+            self._bell.put(None)
+
     # The writer thread's side ---------------------------------------------------------------------------------
 
-    def next_job(self, timeout: float | None) -> Callable[[], object] | None:
-        """Return the next job; ``None`` after ``timeout`` seconds, or when closed and empty."""
-        with self._changed:
-            self._wake &= bool(self._jobs)
-            if not self._changed.wait_for(
-                lambda: self._wake or self._closed, _LOOK_AGAIN_SECONDS if timeout is None else timeout
-            ):
-                self._wake = bool(self._jobs)
-            return self._jobs.popleft() if self._jobs else None
+    def next_job(self, timeout: float | None) -> Job | None:
+        """Return the next job; ``None`` after ``timeout`` seconds, when all is done, or when closed and empty."""
+        if not self._awake:
+            with suppress(Empty):
+                self._bell.get(timeout=_LOOK_AGAIN_SECONDS if timeout is None else timeout)
+            self._rung = False
+            self._awake = True
+        if not self._jobs:
+            self._awake = False
+            return None
+        return self._jobs[0]
 
     @property
     def drained(self) -> bool:
-        """True if there is and will be nothing to do."""
-        with self._changed:
-            return self._closed and not self._jobs
+        """True if there is and will be nothing to do, or nobody waits for it any more."""
+        return (self._closed and not self._jobs) or self.error is not None
 
-    def done(self) -> None:
-        """Count a job that is done."""
-        with self._changed:
-            self._done += 1
-            self._changed.notify_all()
+    def remove_done(self) -> None:
+        """Remove the first job, which is done."""
+        self._jobs.popleft()
+        self._count += 1
 
     def give_back(self, layout: Layout, flat: dict[str, Tensor]) -> None:
         """Take a set of flat buffers that is free again."""
-        with self._changed:
-            pool = self._pool
-            if pool is not None and (pool.layout is layout or pool.layout == layout):
-                pool.free.append(flat)
-                self._changed.notify_all()
+        pool = self._pool
+        if pool is not None and (pool.layout is layout or pool.layout == layout):
+            pool.free.put(flat)
 
     def fail(self, error: BaseException) -> None:
         """Note that the writer cannot go on; drop what is queued."""
-        with self._changed:
-            self.error = error
-            self._jobs.clear()
-            self._changed.notify_all()
+        self.error = error
+        while self._jobs:
+            self._jobs.popleft().bell.put(None)
+
+    def end(self) -> None:
+        """Note that the writer's thread is over."""
+        self.ended = True
+        for job in list(self._jobs):
+            job.bell.put(None)
+        self._farewell.put(None)
+
+
+class _Patience:
+    """Gives up on a writer that does not get on."""
+
+    def __init__(self, queue: WriteQueue) -> None:
+        self._queue = queue
+        self._seen, self._since = queue.progress, time.monotonic()
+
+    def check(self) -> None:
+        """Raise if nothing has been done for long.
+
+        Raises:
+            LogWriteError: The disk does not answer.
+        """
+        now = time.monotonic()
+        if self._queue.progress != self._seen:
+            self._seen, self._since = self._queue.progress, now
+        if now - self._since > _PATIENCE_SECONDS:
+            self._queue.error = TimeoutError(f"the disk has not answered for {now - self._since:.0f} s")
+            self._queue.check()

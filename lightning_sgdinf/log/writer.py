@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import os
-import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ from lightning_sgdinf.log.end_mark import SegmentEntry
 from lightning_sgdinf.log.records import Header, Step
 from lightning_sgdinf.log.recovery import cut
 from lightning_sgdinf.log.store import LogSizes, LogStore
-from lightning_sgdinf.log.write_queue import WriteQueue
+from lightning_sgdinf.log.write_queue import Job, WriteQueue
 from lightning_sgdinf.renamed import warn_renamed
 from lightning_sgdinf.state import Layout
 
@@ -43,6 +43,10 @@ class LogWriter:
     and at the end ``writer.finish(layout, flat)`` with the state after the last step. All of HDF5 happens in one
     background thread; when it falls behind, `take_buffers` waits. Nothing is dropped. An error of the thread is
     raised by the next call. Passing the same `Layout` object each time saves comparing it.
+
+    An exception may come between any two instructions of the thread that calls, as ``KeyboardInterrupt`` does, and a
+    signal's handler may call in here. A call that was interrupted can be made again with the same arguments: what it
+    had done already is not done twice.
 
     Args:
         path: Directory to make; by convention its name ends in ``.tlog``.
@@ -99,26 +103,32 @@ class LogWriter:
         self.stopped = ""
         self._raises = when_full == "raise"
         self._next = continue_at or 0
+        self._put: Step | None = None  # the last step that was put, or is about to be
+        self._ending: Job | None = None
         self._process = os.getpid()
-        directory, sealed = _take_directory(path, header.run_id, continue_at, overwrite=overwrite)
-        self._store = LogStore(
-            directory,
-            header=header,
-            codec=choice,
-            flush_every=flush_every,
-            segment_bytes=segment_bytes,
-            durable=durable,
-            sealed=sealed,
-            expected_steps=expected_steps,
-        )
         self._queue = WriteQueue(queue_bytes, held=choice.held, gathered=min(_GATHERED, flush_every))
-        self._thread = _WriterThread(self._store, self._queue)
-        self._queue.thread = self._thread
-        _watch_process()
-        _threads.add(self._thread)
-        self._thread.start()
-        self._close = weakref.finalize(self, _close_unfinished, self._thread)
-        self._close.atexit = False
+        directory, sealed = _take_directory(path, header.run_id, continue_at, overwrite=overwrite)
+        try:
+            self._store = LogStore(
+                directory,
+                header=header,
+                codec=choice,
+                flush_every=flush_every,
+                segment_bytes=segment_bytes,
+                durable=durable,
+                sealed=sealed,
+                expected_steps=expected_steps,
+            )
+            self._thread = _WriterThread(self._store, self._queue)
+            _watch_process()
+            _threads.add(self._thread)
+            self._close = weakref.finalize(self, _close_unfinished, self._thread)
+            self._close.atexit = False
+            self._thread.start()
+        except BaseException:
+            self._queue.close()  # a thread that has begun all the same ends by itself
+            directory.release()
+            raise
 
     def take_buffers(self, layout: Layout) -> dict[str, Tensor]:
         """Return a free set of flat buffers to pack a state into; waits while all are under way.
@@ -162,12 +172,15 @@ class LogWriter:
             LogWriteError: An earlier write failed.
         """
         self._check_process()
+        if step is self._put and step.index == self._next - 1:
+            return  # again, after an interrupt
         if step.index != self._next:
             raise ConfigurationError(
                 f"step {step.index} was put, expected step {self._next}: steps are recorded in order"
             )
-        self._submit(partial(self._thread.add, step, layout, flat, store), may_wait=True)
-        self._next += 1
+        self._put = step
+        self._submit(Job(partial(self._thread.add, step, layout, flat, store)), may_wait=True)
+        self._next = step.index + 1
 
     def flush(self) -> None:
         """Wait until all that was put survives the death of this process.
@@ -176,7 +189,7 @@ class LogWriter:
             LogWriteError: Writing failed.
         """
         self._check_process()
-        self._wait(self._submit(self._store.flush))
+        self._wait(self._submit(Job(self._store.flush)))
 
     def sizes(self) -> LogSizes:
         """Return the sizes of the log with all that was put.
@@ -186,7 +199,7 @@ class LogWriter:
         """
         self._check_process()
         measured: list[LogSizes] = []
-        self._wait(self._submit(lambda: measured.append(self._store.sizes())))
+        self._wait(self._submit(Job(lambda: measured.append(self._store.sizes()))))
         return measured[0] if measured else LogSizes(total=0, states=0)
 
     def finish(
@@ -209,12 +222,11 @@ class LogWriter:
             LogWriteError: Writing failed; everything flushed before stays readable.
         """
         self._check_process()
-        ticket = self._submit(partial(self._store.finish, layout, flat, average=average, reason=reason))
-        self._wait(ticket)
-        self._end()
+        self._end_with(partial(self._store.finish, layout, flat, average=average, reason=reason))
 
     def abandon(self, reason: str) -> None:
-        """Seal what there is, without a state after the last step. Harmless after `finish` or an error.
+        """Seal what there is, without a state after the last step. Harmless after an error; after `finish`, it is
+        that which is done.
 
         Args:
             reason: Why; readers see it.
@@ -225,8 +237,7 @@ class LogWriter:
         self._check_process()
         if self._queue.closed or self._queue.error is not None:
             return
-        self._wait(self._submit(partial(self._store.abandon, reason)))
-        self._end()
+        self._end_with(partial(self._store.abandon, reason))
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be copied.
@@ -239,23 +250,34 @@ class LogWriter:
             "what is sent to other processes"
         )
 
-    def _submit(self, job: Callable[[], object], *, may_wait: bool = False) -> int | None:
-        """Queue a job and return its ticket; ``None`` if logging has stopped."""
+    def _submit(self, job: Job, *, may_wait: bool = False) -> Job | None:
+        """Queue a job and return it; ``None`` if logging has stopped."""
         if self.stopped:
             return None
         try:
-            return self._queue.submit(job, may_wait=may_wait)
+            self._queue.submit(job, may_wait=may_wait)
         except LogWriteError:
             self._failed()
             return None
+        return job
 
-    def _wait(self, ticket: int | None) -> None:
-        if ticket is None:
+    def _wait(self, job: Job | None) -> None:
+        if job is None:
             return
         try:
-            self._queue.wait_for(ticket)
+            self._queue.wait_for(job)
         except LogWriteError:
             self._failed()
+
+    def _end_with(self, action: Callable[[], object]) -> None:
+        """End the log, once: if that was begun and interrupted, go on with it."""
+        if self._ending is None:
+            self._ending = Job(action)
+        if not self._ending.done:
+            self._wait(self._submit(self._ending))
+        self._queue.close()
+        self._queue.wait_for_end()
+        self._close.detach()
 
     def _failed(self) -> None:
         """Raise what the queue has raised or would raise, or stop logging."""
@@ -269,11 +291,6 @@ class LogWriter:
                 warnings.warn(f"{self.path}: {error}; training goes on without a log", stacklevel=4)
             return
         raise LogWriteError(f"{self.path} is closed: nothing can be written after finish or abandon")
-
-    def _end(self) -> None:
-        self._queue.close()
-        self._thread.join()
-        self._close.detach()
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:
@@ -293,36 +310,56 @@ def _take_directory(
     try:
         return directory, cut(directory, run_id, continue_at)
     except BaseException:
-        directory.free_reserve()
         directory.release()
         raise
 
 
-class _WriterThread(threading.Thread):
-    """Takes jobs until there are no more."""
+class _WriterThread:
+    """Takes jobs until there are no more.
+
+    Not a `threading.Thread`: an exception in its ``start`` or ``join`` leaves locks behind, or lets a living thread
+    count as dead.
+    """
 
     def __init__(self, store: LogStore, queue: WriteQueue) -> None:
-        super().__init__(name="sgdinf-log-writer", daemon=True)
         self.store, self.queue, self.process = store, queue, os.getpid()
+        self.name = 0  # of the thread, once it runs
+        self._last: Step | None = None
+
+    def start(self) -> None:
+        """Let it begin."""
+        _thread.start_new_thread(self._live, ())
+
+    def _live(self) -> None:
+        self.name = _thread.get_ident()
+        try:
+            self.run()
+        finally:
+            self.queue.end()
 
     def run(self) -> None:
-        """Do jobs; on an error save what can be saved and report it."""
+        """Do jobs; on an error leave what was flushed as it is, and report it."""
         try:
             while not self.queue.drained:
                 job = self.queue.next_job(self.store.timer.seconds_left)
                 if job is not None:
-                    job()
-                    self.queue.done()
+                    job.run()
+                    self.queue.remove_done()
                     job = None
                 elif self.store.timer.seconds_left == 0.0:
                     self.store.flush()
+            self.store.abandon("the process ended before the run was finished")
         except BaseException as error:
             with suppress(Exception):
                 self.store.rescue()
             self.queue.fail(error)
 
     def add(self, step: Step, layout: Layout, flat: dict[str, Tensor], store: bool) -> None:
-        """Store a step, and give back flat buffers that are not needed for the next difference."""
+        """Store a step, unless it is the last one again, and give back flat buffers that are not needed for the next
+        difference."""
+        if step is self._last:
+            return
+        self._last = step
         for free in self.store.add(step, layout, flat, store=store):
             self.queue.give_back(*free)
 
@@ -355,10 +392,8 @@ def _close_all() -> None:
 
 def _close_unfinished(thread: _WriterThread) -> None:
     """Abandon the log of a writer that is lost, or of an interpreter that ends, before `LogWriter.finish`."""
-    if os.getpid() != thread.process or not thread.is_alive():
+    if os.getpid() != thread.process or thread.queue.ended:
         return
-    with suppress(LogWriteError):
-        thread.queue.submit(partial(thread.store.abandon, "the process ended before the run was finished"))
     thread.queue.close()
-    if threading.current_thread() is not thread:
-        thread.join()
+    if thread.name not in (0, _thread.get_ident()):
+        thread.queue.wait_for_end()

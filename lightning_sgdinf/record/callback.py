@@ -111,6 +111,7 @@ class TrajectoryRecorder(Callback):
         self._fit: RecordedFit | None = None
         self._loaded: tuple[Bookmark, ...] | None = None  # of the checkpoint that the fit starts from, if it does
         self._end: Bookmark | None = None  # of the end of the last fit
+        self._usable = ""  # when the last checkpoint was saved from which the log can go on
 
     @property
     def path(self) -> Path:
@@ -139,7 +140,7 @@ class TrajectoryRecorder(Callback):
         self._release()
         if stage != "fit" or compatibility.is_tuner_search(trainer):
             return
-        self._loaded, self._end = None, None
+        self._loaded, self._end, self._usable = None, None, ""
         if trainer.fast_dev_run:
             rank_zero_info("TrajectoryRecorder: nothing is recorded with fast_dev_run.")
             return
@@ -152,6 +153,7 @@ class TrajectoryRecorder(Callback):
         if settings.strict and not pl_module.automatic_optimization:  # others hear of it when all is known
             diagnostics.problem(compatibility.MANUAL_OPTIMIZATION)
         self._fit = RecordedFit(settings, self._location, diagnostics, trainer, pl_module)
+        self._fit.install()
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Read the place in a log of the checkpoint that the fit starts from; searches load some of their own."""
@@ -195,6 +197,8 @@ class TrajectoryRecorder(Callback):
         """Note the index of the batch."""
         if self._fit is not None:
             self._fit.batch_idx = batch_idx
+            if self._fit.recording is not None:
+                self._fit.recording.begin_batch()
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Hand the last step over: the writer has the interpreter for itself now, mostly."""
@@ -218,7 +222,10 @@ class TrajectoryRecorder(Callback):
             try:
                 bookmark = self._fit.bookmark(self._fit.recording)
             except LogWriteError as error:  # the next step will raise it; the checkpoint shall not be lost with the log
-                rank_zero_warn(f"the checkpoint is saved without a bookmark of {self.path}: {error}")
+                bookmark = self._fit.lost_bookmark(self._usable)
+                rank_zero_warn(f"the checkpoint is saved without a bookmark of {self.path}: {bookmark.lost}; {error}")
+            else:
+                self._usable = f"at global step {trainer.global_step}, in epoch {trainer.current_epoch}"
         if bookmark is not None:
             bookmark.put_into(checkpoint)
 
@@ -256,6 +263,6 @@ class TrajectoryRecorder(Callback):
         try:
             self._close("stopped")
         finally:
-            fit, self._fit = self._fit, None
-            if fit is not None:
+            if (fit := self._fit) is not None:
                 fit.release()
+            self._fit = None  # not before: an interrupt may come in between

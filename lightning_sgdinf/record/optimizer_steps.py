@@ -22,7 +22,7 @@ class OptimizerSteps:
         optimizer: Of ``torch.optim`` or derived from it.
         names: Name in the module by ``id`` of the parameter.
         before: Called when a step begins; the closure, if there is one, has not run.
-        after: Called right after the update with the param groups that the step used.
+        after: Called right after the update, as the first thing; `used_groups` tells the param groups then.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class OptimizerSteps:
         *,
         names: Callable[[], Mapping[int, str]],
         before: Callable[[], None],
-        after: Callable[[tuple[ParamGroup, ...]], None],
+        after: Callable[[], None],
     ) -> None:
         self._optimizer = optimizer
         self._names = names
@@ -47,18 +47,27 @@ class OptimizerSteps:
         # its input.
         self._options_after = type(optimizer).__module__.startswith("torch.optim")
         self.opaque: set[str] = set()  # options recorded by their repr
-        after_handle = optimizer.register_step_post_hook(self._post)
+        self._handles: list[Any] = []
+        self.other_hooks = len(getattr(optimizer, "_optimizer_step_post_hooks", ()))
+
+    def attach(self) -> None:
+        """Put the hooks on; `remove` takes them off."""
+        after_handle = self._optimizer.register_step_post_hook(self._post)
+        self._handles.append(after_handle)
         # The user's own post-hooks come later, so that what they change counts as changed by something else.
-        hooks = getattr(optimizer, "_optimizer_step_post_hooks", None)
-        self.other_hooks = len(hooks) - 1 if hooks is not None else 0
+        hooks = getattr(self._optimizer, "_optimizer_step_post_hooks", None)
         if hooks is not None:
             hooks.move_to_end(after_handle.id, last=False)
-        self._handles = [optimizer.register_step_pre_hook(self._pre), after_handle]
+        self._handles.append(self._optimizer.register_step_pre_hook(self._pre))
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Take the hooks off; harmless when done twice."""
         for handle in self._handles:
             handle.remove()
+
+    def begin_batch(self) -> None:
+        """Forget a step that an exception has ended before its update: none is under way when a batch begins."""
+        self._depth = 0
 
     @property
     def running(self) -> bool:
@@ -94,9 +103,11 @@ class OptimizerSteps:
         del optimizer, args, kwargs
         self._depth -= 1
         if self._depth == 0:
-            if self._options_after:
-                self._used = self.read_groups()
-            self._after(self._used)
+            self._after()
+
+    def used_groups(self) -> tuple[ParamGroup, ...]:
+        """Return the param groups that the step used that was just taken."""
+        return self.read_groups() if self._options_after else self._used
 
     def _option(self, key: str, value: Any) -> Json:
         try:

@@ -7,7 +7,10 @@ from typing import Any
 
 
 class Patches:
-    """Replacements of bound methods by instance attributes; classes are never touched."""
+    """Replacements of bound methods by instance attributes; classes are never touched.
+
+    An exception may come at any time: what is noted may not have been placed, and is undone all the same.
+    """
 
     def __init__(self) -> None:
         self._placed: list[tuple[Any, str, Callable[..., Any], bool, Any]] = []
@@ -17,16 +20,16 @@ class Patches:
         original = getattr(owner, name)
         replacement = wrap(original)
         was_own = name in vars(owner)
-        setattr(owner, name, replacement)
         self._placed.append((owner, name, replacement, was_own, original))
+        setattr(owner, name, replacement)
 
     def undo(self) -> None:
         """Put everything back, last first; what somebody else has since replaced is left to them."""
         while self._placed:
-            owner, name, replacement, was_own, original = self._placed.pop()
-            if vars(owner).get(name) is not replacement:
-                continue
-            if was_own:
-                setattr(owner, name, original)
-            else:
-                delattr(owner, name)
+            owner, name, replacement, was_own, original = self._placed[-1]
+            if vars(owner).get(name) is replacement:
+                if was_own:
+                    setattr(owner, name, original)
+                else:
+                    delattr(owner, name)
+            self._placed.pop()

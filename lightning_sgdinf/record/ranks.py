@@ -85,21 +85,22 @@ class Mailbox:
             raise LogWriteError(f"process 0, which writes the log, cannot be reached ({error}); it is gone") from error
 
     def fetch(self, rank: int, index: int) -> bytes:
-        """Return, in process 0, the message of process ``rank`` about step ``index``, once.
+        """Return, in process 0, the message of process ``rank`` about step ``index``; `drop` it then.
 
         Raises:
             LogWriteError: It does not come; the process is gone.
         """
-        key = _key(rank, index)
         try:
-            message = self._store.get(key)
+            return self._store.get(_key(rank, index))
         except RuntimeError as error:
             raise LogWriteError(
                 f"process {rank} has not told what it fed into step {index} ({error}); it is gone or has stopped "
                 "recording. The log holds the steps before"
             ) from error
-        self._store.delete_key(key)
-        return message
+
+    def drop(self, rank: int, index: int) -> None:
+        """Forget, in process 0, a message that is not needed any more."""
+        self._store.delete_key(_key(rank, index))
 
 
 class Sender:
@@ -159,7 +160,14 @@ class Collector:
         self._mailbox = mailbox
         self._device = device
         self._take_buffers = take_buffers_of(writer)
+        self._joined: tuple[Step, Step] | None = None  # the last step, of this process and of all
+        self._put: Step | None = None
         self.flush, self.sizes, self.finish, self.abandon = writer.flush, writer.sizes, writer.finish, writer.abandon
+
+    @property
+    def stopped(self) -> str:
+        """See `lightning_sgdinf.log.LogWriter`."""
+        return getattr(self._writer, "stopped", "")
 
     def take_buffers(self, layout: Layout) -> dict[str, Tensor]:
         """Return a free set of flat buffers of the log's."""
@@ -171,16 +179,25 @@ class Collector:
         Raises:
             LogWriteError: A process is gone, or writing failed.
         """
+        if step is self._put:  # again, after an interrupt
+            return
+        if self._joined is None or self._joined[0] is not step:
+            self._joined = step, self._join(step)
+        self._writer.put(self._joined[1], layout, flat, store=store)
+        self._put = step
+        for rank in range(1, self._mailbox.world):
+            self._mailbox.drop(rank, step.index)
+
+    def _join(self, step: Step) -> Step:
         joined: list[MicroBatch] = []
         for rank in range(1, self._mailbox.world):
             own = unpack(step.index, self._mailbox.fetch(rank, step.index))
             joined += [replace(_renamed(m, _OWN_DEVICE, self._device), rank=rank) for m in own.micro_batches]
-        whole = replace(
+        return replace(
             step,
             micro_batches=(*joined, *step.micro_batches),
             accumulation=step.accumulation * self._mailbox.world,
         )
-        self._writer.put(whole, layout, flat, store=store)
 
 
 def pack(step: EncodedStep) -> bytes:

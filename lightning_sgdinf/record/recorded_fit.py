@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_sgdinf.errors import LogWriteError
 from lightning_sgdinf.log import Clip, Json
@@ -26,7 +26,7 @@ from lightning_sgdinf.record.ranks import Collector, Mailbox, Sender, agreed
 from lightning_sgdinf.record.recording import Recording
 from lightning_sgdinf.record.resume import Bookmark
 from lightning_sgdinf.record.stored_batches import BatchStore, ExampleKey
-from lightning_sgdinf.record.writer import Writer
+from lightning_sgdinf.record.writer import NoWriter, Writer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +61,13 @@ class RecordedFit:
         settings: Of the recorder.
         location: Finds the place of the log.
         diagnostics: Of this fit.
-        trainer: About to fit; its loaders are tapped, and its strategy and precision plugin patched, until `release`.
+        trainer: About to fit.
         module: The LightningModule.
 
     Attributes:
         recording: The recording, from the beginning of the training to its end.
         batch_idx: Of the batch at hand: ``training_step`` need not be given it.
         end: Bookmark of the end, once the recording has ended with a step in the log.
-
-    Raises:
-        UnsupportedRunError: The loaders cannot be recorded, and the recorder is strict.
     """
 
     def __init__(
@@ -88,10 +85,18 @@ class RecordedFit:
         problem = diagnostics.problem
         self._store = BatchStore(settings.example_key, problem) if settings.store_batches else None
         self._tap = LoaderTap(digest=settings.digest_batches, watch=self._watch, problem=problem, store=self._store)
+        self._writer: Writer | None = None
+
+    def install(self) -> None:
+        """Tap the loaders and patch strategy and precision plugin, until `release`.
+
+        Raises:
+            UnsupportedRunError: The loaders cannot be recorded, and the recorder is strict.
+        """
         try:
-            self._tap.install(trainer, module, self._patches)
-            self._patches.place(trainer.strategy, "training_step", self._around_training_step)
-            self._patches.place(trainer.precision_plugin, "clip_gradients", self._around_clipping)
+            self._tap.install(self._trainer, self._module, self._patches)
+            self._patches.place(self._trainer.strategy, "training_step", self._around_training_step)
+            self._patches.place(self._trainer.precision_plugin, "clip_gradients", self._around_clipping)
         except BaseException:
             self._patches.undo()
             raise
@@ -142,6 +147,7 @@ class RecordedFit:
             remark=diagnostics.remark,
             after=None if continued is None else continued.bookmark,
         )
+        self.recording.attach()
         for reason in (
             *compatibility.impossible_to_replay(module, trainer.optimizers[0], self.recording.reader),
             *compatibility.impossible_to_replay_processes(trainer, module),
@@ -164,21 +170,47 @@ class RecordedFit:
             return bookmark
         return replace(bookmark, numbered=self._store.numbered)
 
+    def lost_bookmark(self, usable: str) -> Bookmark:
+        """Return the bookmark of a checkpoint that is saved when the log cannot be written any more.
+
+        Args:
+            usable: When the last checkpoint was saved from which the log can go on; empty if none was.
+        """
+        there = (
+            f"the last checkpoint from which the log can go on was saved {usable}"
+            if usable
+            else ("there is no checkpoint from which the log can go on")
+        )
+        return Bookmark(
+            run_id=self._location.run_id,
+            path=str(self._location.path.absolute()),
+            steps=0,
+            last=None,
+            tensors={},
+            lost=there,
+        )
+
     def close(self, reason: str) -> None:
-        """End the recording, if there is one.
+        """End the recording, if there is one. Can be begun again after an interrupt.
 
         Raises:
             LogWriteError: From the writer.
         """
-        recording, self.recording = self.recording, None
+        recording = self.recording
         if recording is None:
             return
-        with suppress(LogWriteError):  # closing will raise it
-            self.end = self.bookmark(recording)
-        average = None
-        if self._averaging is not None and recording.delivery.average_is_known:
-            average = self._averaging.average(recording.reader.params)
-        recording.close(self._diagnostics.end_reason(reason), average)
+        try:
+            recording.finish_step()
+            with suppress(LogWriteError):  # closing will raise it
+                self.end = self.bookmark(recording)
+            average = None
+            if self._averaging is not None and recording.delivery.average_is_known:
+                average = self._averaging.average(recording.reader.params)
+            recording.close(self._diagnostics.end_reason(reason), average)
+        except Exception:
+            self.recording = None
+            raise
+        self.recording = None  # not before: an interrupt may come in between, and it is closed again
 
     def release(self) -> None:
         """Leave the Trainer as it was."""
@@ -213,7 +245,18 @@ class RecordedFit:
         return recorded_clip_gradients
 
     def _open_log(self, recording: Recording) -> Writer:
-        """Make the log, when the first step is complete."""
+        """Return the writer of the log, which is made when the first step is complete."""
+        if self._writer is None:
+            try:
+                self._writer = self._make_log(recording)
+            except LogWriteError as error:
+                if self._settings.when_full != "stop_logging":
+                    raise
+                self._writer = NoWriter(str(error))
+                rank_zero_warn(f"{error}; training goes on without a log")
+        return self._writer
+
+    def _make_log(self, recording: Recording) -> Writer:
         trainer, settings, location = self._trainer, self._settings, self._location
         if recording.reader.unreadable:
             self._diagnostics.problem(

@@ -4,18 +4,23 @@
 `Recording` tells them of the steps that the optimizer really takes.
 
 Of several processes all record their batches, and process 0 the states; see `lightning_sgdinf.record.ranks`.
+
+An exception may come between any two instructions, as ``KeyboardInterrupt`` does. A step that the optimizer has taken
+and whose recording was interrupted is recorded when the recording is closed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lightning_sgdinf.log import Draw, ParamGroup, Step
+from lightning_sgdinf.errors import LogWriteError
+from lightning_sgdinf.log import Draw, Step
 from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.record.compatibility import SEVERAL_EVALUATIONS
 from lightning_sgdinf.record.keep import Keep
@@ -69,6 +74,7 @@ class Recording:
         self._open_writer = open_writer
         self._problem = problem
         self._remark = remark
+        self._taken: int | None = None  # number of a step whose recording has begun
         self._evaluated = False  # the loss of the step under way
         self._finite = True
         self.reader = StateReader(module, self._optimizer, takes_states=self._leads)
@@ -125,25 +131,45 @@ class Recording:
         """
         if not self.delivery.is_open or not self._leads:
             return None
+        if self.delivery.stopped:
+            raise LogWriteError(self.delivery.stopped)
         last = self.delivery.flush(complete=complete)
-        layout, tensors = self.reader.read()
-        flat = layout.empty()
-        self.reader.pack(layout, tensors, flat)
+        steps = self.delivery.steps
+        # The recorded state, not that of the module, which a signal's handler may find between two states.
+        state = self.states.state(steps)
         return Bookmark(
             run_id=run_id,
             path=str(path.absolute()),
-            steps=self.delivery.steps,
+            steps=steps,
             last=last,
-            tensors=tensor_checksums(layout, flat),
+            tensors={} if state is None else tensor_checksums(state.layout, state.flat),
         )
 
+    def attach(self) -> None:
+        """Begin to hear of the optimizer's steps."""
+        self.optimizer_steps.attach()
+
+    def begin_batch(self) -> None:
+        """Prepare for the next batch; an exception may have left a step unfinished, and somebody caught it."""
+        self.optimizer_steps.begin_batch()
+        self.finish_step()
+
+    def finish_step(self) -> None:
+        """Record the step whose recording was interrupted, if one was."""
+        if self._taken is not None:
+            with suppress(Exception):  # if that is impossible, the record ends with the step before
+                self._record_step(self._taken)
+            self._taken = None
+
     def close(self, reason: str, average: Mapping[str, Tensor] | None) -> None:
-        """Write what is complete, the final state, and the end. Nothing is there if no step was taken.
+        """Write what is complete, the final state, and the end. Nothing is there if no step was taken. Can be begun
+        again after an interrupt.
 
         Raises:
             LogWriteError: From the writer.
         """
         self.optimizer_steps.remove()
+        self.finish_step()
         self.delivery.close(reason, self.states.state, average)
 
     def _begin_step(self) -> None:
@@ -156,28 +182,46 @@ class Recording:
             self._begin_step()
             self.assembler.repeat_micro_batch()
 
-    def _after_step(self, groups: tuple[ParamGroup, ...]) -> None:
+    def _after_step(self) -> None:
+        self._taken = self.delivery.steps
+        try:
+            self._record_step(self._taken)
+        except Exception:  # an error of ours, not an interrupt: to try again would raise it again
+            self._taken = None
+            raise
+
+    def _record_step(self, index: int) -> None:
+        """Record step ``index``, which was just taken, or what an interrupt has left of that."""
         delivery, states = self.delivery, self.states
-        if states.before is None or not has_gradients(self._optimizer):
-            return
+        if delivery.steps == index and states.before is not None and self._counts():
+            step = self.assembler.assemble(index, self.optimizer_steps.used_groups())
+            delivery.hand_over()  # a step without a backward pass
+            if states.state(index + 1) is None:
+                states.take_after(index + 1)
+            if not delivery.is_open:
+                delivery.open(self._open_writer(self))
+            delivery.add(step, states.before)
+            states.before = None
+            self._check_finite(step)
+        elif delivery.steps > index:
+            states.before = None
+        if not self._leads:
+            delivery.hand_over()
+        self._taken = None
+
+    def _counts(self) -> bool:
+        """Tell if the step that was just taken is one to record."""
+        if not has_gradients(self._optimizer):
+            return False
         if self._automatic and self.assembler.backward_passes == 0:
             # Stochastic weight averaging does this after its last epoch, if nothing has set the gradients to None by
             # then.
             self._remark(
-                f"after step {delivery.steps - 1} the optimizer stepped on gradients left over from before, without a "
-                "backward pass; that step is not recorded"
+                f"after step {self.delivery.steps - 1} the optimizer stepped on gradients left over from before, "
+                "without a backward pass; that step is not recorded"
             )
-            return
-        step = self.assembler.assemble(delivery.steps, groups)
-        delivery.hand_over()  # a step without a backward pass
-        states.take_after(step.index + 1)
-        if not delivery.is_open:
-            delivery.open(self._open_writer(self))
-        delivery.add(step, states.before)
-        states.before = None
-        self._check_finite(step)
-        if not self._leads:
-            delivery.hand_over()
+            return False
+        return True
 
     def _check_finite(self, step: Step) -> None:
         after = self.states.after

@@ -8,7 +8,7 @@ where log and checkpoint do not belong together, it says so before it trains.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Bookmark:
         last: Checksums of the last of them and of the state before it, see `footprint`; ``None`` if they are not known.
         tensors: CRC-32 of each tensor of the checkpoint's state by label.
         numbered: Examples that have got running numbers as ids.
+        lost: The log could not be written any more: says from which checkpoint it can go on. Empty if it could.
     """
 
     run_id: str
@@ -49,6 +50,7 @@ class Bookmark:
     last: tuple[int, int] | None
     tensors: Mapping[str, int]
     numbered: int = 0
+    lost: str = ""
 
     def put_into(self, checkpoint: dict[str, Any]) -> None:
         """Add it to those that a checkpoint has; there is one per recorder."""
@@ -74,8 +76,8 @@ def bookmarks_of(checkpoint: Mapping[str, Any]) -> tuple[Bookmark, ...]:
     """Return the bookmarks of a checkpoint; what is none is skipped."""
     bookmarks = []
     for entry in checkpoint.get(CHECKPOINT_KEY, ()):
-        if isinstance(entry, Mapping) and all(f.name in entry for f in fields(Bookmark)):
-            values: dict[str, Any] = {f.name: entry[f.name] for f in fields(Bookmark)}
+        if isinstance(entry, Mapping) and all(f.name in entry or f.default is not MISSING for f in fields(Bookmark)):
+            values: dict[str, Any] = {f.name: entry[f.name] for f in fields(Bookmark) if f.name in entry}
             values["last"] = values["last"] and tuple(values["last"])
             bookmarks.append(Bookmark(**values))
     return tuple(bookmarks)
@@ -97,6 +99,13 @@ def find_continuation(
     """
     if not bookmarks:
         raise NoLogError("the checkpoint was saved without a TrajectoryRecorder, or before the first recorded step")
+    lost = [b for b in bookmarks if b.lost]
+    bookmarks = [b for b in bookmarks if not b.lost]
+    if not bookmarks:
+        raise NoLogError(
+            f"the checkpoint was saved when the log of run {lost[0].run_id} in {lost[0].path} could not be written any "
+            f"more; {lost[0].lost}"
+        )
     for path in paths:
         header = _header(path)
         bookmark = next((b for b in bookmarks if header is not None and b.run_id == header.run_id), None)

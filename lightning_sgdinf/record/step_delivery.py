@@ -2,11 +2,15 @@
 
 A step waits for the next one, since only then is known what the averaging callbacks made of it, and goes to the writer
 as the next backward pass begins: in it the training thread leaves the interpreter to the writer for longest.
+
+An exception may come between any two instructions, and a signal's handler may call in here. So a step is added by one
+assignment, which has happened or has not; and to hand over, to flush and to close can be begun again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from torch import Tensor
@@ -31,8 +35,7 @@ class StepDelivery:
         remark: Called with a sentence about something to know.
 
     Attributes:
-        steps: Number of steps that were taken, the one that waits included.
-        written: Number of steps that the writer has.
+        written: Number of steps that the writer has; it may have one more after an interrupt.
         average_before: ``(a, b)`` of the average before the first step, if a callback did one.
         average_is_known: No update of the average was missed.
     """
@@ -44,12 +47,13 @@ class StepDelivery:
         self._max_epochs = max_epochs
         self._takes_states = takes_states
         self._remark = remark
-        self.steps = self.written = steps
+        self.written = steps
         self.average_before: tuple[float, float] | None = None
         self.average_is_known = True
         self._writer: Writer | None = None
         self._take_buffers: Callable[[Layout], dict[str, Tensor]] = Layout.empty
         self._waiting: tuple[Step, PackedState] | None = None
+        self._given: tuple[Step, bool] | None = None  # that may be with the writer already, and whether its state is
         self._last: tuple[int, tuple[int, int]] | None = None  # number of steps and footprints at a flush
 
     @property
@@ -57,10 +61,21 @@ class StepDelivery:
         """True while there is a writer."""
         return self._writer is not None
 
+    @property
+    def stopped(self) -> str:
+        """Why the writer writes no more, if it has stopped and lets training go on."""
+        return getattr(self._writer, "stopped", "")
+
+    @property
+    def steps(self) -> int:
+        """Number of steps that were taken, the one that waits included."""
+        waiting = self._waiting
+        return self.written if waiting is None else waiting[0].index + 1
+
     def open(self, writer: Writer) -> None:
         """Hand steps over to this writer from now on."""
-        self._writer = writer
         self._take_buffers = take_buffers_of(writer)
+        self._writer = writer
 
     def take_buffers(self, layout: Layout) -> dict[str, Tensor]:
         """Return flat buffers to pack a state into."""
@@ -69,10 +84,11 @@ class StepDelivery:
     def add(self, step: Step, before: PackedState) -> None:
         """Let a step wait for what is to come of it; none waits."""
         self._waiting = step, before
-        self.steps += 1
 
     def add_average(self, a: float, b: float) -> None:
         """Add to the last step that a callback did ``average <- a * average + b * params``."""
+        if self._waiting is not None and self._given is not None and self._given[0] is self._waiting[0]:
+            self.hand_over()  # which was interrupted
         if self._waiting is None and self.steps:
             self.average_is_known = False
             self._remark(
@@ -92,12 +108,16 @@ class StepDelivery:
         Raises:
             LogWriteError: From the writer.
         """
-        if self._writer is not None and self._waiting is not None:
-            step, packed = self._waiting
+        writer, waiting = self._writer, self._waiting
+        if writer is None or waiting is None:
+            return
+        step, packed = waiting
+        if self._given is None or self._given[0] is not step:
             store = self._takes_states and self.keep.stores(step.index, step.epoch, self._max_epochs)
-            self._writer.put(step, packed.layout, packed.flat, store=store)
-            self.written = step.index + 1
-            self._waiting = None
+            self._given = step, store
+        writer.put(step, packed.layout, packed.flat, store=self._given[1])
+        self.written = step.index + 1
+        self._waiting = None
 
     def flush(self, *, complete: bool) -> tuple[int, int] | None:
         """Make all steps survive the death of the process.
@@ -146,10 +166,11 @@ class StepDelivery:
             else:
                 writer.finish(final.layout, final.flat, average=average, reason=reason)
         except SgdInfluenceError as error:
-            writer.abandon(f"{reason}; {error}")
-            raise
-        finally:
+            with suppress(SgdInfluenceError):
+                writer.abandon(f"{reason}; {error}")
             self._writer = None
+            raise
+        self._writer = None
 
 
 def _combined(earlier: tuple[float, float] | None, a: float, b: float) -> tuple[float, float]:

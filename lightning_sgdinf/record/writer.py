@@ -13,7 +13,11 @@ from lightning_sgdinf.state import Layout
 
 
 class Writer(Protocol):
-    """Writes what is recorded; `lightning_sgdinf.log.LogWriter` is one."""
+    """Writes what is recorded; `lightning_sgdinf.log.LogWriter` is one.
+
+    After an interrupt, a call is made again if nobody knows how far it came: with the same step or state, which must
+    not be written twice then.
+    """
 
     def take_buffers(self, layout: Layout) -> dict[str, Tensor]:
         """Return a free set of flat buffers to pack a state into."""
@@ -45,6 +49,44 @@ class Writer(Protocol):
     def sizes(self) -> LogSizes:
         """Return the sizes of the log with all that was put."""
         ...
+
+
+class NoWriter:
+    """The writer of a log that could not be made, where training goes on without.
+
+    Args:
+        stopped: Why.
+    """
+
+    def __init__(self, stopped: str) -> None:
+        self.stopped = stopped
+
+    def take_buffers(self, layout: Layout) -> dict[str, Tensor]:
+        """Return fresh flat buffers."""
+        return layout.empty()
+
+    def put(self, step: Step, layout: Layout, flat: dict[str, Tensor], *, store: bool = True) -> None:
+        """Do nothing."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def finish(
+        self,
+        layout: Layout,
+        flat: dict[str, Tensor],
+        *,
+        average: Mapping[str, Tensor] | None = None,
+        reason: str = "completed",
+    ) -> None:
+        """Do nothing."""
+
+    def abandon(self, reason: str) -> None:
+        """Do nothing."""
+
+    def sizes(self) -> LogSizes:
+        """Return nothing."""
+        return LogSizes(total=0, states=0)
 
 
 def take_buffers_of(writer: Any) -> Callable[[Layout], dict[str, Tensor]]:

@@ -240,9 +240,13 @@ class open_spoilt:
         self._path = path
 
     def __enter__(self) -> h5py.File:
-        from lightning_sgdinf.log.superblock import repair
+        from lightning_sgdinf.log.superblock import SIZE, repaired
 
-        repair(self._path)
+        with self._path.open("r+b") as file:
+            block, end = repaired(file.read(SIZE), self._path.stat().st_size)
+            file.seek(0)
+            file.write(block)
+            file.truncate(end)
         self._file = h5py.File(self._path, "r+", locking=False)
         return self._file
 

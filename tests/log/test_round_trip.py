@@ -329,6 +329,7 @@ def test_dead_writer_thread_never_hangs(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("lightning_sgdinf.log.writer._WriterThread.run", die)
     writer = LogWriter(tmp_path / "run", header=make_header())
+    writer._queue.wait_for_end()
     with pytest.raises(LogWriteError, match="thread"):
         put(writer, make_state(0), make_step(0))
     layout = Layout.of(make_state(0))

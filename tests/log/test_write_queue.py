@@ -1,12 +1,14 @@
 """Which jobs the writer is woken for. Nobody waits here: what would wait is asked with a timeout of zero."""
 
 from functools import partial
+from queue import Empty
 
 import pytest
 import torch
 
 from lightning_sgdinf.errors import LogWriteError
-from lightning_sgdinf.log.write_queue import WriteQueue
+from lightning_sgdinf.log import write_queue
+from lightning_sgdinf.log.write_queue import Job, WriteQueue
 from lightning_sgdinf.state import Layout, ModelState
 
 LAYOUT = Layout.of(ModelState(params={"w": torch.zeros(4)}))
@@ -15,35 +17,40 @@ LAYOUT = Layout.of(ModelState(params={"w": torch.zeros(4)}))
 def queued(queue, count, **options):
     done = []
     for number in range(count):
-        queue.submit(partial(done.append, number), **options)
+        queue.submit(Job(partial(done.append, number)), **options)
     return done
+
+
+def rung(queue):
+    return not queue._bell.empty()
 
 
 def take(queue, count):
     """Do so many jobs, which must be there at once."""
     for _ in range(count):
-        queue.next_job(timeout=0)()
-        queue.done()
+        queue.next_job(timeout=0).run()
+        queue.remove_done()
 
 
 def test_the_writer_wakes_for_several_jobs_that_may_wait():
     queue = WriteQueue(1 << 20, held=1, gathered=3)
     done = queued(queue, 2, may_wait=True)
-    assert not queue._wake
+    assert not rung(queue)
     queued(queue, 1, may_wait=True)
-    assert queue._wake
+    assert rung(queue)
     take(queue, 3)
     assert done == [0, 1]
     assert queue.next_job(timeout=0) is None
-    assert not queue._wake  # all is done: the next ones gather again
+    queued(queue, 1, may_wait=True)
+    assert not rung(queue)  # all is done: the next ones gather again
 
 
-@pytest.mark.parametrize("wake", [lambda q: q.submit(list), lambda q: q.close()])
+@pytest.mark.parametrize("wake", [lambda q: q.submit(Job(list)), lambda q: q.close()])
 def test_a_job_that_may_not_wait_and_the_end_take_the_others_along(wake):
     queue = WriteQueue(1 << 20, held=1, gathered=3)
     done = queued(queue, 2, may_wait=True)
     wake(queue)
-    assert queue._wake or queue.closed
+    assert rung(queue)
     take(queue, 2)
     assert done == [0, 1]
 
@@ -51,24 +58,46 @@ def test_a_job_that_may_not_wait_and_the_end_take_the_others_along(wake):
 def test_jobs_that_have_waited_long_enough_are_done_together():
     queue = WriteQueue(1 << 20, held=1, gathered=3)
     done = queued(queue, 2, may_wait=True)
-    assert not queue._wake
-    queue.next_job(timeout=0)()  # the time is over
-    assert queue._wake
-    take(queue, 1)
+    assert not rung(queue)
+    take(queue, 2)  # the time is over
     assert done == [0, 1]
 
 
-def test_who_needs_buffers_does_not_wait_for_a_writer_that_waits_for_jobs(monkeypatch):
+def test_who_needs_buffers_does_not_wait_for_a_writer_that_waits_for_jobs():
     queue = WriteQueue(queue_bytes=1, held=1, gathered=100)
-    mine = [queue.take_buffers(LAYOUT) for _ in range(4)]  # before and after a step, one on its way, one held
-    queue.submit(lambda: queue.give_back(LAYOUT, mine.pop()), may_wait=True)
+    mine = [queue.take_buffers(LAYOUT) for _ in range(3)]  # before and after a step, one held
+    queue.submit(Job(list), may_wait=True)
+    pool = queue._pool
 
-    def write_meanwhile(timeout):
-        assert queue._wake
-        queue.next_job(timeout=0)()
+    class Free:
+        """Gives nothing back before the writer has been woken."""
 
-    monkeypatch.setattr(queue._changed, "wait", write_meanwhile)
+        def get_nowait(self):
+            raise Empty
+
+        def get(self, timeout):
+            assert rung(queue)
+            return mine.pop()
+
+    pool.free = Free()
     assert queue.take_buffers(LAYOUT).keys() == {"float32"}
+    assert pool.made == 3
+
+
+def test_buffers_that_an_interrupt_has_lost_are_made_anew():
+    queue = WriteQueue(queue_bytes=1, held=1)
+    for _ in range(10):  # more than there are, none comes back, and the writer has nothing to do
+        assert queue.take_buffers(LAYOUT).keys() == {"float32"}
+
+
+def test_a_job_that_is_queued_twice_is_done_once():
+    queue, done = WriteQueue(1 << 20, held=1), []
+    job = Job(partial(done.append, 1))
+    queue.submit(job)
+    queue.submit(job)
+    take(queue, 2)
+    queue.wait_for(job)
+    assert done == [1]
 
 
 def test_nothing_is_taken_after_the_end():
@@ -76,4 +105,18 @@ def test_nothing_is_taken_after_the_end():
     queue.close()
     assert queue.drained
     with pytest.raises(LogWriteError, match="closed"):
-        queue.submit(list)
+        queue.submit(Job(list))
+
+
+def test_who_waits_is_told_that_the_writer_has_failed_is_gone_or_does_not_get_on(monkeypatch):
+    queues = [WriteQueue(1 << 20, held=1) for _ in range(3)]
+    jobs = [Job(list) for _ in queues]
+    for queue, job in zip(queues, jobs, strict=True):
+        queue.submit(job)
+    queues[0].fail(OSError("no space"))
+    queues[1].end()
+    monkeypatch.setattr(write_queue, "_LOOK_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(write_queue, "_PATIENCE_SECONDS", -1)
+    for queue, job, said in zip(queues, jobs, ("no space", "is gone", "not answered"), strict=True):
+        with pytest.raises(LogWriteError, match=said):
+            queue.wait_for(job)

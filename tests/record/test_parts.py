@@ -154,7 +154,13 @@ def test_carriers_are_pinned_like_batches():
 def watched(optimizer, module):
     names = {id(p): n for n, p in module.named_parameters()}
     told = []
-    steps = OptimizerSteps(optimizer, names=lambda: names, before=lambda: told.append("before"), after=told.append)
+    steps = OptimizerSteps(
+        optimizer,
+        names=lambda: names,
+        before=lambda: told.append("before"),
+        after=lambda: told.append(steps.used_groups()),
+    )
+    steps.attach()
     return steps, told
 
 
