@@ -36,7 +36,7 @@ class BufferRows:
 
     def __init__(self, file: h5py.File, dtype: str, order: int, block: int) -> None:
         kind = word_type(dtype)
-        self._name, self._plain = dtype, np.dtype(kind.plain)
+        self._name = dtype
         self._order = order
         self._dataset = dataset(file, f"state/{dtype}")
         self._anchors = dataset(file, f"anchor/{dtype}") if order else None
@@ -166,7 +166,7 @@ class BufferRows:
     def _write_anchor(self, place: int, patterns: np.ndarray) -> None:
         assert self._anchors is not None
         self._anchor_crcs[place] = crc32(patterns.view(np.uint8).data)
-        self._anchors[place] = patterns.view(self._plain)
+        self._anchors[place] = patterns.view(self._anchors.dtype)
 
 
 def create_rows(file: h5py.File, layout: Layout, codec: Codec) -> None:

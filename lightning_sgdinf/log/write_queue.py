@@ -68,6 +68,58 @@ class _Pool:
         return None
 
 
+class _Buffers:
+    """The sets of flat buffers of the present layout.
+
+    Args:
+        size_bytes: Bytes of states that may wait.
+        held: Sets that the writer keeps for itself.
+    """
+
+    def __init__(self, size_bytes: int, held: int) -> None:
+        self._size_bytes, self._held = size_bytes, held
+        self._pool: _Pool | None = None
+
+    def of(self, layout: Layout) -> _Pool:
+        """Return those of a layout, which is the present one from now on."""
+        pool = self._pool
+        if pool is None or (pool.layout is not layout and pool.layout != layout):
+            wanted = self._size_bytes // max(1, row_bytes(layout))
+            pool = self._pool = _Pool(layout, min(_MAX_SETS, max(_MIN_SETS, wanted)) + self._held)
+        return pool
+
+    def give_back(self, layout: Layout, flat: dict[str, Tensor]) -> None:
+        """Take a set that is free again."""
+        pool = self._pool
+        if pool is not None and (pool.layout is layout or pool.layout == layout):
+            pool.free.put(flat)
+
+
+class _Alarm:
+    """Wakes the writer."""
+
+    def __init__(self) -> None:
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        self._rung = False
+
+    @property
+    def rung(self) -> bool:
+        """True if it rings."""
+        return not self._bell.empty()
+
+    def ring(self) -> None:
+        """Wake the writer, if that has not been done."""
+        if not self._rung:
+            self._rung = True  # if an exception comes now, the writer looks by itself within a second
+            self._bell.put(None)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it rings, or so long."""
+        with suppress(Empty):
+            self._bell.get(timeout=seconds)
+        self._rung = False
+
+
 class WriteQueue:
     """A queue of jobs whose states lie in a bounded number of sets of flat buffers.
 
@@ -77,20 +129,21 @@ class WriteQueue:
         gathered: Jobs that may wait, for which the writer is woken.
 
     Attributes:
+        progress: Number of jobs that are done.
         error: What the writer ran into.
         ended: The writer's thread is over, or will never begin.
     """
 
     def __init__(self, queue_bytes: int, held: int, gathered: int = 1) -> None:
-        self._queue_bytes, self._held, self._gathered = queue_bytes, held, gathered
+        self._gathered = gathered
+        self._buffers = _Buffers(queue_bytes, held)
+        self.give_back = self._buffers.give_back
         self._jobs: deque[Job] = deque()  # the first is under way
-        self._pool: _Pool | None = None
         self._closed = False
-        self._bell: SimpleQueue[None] = SimpleQueue()  # wakes the writer
-        self._rung = False
+        self._alarm = _Alarm()
         self._awake = False
         self._farewell: SimpleQueue[None] = SimpleQueue()
-        self._count = 0  # of jobs that are done
+        self.progress = 0
         self.error: BaseException | None = None
         self.ended = False
 
@@ -104,10 +157,7 @@ class WriteQueue:
             LogWriteError: The writer has failed.
         """
         self._require_open()
-        pool = self._pool
-        if pool is None or (pool.layout is not layout and pool.layout != layout):
-            wanted = self._queue_bytes // max(1, row_bytes(layout))
-            pool = self._pool = _Pool(layout, min(_MAX_SETS, max(_MIN_SETS, wanted)) + self._held)
+        pool = self._buffers.of(layout)
         patience = _Patience(self)
         while True:
             idle = not self._jobs
@@ -117,7 +167,7 @@ class WriteQueue:
             if idle:  # nobody will give one back: more are in use, or an interrupt has lost some
                 pool.capacity += 1
                 continue
-            self._ring()
+            self._alarm.ring()
             with suppress(Empty):
                 return pool.free.get(timeout=_LOOK_AGAIN_SECONDS)
             patience.check()
@@ -135,7 +185,7 @@ class WriteQueue:
         self._require_open()
         self._jobs.append(job)
         if not may_wait or len(self._jobs) >= self._gathered:
-            self._ring()
+            self._alarm.ring()
 
     def wait_for(self, job: Job) -> None:
         """Wait until a job is done.
@@ -153,7 +203,7 @@ class WriteQueue:
     def close(self) -> None:
         """Take no more jobs; the writer ends when it has done those it has."""
         self._closed = True
-        self._ring()
+        self._alarm.ring()
 
     def wait_for_end(self) -> None:
         """Wait until the writer's thread is over, or the disk does not answer."""
@@ -168,11 +218,6 @@ class WriteQueue:
     def closed(self) -> bool:
         """True once `close` was called."""
         return self._closed
-
-    @property
-    def progress(self) -> int:
-        """Number of jobs that are done."""
-        return self._count
 
     def check(self) -> None:
         """Raise what the writer ran into.
@@ -196,19 +241,12 @@ class WriteQueue:
         if self._closed:
             raise LogWriteError("the log is closed: nothing can be written after finish or abandon")
 
-    def _ring(self) -> None:
-        if not self._rung:
-            self._rung = True  # if an exception comes now, the writer looks by itself within a second
-            self._bell.put(None)
-
     # The writer thread's side ---------------------------------------------------------------------------------
 
     def next_job(self, timeout: float | None) -> Job | None:
         """Return the next job; ``None`` after ``timeout`` seconds, when all is done, or when closed and empty."""
         if not self._awake:
-            with suppress(Empty):
-                self._bell.get(timeout=_LOOK_AGAIN_SECONDS if timeout is None else timeout)
-            self._rung = False
+            self._alarm.wait(_LOOK_AGAIN_SECONDS if timeout is None else timeout)
             self._awake = True
         if not self._jobs:
             self._awake = False
@@ -223,13 +261,7 @@ class WriteQueue:
     def remove_done(self) -> None:
         """Remove the first job, which is done."""
         self._jobs.popleft()
-        self._count += 1
-
-    def give_back(self, layout: Layout, flat: dict[str, Tensor]) -> None:
-        """Take a set of flat buffers that is free again."""
-        pool = self._pool
-        if pool is not None and (pool.layout is layout or pool.layout == layout):
-            pool.free.put(flat)
+        self.progress += 1
 
     def fail(self, error: BaseException) -> None:
         """Note that the writer cannot go on; drop what is queued."""

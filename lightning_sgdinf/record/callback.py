@@ -18,9 +18,10 @@ from lightning_sgdinf.record.budget import Budget
 from lightning_sgdinf.record.diagnostics import Diagnostics
 from lightning_sgdinf.record.keep import Keep, parse_keep
 from lightning_sgdinf.record.log_location import LogLocation
+from lightning_sgdinf.record.patches import Patches
 from lightning_sgdinf.record.recorded_fit import RecordedFit, Settings
 from lightning_sgdinf.record.recording import Recording
-from lightning_sgdinf.record.resume import Bookmark, bookmarks_of
+from lightning_sgdinf.record.resume import Bookmark, bookmarks_of, lost_bookmark
 from lightning_sgdinf.record.stored_batches import ExampleKey
 from lightning_sgdinf.record.writer import Writer
 
@@ -109,9 +110,9 @@ class TrajectoryRecorder(Callback):
             when_full=when_full,
         )
         self._fit: RecordedFit | None = None
+        self._patches = Patches()
         self._loaded: tuple[Bookmark, ...] | None = None  # of the checkpoint that the fit starts from, if it does
         self._end: Bookmark | None = None  # of the end of the last fit
-        self._usable = ""  # when the last checkpoint was saved from which the log can go on
 
     @property
     def path(self) -> Path:
@@ -137,10 +138,10 @@ class TrajectoryRecorder(Callback):
             UnsupportedRunError: If it cannot, and the recorder is strict.
             ConfigurationError: If ``keep`` cannot work with the Trainer's settings.
         """
-        self._release()
+        self.teardown(trainer, pl_module, stage)
         if stage != "fit" or compatibility.is_tuner_search(trainer):
             return
-        self._loaded, self._end, self._usable = None, None, ""
+        self._loaded, self._end = None, None
         if trainer.fast_dev_run:
             rank_zero_info("TrajectoryRecorder: nothing is recorded with fast_dev_run.")
             return
@@ -152,8 +153,11 @@ class TrajectoryRecorder(Callback):
         compatibility.check_keep(settings.keep, trainer.max_epochs)
         if settings.strict and not pl_module.automatic_optimization:  # others hear of it when all is known
             diagnostics.problem(compatibility.MANUAL_OPTIMIZATION)
-        self._fit = RecordedFit(settings, self._location, diagnostics, trainer, pl_module)
-        self._fit.install()
+        try:
+            self._fit = RecordedFit(settings, self._location, diagnostics, trainer, pl_module, self._patches)
+        except BaseException:
+            self._patches.undo()
+            raise
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Read the place in a log of the checkpoint that the fit starts from; searches load some of their own."""
@@ -198,7 +202,7 @@ class TrajectoryRecorder(Callback):
         if self._fit is not None:
             self._fit.batch_idx = batch_idx
             if self._fit.recording is not None:
-                self._fit.recording.begin_batch()
+                self._fit.recording.finish_step()
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Hand the last step over: the writer has the interpreter for itself now, mostly."""
@@ -213,7 +217,7 @@ class TrajectoryRecorder(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Check what should have stayed constant."""
         if (recording := self._recording) is not None:
-            recording.check_constants()
+            recording.constants.check()
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Note in the checkpoint the place in the log; after the fit, that of its end."""
@@ -222,10 +226,10 @@ class TrajectoryRecorder(Callback):
             try:
                 bookmark = self._fit.bookmark(self._fit.recording)
             except LogWriteError as error:  # the next step will raise it; the checkpoint shall not be lost with the log
-                bookmark = self._fit.lost_bookmark(self._usable)
+                bookmark = lost_bookmark(self._location.run_id, self.path, self._location.usable)
                 rank_zero_warn(f"the checkpoint is saved without a bookmark of {self.path}: {bookmark.lost}; {error}")
             else:
-                self._usable = f"at global step {trainer.global_step}, in epoch {trainer.current_epoch}"
+                self._location.usable = f"at global step {trainer.global_step}, in epoch {trainer.current_epoch}"
         if bookmark is not None:
             bookmark.put_into(checkpoint)
 
@@ -246,11 +250,15 @@ class TrajectoryRecorder(Callback):
         except SgdInfluenceError as error:
             rank_zero_warn(f"{self.path} could not be finished: {error}")
         finally:
-            self._release()
+            self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave Trainer and optimizer as they were."""
-        self._release()
+        try:
+            self._close("stopped")
+        finally:
+            self._patches.undo()
+            self._fit = None  # not before: an interrupt may come in between
 
     def _close(self, reason: str) -> None:
         if (fit := self._fit) is not None and fit.recording is not None:
@@ -258,11 +266,3 @@ class TrajectoryRecorder(Callback):
                 fit.close(reason)
             finally:
                 self._end = fit.end
-
-    def _release(self) -> None:
-        try:
-            self._close("stopped")
-        finally:
-            if (fit := self._fit) is not None:
-                fit.release()
-            self._fit = None  # not before: an interrupt may come in between

@@ -31,6 +31,7 @@ class LogLocation:
         path: Of the present log.
         continued: The log that goes on, if one does.
         run_id: Of the log that was opened last.
+        usable: When the last checkpoint was saved from which it can go on.
     """
 
     def __init__(self, path: Path, *, overwrite: bool, resume: str) -> None:
@@ -39,7 +40,7 @@ class LogLocation:
             raise ConfigurationError(f"resume is {resume!r}, expected one of {modes}")
         self.path = self._first_path = path
         self.continued: Continuation | None = None
-        self.run_id = ""
+        self.run_id = self.usable = ""
         self._overwrite, self._resume = overwrite, resume
         self._logs = 0
 
@@ -92,7 +93,7 @@ class LogLocation:
             if self._logs:
                 rank_zero_info(f"TrajectoryRecorder: this fit is recorded in {self.path}, beside the one before.")
         self._logs += 1
-        self.run_id = header.run_id
+        self.run_id, self.usable = header.run_id, ""
         return writer(self.path, header=header, **options)
 
     def _free_path(self) -> Path:

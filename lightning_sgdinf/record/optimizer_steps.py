@@ -33,7 +33,7 @@ class OptimizerSteps:
         before: Callable[[], None],
         after: Callable[[], None],
     ) -> None:
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._names = names
         self._before = before
         self._after = after
@@ -52,21 +52,21 @@ class OptimizerSteps:
 
     def attach(self) -> None:
         """Put the hooks on; `remove` takes them off."""
-        after_handle = self._optimizer.register_step_post_hook(self._post)
+        after_handle = self.optimizer.register_step_post_hook(self._post)
         self._handles.append(after_handle)
         # The user's own post-hooks come later, so that what they change counts as changed by something else.
-        hooks = getattr(self._optimizer, "_optimizer_step_post_hooks", None)
+        hooks = getattr(self.optimizer, "_optimizer_step_post_hooks", None)
         if hooks is not None:
             hooks.move_to_end(after_handle.id, last=False)
-        self._handles.append(self._optimizer.register_step_pre_hook(self._pre))
+        self._handles.append(self.optimizer.register_step_pre_hook(self._pre))
 
     def remove(self) -> None:
         """Take the hooks off; harmless when done twice."""
         for handle in self._handles:
             handle.remove()
 
-    def begin_batch(self) -> None:
-        """Forget a step that an exception has ended before its update: none is under way when a batch begins."""
+    def forget(self) -> None:
+        """Forget a step that an exception has ended before its update."""
         self._depth = 0
 
     @property
@@ -76,7 +76,7 @@ class OptimizerSteps:
 
     def read_groups(self) -> tuple[ParamGroup, ...]:
         """Return the param groups as they stand; the same objects as before if nothing changed."""
-        live = self._optimizer.param_groups
+        live = self.optimizer.param_groups
         if self._plain is None or self._plain != live or self._sizes != [len(g["params"]) for g in live]:
             names = self._names()
             self._groups = tuple(

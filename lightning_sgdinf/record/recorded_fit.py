@@ -63,20 +63,30 @@ class RecordedFit:
         diagnostics: Of this fit.
         trainer: About to fit.
         module: The LightningModule.
+        patches: Holds what is done to the Trainer's plugins; whoever owns it undoes it.
 
     Attributes:
         recording: The recording, from the beginning of the training to its end.
         batch_idx: Of the batch at hand: ``training_step`` need not be given it.
         end: Bookmark of the end, once the recording has ended with a step in the log.
+
+    Raises:
+        UnsupportedRunError: The loaders cannot be recorded, and the recorder is strict.
     """
 
     def __init__(
-        self, settings: Settings, location: LogLocation, diagnostics: Diagnostics, trainer: Any, module: Any
+        self,
+        settings: Settings,
+        location: LogLocation,
+        diagnostics: Diagnostics,
+        trainer: Any,
+        module: Any,
+        patches: Patches,
     ) -> None:
         self._settings, self._location, self._diagnostics = settings, location, diagnostics
         self._trainer, self._module = trainer, module
         self._watch = RandomWatch()
-        self._patches = Patches()
+        self._patches = patches
         self._mailbox: Mailbox | None = None
         self._averaging: AveragingWatch | None = None
         self.batch_idx = 0
@@ -86,20 +96,9 @@ class RecordedFit:
         self._store = BatchStore(settings.example_key, problem) if settings.store_batches else None
         self._tap = LoaderTap(digest=settings.digest_batches, watch=self._watch, problem=problem, store=self._store)
         self._writer: Writer | None = None
-
-    def install(self) -> None:
-        """Tap the loaders and patch strategy and precision plugin, until `release`.
-
-        Raises:
-            UnsupportedRunError: The loaders cannot be recorded, and the recorder is strict.
-        """
-        try:
-            self._tap.install(self._trainer, self._module, self._patches)
-            self._patches.place(self._trainer.strategy, "training_step", self._around_training_step)
-            self._patches.place(self._trainer.precision_plugin, "clip_gradients", self._around_clipping)
-        except BaseException:
-            self._patches.undo()
-            raise
+        self._tap.install(trainer, module, patches)
+        patches.place(trainer.strategy, "training_step", self._around_training_step)
+        patches.place(trainer.precision_plugin, "clip_gradients", self._around_clipping)
 
     @property
     def loaders(self) -> tuple[Any, ...]:
@@ -147,7 +146,7 @@ class RecordedFit:
             remark=diagnostics.remark,
             after=None if continued is None else continued.bookmark,
         )
-        self.recording.attach()
+        self.recording.optimizer_steps.attach()
         for reason in (
             *compatibility.impossible_to_replay(module, trainer.optimizers[0], self.recording.reader),
             *compatibility.impossible_to_replay_processes(trainer, module),
@@ -164,31 +163,11 @@ class RecordedFit:
             LogWriteError: From the writer.
         """
         # Callbacks average after steps, and once more after epochs.
-        complete = not (self._averages and self._trainer.is_last_batch)
+        complete = not (_averages(self._averaging) and self._trainer.is_last_batch)
         bookmark = recording.bookmark(self._location.run_id, self._location.path, complete=complete)
         if bookmark is None or self._store is None:
             return bookmark
         return replace(bookmark, numbered=self._store.numbered)
-
-    def lost_bookmark(self, usable: str) -> Bookmark:
-        """Return the bookmark of a checkpoint that is saved when the log cannot be written any more.
-
-        Args:
-            usable: When the last checkpoint was saved from which the log can go on; empty if none was.
-        """
-        there = (
-            f"the last checkpoint from which the log can go on was saved {usable}"
-            if usable
-            else ("there is no checkpoint from which the log can go on")
-        )
-        return Bookmark(
-            run_id=self._location.run_id,
-            path=str(self._location.path.absolute()),
-            steps=0,
-            last=None,
-            tensors={},
-            lost=there,
-        )
 
     def close(self, reason: str) -> None:
         """End the recording, if there is one. Can be begun again after an interrupt.
@@ -211,14 +190,6 @@ class RecordedFit:
             self.recording = None
             raise
         self.recording = None  # not before: an interrupt may come in between, and it is closed again
-
-    def release(self) -> None:
-        """Leave the Trainer as it was."""
-        self._patches.undo()
-
-    @property
-    def _averages(self) -> bool:
-        return self._averaging is not None and bool(self._averaging.kind)
 
     def _around_training_step(self, training_step: Callable[..., Any]) -> Callable[..., Any]:
         def recorded_training_step(*args: Any, **kwargs: Any) -> Any:
@@ -276,7 +247,7 @@ class RecordedFit:
             state_bytes=recording.states.state_bytes,
             micro_batches=recording.assembler.micro_batches,
             codec=settings.codec,
-            averaged=self._averages,
+            averaged=_averages(self._averaging),
         )
         if budget is not None:
             plan = make_plan(budget, prospect)
@@ -309,6 +280,10 @@ class RecordedFit:
                 inform=lambda sentence: rank_zero_info(f"TrajectoryRecorder: {sentence}."),
             )
         return writer if self._mailbox is None else Collector(writer, self._mailbox, device)
+
+
+def _averages(averaging: AveragingWatch | None) -> bool:
+    return averaging is not None and bool(averaging.kind)
 
 
 def _notes(recording: Recording, settings: Settings, *, averaging: str) -> dict[str, Json]:

@@ -11,7 +11,6 @@ and whose recording was interrupted is recorded when the recording is closed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,13 +19,13 @@ from typing import Any
 from torch import Tensor
 
 from lightning_sgdinf.errors import LogWriteError
-from lightning_sgdinf.log import Draw, Step
-from lightning_sgdinf.log.batch_digest import batch_digest
+from lightning_sgdinf.log import Draw
 from lightning_sgdinf.record.compatibility import SEVERAL_EVALUATIONS
 from lightning_sgdinf.record.keep import Keep
 from lightning_sgdinf.record.optimizer_steps import OptimizerSteps, has_gradients
 from lightning_sgdinf.record.random_watch import RandomWatch
 from lightning_sgdinf.record.resume import Bookmark, tensor_checksums
+from lightning_sgdinf.record.run_checks import ConstantsWatch, FiniteWatch
 from lightning_sgdinf.record.state_reader import StateReader
 from lightning_sgdinf.record.state_tracker import StateTracker
 from lightning_sgdinf.record.step_assembler import StepAssembler
@@ -49,6 +48,7 @@ class Recording:
 
     Attributes:
         reader: Reads the state of the module and its optimizer.
+        constants: Watches the parameters that nothing trains.
         optimizer_steps: The steps of the optimizer.
         states: The states before and after the step under way.
         assembler: The step under way.
@@ -68,7 +68,6 @@ class Recording:
         after: Bookmark | None = None,
     ) -> None:
         self._trainer = trainer
-        self._optimizer = trainer.optimizers[0]
         self._automatic = bool(module.automatic_optimization)
         self._leads = trainer.global_rank == 0
         self._open_writer = open_writer
@@ -76,9 +75,9 @@ class Recording:
         self._remark = remark
         self._taken: int | None = None  # number of a step whose recording has begun
         self._evaluated = False  # the loss of the step under way
-        self._finite = True
-        self.reader = StateReader(module, self._optimizer, takes_states=self._leads)
-        self._constants = _digests(self.reader.constants)
+        self.reader = StateReader(module, trainer.optimizers[0], takes_states=self._leads)
+        self.constants = ConstantsWatch(self.reader, problem)
+        self._finite = FiniteWatch(self.reader, problem)
         self.delivery = StepDelivery(
             keep=keep,
             max_epochs=trainer.max_epochs if trainer.max_epochs is not None else -1,
@@ -91,20 +90,8 @@ class Recording:
         )
         self.assembler = StepAssembler(trainer, automatic=self._automatic, watch=watch)
         self.optimizer_steps = OptimizerSteps(
-            self._optimizer, names=lambda: self.reader.names, before=self._before_step, after=self._after_step
+            trainer.optimizers[0], names=lambda: self.reader.names, before=self._before_step, after=self._after_step
         )
-
-    def check_constants(self) -> None:
-        """Check that the parameters that nothing trains have stayed what they were."""
-        present = _digests(self.reader.constants)
-        moved = [n for n, digest in present.items() if self._constants.get(n, digest) != digest]
-        self._constants |= present
-        if moved:
-            self._problem(
-                f"{', '.join(moved[:5])} changed in training although no optimizer holds "
-                f"{'them' if len(moved) > 1 else 'it'}, and its values are not recorded. Register as buffers what is "
-                "updated by hand"
-            )
 
     def begin_micro_batch(self, batch_idx: int, draws: tuple[Draw, ...], transferred_with: dict[str, bytes]) -> None:
         """Record a batch that is about to go through ``training_step``."""
@@ -145,17 +132,9 @@ class Recording:
             tensors={} if state is None else tensor_checksums(state.layout, state.flat),
         )
 
-    def attach(self) -> None:
-        """Begin to hear of the optimizer's steps."""
-        self.optimizer_steps.attach()
-
-    def begin_batch(self) -> None:
-        """Prepare for the next batch; an exception may have left a step unfinished, and somebody caught it."""
-        self.optimizer_steps.begin_batch()
-        self.finish_step()
-
     def finish_step(self) -> None:
-        """Record the step whose recording was interrupted, if one was."""
+        """Record the step whose recording was interrupted, if one was and somebody caught that; none is under way."""
+        self.optimizer_steps.forget()
         if self._taken is not None:
             with suppress(Exception):  # if that is impossible, the record ends with the step before
                 self._record_step(self._taken)
@@ -202,7 +181,7 @@ class Recording:
                 delivery.open(self._open_writer(self))
             delivery.add(step, states.before)
             states.before = None
-            self._check_finite(step)
+            self._finite.check(step, states.after)
         elif delivery.steps > index:
             states.before = None
         if not self._leads:
@@ -211,7 +190,7 @@ class Recording:
 
     def _counts(self) -> bool:
         """Tell if the step that was just taken is one to record."""
-        if not has_gradients(self._optimizer):
+        if not has_gradients(self.optimizer_steps.optimizer):
             return False
         if self._automatic and self.assembler.backward_passes == 0:
             # Stochastic weight averaging does this after its last epoch, if nothing has set the gradients to None by
@@ -222,18 +201,3 @@ class Recording:
             )
             return False
         return True
-
-    def _check_finite(self, step: Step) -> None:
-        after = self.states.after
-        if not self._finite or after is None:
-            return
-        what = "loss" if step.loss is not None and not math.isfinite(step.loss) else ""
-        if not what and not self.reader.finite(after.flat):
-            what = "a parameter"
-        if what:
-            self._finite = False
-            self._problem(f"{what} is not finite after step {step.index} (epoch {step.epoch})")
-
-
-def _digests(constants: Mapping[str, Tensor]) -> dict[str, int]:
-    return {name: batch_digest(value) for name, value in constants.items()}

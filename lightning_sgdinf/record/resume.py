@@ -72,6 +72,22 @@ class Continuation:
     bookmark: Bookmark
 
 
+def lost_bookmark(run_id: str, path: Path, usable: str) -> Bookmark:
+    """Return the bookmark of a checkpoint that is saved when the log cannot be written any more.
+
+    Args:
+        run_id: Of the log.
+        path: Of the log.
+        usable: When the last checkpoint was saved from which the log can go on; empty if none was.
+    """
+    lost = (
+        f"the last checkpoint from which the log can go on was saved {usable}"
+        if usable
+        else "there is no checkpoint from which the log can go on"
+    )
+    return Bookmark(run_id=run_id, path=str(path.absolute()), steps=0, last=None, tensors={}, lost=lost)
+
+
 def bookmarks_of(checkpoint: Mapping[str, Any]) -> tuple[Bookmark, ...]:
     """Return the bookmarks of a checkpoint; what is none is skipped."""
     bookmarks = []

@@ -22,7 +22,7 @@ def queued(queue, count, **options):
 
 
 def rung(queue):
-    return not queue._bell.empty()
+    return queue._alarm.rung
 
 
 def take(queue, count):
@@ -67,7 +67,7 @@ def test_who_needs_buffers_does_not_wait_for_a_writer_that_waits_for_jobs():
     queue = WriteQueue(queue_bytes=1, held=1, gathered=100)
     mine = [queue.take_buffers(LAYOUT) for _ in range(3)]  # before and after a step, one held
     queue.submit(Job(list), may_wait=True)
-    pool = queue._pool
+    pool = queue._buffers._pool
 
     class Free:
         """Gives nothing back before the writer has been woken."""
