@@ -182,6 +182,8 @@ class CompiledSteps:
 
     def _compile(self, signature: _Signature, step: Step, micro: MicroBatch, leaves: Sequence[Any]) -> Kernel:
         objective = self.objective
+        if moving := sorted(objective.passes.moving):
+            raise UnsupportedRunError(f"the pass moves buffers that the loss may read ({moving[0]})")
         if objective.per_example_loss is not None:
             raise UnsupportedRunError("the losses of examples are computed by per_example_loss")
         recipe = _Recipe(objective, signature, step, leaves)
@@ -234,7 +236,8 @@ class _Recipe:
         trace = torch.func.functional_call(
             shell, {f"module.{n}": v for n, v in {**named, **trained}.items()}, (batch, weights)
         )
-        grads = torch.autograd.grad(trace.loss, parameters, create_graph=True, allow_unused=True)
+        with objective.passes.phase.taking_gradient():
+            grads = torch.autograd.grad(trace.loss, parameters, create_graph=True, allow_unused=True)
         first = FirstOrder(trace.loss, weights, trace.statistics, grads)
         products = differentiate(first, parameters, objective.vector.split(push), adjoints)
         self.present = tuple(g is not None for g in grads)

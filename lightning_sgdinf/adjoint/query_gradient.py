@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,9 +14,11 @@ from lightning_sgdinf import random_state
 from lightning_sgdinf.adjoint.adjoint import Adjoint
 from lightning_sgdinf.dtypes import cast_floats, tensors_made_in
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
-from lightning_sgdinf.kernels import ATTENTION, Interceptor, RunningStatistics, Twins
+from lightning_sgdinf.kernels import ATTENTION, HeldConstants, Interceptor, RunningStatistics, Twins
 from lightning_sgdinf.query import Query, ValidationData
 from lightning_sgdinf.replay import Objective, OpenedRun, validation_pass
+from lightning_sgdinf.replay.borrowed_module import lasting_tensors
+from lightning_sgdinf.replay.moving_buffers import differentiable_buffers, moved_in_log
 from lightning_sgdinf.state import ModelState
 
 
@@ -99,7 +101,12 @@ class BoundQuery:
 
     def at_model(self, run: OpenedRun) -> tuple[Tensor, Adjoint]:
         """Return `gradient` at a run's final model, computed once."""
-        return run.once((self, "gradient"), lambda: self.gradient(run.model))
+
+        def compute() -> tuple[Tensor, Adjoint]:
+            run.objective.passes.moving |= moved_in_log(run.log, run.objective.module)
+            return self.gradient(run.model)
+
+        return run.once((self, "gradient"), compute)
 
     def end(self, run: OpenedRun) -> tuple[Tensor, Adjoint]:
         """Return values and adjoint at the end of a run, where a walk starts.
@@ -140,14 +147,26 @@ class BoundQuery:
         buffers: dict[str, Tensor] = {}
         objective.load(state)
         watch = RunningStatistics(objective.module, Twins())
-        handling = Interceptor({**ATTENTION, **watch.handlers()})
+        held = HeldConstants(objective.passes.phase, lambda: lasting_tensors(objective.module))
+        handling = Interceptor({**ATTENTION, **watch.handlers(), **held.handlers()}, held)
         own = tensors_made_in(objective.dtype)
-        with validation_pass(objective), random_state.preserved(), torch.enable_grad(), self.context(), own, handling:
+        moving = differentiable_buffers(objective.module, objective.passes.moving if gradient else (), held)
+        with (
+            validation_pass(objective),
+            random_state.preserved(),
+            torch.enable_grad(),
+            self.context(),
+            own,
+            moving as moved,
+            handling,
+        ):
+            leaves = {name: buffer.before for name, buffer in moved.items()}
             for number, weight, term in self.query.terms(objective.module, self.data):
                 values[number] += weight * float(term.detach())
                 weights[number] += weight
                 if gradient:
-                    _add_gradient(objective, watch, term, weight, params[number], buffers, number, count)
+                    read = {**leaves, **watch.leaves}
+                    _add_gradient(objective, read, term, weight, params[number], buffers, number, count)
                 del term  # with its graph, before the next one is made
         if bool((weights == 0).any()):
             raise ConfigurationError(
@@ -164,7 +183,7 @@ class BoundQuery:
 
 def _add_gradient(
     objective: Objective,
-    watch: RunningStatistics,
+    leaves: Mapping[str, Tensor],
     term: Tensor,
     weight: float,
     row: Tensor,
@@ -173,7 +192,7 @@ def _add_gradient(
     count: int,
 ) -> None:
     """Add the gradient of one query's term, times its weight, to that query's row and buffer adjoints."""
-    parameters, leaves = objective.parameters, dict(watch.leaves)
+    parameters = objective.parameters
     if not term.requires_grad:
         return
     grads = torch.autograd.grad(term, [*parameters, *leaves.values()], allow_unused=True, retain_graph=True)

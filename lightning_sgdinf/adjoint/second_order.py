@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from lightning_sgdinf.adjoint.vjp import pull_rows, pull_rows_together
 from lightning_sgdinf.kernels import RunningStatistics
+from lightning_sgdinf.replay.moving_buffers import MovedBuffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +21,14 @@ class FirstOrder:
         weights: Example weights that entered, ``[B]``.
         statistics: Running statistics that the pass moved or read.
         grads: Gradient per parameter; ``None`` where there is none.
+        moved: Buffers that the pass moved and that carry a graph, by name.
     """
 
     loss: Tensor
     weights: Tensor
     statistics: RunningStatistics | None
     grads: Sequence[Tensor | None]
+    moved: Mapping[str, MovedBuffer] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ def differentiate(
     decayed = dict(buffers)
     leaves: dict[str, Tensor] = {}
     if first.statistics is not None and curvature:
-        leaves = first.statistics.leaves
+        leaves = dict(first.statistics.leaves)
         # The pass did r <- (1 - m) r + m b: with lambda the adjoint of r after it, m <lambda, b> joins what is
         # differentiated, and (1 - m) lambda is left for r before it. A buffer that the pass moved twice goes through
         # this twice, the last update first.
@@ -85,6 +88,16 @@ def differentiate(
                     outputs.append(update.batch_statistic)
                     cotangents.append(decayed[update.name] * update.momentum)
                 decayed[update.name] = decayed[update.name] * (1 - update.momentum)
+    if curvature:
+        # What moved buffers are after the pass is a function of parameters and of what they were before.
+        for name, buffer in first.moved.items():
+            if name in decayed and buffer.after is not None and buffer.after.requires_grad:
+                outputs.append(buffer.after)
+                cotangents.append(decayed[name])
+            leaves[name] = buffer.before
+    for name, buffer in first.moved.items():
+        if buffer.after is not None:
+            decayed.pop(name, None)
     # One backward pass gives all: slopes (in the weights), H push (in the parameters) and adjoints of the statistics
     # that eval-mode layers read (in their leaves).
     wanted = [first.weights, *parameters, *leaves.values()] if curvature else [first.weights]

@@ -227,7 +227,7 @@ class AdjointStep:
         )
         trace = objective.trace(self.step, micro, own, weights, statistics=True)
         loss = trace.loss if fraction == 1 else trace.loss * fraction
-        return FirstOrder(loss, weights, trace.statistics, objective.gradient(loss, create_graph=True))
+        return FirstOrder(loss, weights, trace.statistics, objective.gradient(loss, create_graph=True), trace.moved)
 
     def _own_rows(self, batch: Any, count: int) -> tuple[Any, float]:
         if self._shards is None:

@@ -46,9 +46,9 @@ def check_gradient(rerun: Rerun, scores: Tensor, plan: Plan, column: int = 0) ->
         raise CertificateError(
             f"gradient check failed: for examples {chosen}, the walk says {predicted} from step {rerun.first_step} on, "
             f"central differences of a re-run say {measured} (relative error {error:.1e}, allowed "
-            f"{rerun.tolerance:.0e}). Usual causes: an operation whose second derivative torch gets wrong or cuts off "
-            "(detach, no_grad, custom autograd functions), a buffer that the loss depends on and the forward pass "
-            "changes, a loss with jumps. certificate='off' gives the scores unchecked."
+            f"{rerun.tolerance:.0e}). Usual causes: an operation whose second derivative torch gets wrong "
+            "(an autograd.Function whose backward is not its derivative), a tensor that training moves and that is no "
+            "buffer, a loss with jumps. certificate='off' gives the scores unchecked."
         )
     return GradientCheck(
         first_step=rerun.first_step,

@@ -140,7 +140,8 @@ class TrainingCurvature:
         pulled = torch.autograd.grad(cut.values, parameters, dummies, create_graph=True, allow_unused=True)
         forward = _bent(pulled, dummies, pushes)
         count = len(cut.leaves)
-        slopes = torch.autograd.grad(loss, [*cut.leaves, *parameters], create_graph=True, allow_unused=True)
+        with objective.passes.phase.taking_gradient():
+            slopes = torch.autograd.grad(loss, [*cut.leaves, *parameters], create_graph=True, allow_unused=True)
         curved = _bent(slopes[:count], cut.leaves, forward)
         back = pull_rows(cut.values, parameters, curved, len(rows))
         penalty = _bent(slopes[count:], parameters, pushes)

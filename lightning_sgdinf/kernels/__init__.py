@@ -3,6 +3,10 @@
 from lightning_sgdinf.kernels.attention import ATTENTION as ATTENTION
 from lightning_sgdinf.kernels.channels_last import Twins as Twins
 from lightning_sgdinf.kernels.handlers import layer_handlers as layer_handlers
+from lightning_sgdinf.kernels.held import HeldConstants as HeldConstants
+from lightning_sgdinf.kernels.held import Phase as Phase
+from lightning_sgdinf.kernels.held import UnlinkedHook as UnlinkedHook
+from lightning_sgdinf.kernels.held import first_only as first_only
 from lightning_sgdinf.kernels.intercept import Handler as Handler
 from lightning_sgdinf.kernels.intercept import Interceptor as Interceptor
 from lightning_sgdinf.kernels.running_statistics import RunningStatistics as RunningStatistics

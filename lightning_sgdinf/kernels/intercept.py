@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch.overrides import TorchFunctionMode
 
 Handler = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """Is given the function and its arguments in place of the call, and returns the call's result."""
 
 
-class Interceptor(TorchFunctionMode):
-    """Sends calls of chosen torch functions to handlers while it is entered; all others pass."""
+class Ungraded(Protocol):
+    """Makes the calls that a step makes while gradients are switched off."""
 
-    def __init__(self, handlers: Mapping[Callable[..., Any], Handler]) -> None:
+    def call(self, handler: Handler | None, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """Make one call; ``handler`` is the one that would have made it."""
+        ...
+
+
+class Interceptor(TorchFunctionMode):
+    """Sends calls of chosen torch functions to handlers while it is entered; all others pass.
+
+    Args:
+        handlers: By function.
+        ungraded: Makes every call while gradients are switched off; ``None`` for no difference.
+    """
+
+    def __init__(self, handlers: Mapping[Callable[..., Any], Handler], ungraded: Ungraded | None = None) -> None:
         super().__init__()
         self._handlers = handlers
+        self._ungraded = ungraded
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         handler = self._handlers.get(func)
+        if self._ungraded is not None and not torch.is_grad_enabled():
+            return self._ungraded.call(handler, func, args, kwargs or {})
         return func(*args, **(kwargs or {})) if handler is None else handler(func, args, kwargs or {})

@@ -51,7 +51,7 @@ class RunningStatistics:
 
     def handlers(self) -> Mapping[Callable[..., Any], Handler]:
         """Return handlers for an `Interceptor`."""
-        return {F.batch_norm: self._handle}
+        return {F.batch_norm: self._handle, F.instance_norm: self._handle_instances}
 
     def _handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._batch_norm(func, *args, **kwargs)
@@ -68,6 +68,8 @@ class RunningStatistics:
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
+        if running_mean is not None and running_var is not None and running_mean.requires_grad:
+            return _with_graph(func, input, (running_mean, running_var), weight, bias, training, momentum, eps)
         mean, var = self._names.get(id(running_mean)), self._names.get(id(running_var))
         if mean is None or var is None or running_mean is None or running_var is None:
             return func(input, running_mean, running_var, weight, bias, training, momentum, eps)
@@ -85,8 +87,59 @@ class RunningStatistics:
             return func(input, running_mean, running_var, weight, bias, training, momentum, eps)
         centre = self.leaves.setdefault(mean, running_mean.detach().clone().requires_grad_())
         variance = self.leaves.setdefault(var, running_var.detach().clone().requires_grad_())
-        shape = (1, -1) + (1,) * (input.ndim - 2)
-        out = (input - centre.view(shape)) * (variance + eps).rsqrt().view(shape)
-        if weight is not None:
-            out = out * weight.view(shape)
-        return out if bias is None else out + bias.view(shape)
+        return _by_statistics(input, centre, variance, weight, bias, eps)
+
+    def _handle_instances(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _instance_norm(func, *args, **kwargs)
+
+
+def _by_statistics(
+    input: Tensor, centre: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Normalise with given statistics, by the formula."""
+    shape = (1, -1) + (1,) * (input.ndim - 2)
+    out = (input - centre.view(shape)) * (variance + eps).rsqrt().view(shape)
+    if weight is not None:
+        out = out * weight.view(shape)
+    return out if bias is None else out + bias.view(shape)
+
+
+def _with_graph(
+    func: Callable[..., Any],
+    input: Tensor,
+    running: tuple[Tensor, Tensor],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """Call ``F.batch_norm`` with statistics that carry a graph, which its kernel would cut off."""
+    if not training:
+        return _by_statistics(input, *running, weight, bias, eps)
+    axes = [0, *range(2, input.ndim)]
+    for statistic, value in zip(running, (input.mean(axes), input.var(axes, unbiased=True)), strict=True):
+        statistic.mul_(1 - momentum).add_(value, alpha=momentum)
+    return func(input, None, None, weight, bias, True, momentum, eps)
+
+
+def _instance_norm(
+    func: Callable[..., Any],
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Call ``F.instance_norm``; running statistics that carry a graph are moved and read by their formula."""
+    if running_mean is None or running_var is None or not running_mean.requires_grad:
+        return func(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    if not use_input_stats:
+        return _by_statistics(input, running_mean, running_var, weight, bias, eps)
+    axes = [*range(2, input.ndim)]
+    for statistic, value in ((running_mean, input.mean(axes)), (running_var, input.var(axes, unbiased=True))):
+        statistic.mul_(1 - momentum).add_(value.mean(0), alpha=momentum)
+    return func(input, None, None, weight, bias, True, momentum, eps)

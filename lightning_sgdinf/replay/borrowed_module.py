@@ -96,6 +96,24 @@ def empty_out(containers: Containers) -> None:
             _refill(container, content)
 
 
+def lasting_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Yield every tensor that a module keeps from step to step."""
+    yield from module.parameters()
+    yield from module.buffers()
+    for part in module.modules():
+        yield from (value for value in vars(part).values() if isinstance(value, Tensor))
+
+
+def drop_graphs(module: nn.Module) -> None:
+    """Cut what a step has kept as attributes of the module from its graph."""
+    for part in module.modules():
+        for name, value in _public(part).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                part.__dict__[name] = value.detach()
+            elif type(value) is dict:
+                value.update({k: v.detach() for k, v in value.items() if isinstance(v, Tensor) and not v.is_leaf})
+
+
 def set_modes(module: nn.Module, eval_modules: Sequence[str]) -> None:
     """Put every sub-module in train mode but the named ones."""
     frozen = set(eval_modules)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from lightning_sgdinf import random_state
 from lightning_sgdinf.batch_structure import map_tensors
 from lightning_sgdinf.errors import ConfigurationError, ModelMismatchError, NonFiniteError, UntappedLossError
+from lightning_sgdinf.kernels import RunningStatistics
 from lightning_sgdinf.log import Header, MicroBatch, Step
 from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.borrowed_module import borrowed
 from lightning_sgdinf.replay.example_weights import LossTap, UnknownRows
+from lightning_sgdinf.replay.gradient_hooks import hooks_of_training
 from lightning_sgdinf.replay.host import Host
+from lightning_sgdinf.replay.moving_buffers import moved_by_pass
 from lightning_sgdinf.replay.row_matching import match_batch
 from lightning_sgdinf.replay.row_owners import RowOrders
 from lightning_sgdinf.replay.training_step import PerExampleLoss, Trace, TrainingStep
@@ -83,8 +86,14 @@ class Objective(TrainingStep):
             return self.forward(step, micro.batch_idx, own, weights, statistics=statistics, owners=owners)
 
         trace = self.owned(step, micro, take, again=lambda: self.load_buffers(before))
+        if trace.statistics is not None and (moving := self._new_moving(before, trace.statistics)):
+            self.passes.moving |= moving
+            self.load_buffers(before)
+            trace = self.owned(step, micro, take, again=lambda: self.load_buffers(before))
         if micro.rank and trace.statistics is not None:
             trace.statistics.updates.clear()
+            for buffer in trace.moved.values():
+                buffer.after = None
         if not torch.isfinite(trace.loss.detach()).all():
             raise NonFiniteError(
                 f"the training loss of step {step.index} is {trace.loss.item()}; replay stops here. Scores need a "
@@ -158,6 +167,11 @@ class Objective(TrainingStep):
                 f"chooses them by what it predicts or at random. {WAYS_OUT}"
             ) from None
 
+    def _new_moving(self, before: Mapping[str, Tensor], statistics: RunningStatistics) -> set[str]:
+        """Return the names of buffers that a pass moved, where that was not known."""
+        known = self.passes.moving | {update.name for update in statistics.updates}
+        return moved_by_pass(before, self.buffers, known)
+
     @property
     def has_unweighted_terms(self) -> bool:
         """Return true if a pass so far had paths to the parameters that carry no weights."""
@@ -210,7 +224,9 @@ def open_objective(
         borrowed(module, trained=trained, device=host.device, dtype=wanted, stand_in=host.stand_in),
     ):
         host.stand_in.attach(module, dict(module.named_parameters()))
-        yield Objective(module, header, source, host, tap=tap, dtype=dtype, per_example_loss=per_example_loss)
+        objective = Objective(module, header, source, host, tap=tap, dtype=dtype, per_example_loss=per_example_loss)
+        with hooks_of_training(module, objective.passes.phase):
+            yield objective
 
 
 def _check_constants(module: nn.Module, trained: Sequence[str], header: Header) -> None:

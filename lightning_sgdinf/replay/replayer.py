@@ -116,7 +116,9 @@ class Replayer:
         # As in training: every process adds up its own gradients, and then those of all are added.
         for _, micros in groupby(step.micro_batches, key=lambda micro: micro.rank):
             for micro in micros:
-                self._loss(step, micro, weights, edit).backward()
+                loss = self._loss(step, micro, weights, edit)
+                with self.objective.passes.phase.taking_gradient():
+                    loss.backward()
             for place, parameter in enumerate(parameters):
                 before, own = total[place], parameter.grad
                 total[place] = own if before is None else before if own is None else before + own

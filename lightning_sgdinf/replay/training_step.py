@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -17,19 +17,23 @@ from lightning_sgdinf.kernels import (
     ATTENTION,
     VMAP_LAYERS,
     WEIGHT_NORM,
+    HeldConstants,
     Interceptor,
+    Phase,
     RunningStatistics,
     Twins,
+    UnlinkedHook,
     layer_handlers,
 )
 from lightning_sgdinf.log import Header, MicroBatch, Step
 from lightning_sgdinf.parameters import ParameterVector
 from lightning_sgdinf.query import call_step
 from lightning_sgdinf.replay.batches import BatchSource
-from lightning_sgdinf.replay.borrowed_module import containers_of, empty_out, set_modes
+from lightning_sgdinf.replay.borrowed_module import containers_of, drop_graphs, empty_out, lasting_tensors, set_modes
 from lightning_sgdinf.replay.example_weights import LossTap, tapped_output
 from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.moment import Moment
+from lightning_sgdinf.replay.moving_buffers import MovedBuffer, assigned_in_place, differentiable_buffers
 from lightning_sgdinf.replay.row_owners import RowRecorder
 from lightning_sgdinf.state import ModelState
 
@@ -42,11 +46,13 @@ class Trace:
         loss: What the step's gradient is taken of: the returned loss over the accumulation divisor.
         statistics: Running statistics that the pass moved or read.
         taps: Names of the loss functions that were tapped.
+        moved: Moving buffers by name, where they were to be differentiated.
     """
 
     loss: Tensor
     statistics: RunningStatistics | None
     taps: tuple[str, ...]
+    moved: Mapping[str, MovedBuffer] = field(default_factory=dict)
 
 
 PerExampleLoss: TypeAlias = Callable[[Any, Any, Any], Tensor]
@@ -67,6 +73,7 @@ class TrainingStep:
         parameters: The module's own tensors of these, in that order.
         parts: Names of all its sub-modules.
         buffers: Its buffers by name.
+        passes: What is known of its passes: their phase, and the buffers that they move.
         queries_together: True if several queries are differentiated in one vectorised pass. On a CPU a convolution of a
             single query fills the caches already.
     """
@@ -99,7 +106,7 @@ class TrainingStep:
         self.queries_together = host.device.type != "cpu" or not any(map(_convolves, module.modules()))
         self._modes: tuple[str, ...] | None = None
         self._kept: dict[str, Tensor] = {}
-        self._containers = [pair for part in module.modules() for pair in containers_of(part)]
+        self.passes = Passes(module)
         for name, shape, parameter in zip(self.vector.names, self.vector.shapes, self.parameters, strict=True):
             if tuple(parameter.shape) != shape:
                 raise ModelMismatchError(
@@ -193,8 +200,20 @@ class TrainingStep:
         """
         twins = Twins()
         watch = RunningStatistics(self.module, twins) if statistics and self.buffers else None
-        with torch.enable_grad(), self.host.step_context(), tensors_made_in(self.dtype), self.host.stand_in.naming():
-            with _handling(self, weights is not None, watch, twins, tap, stacked):
+        held = None
+        if weights is not None and not stacked:
+            counted = tap.handlers() if isinstance(tap, LossTap) and self.tap is None else {}
+            held = HeldConstants(self.passes.phase, lambda: lasting_tensors(self.module), counted)
+        moving = self.passes.moving if statistics else ()
+        with ExitStack() as around:
+            around.enter_context(self.passes.phase.taking_gradient())
+            around.enter_context(torch.enable_grad())
+            around.enter_context(self.host.step_context())
+            around.enter_context(tensors_made_in(self.dtype))
+            around.enter_context(self.host.stand_in.naming())
+            assigned = nullcontext() if stacked else assigned_in_place(self.passes.places)
+            handling = _handling(self, held, watch, twins, tap, stacked)
+            with assigned, _moving(self.module, moving, held) as moved, handling:
                 if weights is not None and self.per_example_loss is not None:
                     losses = self.per_example_loss(self.module, batch, batch_idx)
                     _expect_one_each(losses, len(weights), step)
@@ -203,13 +222,39 @@ class TrainingStep:
                 else:
                     loss = _loss_of(call_step(self.module.training_step, batch, batch_idx), step, stacked)  # type: ignore[arg-type]
                     taps = tuple(tap.calls) if isinstance(tap, LossTap) else ()
-            empty_out(self._containers)
+            empty_out(self.passes.containers)
+            if held is not None and held.used:
+                drop_graphs(self.module)
             loss = loss / step.accumulation if step.accumulation != 1 else loss
-        return Trace(loss, watch, taps)
+        return Trace(loss, watch, taps, moved)
 
     def gradient(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor | None]:
         """Return the gradient of a loss in the trained parameters; ``None`` where it does not depend on one."""
-        return list(torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True))
+        try:
+            with self.passes.phase.taking_gradient():
+                return list(torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True))
+        except UnlinkedHook as hook:
+            raise UnsupportedRunError(
+                f"a gradient hook on {hook} returns a tensor without a graph (by no_grad, detach or .data), so what it "
+                "does cannot be differentiated. Compute in the hook with plain operations on the gradient it is given."
+            ) from hook
+
+
+class Passes:
+    """Everything that passes of one module share.
+
+    Attributes:
+        phase: Tells training's own gradient from derivatives of it.
+        moving: Names of buffers, other than BatchNorm's statistics, that passes move.
+        places: Sub-modules and names of their buffers.
+        containers: Of the module's attributes, with their content.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.phase = Phase()
+        self.moving: set[str] = set()
+        self.places = [(part, key) for part in module.modules() for key in part._buffers]
+        self.containers = [pair for part in module.modules() for pair in containers_of(part)]
 
 
 @contextmanager
@@ -223,15 +268,17 @@ def validation_pass(objective: TrainingStep) -> Iterator[None]:
 @contextmanager
 def _handling(
     objective: TrainingStep,
-    weighted: bool,
+    held: HeldConstants | None,
     watch: RunningStatistics | None,
     twins: Twins,
     tap: LossTap | RowRecorder | None,
     stacked: bool,
 ) -> Iterator[None]:
     handlers: dict[Callable[..., Any], Any] = {}
-    if weighted:
-        handlers = {**ATTENTION, **WEIGHT_NORM, **(VMAP_LAYERS if stacked else layer_handlers(twins))}
+    if held is not None:
+        handlers = {**ATTENTION, **WEIGHT_NORM, **layer_handlers(twins), **held.handlers()}
+    elif stacked:
+        handlers = {**ATTENTION, **WEIGHT_NORM, **VMAP_LAYERS}
     with ExitStack() as stack:
         if tap is not None and objective.tap is None:
             handlers.update(tap.handlers())
@@ -240,8 +287,12 @@ def _handling(
         if watch is not None:
             handlers.update(watch.handlers())
         if handlers:
-            stack.enter_context(Interceptor(handlers))
+            stack.enter_context(Interceptor(handlers, held))
         yield
+
+
+def _moving(module: nn.Module, names: Collection[str], held: HeldConstants | None) -> Any:
+    return nullcontext({}) if held is None or not names else differentiable_buffers(module, names, held)
 
 
 def _convolves(part: nn.Module) -> bool:

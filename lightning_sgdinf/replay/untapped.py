@@ -50,7 +50,7 @@ def paths_beyond_taps(loss: Tensor) -> Paths:
             continue
         seen.add(node)
         name = node.name()
-        if name.startswith("_WeightRows"):
+        if name.startswith(("_WeightRows", "_Hold")):
             continue
         leaves += name.endswith("AccumulateGrad")
         operations.append(name)

@@ -77,6 +77,7 @@ def audit_loss(
     double, _ = _gradient(objective, state, one, one.micro_batches[0], 2.0)
     bent = ((double - 2 * full + rest).norm() / size).item()
     if not bent <= tolerance:
+        _refuse_bent_hooks(objective, state, one, bent, tolerance)
         raise UntappedLossError(
             f"step {one.index}: the gradient is not linear in the example weights (by {bent:.1%}): one loss function "
             f"feeds another, so weights enter twice (tapped: {', '.join(taps)}). {WAYS_OUT}"
@@ -113,6 +114,24 @@ def _gradient(
     )
     trace = _trace(objective, state, step, micro, weights)
     return _joined(objective, trace), trace.taps
+
+
+def _refuse_bent_hooks(objective: Objective, state: ModelState, step: Step, bent: float, tolerance: float) -> None:
+    """Say that hooks make a gradient what is not linear in the weights, if without them it is."""
+    phase = objective.passes.phase
+    if not phase.hooks:
+        return
+    phase.hooks_act = False
+    try:
+        none, once, twice = (_gradient(objective, state, step, step.micro_batches[0], w)[0] for w in (0.0, 1.0, 2.0))
+    finally:
+        phase.hooks_act = True
+    if (twice - 2 * once + none).norm() <= tolerance * once.norm():
+        raise UntappedLossError(
+            f"step {step.index}: the gradient is not linear in the example weights (by {bent:.1%}), because of "
+            f"a gradient hook on {', '.join(sorted(phase.hooks)[:3])}. Hooks must be linear in the gradient, as a mask "
+            "or a factor is; to clip, use the Trainer's gradient_clip_val and gradient_clip_algorithm."
+        )
 
 
 def _trace(objective: Objective, state: ModelState, step: Step, micro: MicroBatch, weights: Tensor | None) -> Trace:
