@@ -165,7 +165,7 @@ class ScoreOnFitEnd(Callback):
             title=title, scores=scores, shown=self._shown, examples=self._examples(module, recorder, scores)
         )
         self.report = report.publish_report(data, folder, trainer.loggers, log=recorder.path)
-        rank_zero_info(f"ScoreOnFitEnd: {data.result()} Report: {self.report}")
+        rank_zero_info(f"ScoreOnFitEnd: {' '.join(report.said_first(data))} Report: {self.report}")
 
     def _examples(self, module: nn.Module, recorder: TrajectoryRecorder, scores: Scores) -> dict[int, Any]:
         """Render the examples at both ends; none where the data set cannot be looked into."""

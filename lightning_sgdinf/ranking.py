@@ -33,8 +33,8 @@ def sign_sentence(query: str, better: Better, end: Literal["harmful", "helpful"]
     if better == "order":
         return f"{'lowest' if end == 'harmful' else 'highest'} = most {end}: a ranking, not a predicted change"
     falls = (better == "lower") == (end == "harmful")
-    sign, moves = ("negative", "lowers") if falls else ("positive", "raises")
-    return f"{sign} = {end}: leaving it out {moves} {query}"
+    sign, moves = ("negative", "lower") if falls else ("positive", "raise")
+    return f"{sign} = {end}: leaving it out is predicted to {moves} {query}"
 
 
 class RankedExample(NamedTuple):
@@ -60,6 +60,7 @@ class Ranking:
         better: Its good direction.
         total: Number of examples that were ranked.
         verified: Whose scores were measured by training again without the example; ``None`` if nobody's were.
+        reach: Sentences that belong beside the scores: what is known of true removals, and warnings.
     """
 
     example_ids: tuple[int, ...]
@@ -70,6 +71,7 @@ class Ranking:
     better: Better
     total: int
     verified: tuple[bool, ...] | None = None
+    reach: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -102,10 +104,11 @@ class Ranking:
         rows = self.rows()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-        return "\n".join((self.header, *lines))
+        return "\n".join((self.header, *lines, *self.reach))
 
     def _repr_html_(self) -> str:
         head, *body = ([html.escape(cell) for cell in row] for row in self.rows())
         lines = ("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body)
         columns = "".join(f"<th>{cell}</th>" for cell in head)
-        return f"<p>{html.escape(self.header)}</p><table><tr>{columns}</tr>{''.join(lines)}</table>"
+        reach = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in self.reach)
+        return f"<p>{html.escape(self.header)}</p><table><tr>{columns}</tr>{''.join(lines)}</table>{reach}"

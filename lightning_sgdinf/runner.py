@@ -53,8 +53,8 @@ class InfluenceRunner:
         compile: Compile the kernel of a step, which takes up to a minute and a C++ compiler and makes long walks about
             twice as fast. Checked against the eager kernel along the way; where it differs or cannot be had, the eager
             one is used and the certificate has a note.
-        certificate: ``"fast"`` checks within about a fifth of the walk's time, ``"full"`` re-runs everything, ``"off"``
-            checks nothing and says so.
+        certificate: ``"fast"`` checks within half of the walk's time or a second; ``"full"`` re-runs the whole run,
+            with two dozen examples really left out; ``"off"`` checks nothing and says so.
         tap: Name of a sub-module at whose output example weights enter, for losses written by hand.
         per_example_loss: Computes the loss of each example, shape ``[B]``, from the module, a batch and its index, for
             losses written by hand in a class that is not yours to edit. Its mean must be the step's loss.

@@ -131,25 +131,29 @@ class Scores:
         Raises:
             ConfigurationError: ``k`` is below 1, or there is no such query.
         """
-        return self._ranking(self.order(query)[: _count(k)], query)
+        return _ranked(self, self.order(query)[: _count(k)], query)
 
     def most_helpful(self, k: int, query: int | str = 0) -> Ranking:
         """Rank the examples without which the query would be worst; arguments as for `most_harmful`."""
-        return self._ranking(torch.argsort(self.harm(query), stable=True)[: _count(k)], query)
+        return _ranked(self, torch.argsort(self.harm(query), stable=True)[: _count(k)], query)
 
-    def _ranking(self, ids: Tensor, query: int | str) -> Ranking:
+    def summary(self, query: int | str = 0) -> tuple[str, ...]:
+        """Return the result in a few sentences, each number with what is known of it.
+
+        Args:
+            query: Name or position of the query.
+        """
         column = self.query_index(query)
-        example_ids = tuple(ids.tolist())
-        return Ranking(
-            example_ids=example_ids,
-            scores=tuple(self.values[ids, column].tolist()),
-            ranks=tuple(self.ranks(query)[ids].tolist()),
-            labels=None if self.labels is None else tuple(self.labels[i] for i in example_ids),
-            query=self.queries[column],
-            better=self.better[column],
-            total=len(self),
-            verified=None if self.verified is None else tuple(self.verified[ids].tolist()),
+        name, harm = self.queries[column], self.harm(query)
+        ends = (("harmful", self.most_harmful(1, query)), ("helpful", self.most_helpful(1, query)))
+        most = "; ".join(f"most {end} is {row.example_id} ({row.score:+.3g})" for end, (row,) in ends)
+        if self.better[column] == "order":
+            return (f"{len(self)} training examples, ranked by {name}: {most}.",)
+        first = (
+            f"{len(self)} training examples, by the predicted change of {name} had each been left out: {most}; "
+            f"{float((harm > 0).double().mean()):.0%} are predicted to harm it."
         )
+        return (first, *reach(self, query))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write everything to one HDF5 file, which `load` reads back as an equal value.
@@ -265,6 +269,37 @@ class Scores:
         """
         report = require("lightning_sgdinf.report", extra="report")
         report.log_report(report.ReportData(title=title, scores=self, **details), logger, log=log)
+
+
+def reach(scores: Scores, query: int | str = 0) -> tuple[str, ...]:
+    """Return the sentences that belong beside every number: what is known of true removals, and the warnings.
+
+    Args:
+        scores: Scores.
+        query: Name or position of the query that the number is about.
+    """
+    column = scores.query_index(query)
+    if scores.better[column] == "order" or scores.certificate is None:
+        return ()
+    if scores.verified is not None and bool(scores.verified.all()):
+        return ("Every score was measured by really leaving the example out.",)
+    return scores.certificate.reach(scores.queries[column])
+
+
+def _ranked(scores: Scores, ids: Tensor, query: int | str) -> Ranking:
+    column = scores.query_index(query)
+    example_ids = tuple(ids.tolist())
+    return Ranking(
+        example_ids=example_ids,
+        scores=tuple(scores.values[ids, column].tolist()),
+        ranks=tuple(scores.ranks(query)[ids].tolist()),
+        labels=None if scores.labels is None else tuple(scores.labels[i] for i in example_ids),
+        query=scores.queries[column],
+        better=scores.better[column],
+        total=len(scores),
+        verified=None if scores.verified is None else tuple(scores.verified[ids].tolist()),
+        reach=reach(scores, query),
+    )
 
 
 def _count(k: int) -> int:

@@ -70,7 +70,7 @@ TESTS_OF_NO_ROOM = frozenset(
     {"architecture", "bare", "docs", "docs_code", "examples", "faces", "gates", "import", "lightning_cli", "thirdparty"}
 )
 
-UNTESTED = frozenset({"checks", "scoring", "testing"})
+UNTESTED = frozenset({"scoring", "testing"})
 """Rooms whose tests still lie in other folders than their own."""
 
 

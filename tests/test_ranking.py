@@ -21,10 +21,10 @@ def ranking(**fields) -> Ranking:
 @pytest.mark.parametrize(
     ("better", "end", "sentence"),
     [
-        ("lower", "harmful", "negative = harmful: leaving it out lowers q"),
-        ("lower", "helpful", "positive = helpful: leaving it out raises q"),
-        ("higher", "harmful", "positive = harmful: leaving it out raises q"),
-        ("higher", "helpful", "negative = helpful: leaving it out lowers q"),
+        ("lower", "harmful", "negative = harmful: leaving it out is predicted to lower q"),
+        ("lower", "helpful", "positive = helpful: leaving it out is predicted to raise q"),
+        ("higher", "harmful", "positive = harmful: leaving it out is predicted to raise q"),
+        ("higher", "helpful", "negative = helpful: leaving it out is predicted to lower q"),
         ("order", "harmful", "lowest = most harmful: a ranking, not a predicted change"),
         ("order", "helpful", "highest = most helpful: a ranking, not a predicted change"),
     ],
@@ -36,7 +36,7 @@ def test_the_sign_is_spelled_out(better, end, sentence: str) -> None:
 def test_it_prints_as_a_table_under_a_sentence_with_the_sign() -> None:
     assert repr(ranking()).splitlines() == [
         "2 of 90 training examples; score = change of validation loss had the example been left out "
-        "(negative = harmful: leaving it out lowers validation loss)",
+        "(negative = harmful: leaving it out is predicted to lower validation loss)",
         "rank  id      score  label",
         "   1  12       -0.5    cat",
         "   2   3  -1.25e-07    <b>",
@@ -45,7 +45,7 @@ def test_it_prints_as_a_table_under_a_sentence_with_the_sign() -> None:
 
 def test_without_labels_the_table_has_no_such_column() -> None:
     plain = ranking(labels=None, better="higher")
-    assert "positive = harmful: leaving it out raises validation loss" in repr(plain)
+    assert "positive = harmful: leaving it out is predicted to raise validation loss" in repr(plain)
     assert repr(plain).splitlines()[1].split() == ["rank", "id", "score"]
     assert [row.label for row in plain] == [None, None]
 

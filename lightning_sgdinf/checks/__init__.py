@@ -6,5 +6,9 @@ from lightning_sgdinf.checks.plan import Plan as Plan
 from lightning_sgdinf.checks.plan import fast_plan as fast_plan
 from lightning_sgdinf.checks.rerun import open_rerun as open_rerun
 from lightning_sgdinf.checks.step_replay import StepComparison as StepComparison
+from lightning_sgdinf.checks.trust import Allowance as Allowance
+from lightning_sgdinf.checks.trust import Reached as Reached
 from lightning_sgdinf.checks.trust import check_trust as check_trust
-from lightning_sgdinf.checks.trust import window_examples as window_examples
+from lightning_sgdinf.checks.trust import fast_allowance as fast_allowance
+from lightning_sgdinf.checks.trust import full_allowance as full_allowance
+from lightning_sgdinf.checks.trust import window_lengths as window_lengths

@@ -1,24 +1,33 @@
-"""The gradient check of a walk: scores of sampled examples against central differences of a re-run."""
+r"""The gradient check of a walk: its scores against central differences of a re-run.
+
+The weights of all examples of the window are moved at once, each by :math:`\pm\varepsilon` at random:
+
+.. math:: -\frac{q(1 + \varepsilon d) - q(1 - \varepsilon d)}{2 \varepsilon} = \sum_j d_j\, \mathrm{score}_j .
+
+So two re-runs look at every score, where a difference for each example would look at one.
+"""
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from lightning_sgdinf.certificate import GradientCheck
 from lightning_sgdinf.checks.plan import Plan
-from lightning_sgdinf.checks.rerun import Rerun, strongest
+from lightning_sgdinf.checks.rerun import Rerun
 from lightning_sgdinf.errors import CertificateError, DataMismatchError
 
 
-def check_gradient(rerun: Rerun, scores: Tensor, plan: Plan, column: int = 0) -> GradientCheck | None:
+def check_gradient(rerun: Rerun, scores: Tensor, plan: Plan, ids: Tensor, column: int = 0) -> GradientCheck | None:
     """Compare the walk's scores of the window with central differences.
 
     Args:
         rerun: The window.
         scores: What the walk has accumulated at the window's start, ``[N, Q]``.
-        plan: How many examples.
+        plan: How many directions.
+        ids: Examples that occur in the window.
         column: Which query.
 
     Returns:
@@ -28,14 +37,16 @@ def check_gradient(rerun: Rerun, scores: Tensor, plan: Plan, column: int = 0) ->
         CertificateError: If they disagree; says by how much and what usually causes it.
         DataMismatchError: If they disagree because the query is not the same function each time it is asked.
     """
-    chosen = strongest(scores[:, column], plan.gradient_examples)
-    if not chosen:
+    own = scores[:, column]
+    scale = float(own.norm())
+    if scale == 0:
         return None
-    predicted = [float(scores[j, column]) for j in chosen]
+    directions = _directions(len(own), ids, plan)
+    predicted = [float(d @ own) for d in directions]
     measured, error = [0.0], math.inf
     for eps in rerun.steps:
-        slopes = [_central_difference(rerun, j, eps, column) for j in chosen]
-        size = max(abs(v) for v in (*slopes, *predicted))
+        slopes = [_central_difference(rerun, d, eps, column) for d in directions]
+        size = max(scale, *(abs(v) for v in (*slopes, *predicted)))
         gap = max(abs(p - m) for p, m in zip(predicted, slopes, strict=True)) / size
         if gap < error:
             measured, error = slopes, gap
@@ -44,27 +55,41 @@ def check_gradient(rerun: Rerun, scores: Tensor, plan: Plan, column: int = 0) ->
     else:
         _expect_one_answer(rerun, column)
         raise CertificateError(
-            f"gradient check failed: for examples {chosen}, the walk says {predicted} from step {rerun.first_step} on, "
-            f"central differences of a re-run say {measured} (relative error {error:.1e}, allowed "
-            f"{rerun.tolerance:.0e}). Usual causes: an operation whose second derivative torch gets wrong "
-            "(an autograd.Function whose backward is not its derivative), a tensor that training moves and that is no "
-            "buffer, a loss with jumps. certificate='off' gives the scores unchecked."
+            f"gradient check failed: for the weights of {len(ids)} examples moved at once in {len(directions)} random "
+            f"direction(s), the walk says {predicted} from step {rerun.first_step} on, central differences of a re-run "
+            f"say {measured} (relative error {error:.1e}, allowed {rerun.tolerance:.0e}). Usual causes: an operation "
+            "whose second derivative torch gets wrong (an autograd.Function whose backward is not its derivative), a "
+            "tensor that training moves and that is no buffer, a loss with jumps. certificate='off' gives the scores "
+            "unchecked."
         )
     return GradientCheck(
         first_step=rerun.first_step,
-        example_ids=tuple(chosen),
+        example_ids=(),
         predicted=tuple(predicted),
         measured=tuple(measured),
         relative_error=error,
         tolerance=rerun.tolerance,
+        examples=len(ids),
         precision=rerun.precision,
         of=rerun.window.last_step,
     )
 
 
+def _directions(examples: int, ids: Tensor, plan: Plan) -> list[Tensor]:
+    """Return random signs for the examples of the window, zero for the others, each ``[N]``."""
+    generator = torch.Generator().manual_seed(plan.seed)
+    directions = []
+    for _ in range(plan.directions):
+        direction = torch.zeros(examples, dtype=torch.float64)
+        direction[ids] = torch.randint(0, 2, (len(ids),), generator=generator).double() * 2 - 1
+        directions.append(direction)
+    return directions
+
+
 def _expect_one_answer(rerun: Rerun, column: int) -> None:
     """Ask the same model twice; two answers have no derivative."""
-    once, again = rerun.value({}, column), rerun.value({}, column)
+    same = torch.ones(rerun.examples, dtype=torch.float64)
+    once, again = rerun.value(same, column), rerun.value(same, column)
     if abs(once - again) > 1e-9 * max(abs(once), abs(again)):  # more than sums in another order make
         raise DataMismatchError(
             f"the query {rerun.query.names[column]!r} has two values at one and the same model, {once:.6g} "
@@ -74,7 +99,6 @@ def _expect_one_answer(rerun: Rerun, column: int) -> None:
         )
 
 
-def _central_difference(rerun: Rerun, example: int, eps: float, column: int) -> float:
-    up = rerun.value({example: 1 + eps}, column)
-    down = rerun.value({example: 1 - eps}, column)
+def _central_difference(rerun: Rerun, direction: Tensor, eps: float, column: int) -> float:
+    up, down = (rerun.value(1 + sign * eps * direction, column) for sign in (1, -1))
     return -(up - down) / (2 * eps)

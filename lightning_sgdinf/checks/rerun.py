@@ -7,7 +7,7 @@ rounding, so runs recorded in it are re-run in float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -58,12 +58,9 @@ class Rerun:
         """Return the precision it is re-run in, by the name of its type."""
         return str(self.query.objective.parameters[0].dtype).removeprefix("torch.")
 
-    def value(self, weights: Mapping[int, float], column: int) -> float:
-        """Return the query's value at the end of the window with the given example weights, 1 for all others."""
-        own = torch.ones(self.examples, dtype=torch.float64)
-        for example, weight in weights.items():
-            own[example] = weight
-        return float(self.query.value(self.window.run(weights=own))[column])
+    def value(self, weights: Tensor, column: int) -> float:
+        """Return the query's value at the end of the window with the given example weights ``[N]``."""
+        return float(self.query.value(self.window.run(weights=weights))[column])
 
 
 @contextmanager
@@ -103,12 +100,6 @@ def open_rerun(run: OpenedRun, query: BoundQuery, *, first_step: int, start: Mod
                 yield rerun(other, query.in_float64(wide), _STEPS, GRADIENT_TOLERANCE[torch.float32])
                 return
     yield rerun(run, query, (0.25,), 0.5)
-
-
-def strongest(scores: Tensor, count: int) -> list[int]:
-    """Return the ids of the examples with the largest scores ``[N]`` by size, without those that are zero."""
-    order = torch.argsort(scores.abs(), descending=True)[:count]
-    return [int(i) for i in order if scores[i] != 0]
 
 
 def _agrees(run: OpenedRun, index: int, start: ModelState) -> bool:

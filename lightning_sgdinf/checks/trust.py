@@ -1,72 +1,246 @@
-"""The trust check of a walk: sampled examples really left out of a re-run."""
+"""The trust in scores: examples really left out, of the whole run where that can be afforded.
+
+As many as a budget allows, at least six, of the whole run. Where that is too dear (forecast from the times of its own
+steps), six of a window before the end, the longest that can be afforded, and of a shorter one: what they say is not
+said of the whole run.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.certificate import Trust
-from lightning_sgdinf.checks.plan import Plan
-from lightning_sgdinf.checks.rerun import Rerun, strongest
-from lightning_sgdinf.log import Step
+from lightning_sgdinf.adjoint import BoundQuery
+from lightning_sgdinf.certificate import Trust, Window
+from lightning_sgdinf.checks.agreement import agreement, spread_sample
+from lightning_sgdinf.errors import NonFiniteError, StateNotStoredError
+from lightning_sgdinf.replay import OpenedRun
+from lightning_sgdinf.truth import MeasuredRemovals, Pace, Removals, clock
+
+COUNTS = (200, 100, 64, 48, 32, 24, 16, 12, 8, 6)
+"""Numbers of examples to leave out, the largest that can be afforded."""
+SHARE = 0.4
+"""Part of a walk's time that a fast certificate plans for; half of it, where the forecast is off."""
+FLOOR_SECONDS = 1.0
+"""Time that it may take in any case."""
+MEMORY_BYTES = 16 << 20
+"""Memory for models that are trained at once; larger ones are trained one after another."""
+SHORTER = 4
+"""A second window is so many times shorter."""
+NOISE = 0.1
+"""Part of the measured changes that rounding may make unsaid."""
 
 
-def check_trust(rerun: Rerun, scores: Tensor, plan: Plan, ids: Tensor, column: int = 0) -> Trust | None:
-    """Leave sampled examples out of the window and compare.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """The cost that leaving examples out may have.
 
-    Half of them are those with the largest scores, half are drawn at random from the window's.
+    Attributes:
+        seconds: Time by `clock`.
+        examples: Number of examples to leave out of the whole run whatever it takes; 0 for none.
+        memory_bytes: Memory for models that are trained at once.
+    """
+
+    seconds: float
+    examples: int = 0
+    memory_bytes: int = MEMORY_BYTES
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reached:
+    """The knowledge of a walk that arrives at a step.
+
+    Attributes:
+        scores: What it has accumulated, ``[N]``.
+        first: The step from there on at which each example is first drawn, ``T`` for those that are not, int64 ``[N]``.
+    """
+
+    scores: Tensor
+    first: Tensor
+
+
+def fast_allowance(walk_seconds: float, spent_seconds: float = 0.0) -> Allowance:
+    """Return what a fast certificate may spend on leaving examples out.
 
     Args:
-        rerun: The window.
-        scores: What the walk has accumulated at the window's start, ``[N, Q]``.
-        plan: How many examples.
-        ids: Examples that occur in the window.
-        column: Which query.
+        walk_seconds: Time by `clock` that the scores took.
+        spent_seconds: The same of other checks.
+    """
+    return Allowance(seconds=max(SHARE * walk_seconds - spent_seconds, FLOOR_SECONDS))
+
+
+def full_allowance() -> Allowance:
+    """Return what a full certificate may: two dozen examples, whatever that takes."""
+    return Allowance(seconds=FLOOR_SECONDS, examples=24)
+
+
+def window_lengths(steps: int, shortest: int = 3) -> list[int]:
+    """Return lengths of windows before the end of a run, each twice the one before, all shorter than the run."""
+    lengths = []
+    while shortest < steps:
+        lengths.append(shortest)
+        shortest *= 2
+    return lengths
+
+
+def check_trust(
+    run: OpenedRun,
+    query: BoundQuery,
+    reached: Mapping[int, Reached],
+    allowance: Allowance,
+    *,
+    column: int = 0,
+    seed: int = 0,
+) -> tuple[Trust | None, tuple[str, ...]]:
+    """Leave examples out and compare what that does with what was predicted.
+
+    Args:
+        run: The recorded run.
+        query: What is asked at its end.
+        reached: What the walk knows when it arrives at a step, by step; at the earliest one these are the scores.
+        allowance: What it may cost.
+        column: Which query they are of.
+        seed: Of the choice of examples.
 
     Returns:
-        The result; ``None`` if the window has fewer than three examples.
+        The result, ``None`` if there is none, and sentences that a reader must know.
     """
-    chosen = strongest(scores[:, column], plan.trust_examples // 2)
-    generator = torch.Generator().manual_seed(plan.seed)
-    others = [int(i) for i in ids[torch.randperm(len(ids), generator=generator)] if int(i) not in chosen]
-    chosen = chosen + others[: plan.trust_examples - len(chosen)]
-    if len(chosen) < 3:
-        return None
-    base = rerun.value({}, column)
-    measured = [rerun.value({j: 0.0}, column) - base for j in chosen]
-    predicted = [float(scores[j, column]) for j in chosen]
-    correlation = _pearson(predicted, measured)
-    low, high = _fisher_interval(correlation, len(chosen))
-    return Trust(
-        first_step=rerun.first_step,
-        example_ids=tuple(chosen),
-        predicted=tuple(predicted),
-        measured=tuple(measured),
-        correlation=correlation,
-        low=low,
-        high=high,
-    )
+    trial = _Trial(run, query, reached, allowance, column, seed)
+    try:
+        return trial.result()
+    except StateNotStoredError as error:
+        return None, (f"Trust was not measured: {error}",)
+    except NonFiniteError as error:
+        return None, (f"Trust was not measured: {error}",)
 
 
-def window_examples(steps: Iterator[Step]) -> Tensor:
-    """Return the ids of the examples that occur in some steps, each once."""
-    ids = [torch.tensor(s.example_ids) for s in steps]
-    return torch.unique(torch.cat(ids)) if ids else torch.empty(0, dtype=torch.int64)
+class _Trial:
+    """One measurement; arguments are those of `check_trust`."""
 
+    def __init__(
+        self,
+        run: OpenedRun,
+        query: BoundQuery,
+        reached: Mapping[int, Reached],
+        allowance: Allowance,
+        column: int,
+        seed: int,
+    ) -> None:
+        self.run, self.query, self.reached, self.allowance = run, query, reached, allowance
+        self.column, self.seed = column, seed
+        self.began, self.clock_began = time.perf_counter(), clock(run.host.device)
+        self.reach = min(reached)
+        self.pace: Pace | None = None
 
-def _pearson(a: Sequence[float], b: Sequence[float]) -> float:
-    x, y = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
-    x, y = x - x.mean(), y - y.mean()
-    size = x.norm() * y.norm()
-    return float((x @ y) / size) if size > 0 else float("nan")
+    def result(self) -> tuple[Trust | None, tuple[str, ...]]:
+        """Return the trust of the whole run, or else of windows before its end."""
+        removals = self.removals(self.reach)
+        if len(self.drawn(removals)) < 3:
+            return None, ("Trust was not measured: fewer than three examples are in the steps that were walked.",)
+        needed = 0.0
+        for count in COUNTS:
+            ids = self.sample(removals, count)
+            needed = removals.forecast(ids)
+            if needed <= self.left or count <= self.allowance.examples:
+                return self.measured(removals, ids)
+        return self.of_windows(needed)
 
+    def of_windows(self, needed: float) -> tuple[Trust | None, tuple[str, ...]]:
+        """Return the trust of the longest window that can be afforded, with that of a shorter one."""
+        total = len(self.run.log)
+        for first in sorted(step for step in self.reached if step > self.reach):
+            removals = self.removals(first)
+            ids = self.sample(removals, COUNTS[-1])
+            if len(ids) < 3 or removals.forecast(ids) > self.left:
+                continue
+            trust, notes = self.measured(removals, ids, needed)
+            shorter = [s for s in self.reached if total - s <= (total - first) / SHORTER]
+            if trust is not None and shorter:
+                removals = self.removals(min(shorter))
+                ids = self.sample(removals, COUNTS[-1])
+                if len(ids) >= 3 and removals.forecast(ids) <= self.left:
+                    trust, notes = self.with_shorter(trust, removals, ids), notes
+            return trust, notes
+        return None, (
+            f"Trust was not measured: leaving out {COUNTS[-1]} examples would take about {needed:.2g} s, and even the "
+            "last steps of the run more than a part of the time that the scores took. certificate='full' does it.",
+        )
 
-def _fisher_interval(correlation: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a correlation from ``count`` pairs; the whole range below four."""
-    if count < 4 or not abs(correlation) < 1:
-        return (-1.0, 1.0) if count < 4 else (correlation, correlation)
-    z, half = math.atanh(correlation), 1.959963984540054 / math.sqrt(count - 3)
-    return math.tanh(z - half), math.tanh(z + half)
+    @property
+    def left(self) -> float:
+        """Return the seconds that are left."""
+        return self.allowance.seconds - (clock(self.run.host.device) - self.clock_began)
+
+    def removals(self, first_step: int) -> Removals:
+        """Return the run from a step on, at the pace that was measured before."""
+        removals = Removals(
+            self.run,
+            self.query,
+            self.reached[first_step].first,
+            first_step=first_step,
+            memory_bytes=self.allowance.memory_bytes,
+            pace=self.pace,
+        )
+        self.pace = removals.pace
+        return removals
+
+    def drawn(self, removals: Removals) -> Tensor:
+        """Return the ids of the examples that occur in the steps."""
+        return (removals.first < len(self.run.log)).nonzero().flatten()
+
+    def sample(self, removals: Removals, count: int) -> list[int]:
+        """Draw examples to leave out."""
+        return spread_sample(self.reached[removals.first_step].scores, self.drawn(removals), count, self.seed)
+
+    def measured(self, removals: Removals, ids: list[int], needed: float = 0.0) -> tuple[Trust | None, tuple[str, ...]]:
+        """Leave some examples out; ``needed`` are the seconds that doing so from the whole run would take."""
+        measured = removals.measure(ids)
+        changes = measured.changes[:, self.column].tolist()
+        scores, drawn = self.reached[removals.first_step].scores, self.drawn(removals)
+        place = torch.searchsorted(drawn, torch.tensor(ids)).tolist()
+        agreed = agreement(scores[drawn], place, changes, self.seed)
+        trust = Trust(
+            first_step=removals.first_step,
+            example_ids=tuple(ids),
+            predicted=tuple(scores[ids].tolist()),
+            measured=tuple(changes),
+            correlation=agreed.correlation,
+            low=agreed.low,
+            high=agreed.high,
+            slope=agreed.slope,
+            right_signs=agreed.right_signs,
+            population=len(drawn),
+            reach=self.reach,
+            steps=len(self.run.log),
+            query=self.query.names[self.column],
+            seconds=time.perf_counter() - self.began,
+            needed_seconds=needed,
+            at_once=measured.at_once,
+            memory_bytes=removals.memory_bytes(len(ids)),
+        )
+        return trust, self.noise(measured, changes)
+
+    def with_shorter(self, trust: Trust, removals: Removals, ids: list[int]) -> Trust:
+        """Add what a shorter window says."""
+        short, _ = self.measured(removals, ids)
+        assert short is not None
+        window = Window(steps=short.steps - short.first_step, correlation=short.correlation, left_out=len(ids))
+        return replace(trust, shorter=(*trust.shorter, window), seconds=time.perf_counter() - self.began)
+
+    def noise(self, measured: MeasuredRemovals, changes: list[float]) -> tuple[str, ...]:
+        """Return a note if rounding is no small part of what was measured."""
+        if measured.at_once == 1:
+            return ()
+        recorded = float(self.query.value(self.run.model)[self.column])
+        drift, size = abs(float(measured.base[self.column]) - recorded), max(map(abs, changes))
+        if drift <= NOISE * size:
+            return ()
+        return (
+            f"The run taken again with nothing left out ends {drift:.1e} from the recorded one in "
+            f"{self.query.names[self.column]}, where the largest measured change is {size:.1e}: rounding is a part of "
+            "what was measured.",
+        )

@@ -15,6 +15,7 @@ from lightning_sgdinf.report.model import BeforeAfter as BeforeAfter
 from lightning_sgdinf.report.model import Cost as Cost
 from lightning_sgdinf.report.model import Explanation as Explanation
 from lightning_sgdinf.report.model import ReportData as ReportData
+from lightning_sgdinf.report.model import said_first as said_first
 from lightning_sgdinf.report.rendering import Rendered as Rendered
 from lightning_sgdinf.report.rendering import Renderer as Renderer
 from lightning_sgdinf.report.rendering import as_example as as_example

@@ -13,7 +13,7 @@ from lightning_sgdinf.evaluation import CleansingCurve, Comparison, Detection
 from lightning_sgdinf.ranking import Better
 from lightning_sgdinf.report.example import Example
 from lightning_sgdinf.report.rendering import Rendered
-from lightning_sgdinf.scores import Scores
+from lightning_sgdinf.scores import Scores, reach
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -205,12 +205,25 @@ class ReportData:
         if self.better == "order":
             return f"By {self.query_name} the most harmful training example is {worst.example_id}."
         if self.scores.harm(self.query).max() <= 0:
-            return f"No training example harms {self.query_name}: leaving out any one would not improve it."
+            return f"No training example harms {self.query_name}: leaving out any one is not predicted to improve it."
         change = "lower" if self.better == "lower" else "raise"
+        verified = self.scores.verified
+        measured = verified is not None and bool(verified[worst.example_id])
+        moves = {"lower": "lowered", "raise": "raised"}[change] if measured else f"is predicted to {change}"
         return (
-            f"The most harmful training example is {worst.example_id}: leaving it out would {change} {self.query_name} "
-            f"by {abs(worst.score):.3g}."
+            f"The most harmful training example is {worst.example_id}: leaving it out {moves} {self.query_name} by "
+            f"{abs(worst.score):.3g}."
         )
+
+
+def said_of_trust(data: ReportData) -> tuple[str, ...]:
+    """Return the sentences on true removals that belong beside every number, without the warnings."""
+    return tuple(s for s in reach(data.scores, data.query) if s.removeprefix("Warning: ") not in data.all_warnings)
+
+
+def said_first(data: ReportData) -> tuple[str, ...]:
+    """Return the result in a sentence, what is known of true removals, and the warnings."""
+    return (data.result(), *said_of_trust(data), *(f"Warning: {warning}" for warning in data.all_warnings))
 
 
 def _cleansing_result(change: BeforeAfter) -> str:

@@ -17,7 +17,7 @@ from typing import Literal
 from lightning_sgdinf.random_state import preserved
 from lightning_sgdinf.ranking import Ranking, score_name, sign_sentence
 from lightning_sgdinf.report import explorer, fragments, tables
-from lightning_sgdinf.report.model import Explanation, ReportData
+from lightning_sgdinf.report.model import Explanation, ReportData, said_of_trust
 
 PAGE_BYTES = 14_500_000
 """Size that a page keeps below, as long as its printed part leaves room."""
@@ -62,9 +62,10 @@ def _head(data: ReportData) -> str:
     judged = "ranked by" if data.better == "order" else "judged by their effect on"
     about = f"{len(data.scores):,} training examples, {judged} {data.query_name}"
     warnings = "".join(f"<p><strong>Warning.</strong> {escape(warning)}</p>" for warning in data.all_warnings)
+    reach = "".join(f'<p class="sign">{escape(sentence)}</p>' for sentence in said_of_trust(data))
     return (
         f'<header><h1>{escape(data.title)}</h1><p class="about">{escape(about)}</p>{fragments.aside(warnings)}'
-        f'<p class="headline">{_result(data)}</p><div class="facts">{"".join(_facts(data))}</div></header>\n'
+        f'<p class="headline">{_result(data)}</p>{reach}<div class="facts">{"".join(_facts(data))}</div></header>\n'
     )
 
 
@@ -77,7 +78,7 @@ def _facts(data: ReportData) -> Iterator[str]:
     if data.better != "order":
         harmful = int((data.scores.harm(data.query) > 0).sum())
         share = f"{100 * harmful / len(data.scores):.0f} %"
-        yield fragments.fact(share, f"would improve {data.query_name} if left out")
+        yield fragments.fact(share, f"predicted to improve {data.query_name} if left out")
     for change in data.before_after[:1]:
         before, after = (change.show(value) for value in change.means)
         yield fragments.fact(f"{before} → {after}", f"{change.metric}, before → after")
@@ -85,9 +86,13 @@ def _facts(data: ReportData) -> Iterator[str]:
         yield fragments.fact(
             f"{detection.hits} of {detection.corrupt}", f"known corrupt examples at the top of {method}"
         )
-    certificate = data.scores.certificate
-    if certificate is not None and certificate.trust is not None:
-        yield fragments.fact(f"{certificate.trust.correlation:.3f}", "correlation of predicted and true removals")
+    trust = None if data.scores.certificate is None else data.scores.certificate.trust
+    if trust is not None and trust.headline is not None:
+        left_out = f"by {len(trust.example_ids)} of {trust.population} left out of {trust.where}"
+        interval = "" if trust.low == trust.high else f", 95 % interval {trust.low:.2f} to {trust.high:.2f}"
+        yield fragments.fact(
+            f"{trust.headline:.2f}", f"correlation of predicted and true removals, {left_out}{interval}"
+        )
 
 
 def _sections(data: ReportData, drawn: Mapping[str, str]) -> Iterator[tuple[str, str, tuple[str, ...]]]:

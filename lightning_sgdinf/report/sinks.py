@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from lightning_sgdinf.atomic_write import replace_bytes
+from lightning_sgdinf.certificate import Certificate
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.report.drawn import DrawnReport
 from lightning_sgdinf.report.merged import Curves, Merged
@@ -227,10 +229,25 @@ def metrics(data: ReportData) -> dict[str, float]:
         count, error = curve.best()
         for method in (curve.method, "own") if place == 0 else (curve.method,):
             numbers |= {f"{method}/best_{curve.metric}": error, f"{method}/best_count": float(count)}
-    certificate = data.scores.certificate
-    if certificate is not None and certificate.trust is not None:
-        numbers["trust_correlation"] = certificate.trust.correlation
+    if data.scores.certificate is not None:
+        numbers |= _certified(data.scores.certificate)
     return _named(numbers)
+
+
+def _certified(certificate: Certificate) -> dict[str, float]:
+    """Return the numbers of a certificate, named for what they are about: the whole run, or its last steps."""
+    numbers: dict[str, float] = {"warnings": float(len(certificate.warnings))}
+    if certificate.amplification is not None:
+        numbers["amplification"] = certificate.amplification.factor
+    trust = certificate.trust
+    if trust is None:
+        return numbers
+    numbers["trust/left_out"] = float(len(trust.example_ids))
+    if not trust.is_whole:
+        steps = float(trust.steps - trust.first_step) if trust.steps else math.nan
+        return numbers | {"trust/last_steps_correlation": trust.correlation, "trust/last_steps": steps}
+    numbers |= {"trust/whole_run_low": trust.low, "trust/whole_run_high": trust.high}
+    return numbers if trust.headline is None else numbers | {"trust/whole_run_correlation": trust.headline}
 
 
 def _named(numbers: Mapping[str, float]) -> dict[str, float]:

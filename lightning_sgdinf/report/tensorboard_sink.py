@@ -15,6 +15,7 @@ import numpy as np
 from lightning_sgdinf.extras import require
 from lightning_sgdinf.report.drawn import DrawnReport
 from lightning_sgdinf.report.merged import Curves, Merged
+from lightning_sgdinf.report.model import said_of_trust
 from lightning_sgdinf.report.sparkline import sparkline_text
 from lightning_sgdinf.report.tables import Table
 
@@ -38,7 +39,11 @@ def log_to_tensorboard(report: DrawnReport, logger: Any) -> None:
         for tag in ("own", curve.method) if place == 0 else (curve.method,):
             for count, error in zip(curve.counts, curve.mean, strict=True):
                 writer.add_scalar(f"report/curve/{_tag(tag)}", float(error), global_step=count)
-    said = [f"**{_plain(data.result())}**", *(f"Warning: {_plain(warning)}" for warning in data.all_warnings)]
+    said = [
+        f"**{_plain(data.result())}**",
+        *map(_plain, said_of_trust(data)),
+        *(f"Warning: {_plain(warning)}" for warning in data.all_warnings),
+    ]
     writer.add_text("report/result", "\n\n".join(said))
     ranking = report.extremes.table
     if report.extremes.harm is not None:

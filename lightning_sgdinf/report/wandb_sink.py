@@ -22,7 +22,7 @@ from lightning_sgdinf.report.example import Example
 from lightning_sgdinf.report.extremes import Extremes
 from lightning_sgdinf.report.images import pixels, png
 from lightning_sgdinf.report.merged import Curves, Merged, Sheet
-from lightning_sgdinf.report.model import ReportData
+from lightning_sgdinf.report.model import ReportData, said_first
 from lightning_sgdinf.report.sparkline import sparkline_png
 from lightning_sgdinf.report.tables import Table
 
@@ -58,6 +58,7 @@ def log_to_wandb(report: DrawnReport, logger: Any, *, log: str | Path | None = N
         return
     with _staged_with(run):
         run.log({"report/ranking": _ranking(wandb, report.extremes)})
+        run.summary["report/result"] = "\n".join(said_first(data))
         _log_tables(logger, report.tables_beside_extremes)
         for name, ranking in (
             ("most-harmful", data.scores.most_harmful(data.shown, data.query)),

@@ -10,15 +10,13 @@ from torch import Tensor
 
 from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.certificate import Certificate, Trust
-from lightning_sgdinf.checks import Plan, check_trust, open_rerun, window_examples
+from lightning_sgdinf.checks import Reached, check_trust, fast_allowance, full_allowance
 from lightning_sgdinf.errors import NonFiniteError
 from lightning_sgdinf.estimators import DirectEstimator
 from lightning_sgdinf.replay import OpenedRun
 from lightning_sgdinf.scoring.result import JobResult, answer_provenance
 from lightning_sgdinf.scoring.settings import Settings
-
-TRUST_EXAMPLES = 12
-"""Examples that a full certificate really leaves out."""
+from lightning_sgdinf.truth import clock, first_drawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,14 +43,16 @@ class DirectJob:
         """
         asked, _ = self.query.at_model(self.run)
         notes = list(self.run.audit().notes)
+        began = clock(self.run.host.device)
         estimate = self.estimator.estimate(self.run, self.query)
+        elapsed = clock(self.run.host.device) - began
         notes += estimate.notes
         values = estimate.values.to("cpu", torch.float64)
         if not bool(torch.isfinite(values).all()):
             wrong = int((~torch.isfinite(values)).any(dim=1).nonzero()[0])
             raise NonFiniteError(f"the score of training example {wrong} is {values[wrong].tolist()}")
         began = time.perf_counter()
-        trust = self._trust(values, notes)
+        trust = self._trust(values, elapsed, notes)
         return JobResult(
             values=values,
             queries=self.query.names,
@@ -66,17 +66,12 @@ class DirectJob:
             provenance=answer_provenance(self.estimator, self.query, asked),
         )
 
-    def _trust(self, values: Tensor, notes: list[str]) -> Trust | None:
-        """Leave sampled examples out of the whole run: such an estimate has no part to compare a window with."""
-        log = self.run.log
+    def _trust(self, values: Tensor, elapsed: float, notes: list[str]) -> Trust | None:
+        """Leave examples out of the whole run: such an estimate has no part to compare a window with."""
         if self.settings.certificate == "off":
             return None
-        if self.settings.certificate == "fast" or 0 not in log.state_indices:
-            notes.append(
-                "Trust was not checked: this estimate is of the whole run, so its examples have to be left out of all "
-                "of it; certificate='full' does that, and needs the first state in the log."
-            )
-            return None
-        plan = Plan(first_step=0, gradient_examples=0, trust_examples=TRUST_EXAMPLES)
-        with open_rerun(self.run, self.query, first_step=0, start=log.state(0)) as rerun:
-            return check_trust(rerun, values, plan, window_examples(log.steps(0, len(log))))
+        allowance = full_allowance() if self.settings.certificate == "full" else fast_allowance(elapsed)
+        first = torch.as_tensor(first_drawn(self.run.log, self.run.examples, first_step=0, last_step=len(self.run.log)))
+        trust, more = check_trust(self.run, self.query, {0: Reached(values[:, 0], first)}, allowance)
+        notes += more
+        return trust

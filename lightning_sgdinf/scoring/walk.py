@@ -32,6 +32,7 @@ class Tally:
         scores: ``[N, Q]`` float64, minus the sum of slopes so far.
         per_epoch: ``[E, N, Q]``, or ``None`` if not asked for.
         growth: Of the adjoint so far.
+        first: The step at which each example is first drawn from here on; ``T`` if it is not. int64 ``[N]``.
         comparison: Step replay so far.
         rebuilt: States that were rebuilt and matched the recorded checksum.
     """
@@ -39,6 +40,7 @@ class Tally:
     scores: Tensor
     per_epoch: Tensor | None
     growth: Growth
+    first: Tensor
     comparison: StepComparison = field(default_factory=StepComparison)
     rebuilt: int = 0
 
@@ -96,6 +98,7 @@ class Walk:
             torch.zeros(examples, queries, dtype=torch.float64),
             torch.zeros(epochs, examples, queries, dtype=torch.float64) if epochs else None,
             Growth.from_end(adjoint, len(log)),
+            torch.full((examples,), len(log)),
         )
         total, first = len(log), self.estimator.first_step(log)
         frozen = total > first and self.estimator.state_for(total - 1, log) == total
@@ -118,7 +121,9 @@ class Walk:
             pulled = self._visit(at, adjoint, None if frozen else after, tally.comparison)
             self._expect_reached(pulled, at)
             adjoint = pulled.adjoint
-            tally.add(torch.tensor(step.example_ids), pulled.slopes, step.epoch)
+            ids = torch.tensor(step.example_ids)
+            tally.add(ids, pulled.slopes, step.epoch)
+            tally.first[ids] = t
             tally.growth.see(adjoint, t)
             after, following = before, step
             self.on_step(t, before, tally)

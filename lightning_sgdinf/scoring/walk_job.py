@@ -14,13 +14,24 @@ from tqdm.auto import tqdm
 from lightning_sgdinf.adjoint import Adjoint, BoundQuery, CompiledSteps
 from lightning_sgdinf.certificate import Certificate, Check, GradientCheck, Trust
 from lightning_sgdinf.checkpointing import states_in
-from lightning_sgdinf.checks import Plan, check_gradient, check_trust, fast_plan, open_rerun, window_examples
+from lightning_sgdinf.checks import (
+    Plan,
+    Reached,
+    check_gradient,
+    check_trust,
+    fast_allowance,
+    fast_plan,
+    full_allowance,
+    open_rerun,
+    window_lengths,
+)
 from lightning_sgdinf.estimators import Estimator
 from lightning_sgdinf.replay import OpenedRun, RowShards, rows_are_separate
 from lightning_sgdinf.scoring.result import JobResult, answer_provenance
 from lightning_sgdinf.scoring.settings import Settings
 from lightning_sgdinf.scoring.walk import Tally, Walk
 from lightning_sgdinf.state import ModelState
+from lightning_sgdinf.truth import clock
 
 
 @dataclass(slots=True)
@@ -32,14 +43,18 @@ class Findings:
         gradient: See `GradientCheck`.
         trust: See `Trust`.
         further: Other checks.
+        reached: What the walk knew on the way, of the first query, by step.
         seconds: Wall time the re-runs took.
+        cost: The same by `clock`.
     """
 
     notes: list[str]
     gradient: GradientCheck | None = None
     trust: Trust | None = None
     further: list[Check] = field(default_factory=list)
+    reached: dict[int, Reached] = field(default_factory=dict)
     seconds: float = 0.0
+    cost: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +107,14 @@ class WalkJob:
     def result(self) -> JobResult:
         """Walk, check, and put the result together."""
         run, log = self.run, self.run.log
+        began = clock(run.host.device)
         values, adjoint = self.query.end(run)
         findings = Findings(list(run.audit(self.first_step).notes))
         part = self._part(adjoint, findings)
         epochs = log.step(len(log) - 1).epoch + 1 if self.settings.per_epoch else 0
         tally = self._walk(adjoint.columns(part.columns), epochs, part, findings)
+        if findings.reached:
+            self._measure_trust(clock(run.host.device) - began, findings)
         if tally.rebuilt:
             findings.notes.append(
                 f"{tally.rebuilt} states were rebuilt by taking recorded steps again; each matched its checksum."
@@ -130,19 +148,24 @@ class WalkJob:
         if self.settings.certificate == "off" or first == len(self.run.log):
             return None
         if self.settings.certificate == "full":
-            return Plan(first_step=first, gradient_examples=4, trust_examples=12)
+            return Plan(first_step=first, directions=4)
         return fast_plan(self.run.log, first)
 
     def _walk(self, adjoint: Adjoint, epochs: int, part: Part, findings: Findings) -> Tally:
-        plan = self.plan()
+        plan, total = self.plan(), len(self.run.log)
+        kept = {self.first_step, *(total - length for length in window_lengths(total - self.first_step))}
         compiled = CompiledSteps(self.run.objective) if self.settings.compile else None
         shards = part.shards
         with self._progress() as bar:
 
             def on_step(t: int, before: ModelState, tally: Tally) -> None:
                 bar.update()
-                if plan is not None and t == plan.first_step and part.columns.start == 0:
-                    scores = tally.scores if shards is None else shards.all_sum(tally.scores.clone())
+                if plan is None or part.columns.start != 0 or (t != plan.first_step and t not in kept):
+                    return
+                scores = tally.scores if shards is None else shards.all_sum(tally.scores.clone())
+                if t in kept:
+                    findings.reached[t] = Reached(scores[:, 0].clone(), tally.first.clone())
+                if t == plan.first_step and self.estimator.exact:
                     self._check(plan, before, scores, findings)
 
             walk = Walk(
@@ -194,20 +217,20 @@ class WalkJob:
 
     def _check(self, plan: Plan, before: ModelState, scores: Tensor, findings: Findings) -> None:
         """Re-run the window and compare the walk's scores so far with it."""
-        began, log = time.perf_counter(), self.run.log
-        if self.estimator.state_for(plan.first_step, log) != plan.first_step:
-            if plan.first_step not in log.state_indices:
-                findings.notes.append(
-                    f"Trust was not checked: a re-run would start from state {plan.first_step}, which the log does not "
-                    "store."
-                )
-                return
-            before = log.state(plan.first_step)
+        began, log, cost = time.perf_counter(), self.run.log, clock(self.run.host.device)
         with open_rerun(self.run, self.query, first_step=plan.first_step, start=before) as rerun:
-            if self.estimator.exact:
-                findings.gradient = check_gradient(rerun, scores, plan)
-            ids = window_examples(log.steps(plan.first_step, len(log)))
-            findings.trust = check_trust(rerun, scores, plan, ids)
+            ids = torch.unique(torch.cat([torch.tensor(s.example_ids) for s in log.steps(plan.first_step, len(log))]))
+            findings.gradient = check_gradient(rerun, scores, plan, ids)
+        findings.seconds += time.perf_counter() - began
+        findings.cost += clock(self.run.host.device) - cost
+
+    def _measure_trust(self, elapsed: float, findings: Findings) -> None:
+        """Leave examples out and compare; ``elapsed`` is the cost of the scores with their checks."""
+        began = time.perf_counter()
+        full = self.settings.certificate == "full"
+        allowance = full_allowance() if full else fast_allowance(elapsed - findings.cost, findings.cost)
+        findings.trust, notes = check_trust(self.run, self.query, findings.reached, allowance)
+        findings.notes += notes
         findings.seconds += time.perf_counter() - began
 
     def _progress(self) -> Any:

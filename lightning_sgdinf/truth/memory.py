@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,15 @@ from torch import Tensor
 
 from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.replay import OpenedRun
+
+
+def clock(device: torch.device) -> float:
+    """Return the seconds by which costs on a device are compared.
+
+    On the processor its own time, which other work on the machine hardly changes; elsewhere that of the wall.
+    """
+    return time.process_time() if device.type == "cpu" else time.perf_counter()
+
 
 STATES = 4
 """State, gradient and temporaries of optimizer and clipping, in sizes of a state."""
@@ -22,10 +32,12 @@ class Footprint:
     Attributes:
         step: While it takes a step.
         query: While the query is computed for it.
+        query_seconds: Time that takes.
     """
 
     step: int
     query: int
+    query_seconds: float
 
     def replicas(self, memory_bytes: int) -> int:
         """Return how many replicas take a step at once."""
@@ -44,12 +56,16 @@ def measure_footprint(run: OpenedRun, query: BoundQuery) -> Footprint:
     objective.load(state)
     with _SavedTensors() as step_pass:
         objective.trace(step, micro, objective.batch(step, micro))
+    began = clock(run.host.device)
     with _SavedTensors() as query_pass:
         query.value(state)
+    seconds = clock(run.host.device) - began
     batches = max(1, len(query.data.loader))
     # A replica remembers which examples it trains on. Backward passes make as much again as forward passes save.
     return Footprint(
-        STATES * state_bytes + run.examples + 2 * step_pass.bytes, state_bytes + 2 * query_pass.bytes // batches
+        STATES * state_bytes + run.examples + 2 * step_pass.bytes,
+        state_bytes + 2 * query_pass.bytes // batches,
+        seconds,
     )
 
 

@@ -87,9 +87,19 @@ def make_plan(
             )
     if not sets:
         raise ConfigurationError("leave_out: expected at least one set of examples, got none")
-    first = np.full(examples, stop)
-    for step in log.steps(first_step, stop):
+    first = first_drawn(log, examples, first_step=first_step, last_step=stop)
+    return Plan(sets, examples, np.array([first[list(ids)].min() for ids in sets]), first_step, stop)
+
+
+def first_drawn(log: Trajectory, examples: int, *, first_step: int, last_step: int) -> np.ndarray:
+    """Return the step at which each example is first drawn, ``last_step`` for those that are not, int64 ``[N]``.
+
+    Raises:
+        UnsupportedRunError: Something other than the optimizer changed the state on the way.
+    """
+    first = np.full(examples, last_step)
+    for step in log.steps(first_step, last_step):
         if step.index > first_step:
             refuse_changes(step)
         first[step.example_ids] = np.minimum(first[step.example_ids], step.index)
-    return Plan(sets, examples, np.array([first[list(ids)].min() for ids in sets]), first_step, stop)
+    return first

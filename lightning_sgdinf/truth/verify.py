@@ -132,6 +132,12 @@ def verify(run: OpenedRun, *, first_step: int = 0) -> Verified:
     return Verified(worst.value(), stackable, note)
 
 
+def gradients_agree(run: OpenedRun, state: ModelState, step: Step) -> bool:
+    """Return true if many models at once have, for a step, the gradients that each has alone."""
+    dtype = run.objective.parameters[0].dtype
+    return _gradient_gap(run, state, step) <= GRADIENT_TOLERANCE.get(dtype, COARSE)
+
+
 def _stretches(log: Trajectory, first_step: int) -> Iterator[tuple[int, int]]:
     """Yield pairs of stored states to go from one to the other, some steps apart."""
     start = stored_at_or_before(log, first_step)

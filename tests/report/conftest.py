@@ -40,6 +40,8 @@ def make_scores() -> Scores:
             correlation=0.5,
             low=-0.2,
             high=0.9,
+            population=40,
+            steps=7,
         ),
     )
     return Scores(

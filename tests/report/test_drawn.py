@@ -28,7 +28,7 @@ class WandbStandIn:
     """Offers what `WandbLogger` is told by, and counts the pictures and pages it is handed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.experiment = self
+        self.experiment, self.summary = self, dict[str, str]()
         self.pictures: list[str] = []
         self.pages: list[str] = []
         modules = {

@@ -102,7 +102,7 @@ def test_a_click_shows_the_example_its_epochs_and_whom_it_hurts(visit: Visit) ->
     dialog = page.inner_text("#x-detail")
     assert f"Example {example}" in dialog
     score = data.scores.values[example, 0].item()
-    assert f"Harmful: leaving it out would lower validation loss by {number(-score)}." in dialog
+    assert f"Harmful: leaving it out is predicted to lower validation loss by {number(-score)}." in dialog
     assert data.single is not None
     effects = data.single.values[example].tolist()
     for heading, side in (("It hurts", -1), ("It helps", 1)):

@@ -47,13 +47,16 @@ def labels(figure) -> list[tuple[str, str]]:
 
 def test_axes_of_scores_spell_the_sign(full: ReportData) -> None:
     ((x, _),) = labels(figures.score_distribution(full))
-    assert x == ("change of validation loss if the example is left out\n(negative = harmful: leaving it out lowers it)")
+    assert x == (
+        "change of validation loss if the example is left out\n"
+        "(negative = harmful: leaving it out is predicted to lower it)"
+    )
     ((x, _),) = labels(figures.score_distribution(dataclasses.replace(full, query="margin")))
     assert "change of margin" in x
     assert "positive = harmful" in x
     sheet = figures.contact_sheet(full, "helpful")
     assert sheet is not None
-    assert sheet.get_suptitle() == "positive = helpful: leaving it out raises validation loss"
+    assert sheet.get_suptitle() == "positive = helpful: leaving it out is predicted to raise validation loss"
 
 
 def test_the_distribution_counts_every_example_once(full: ReportData) -> None:

@@ -73,9 +73,9 @@ def test_unknown_queries_and_empty_sheets_are_refused() -> None:
 
 def test_the_result_without_more_is_the_worst_example() -> None:
     assert data_of([0.5, -0.25, 0.0]).result() == (
-        "The most harmful training example is 1: leaving it out would lower loss by 0.25."
+        "The most harmful training example is 1: leaving it out is predicted to lower loss by 0.25."
     )
-    assert "is 0: leaving it out would raise loss by 0.5" in data_of([0.5, -0.25], better="higher").result()
+    assert "is 0: leaving it out is predicted to raise loss by 0.5" in data_of([0.5, -0.25], better="higher").result()
     assert data_of([0.5, 0.25]).result().startswith("No training example harms loss")
 
 

@@ -76,7 +76,9 @@ def test_every_logger_gets_the_numbers(full: ReportData) -> None:
     log_report(full, [one, two])
     assert one.metrics == two.metrics
     assert one.metrics["report/test_error/before"] == pytest.approx(0.2425)
-    assert one.metrics["report/trust_correlation"] == 0.5
+    assert one.metrics["report/trust/last_steps_correlation"] == 0.5
+    assert one.metrics["report/trust/last_steps"] == 5
+    assert not any("whole_run" in name for name in one.metrics)
     assert one.metrics["report/examples"] == 40
     assert one.metrics["report/random_x/best_count"] == 0
     assert all(isinstance(value, float) for value in one.metrics.values())

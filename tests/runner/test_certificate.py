@@ -58,11 +58,13 @@ def test_holds_for_right_runs(name: str) -> None:
     assert checked.step_replay.largest_deviation < 1e-5  # torch's differentiable steps round differently
     assert checked.gradient_check is not None
     assert checked.gradient_check.first_step == 0
-    assert len(checked.gradient_check.example_ids) == 4
+    assert len(checked.gradient_check.measured) == 4
     assert checked.gradient_check.relative_error < 1e-4
     assert checked.trust is not None
     drawn = {int(j) for t in range(len(run.log)) for j in run.log.step(t).example_ids}
-    assert len(checked.trust.example_ids) == min(12, len(drawn))
+    assert checked.gradient_check.examples == checked.trust.population == len(drawn)
+    assert set(checked.trust.example_ids) == drawn
+    assert checked.trust.is_whole
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,10 @@ def test_smooth_models_are_trusted(name: str) -> None:
     assert trust is not None
     assert trust.correlation > 0.95
     assert not trust.is_low
-    assert trust.low < trust.correlation < trust.high
+    assert trust.low == trust.correlation == trust.high == trust.headline  # every example was left out
+    assert trust.slope == pytest.approx(1, abs=0.3)
+    assert trust.right_signs is not None
+    assert trust.right_signs >= 0.9
 
 
 def test_fast_looks_at_a_window_and_off_says_so() -> None:
@@ -112,7 +117,9 @@ def test_the_window_may_start_at_a_state_that_is_not_stored() -> None:
     sparse = thinned(run.log, range(0, len(run.log), 5))
     dense, sparsely = certificate(run, level="fast"), certificate(run, sparse, level="fast")
     assert sparsely.gradient_check == dense.gradient_check
-    assert sparsely.trust == dense.trust
+    assert sparsely.trust is not None
+    assert dense.trust is not None
+    assert sparsely.trust.measured == dense.trust.measured
 
 
 @pytest.mark.parametrize("estimator", [NoHessian(), SgdInfluence(curvature_scale=0.5)])

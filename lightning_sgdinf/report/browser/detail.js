@@ -123,7 +123,7 @@ class Detail {
     const hurt = single.filter((column) => column.harms(i)).slice(0, HELD_OUT_SHOWN);
     const helped = single.filter((column) => !column.harms(i)).slice(0, HELD_OUT_SHOWN);
     return element("section", {}, element("h4", {}, "Held-out examples"),
-      element("p", { class: "sign" }, "How each would change if this training example were left out."),
+      element("p", { class: "sign" }, "How each is predicted to change if this training example is left out."),
       element("div", { class: "x-sides" }, group("It hurts", hurt), group("It helps", helped)));
   }
 

@@ -92,7 +92,7 @@ class Column {
     if (score === 0) return `No effect on ${this.query}.`;
     const moves = score < 0 ? "lower" : "raise";
     const size = numberText(Math.abs(score));
-    return `${this.harms(i) ? "Harmful" : "Helpful"}: leaving it out would ${moves} ${this.query} by ${size}.`;
+    return `${this.harms(i) ? "Harmful" : "Helpful"}: leaving it out is predicted to ${moves} ${this.query} by ${size}.`;
   }
 }
 

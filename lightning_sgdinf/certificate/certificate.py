@@ -1,0 +1,172 @@
+"""The checks of a result, and how well it held.
+
+Every check that can contradict the scores is one `Check`: what was compared, by a road that shares nothing with the
+walk, at which steps, in which precision, with which tolerance, and how it came out. *Step replay*: every recorded step,
+re-run, must lead to the next recorded state. *Gradient check*: the walk's score of a few sampled examples against
+central differences of a real re-run with their weights at ``1 +- eps``. *Trust*: examples really left out and the run
+taken again, because even an exact derivative stops predicting removal where training is not smooth.
+
+In a `fast` certificate the gradient check runs on the last steps only, with the walk's partial scores for them, and
+trust on the whole run where that can be afforded; in a `full` one both do. *Amplification* is measured along the whole
+walk, at no cost: how much more a change early in the run weighs than one at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from lightning_sgdinf.certificate.check import Check, GradientCheck, StepReplay
+from lightning_sgdinf.certificate.trust import Trust, Window
+from lightning_sgdinf.errors import ConfigurationError
+
+Level = Literal["fast", "full", "off"]
+AMPLIFIES = 2.0
+"""Factor of amplification above which removal is often not what the derivative says: docs/results/lds.md."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amplification:
+    r"""The weight of a small change of the parameters early in the run, relative to one at its end.
+
+    Attributes:
+        factor: Median over queries of :math:`\max_t \lVert u_t\rVert / \lVert u_T\rVert`, with :math:`u_t` the
+            derivative of the query in the parameters before step ``t``; dimensionless, at least 1.
+        step: Step at which the query nearest to that median has its largest.
+        first_step: First step that the walk visited.
+    """
+
+    factor: float
+    step: int
+    first_step: int
+
+    @property
+    def is_high(self) -> bool:
+        """Return whether a reader should be warned: a factor above 2."""
+        return self.factor > AMPLIFIES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """The checks that a result carries.
+
+    Attributes:
+        level: ``"fast"``, ``"full"`` or ``"off"``.
+        step_replay: See `StepReplay`; ``None`` if not checked.
+        gradient_check: See `GradientCheck`; ``None`` if not checked (estimators that are not a derivative of the run
+            have none).
+        trust: See `Trust`; ``None`` if not checked.
+        amplification: See `Amplification`; ``None`` for estimators that are not the derivative of the run.
+        further: Checks besides these.
+        seconds: Wall time the checks took.
+        notes: Sentences a reader must know, e.g. what was treated as constant.
+    """
+
+    level: Level
+    step_replay: StepReplay | None = None
+    gradient_check: GradientCheck | None = None
+    trust: Trust | None = None
+    amplification: Amplification | None = None
+    further: tuple[Check, ...] = ()
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """Return every check that was done, in one form."""
+        own = (part.as_check() for part in (self.step_replay, self.gradient_check) if part is not None)
+        return (*own, *self.further)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return the warnings for the top of a report; empty if all is well."""
+        warnings: list[str] = []
+        if self.level == "off":
+            warnings.append("Nothing was checked (certificate='off').")
+        if (g := self.gradient_check) is not None and g.relative_error > 1e-2:
+            warnings.append(
+                f"Walk and central differences are {g.relative_error:.0%} apart. In float32 that may "
+                "be rounding in parameters without a gradient (a bias before BatchNorm under Adam); train and walk in "
+                "float64 to tell that from an operation without a right second derivative."
+            )
+        if (t := self.trust) is not None and t.is_low:
+            warnings.append(self._low_trust(t))
+        if (a := self.amplification) is not None and a.is_high and (t is None or not t.is_whole):
+            warnings.append(
+                f"This run amplifies small changes: one before step {a.step} weighs {a.factor:.1f} times what it "
+                "weighs at the end. The scores are the right derivative, but really leaving an example out often does "
+                "something else in such a run, which a window of the last steps does not show. Measure trust on the "
+                "whole run (certificate='full'), verify the extremes by real runs (refine), or rank by the damped "
+                "walk, SgdInfluence(curvature_scale=0.3)."
+            )
+        return tuple(warnings)
+
+    def _low_trust(self, trust: Trust) -> str:
+        right = "The scores are the right derivative, but training" if self.gradient_check is not None else "Training"
+        interval = f"{trust.low:.2f} to {trust.high:.2f}"
+        known = trust.headline is not None or not trust.is_whole
+        correlate = f"only at {trust.correlation:.2f} (95 % interval {interval})" if known else f"at {interval} only"
+        return (
+            f"Low trust: for {len(trust.example_ids)} examples really left out of {trust.where}, predicted and true "
+            f"changes correlate {correlate}. {right} is not smooth enough for them to predict removal; smaller steps "
+            "or smoother activations help, and the largest scores should be verified by re-training (refine)."
+        )
+
+    def reach(self, query: str = "") -> tuple[str, ...]:
+        """Return the sentences that belong beside every number: what is known of true removals, and the warnings.
+
+        Args:
+            query: Name of the query that the number is about; empty for the one that was checked.
+        """
+        if self.trust is not None and query and self.trust.query not in ("", query):
+            said = f"Trust was measured for {self.trust.query}, not for {query}. {self.trust.sentence()}"
+        elif self.trust is not None:
+            said = self.trust.sentence()
+        elif self.level == "off":
+            return self.warnings
+        else:
+            said = "Trust is not known: no example was really left out."
+        return (said, *(f"Warning: {warning}" for warning in self.warnings))
+
+    def summary(self) -> tuple[str, ...]:
+        """Return one sentence per check, for a terminal or the head of a report."""
+        lines = [check.sentence() for check in self.checks]
+        if (t := self.trust) is not None:
+            lines.append(" ".join(part for part in (t.sentence(), t.cost()) if part))
+        if (a := self.amplification) is not None:
+            lines.append(
+                f"Amplification: a small change before step {a.step} weighs {a.factor:.2g} times one at the end."
+                if a.factor > 1
+                else "Amplification: none; a small change weighs most at the end of the run."
+            )
+        return (*lines, *self.notes) if lines or self.notes else ("Nothing was checked.",)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, for storing beside scores."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Certificate:
+        """Return the certificate that `to_json` made plain."""
+
+        def part(kind: type, value: Mapping[str, Any] | None) -> Any:
+            return (
+                None if value is None else kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+            )
+
+        trust: Trust | None = part(Trust, data.get("trust"))
+        if trust is not None and data["trust"].get("shorter"):
+            trust = replace(trust, shorter=tuple(part(Window, window) for window in data["trust"]["shorter"]))
+        if data.get("level") not in ("fast", "full", "off"):
+            raise ConfigurationError(f"certificate level: expected 'fast', 'full' or 'off', got {data.get('level')!r}")
+        return cls(
+            level=data["level"],
+            step_replay=part(StepReplay, data.get("step_replay")),
+            gradient_check=part(GradientCheck, data.get("gradient_check")),
+            trust=trust,
+            amplification=part(Amplification, data.get("amplification")),
+            further=tuple(part(Check, check) for check in data.get("further", ())),
+            seconds=float(data.get("seconds", 0.0)),
+            notes=tuple(data.get("notes", ())),
+        )
