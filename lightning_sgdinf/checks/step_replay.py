@@ -99,24 +99,29 @@ def _differences(
     for name, entries in optimizer.items():
         for key, value in entries.items():
             kept = after.optimizer.get(name, {}).get(key)
-            if (
-                kept is not None
-                and value.shape == kept.shape
-                and not torch.equal(value.to(kept.device, kept.dtype), kept)
-            ):
+            if kept is not None and value.shape == kept.shape and not _same(value.to(kept.device, kept.dtype), kept):
                 old = before.optimizer.get(name, {}).get(key, torch.zeros_like(kept))
                 differing.append((f"optimizer state {key} of {name}", value, kept, old))
     for name, value in pulled.buffers.items():
         kept = after.buffers.get(name)
-        if kept is not None and not torch.equal(value.to(kept.device), kept):
+        if kept is not None and not _same(value.to(kept.device), kept):
             differing.append((f"buffer {name}", value, kept, before.buffers.get(name, torch.zeros_like(kept))))
     return differing
+
+
+def _same(value: Tensor, recorded: Tensor) -> bool:
+    """Return true if tensors are equal, NaN and infinity included."""
+    return torch.equal(value, recorded) or (
+        value.shape == recorded.shape and bool(torch.isclose(value, recorded, rtol=0, atol=0, equal_nan=True).all())
+    )
 
 
 def _deviation(value: Tensor, recorded: Tensor, before: Tensor) -> float:
     """Return the largest difference over the largest recorded movement (over the values, where nothing moved)."""
     recorded, value, before = (t.detach().to("cpu", torch.float64) for t in (recorded, value, before))
-    moved = (recorded - before).abs().max()
-    size = moved if moved > 0 else recorded.abs().max()
-    gap = (value - recorded).abs().max()
+    same = (value == recorded) | (value.isnan() & recorded.isnan())
+    gap = (value - recorded).masked_fill(same, 0).abs().max()
+    finite = recorded.isfinite()
+    moved = (recorded - before).masked_fill(~(finite & before.isfinite()), 0).abs().max()
+    size = moved if moved > 0 else recorded.masked_fill(~finite, 0).abs().max()
     return float(gap / size) if size > 0 else float(gap)

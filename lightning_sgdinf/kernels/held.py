@@ -173,6 +173,8 @@ def first_only(hook: Callable[..., Any], phase: Phase, where: str) -> Callable[.
         UnlinkedHook: From the hook, if what it returns has no graph and could not be differentiated.
     """
 
+    hook = getattr(hook, "of_training", hook)  # of a module that is borrowed twice, once in another precision
+
     def hooked(*given: Any) -> Any:
         if not (phase.first and phase.hooks_act):
             return None
@@ -185,6 +187,7 @@ def first_only(hook: Callable[..., Any], phase: Phase, where: str) -> Callable[.
             raise UnlinkedHook(where)
         return result
 
+    hooked.of_training = hook  # type: ignore[attr-defined]
     return hooked
 
 

@@ -270,9 +270,24 @@ def test_scores_are_those_of_training_again(kind: type[Net], tmp_path: Path) -> 
     assert worst_error(kind, scores(kind, tmp_path / "run", certificate="off")) < 1e-6
 
 
-@pytest.mark.parametrize("kind", [Spectral, Codebook])
+@pytest.mark.parametrize("kind", [Spectral, ParameterHook])
 def test_in_float32_as_in_float64(kind: type[Net], tmp_path: Path) -> None:
     assert worst_error(kind, scores(kind, tmp_path / "run", precision="32-true")) < 1e-4
+
+
+class NotNumbers(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("notes", torch.tensor([torch.nan, -torch.inf, 0.0]))
+
+    def between(self, h: Tensor) -> Tensor:
+        if self.training:
+            self.notes[2] += h.detach().mean()
+        return h
+
+
+def test_nan_and_infinity_in_buffers_are_no_difference(tmp_path: Path) -> None:
+    assert worst_error(NotNumbers, scores(NotNumbers, tmp_path / "run")) < 1e-6
 
 
 def hooked(hook: Callable[[Tensor], Tensor], register: str = "register_hook") -> type[Net]:
