@@ -15,6 +15,7 @@ SAYS = {
     "03": "confidence",
     "04": "both ways agree",
     "05": "with both ends verified",
+    "07": "extrapolated 1.",
     "06": "gibberish at 40, 41 and 42",
 }
 

@@ -5,6 +5,7 @@ from lightning_sgdinf.cleansing.base import CleansingStrategy as CleansingStrate
 from lightning_sgdinf.cleansing.curve import cleansing_curve as cleansing_curve
 from lightning_sgdinf.cleansing.curve import random_ranking as random_ranking
 from lightning_sgdinf.cleansing.evaluate import Evaluation as Evaluation
+from lightning_sgdinf.cleansing.evaluate import LogitsAndLabels as LogitsAndLabels
 from lightning_sgdinf.cleansing.evaluate import ModelPredictions as ModelPredictions
 from lightning_sgdinf.cleansing.evaluate import StateEvaluation as StateEvaluation
 from lightning_sgdinf.cleansing.evaluate import evaluate_classifier as evaluate_classifier

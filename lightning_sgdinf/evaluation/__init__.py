@@ -1,4 +1,4 @@
-"""Measures of a ranking, and of a cleansing by it."""
+"""Measures of a ranking, of a cleansing by it, and of unlearning."""
 
 from lightning_sgdinf.evaluation.agreement import Agreement as Agreement
 from lightning_sgdinf.evaluation.agreement import jaccard_of_extremes as jaccard_of_extremes
@@ -12,6 +12,8 @@ from lightning_sgdinf.evaluation.datamodelling import datamodelling_score as dat
 from lightning_sgdinf.evaluation.datamodelling import random_subsets as random_subsets
 from lightning_sgdinf.evaluation.detection import Detection as Detection
 from lightning_sgdinf.evaluation.detection import detect as detect
+from lightning_sgdinf.evaluation.membership import margin_divergence as margin_divergence
+from lightning_sgdinf.evaluation.membership import membership_accuracy as membership_accuracy
 from lightning_sgdinf.evaluation.refinement import RefinementPoint as RefinementPoint
 from lightning_sgdinf.evaluation.refinement import refinement_curve as refinement_curve
 from lightning_sgdinf.evaluation.removals import Removal as Removal
@@ -22,3 +24,9 @@ from lightning_sgdinf.evaluation.significance import paired_t_test as paired_t_t
 from lightning_sgdinf.evaluation.significance import sign_flip_test as sign_flip_test
 from lightning_sgdinf.evaluation.significance import unpaired_t_test as unpaired_t_test
 from lightning_sgdinf.evaluation.significance import wilcoxon_test as wilcoxon_test
+from lightning_sgdinf.evaluation.unlearning import BackdoorJudge as BackdoorJudge
+from lightning_sgdinf.evaluation.unlearning import BackdoorMeasures as BackdoorMeasures
+from lightning_sgdinf.evaluation.unlearning import Predictions as Predictions
+from lightning_sgdinf.evaluation.unlearning import UnlearningJudge as UnlearningJudge
+from lightning_sgdinf.evaluation.unlearning import UnlearningMeasures as UnlearningMeasures
+from lightning_sgdinf.evaluation.unlearning import predict as predict

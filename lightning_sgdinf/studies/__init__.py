@@ -19,3 +19,8 @@ from lightning_sgdinf.studies.recorded_run import Training as Training
 from lightning_sgdinf.studies.results import RunResults as RunResults
 from lightning_sgdinf.studies.retraining import Scratch as Scratch
 from lightning_sgdinf.studies.sisa import SisaJob as SisaJob
+from lightning_sgdinf.studies.unlearning import ChangedLabels as ChangedLabels
+from lightning_sgdinf.studies.unlearning import ForgetBackdoor as ForgetBackdoor
+from lightning_sgdinf.studies.unlearning import ForgetClass as ForgetClass
+from lightning_sgdinf.studies.unlearning import ForgetRandom as ForgetRandom
+from lightning_sgdinf.studies.unlearning import UnlearningJob as UnlearningJob

@@ -31,6 +31,7 @@ from lightning_sgdinf.zoo.networks import mlp as mlp
 from lightning_sgdinf.zoo.networks import mnist_net as mnist_net
 from lightning_sgdinf.zoo.networks import six_conv_net as six_conv_net
 from lightning_sgdinf.zoo.networks import small_cnn as small_cnn
+from lightning_sgdinf.zoo.networks import tiny_net as tiny_net
 from lightning_sgdinf.zoo.newsgroups import NewsHardware as NewsHardware
 from lightning_sgdinf.zoo.penalised import PenalisedClassifier as PenalisedClassifier
 from lightning_sgdinf.zoo.penalised import cross_validated_penalty as cross_validated_penalty

@@ -74,6 +74,26 @@ def small_cnn(image_shape: Shape, classes: int, *, channels: Sequence[int] = (8,
     )
 
 
+def tiny_net(image_shape: Shape, classes: int, *, width: int = 32) -> nn.Sequential:
+    """Build four 3 x 3 convolutions of stride 2 that double the channels; 398,090 parameters for 28 x 28 digits.
+
+    Args:
+        image_shape: Channels, height, width.
+        classes: Number of classes.
+        width: Channels of the first; a quarter of the published 32 has 26,954 parameters.
+
+    References:
+        Lyu et al., "Deeper Understanding of Black-box Predictions via Generalized Influence Functions", 2023
+        (arXiv:2312.05586).
+    """
+    channels, height, width_in = _image(image_shape)
+    layers: list[nn.Module] = []
+    for size in (width, 2 * width, 4 * width, 8 * width):
+        layers += [nn.Conv2d(channels, size, 3, stride=2, padding=1), nn.ReLU()]
+        channels, height, width_in = size, (height + 1) // 2, (width_in + 1) // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width_in, classes))
+
+
 def mnist_net(image_shape: Shape, classes: int) -> nn.Sequential:
     """Build the network of the SGD-influence paper's MNIST experiment; 13,750 parameters for its images.
 

@@ -22,9 +22,10 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = sorted(
     (file.parent.name, file.stem)
     for file in CONF.glob("*/*.yaml")
-    if file.parent.name not in ("hydra", "experiment", "noise")
+    if file.parent.name not in ("hydra", "experiment", "noise", "forget")
 )
 NOISES = sorted(file.stem for file in (CONF / "noise").glob("*.yaml"))
+REQUESTS = sorted(file.stem for file in (CONF / "forget").glob("*.yaml"))
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 
 
@@ -101,6 +102,13 @@ def test_every_noise_makes_the_labels_it_says(name: str, tmp_path: Path) -> None
     assert len(data.train_set) == 35
     assert (data.flipped is None) == (name == "none")
     assert data.flipped is None or 0 < int(data.flipped.sum()) < 35
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_every_request_to_forget_is_the_one_that_the_study_carries_out(name: str, tmp_path: Path) -> None:
+    job, _ = make_job(checked(composed(tmp_path, "experiment=unlearning", f"forget={name}")), {})
+    target = composed(tmp_path, "experiment=unlearning", f"forget={name}").job.forget._target_
+    assert type(job.forget).__name__ == target.rpartition(".")[2]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

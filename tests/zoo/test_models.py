@@ -17,6 +17,7 @@ from lightning_sgdinf.zoo import (
     mnist_net,
     six_conv_net,
     small_cnn,
+    tiny_net,
 )
 
 
@@ -31,6 +32,7 @@ def parameters(network: torch.nn.Module) -> int:
         (partial(mlp, hidden=(8, 8)), (1, 8, 8), 64 * 8 + 8 + 8 * 8 + 8 + 8 * 10 + 10),
         (small_cnn, (1, 8, 8), 80 + 1_168 + 2_570),
         (mnist_net, (1, 28, 28), 13_750),
+        (tiny_net, (1, 28, 28), 398_090),
         (cifar_net, (3, 32, 32), 307_946),
         (six_conv_net, (3, 32, 32), 307_946),
         (six_conv_net, (1, 28, 28), 307_370),
