@@ -16,6 +16,7 @@ SAYS = {
     "04": "both ways agree",
     "05": "with both ends verified",
     "07": "extrapolated 1.",
+    "08": "generalized 0.",
     "06": "gibberish at 40, 41 and 42",
 }
 

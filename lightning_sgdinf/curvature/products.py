@@ -28,7 +28,7 @@ from lightning_sgdinf.adjoint import TOGETHER, FirstOrder, differentiate, pull_r
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.kernels import Interceptor
 from lightning_sgdinf.log import Draw, MicroBatch, Step
-from lightning_sgdinf.replay import LOSSES, Edit, Objective
+from lightning_sgdinf.replay import LOSSES, Edit, Examples, Objective
 
 Kind = Literal["hessian", "gauss_newton"]
 
@@ -43,6 +43,7 @@ class TrainingCurvature:
         kind: Hessian or Gauss-Newton matrix.
         batch_size: Examples per pass.
         edit: Changes batches before they are taken: other labels, other inputs.
+        data: Examples that take the place of the run's training examples; ids are theirs then.
         memory_bytes: Batches are kept in memory as far as this goes; the others are made anew for each product.
 
     Raises:
@@ -58,13 +59,14 @@ class TrainingCurvature:
         kind: Kind = "hessian",
         batch_size: int = 500,
         edit: Edit | None = None,
+        data: Examples | None = None,
         memory_bytes: int = 1 << 30,
     ) -> None:
         self._objective = objective
         quiet = tuple(n for n, _ in objective.module.named_modules())
         self._step = replace(like, micro_batches=(), accumulation=1, eval_modules=quiet)
         ids = torch.arange(examples) if isinstance(examples, int) else examples
-        self._examples, self._kind, self._edit = len(ids), kind, edit
+        self._examples, self._kind, self._edit, self._data = len(ids), kind, edit, data
         self._random = random_state.capture()  # every pass over the data sees the same augmentation
         self._ids = ids.split(batch_size)
         self._memory_left = memory_bytes
@@ -162,7 +164,10 @@ class TrainingCurvature:
 
     def _batch(self, number: int, micro: MicroBatch) -> Any:
         if number not in self._kept:
-            batch = self._objective.batch(self._step, micro)
+            if self._data is None:
+                batch = self._objective.batch(self._step, micro)
+            else:
+                batch = self._data.batch(self._ids[number])
             if self._edit is not None:
                 batch = self._edit(batch, micro.example_ids)
             size = sum(t.numel() * t.element_size() for t in tree_leaves(batch) if isinstance(t, Tensor))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -28,6 +28,7 @@ from lightning_sgdinf.updates.influence import (
     OriginalDirection,
     PlainGradient,
     ProjectingDirection,
+    PublishedInfluenceStep,
     SecondOrderDirection,
     StepToTheStop,
     influence_problem,
@@ -273,3 +274,41 @@ def made_of(direction: Callable[..., object]) -> str:
 def test_directions_are_values() -> None:
     assert made_of(FreezingDirection) == made_of(FreezingDirection)
     assert GeneralizedDirection() == GeneralizedDirection()
+
+
+def test_the_published_protocol_takes_curvature_and_choice_from_held_out_examples(small: SmallRun) -> None:
+    """The direction by dense algebra on validation examples of other classes; the first step that forgets, by hand."""
+    x, y = small.validation.dataset.tensors
+    with opened(small) as run:
+        direction = FreezingDirection(DAMPING, "gauss_newton", EXACT)
+        published = PublishedInfluenceStep(direction, AllParameters(), norm=0.1, steps=400)
+        updated = published.update(run, CLASS)
+        gradient = Dense.of(small, run).gradient(CLASS.drop)
+        held_out = Dense.of(replace(small, train=small.validation), run)
+        final = run.model
+    rest = tuple(j for j in range(10) if int(y[j]) != 1)
+    system_of = held_out.curvature(rest, "gauss_newton") + DAMPING * torch.eye(len(gradient), dtype=torch.float64)
+    step = torch.linalg.solve(system_of, gradient)
+    far = torch.cat([(v - final.params[n]).reshape(-1) for n, v in updated.state.params.items()])
+    close(far / far.norm(), step / step.norm())
+
+    def accuracy(length: float, ids: tuple[int, ...]) -> float:
+        logits = held_out.logits(held_out.theta + length * step / step.norm(), ids)
+        return float((logits.argmax(1) == y[list(ids)]).double().mean())
+
+    own = tuple(j for j in range(10) if int(y[j]) == 1)
+    lengths, length, since, least = [], 0.1, 0, 1.0
+    while not lengths or accuracy(lengths[-1], own) > 0:
+        lengths.append((lengths[-1] if lengths else 0.0) + length)
+        least, since = (accuracy(lengths[-1], own), 0) if accuracy(lengths[-1], own) < least else (least, since + 1)
+        length, since = (length * 5, 0) if since >= 20 else (length, since)
+    assert float(far.norm()) == pytest.approx(lengths[-1])
+    with opened(small) as run:
+        with pytest.raises(ForgettingError, match="needs neither"):
+            PublishedInfluenceStep(direction, AllParameters(), norm=1e-6, steps=2).update(run, CLASS)
+        for selection in (Selection(), Selection(relabel={1: 0}), Selection(drop=(99,)), Selection(drop=(0, 1, 2))):
+            with pytest.raises(ConfigurationError):
+                published.update(run, selection)
+    with pytest.raises(ConfigurationError, match="norm > 0"):
+        PublishedInfluenceStep(norm=0.0)
+    assert x.shape == (10, 5)

@@ -9,6 +9,7 @@ from lightning_sgdinf.updates.influence.directions import ProjectingDirection as
 from lightning_sgdinf.updates.influence.directions import SecondOrderDirection as SecondOrderDirection
 from lightning_sgdinf.updates.influence.problem import InfluenceProblem as InfluenceProblem
 from lightning_sgdinf.updates.influence.problem import influence_problem as influence_problem
+from lightning_sgdinf.updates.influence.published import PublishedInfluenceStep as PublishedInfluenceStep
 from lightning_sgdinf.updates.influence.step import InfluenceStep as InfluenceStep
 from lightning_sgdinf.updates.influence.step_length import NaturalStep as NaturalStep
 from lightning_sgdinf.updates.influence.step_length import StepLength as StepLength

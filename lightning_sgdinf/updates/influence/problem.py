@@ -21,7 +21,7 @@ from lightning_sgdinf.curvature import Solution, Solver, System, TrainingCurvatu
 from lightning_sgdinf.curvature.products import Kind
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.parameters import ParameterMask
-from lightning_sgdinf.replay import OpenedRun, ReplaceLabels, relabelled, replace_second
+from lightning_sgdinf.replay import Examples, OpenedRun, ReplaceLabels, relabelled, replace_second
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.updates.forgotten import expect_examples
@@ -101,6 +101,7 @@ def influence_problem(
     seed: int = 0,
     batch_size: int = 500,
     replace_labels: ReplaceLabels = replace_second,
+    curvature_of: Examples | None = None,
 ) -> InfluenceProblem:
     """Load a model and return the problem; it can be used until another model is loaded.
 
@@ -113,6 +114,7 @@ def influence_problem(
         seed: Of their choice.
         batch_size: Examples per pass.
         replace_labels: How labels are changed in a batch.
+        curvature_of: Examples whose curvature takes the place of the retained ones'; all of them.
 
     Raises:
         ConfigurationError: The set is empty, both drops and relabels, or is the whole training set.
@@ -134,8 +136,8 @@ def influence_problem(
     objective.load(model)
     edit = relabelled(selection.relabel, replace_labels) if selection.relabel else None
 
-    def of(ids: Tensor) -> Callable[[Kind], TrainingCurvature]:
-        return lambda kind: TrainingCurvature(objective, like, ids, kind=kind, batch_size=batch_size)
+    def of(ids: Tensor, data: Examples | None = None) -> Callable[[Kind], TrainingCurvature]:
+        return lambda kind: TrainingCurvature(objective, like, ids, kind=kind, batch_size=batch_size, data=data)
 
     gradient = TrainingCurvature(objective, like, own, batch_size=batch_size).gradient()
     if edit is not None:
@@ -143,4 +145,5 @@ def influence_problem(
     share = len(own) / (count - len(own)) if edit is None else len(own) / count
     mask = ParameterMask(mask.chosen.to(gradient.device))
     passes = 1 if edit is None else 2
-    return InfluenceProblem(gradient, share, mask, of(kept), of(own), gradients=float(passes * len(own)))
+    retained = of(kept) if curvature_of is None else of(torch.arange(len(curvature_of)), curvature_of)
+    return InfluenceProblem(gradient, share, mask, retained, of(own), gradients=float(passes * len(own)))
