@@ -110,7 +110,7 @@ class Selection:
 
 def _whole(value: Any, what: str) -> int:
     try:
-        number = index(value)
+        number = -1 if isinstance(value, bool) else index(value)  # a mask in the place of ids
     except TypeError:
         number = -1
     if number < 0:

@@ -30,6 +30,7 @@ def test_weights_are_zero_where_dropped() -> None:
         {"drop": (-1,)},
         {"drop": (1.5,)},
         {"drop": ("a",)},
+        {"drop": (True, False)},
         {"relabel": {-1: 0}},
         {"relabel": {0: -1}},
         {"relabel": {0: 0.5}},

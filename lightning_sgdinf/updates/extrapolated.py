@@ -39,7 +39,7 @@ from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.updates.base import Updated
 from lightning_sgdinf.updates.counterfactual import expect_one_data_set, run_from, take_again
 from lightning_sgdinf.updates.forgotten import Corrected, Forgotten, expect_examples
-from lightning_sgdinf.updates.line import extrapolated, running_variances, shortest
+from lightning_sgdinf.updates.line import extrapolated, on_device, running_variances, shortest
 
 FARTHEST = 1000.0
 """Factors above this are not tried: the set's answer need not change."""
@@ -181,8 +181,8 @@ class ExtrapolatedReplay:
         """Return the models on the line, by their factor, and what its direction cost in epochs."""
         counterfactual = run_from(run, first_step_of(run.log, epochs))
         before = counterfactual.replayer.gradients
-        replayed = take_again(run, counterfactual, selection, self.replace_labels)
-        final, positive = run.model, running_variances(run.objective.module)
+        replayed = on_device(run, take_again(run, counterfactual, selection, self.replace_labels))
+        final, positive = on_device(run, run.model), running_variances(run.objective.module)
         cost = (counterfactual.replayer.gradients - before) / run.examples
         return lambda factor: extrapolated(final, replayed, factor, positive), cost
 

@@ -24,6 +24,7 @@ from lightning_sgdinf.updates.counterfactual import expect_one_data_set, run_fro
 from lightning_sgdinf.updates.extrapolated import LEARNING
 from lightning_sgdinf.updates.forgotten import Forgotten, expect_examples
 from lightning_sgdinf.updates.influence import PlainGradient, StepToTheStop, influence_problem
+from lightning_sgdinf.updates.line import on_device
 from lightning_sgdinf.updates.masks import HighestUnits, ParameterCriterion
 
 
@@ -68,7 +69,7 @@ class ImpairedReplay:
             began, before = perf_counter(), recorded.replayer.gradients
             weights = selection.weights(run.examples)
             audit_steps(run, recorded.first_step)
-            start = recorded.start.state
+            start = on_device(run, recorded.start.state)
             mask = self.parameters.choose(run, start, selection.drop)
             problem = influence_problem(run, selection, start, mask)
             step = PlainGradient().solve(problem)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_sgdinf.replay import OpenedRun
 from lightning_sgdinf.state import ModelState
 
 BISECTIONS = 6
@@ -44,6 +45,11 @@ def moved(state: ModelState, step: dict[str, Tensor], factor: float) -> ModelSta
     """Return the model with ``factor`` times a step added to its parameters; buffers stay."""
     params = {n: v + factor * step[n] if n in step else v.clone() for n, v in state.params.items()}
     return ModelState(params=params, buffers={n: v.clone() for n, v in state.buffers.items()})
+
+
+def on_device(run: OpenedRun, state: ModelState) -> ModelState:
+    """Return a state where the run computes: records are read to the CPU."""
+    return state.map(lambda v: v.to(run.host.device))
 
 
 def extrapolated(state: ModelState, other: ModelState, factor: float, positive: frozenset[str]) -> ModelState:

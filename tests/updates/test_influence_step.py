@@ -82,7 +82,7 @@ def small() -> SmallRun:
 
 
 def some(size: int) -> ParameterMask:
-    return ParameterMask(torch.rand(size, generator=torch.Generator().manual_seed(1)) < 0.4)
+    return ParameterMask(torch.rand(size, generator=torch.Generator().manual_seed(1)) < 0.2)
 
 
 def close(found: Tensor, expected: Tensor) -> None:

@@ -30,4 +30,4 @@ class TestImpairedReplay(Forgetting):
 
 
 class TestInfluenceStep(Forgetting):
-    update = InfluenceStep(FreezingDirection(), HighestUnits(0.9), examples=5)
+    update = InfluenceStep(FreezingDirection(damping=10), HighestUnits(0.9), examples=5)

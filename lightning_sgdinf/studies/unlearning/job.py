@@ -57,7 +57,6 @@ class UnlearningJob:
         "query": "it compares predictions on test data",
         "report": "it writes a page of its own",
         "recorder": "job.keep says which states are kept",
-        "logger": "a logger gets the table of the merged seeds",
     }
 
     forget: ForgetRequest

@@ -15,8 +15,7 @@ from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.evaluation import BackdoorJudge, BackdoorMeasures, UnlearningJudge, UnlearningMeasures
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.state import ModelState
-from lightning_sgdinf.zoo import ImageData
-from lightning_sgdinf.zoo.data import ImageDataset
+from lightning_sgdinf.zoo import ImageData, ImageDataset
 
 Measures = UnlearningMeasures | BackdoorMeasures
 Judge = UnlearningJudge | BackdoorJudge

@@ -30,7 +30,7 @@ from lightning_sgdinf.updates.forgotten import expect_examples
 from lightning_sgdinf.updates.influence.directions import GeneralizedDirection, InfluenceDirection
 from lightning_sgdinf.updates.influence.problem import influence_problem
 from lightning_sgdinf.updates.influence.step_length import by_name
-from lightning_sgdinf.updates.line import moved
+from lightning_sgdinf.updates.line import moved, on_device
 from lightning_sgdinf.updates.masks import HighestUnits, ParameterCriterion
 
 GONE, NEARLY_GONE = 0.001, 0.005
@@ -82,7 +82,7 @@ class PublishedInfluenceStep:
         expect_examples(selection.drop)
         if selection.relabel:
             raise ConfigurationError("expected a selection that drops, got new labels; InfluenceStep takes them")
-        began, model = perf_counter(), run.model
+        began, model = perf_counter(), on_device(run, run.model)
         with random_state.seeded(0):
             rest, gone = _held_out(run, selection)
             mask = self.parameters.choose(run, model, selection.drop)

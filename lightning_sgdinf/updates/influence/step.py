@@ -21,6 +21,7 @@ from lightning_sgdinf.updates.forgotten import expect_examples
 from lightning_sgdinf.updates.influence.directions import GeneralizedDirection, InfluenceDirection
 from lightning_sgdinf.updates.influence.problem import influence_problem
 from lightning_sgdinf.updates.influence.step_length import StepLength, StepToTheStop
+from lightning_sgdinf.updates.line import on_device
 from lightning_sgdinf.updates.masks import HighestUnits, ParameterCriterion
 
 
@@ -73,7 +74,7 @@ class InfluenceStep:
         """
         selection.check(run.examples)
         expect_examples([*selection.drop, *selection.relabel])
-        began, model = perf_counter(), run.model
+        began, model = perf_counter(), on_device(run, run.model)
         with random_state.seeded(self.seed):
             mask = self.parameters.choose(run, model, selection.drop or tuple(selection.relabel))
             problem = influence_problem(
