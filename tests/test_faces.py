@@ -189,10 +189,13 @@ FACES = {
     "log": (
         "Clip",
         "CONTINUED",
+        "decode_attribute",
         "decode_batch",
         "Draw",
+        "encode_attribute",
         "encode_batch",
         "Header",
+        "is_plain",
         "Json",
         "key_labels",
         "LogSizes",
@@ -210,7 +213,9 @@ FACES = {
         "state_checksum",
         "Step",
         "Trajectory",
+        "uncompiled",
         "VerifyReport",
+        "with_names_of",
         "write_arrays",
     ),
     "record": (

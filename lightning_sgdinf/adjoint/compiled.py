@@ -129,6 +129,9 @@ class CompiledSteps:
         """
         if self.note or self.objective.orders.undecided:
             return None
+        if self.objective.host.attributes is not None and (names := self.objective.host.attributes.varying):
+            self.give_up(f"{', '.join(names[:3])} of the module may change from step to step")
+            return None
         leaves, structure = tree_flatten(batch)
         signature = _Signature(
             structure,

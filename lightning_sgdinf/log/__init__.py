@@ -2,9 +2,14 @@
 
 from lightning_sgdinf.log.arrays import read_arrays as read_arrays
 from lightning_sgdinf.log.arrays import write_arrays as write_arrays
+from lightning_sgdinf.log.attribute_values import decode_attribute as decode_attribute
+from lightning_sgdinf.log.attribute_values import encode_attribute as encode_attribute
+from lightning_sgdinf.log.attribute_values import is_plain as is_plain
 from lightning_sgdinf.log.batch_bytes import decode_batch as decode_batch
 from lightning_sgdinf.log.batch_bytes import encode_batch as encode_batch
 from lightning_sgdinf.log.checksum import state_checksum as state_checksum
+from lightning_sgdinf.log.compiled_names import uncompiled as uncompiled
+from lightning_sgdinf.log.compiled_names import with_names_of as with_names_of
 from lightning_sgdinf.log.memory import MemoryLog as MemoryLog
 from lightning_sgdinf.log.reader import RunLog as RunLog
 from lightning_sgdinf.log.reader import read_header as read_header

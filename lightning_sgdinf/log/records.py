@@ -54,6 +54,9 @@ class MicroBatch:
         transferred_with: Generators of the training process when the batch was handed over (before the batch-transfer
             hooks).
         stepped_with: Generators of the training process just before ``training_step``.
+        attributes: Plain attributes of the module that have changed since the fit was set up, by path, as
+            `lightning_sgdinf.log.attribute_values` writes them; at the first batch of a fit all there are.
+        carried: Paths of those that ``training_step`` changed itself, but for integers.
         rank: Number of the training process that did it. All begin a step with the buffers of process 0, and only what
             that one makes of them stays.
     """
@@ -62,6 +65,8 @@ class MicroBatch:
     draws: tuple[Draw, ...]
     transferred_with: RandomState = field(default_factory=dict)
     stepped_with: RandomState = field(default_factory=dict)
+    attributes: Mapping[str, Json] = field(default_factory=dict)
+    carried: tuple[str, ...] = ()
     rank: int = 0
 
     @property

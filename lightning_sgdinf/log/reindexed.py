@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor
 
-from lightning_sgdinf.log.records import Draw, Header, MicroBatch, Step
+from lightning_sgdinf.log.records import Draw, MicroBatch, Step
+from lightning_sgdinf.log.seen import SeenLog
 from lightning_sgdinf.log.trajectory import Trajectory
-from lightning_sgdinf.state import ModelState
 
 
-class Reindexed:
+class Reindexed(SeenLog):
     """A recorded run whose examples are reindexed in the order of their recorded ids.
 
     Args:
@@ -24,61 +22,11 @@ class Reindexed:
     """
 
     def __init__(self, log: Trajectory) -> None:
-        self._log = log
+        super().__init__(log)
         ids = [np.unique(step.example_ids) for step in log.steps(0, len(log))]
         self.ids: np.ndarray = np.unique(np.concatenate(ids)) if ids else np.empty(0, np.int64)
 
-    @property
-    def header(self) -> Header:
-        """See `Trajectory`."""
-        return self._log.header
-
-    @property
-    def digest(self) -> str:
-        """See `Trajectory`."""
-        return self._log.digest
-
-    @property
-    def finished(self) -> bool:
-        """See `Trajectory`."""
-        return self._log.finished
-
-    @property
-    def average(self) -> Mapping[str, Tensor] | None:
-        """See `Trajectory`."""
-        return self._log.average
-
-    @property
-    def state_indices(self) -> np.ndarray:
-        """See `Trajectory`."""
-        return self._log.state_indices
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes on disk."""
-        return getattr(self._log, "size_bytes", 0)
-
-    def __len__(self) -> int:
-        """Return ``T``."""
-        return len(self._log)
-
-    def step(self, index: int) -> Step:
-        """See `Trajectory`."""
-        return self._reindex(self._log.step(index))
-
-    def steps(self, start: int, stop: int) -> Iterator[Step]:
-        """See `Trajectory`."""
-        return map(self._reindex, self._log.steps(start, stop))
-
-    def state(self, index: int) -> ModelState:
-        """See `Trajectory`."""
-        return self._log.state(index)
-
-    def state_checksum(self, index: int) -> int | None:
-        """See `Trajectory`."""
-        return self._log.state_checksum(index)
-
-    def _reindex(self, step: Step) -> Step:
+    def _seen(self, step: Step) -> Step:
         def in_draw(draw: Draw) -> Draw:
             return replace(draw, example_ids=self.ids.searchsorted(draw.example_ids))
 

@@ -131,6 +131,8 @@ def decode_step(
                 draws=tuple(draws),
                 transferred_with=_random_of(micro.get("transferred_with"), blobs),
                 stepped_with=_random_of(micro.get("stepped_with"), blobs),
+                attributes=micro.get("attributes", {}),
+                carried=tuple(micro.get("carried", ())),
                 rank=micro.get("rank", 0),
             )
         )
@@ -240,6 +242,10 @@ def _micro_batch_document(
         document["transferred_with"] = random(micro.transferred_with)
     if micro.stepped_with:
         document["stepped_with"] = random(micro.stepped_with)
+    if micro.attributes:
+        document["attributes"] = micro.attributes
+    if micro.carried:
+        document["carried"] = micro.carried
     if micro.rank:
         document["rank"] = micro.rank
     return document

@@ -15,7 +15,7 @@ import torch
 from torch.utils._pytree import tree_flatten
 
 from lightning_sgdinf.dtypes import dtype_name
-from lightning_sgdinf.log import Header, Json
+from lightning_sgdinf.log import Header, Json, uncompiled
 from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.record.budget import Budget
 from lightning_sgdinf.record.compatibility import gradient_overrides
@@ -51,7 +51,9 @@ def make_header(
         model=_qualified(type(module)),
         optimizer=_qualified(type(trainer.optimizers[0])),
         parameters=tuple((n, tuple(p.shape), dtype_name(p.dtype)) for n, p in reader.params.items()),
-        constant_digest=batch_digest(reader.constants) if reader.constants else 0,
+        constant_digest=batch_digest({uncompiled(n): p for n, p in reader.constants.items()})
+        if reader.constants
+        else 0,
         precision=str(trainer.precision),
         keep=str(keep),
         datasets=datasets,

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_sgdinf.errors import LogWriteError
 from lightning_sgdinf.log import Clip, Json
 from lightning_sgdinf.record import compatibility
+from lightning_sgdinf.record.attributes import AttributeWatch
 from lightning_sgdinf.record.averaging import AveragingWatch
 from lightning_sgdinf.record.budget import Budget, make_plan
 from lightning_sgdinf.record.budgeted_keep import BudgetedKeep, prospect_of, remaining_steps
@@ -86,6 +87,7 @@ class RecordedFit:
         self._settings, self._location, self._diagnostics = settings, location, diagnostics
         self._trainer, self._module = trainer, module
         self._watch = RandomWatch()
+        self._attributes = AttributeWatch(module)
         self._patches = patches
         self._mailbox: Mailbox | None = None
         self._averaging: AveragingWatch | None = None
@@ -197,9 +199,14 @@ class RecordedFit:
             if recording is None:
                 return training_step(*args, **kwargs)
             draws, transferred_with = self._tap.take()
-            recording.begin_micro_batch(self.batch_idx, draws, transferred_with)
+            attributes = self._attributes.read()
+            first = not recording.delivery.is_open
+            recording.begin_micro_batch(
+                self.batch_idx, draws, transferred_with, self._attributes.read_all() if first else attributes
+            )
             output = training_step(*args, **kwargs)
-            recording.assembler.end_micro_batch(output, self._tap.take_fetched())
+            carried = self._attributes.carried(attributes)
+            recording.assembler.end_micro_batch(output, self._tap.take_fetched(), carried)
             return output
 
         return recorded_training_step

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_sgdinf.errors import LogWriteError
-from lightning_sgdinf.log import Draw
+from lightning_sgdinf.log import Draw, Json
 from lightning_sgdinf.record.compatibility import SEVERAL_EVALUATIONS
 from lightning_sgdinf.record.keep import Keep
 from lightning_sgdinf.record.optimizer_steps import OptimizerSteps, has_gradients
@@ -93,7 +93,13 @@ class Recording:
             trainer.optimizers[0], names=lambda: self.reader.names, before=self._before_step, after=self._after_step
         )
 
-    def begin_micro_batch(self, batch_idx: int, draws: tuple[Draw, ...], transferred_with: dict[str, bytes]) -> None:
+    def begin_micro_batch(
+        self,
+        batch_idx: int,
+        draws: tuple[Draw, ...],
+        transferred_with: dict[str, bytes],
+        attributes: Mapping[str, Json],
+    ) -> None:
         """Record a batch that is about to go through ``training_step``."""
         if self.optimizer_steps.running and self._automatic:
             if self._evaluated:
@@ -103,7 +109,7 @@ class Recording:
         # The Trainer zeroes gradients at these batches: whatever came before and led to no step is forgotten.
         if self.states.before is None or (self._automatic and batch_idx % self._trainer.accumulate_grad_batches == 0):
             self._begin_step()
-        self.assembler.begin_micro_batch(batch_idx, draws, transferred_with)
+        self.assembler.begin_micro_batch(batch_idx, draws, transferred_with, attributes)
 
     def bookmark(self, run_id: str, path: Path, *, complete: bool) -> Bookmark | None:
         """Return where the log stands, after making sure that it will stand there whatever happens to the process.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from lightning_sgdinf.log import Clip, Draw, MicroBatch, ParamGroup, Step
+from lightning_sgdinf.log import Clip, Draw, Json, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.record.random_watch import RandomWatch
 
 
@@ -50,19 +50,31 @@ class StepAssembler:
         self.clip = None
         self.backward_passes = 0
 
-    def begin_micro_batch(self, batch_idx: int, draws: tuple[Draw, ...], transferred_with: dict[str, bytes]) -> None:
+    def begin_micro_batch(
+        self,
+        batch_idx: int,
+        draws: tuple[Draw, ...],
+        transferred_with: dict[str, bytes],
+        attributes: Mapping[str, Json],
+    ) -> None:
         """Add a batch that is about to go through ``training_step``."""
         self._current = MicroBatch(
-            batch_idx=batch_idx, draws=draws, transferred_with=transferred_with, stepped_with=self._watch.capture()
+            batch_idx=batch_idx,
+            draws=draws,
+            transferred_with=transferred_with,
+            stepped_with=self._watch.capture(),
+            attributes=attributes,
         )
         self.micro_batches.append(self._current)
 
-    def end_micro_batch(self, output: Any, fetched: tuple[Draw, ...]) -> None:
+    def end_micro_batch(self, output: Any, fetched: tuple[Draw, ...], carried: Sequence[str]) -> None:
         """Add what ``training_step`` has returned, and what it has fetched from the loaders itself."""
         loss = output.get("loss") if isinstance(output, Mapping) else output
         self._loss = loss.detach() if isinstance(loss, Tensor) else None
         if fetched and self.micro_batches:
             self.micro_batches[-1] = replace(self.micro_batches[-1], draws=fetched)
+        if carried and self.micro_batches:
+            self.micro_batches[-1] = replace(self.micro_batches[-1], carried=tuple(carried))
 
     def repeat_micro_batch(self) -> None:
         """Let the step that has begun be another one on the batch at hand, as manual optimization may take it."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from lightning_sgdinf.errors import ModelMismatchError
+from lightning_sgdinf.log import uncompiled
 from lightning_sgdinf.replay.stand_in import TrainerStandIn
 
 _MISSING: Any = object()
@@ -116,9 +117,9 @@ def drop_graphs(module: nn.Module) -> None:
 
 def set_modes(module: nn.Module, eval_modules: Sequence[str]) -> None:
     """Put every sub-module in train mode but the named ones."""
-    frozen = set(eval_modules)
+    frozen = set(map(uncompiled, eval_modules))
     for name, part in module.named_modules():
-        part.training = name not in frozen
+        part.training = uncompiled(name) not in frozen
 
 
 def _public(part: nn.Module) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def _hush(part: nn.Module, undo: ExitStack) -> None:
         _put(part, "log_dict", _nothing, undo)
         if hasattr(part, "print"):
             _put(part, "print", _nothing, undo)
-    if isinstance(part, (Metric, MetricCollection)):
+    if isinstance(part, (Metric, MetricCollection)) and not getattr(vars(part).get("forward"), "is_awake", False):
         value = _zero if isinstance(part, Metric) else _no_values
         for name, function in (("update", _nothing), ("forward", value), ("compute", value)):
             _put(part, name, function, undo)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lightning_sgdinf.replay.attributes import RecordedAttributes
 from lightning_sgdinf.replay.stand_in import TrainerStandIn
 
 
@@ -28,6 +29,7 @@ class Host:
         step_context: Makes the precision plugin's context of a step (autocast).
         validation_context: The same of a validation step.
         stand_in: Takes the Trainer's place.
+        attributes: What hooks set on the module between steps; ``None`` if nothing is known of that.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -36,3 +38,4 @@ class Host:
     step_context: Callable[[], AbstractContextManager[Any]] = nullcontext
     validation_context: Callable[[], AbstractContextManager[Any]] = nullcontext
     stand_in: TrainerStandIn = field(default_factory=TrainerStandIn)
+    attributes: RecordedAttributes | None = None

@@ -11,18 +11,18 @@ from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, 
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 
 from lightning_sgdinf.errors import UnsupportedRunError
-from lightning_sgdinf.log import CONTINUED, Header, Step
+from lightning_sgdinf.log import CONTINUED, Header, Step, Trajectory
+from lightning_sgdinf.replay.attributes import RecordedAttributes
 from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.moment import Moment
 from lightning_sgdinf.replay.stand_in import TrainerStandIn
 
 
-def recorded_host(header: Header, last: Step, module: Any, datamodule: Any, device: torch.device) -> Host:
+def recorded_host(log: Trajectory, module: Any, datamodule: Any, device: torch.device) -> Host:
     """Return the host of a recorded run on a given device.
 
     Args:
-        header: Names the precision and what else is known of the Trainer.
-        last: The last step of the run.
+        log: The record.
         module: The LightningModule, for its batch-transfer hooks.
         datamodule: Its batch-transfer hooks come first, as in a Trainer; may be ``None``.
         device: Where to compute.
@@ -30,6 +30,7 @@ def recorded_host(header: Header, last: Step, module: Any, datamodule: Any, devi
     Raises:
         UnsupportedRunError: If the precision is not one that can be repeated.
     """
+    header, last = log.header, log.step(len(log) - 1)
     plugin = precision_plugin(header.precision, device)
     context = cast("Callable[[], AbstractContextManager[Any]]", plugin.train_step_context)
     return Host(
@@ -39,6 +40,7 @@ def recorded_host(header: Header, last: Step, module: Any, datamodule: Any, devi
         step_context=context,
         validation_context=nullcontext if header.precision in ("32-true", "32") else context,
         stand_in=trainer_of(header, last, datamodule=datamodule, device=device, precision_plugin=plugin),
+        attributes=RecordedAttributes(log, device),
     )
 
 

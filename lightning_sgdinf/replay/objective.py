@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +13,7 @@ from lightning_sgdinf import random_state
 from lightning_sgdinf.batch_structure import map_tensors
 from lightning_sgdinf.errors import ConfigurationError, ModelMismatchError, NonFiniteError, UntappedLossError
 from lightning_sgdinf.kernels import RunningStatistics
-from lightning_sgdinf.log import Header, MicroBatch, Step
+from lightning_sgdinf.log import Header, MicroBatch, Step, uncompiled
 from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.borrowed_module import borrowed
@@ -187,6 +187,12 @@ class Objective(TrainingStep):
         return not known
 
 
+def eagerly() -> AbstractContextManager[Any]:
+    """Run compiled sub-modules as they were before: a compiled backward pass cannot be differentiated again."""
+    set_stance = getattr(torch.compiler, "set_stance", None)  # new in torch 2.6
+    return nullcontext() if set_stance is None else set_stance("force_eager")
+
+
 @contextmanager
 def open_objective(
     module: nn.Module,
@@ -221,8 +227,12 @@ def open_objective(
     wanted = dtype or _common_dtype(header)
     with (
         random_state.preserved(),
+        eagerly(),
         borrowed(module, trained=trained, device=host.device, dtype=wanted, stand_in=host.stand_in),
+        ExitStack() as lent,
     ):
+        if host.attributes is not None:
+            lent.enter_context(host.attributes.lent(module))
         host.stand_in.attach(module, dict(module.named_parameters()))
         objective = Objective(module, header, source, host, tap=tap, dtype=dtype, per_example_loss=per_example_loss)
         with hooks_of_training(module, objective.passes.phase):
@@ -232,7 +242,8 @@ def open_objective(
 def _check_constants(module: nn.Module, trained: Sequence[str], header: Header) -> None:
     """Compare parameters that were not trained with their checksum, which is all that the log has of them."""
     constants = {n: p for n, p in module.named_parameters() if n not in set(trained)}
-    if header.constant_digest and batch_digest(constants) != header.constant_digest:
+    digests = {batch_digest(constants), batch_digest({uncompiled(n): p for n, p in constants.items()})}
+    if header.constant_digest and header.constant_digest not in digests:
         raise ModelMismatchError(
             f"the parameters that were not trained ({', '.join(list(constants)[:3])} ...) have other values than in "
             "the recorded run; pass the model with the same frozen weights, e.g. the very module that was trained"

@@ -18,6 +18,7 @@ from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log import MicroBatch, Trajectory
 from lightning_sgdinf.renamed import warn_renamed
 from lightning_sgdinf.replay.batches import Loader
+from lightning_sgdinf.replay.carried import expect_no_memory
 from lightning_sgdinf.replay.examples import Examples
 from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.objective import Objective
@@ -107,12 +108,14 @@ class OpenedRun:
         """
         last = len(self.log) - 1
         more = sorted({other, last // 2, last // 3, 2 * last // 3, max(last - 1, 0)})
-        return self.once(
-            ("audit", other),
-            lambda: audit_loss(
+
+        def compute() -> LossAudit:
+            expect_no_memory(self.objective, self.final, self.log.step(last))
+            return audit_loss(
                 self.objective, self.final, self.log.step(last), self.log.step(other), more=map(self.log.step, more)
-            ),
-        )
+            )
+
+        return self.once(("audit", other), compute)
 
     @property
     def training(self) -> Examples:
@@ -167,7 +170,7 @@ class OpenedRun:
         objective.load(model)
         last = self.log.step(len(self.log) - 1)
         step = replace(last, micro_batches=(), accumulation=1, eval_modules=objective.parts)
-        micro = MicroBatch(batch_idx=0, draws=())
+        micro = MicroBatch(batch_idx=0, draws=(), attributes=last.micro_batches[-1].attributes)
         with objective.eval_mode():
             yield lambda batch: objective.trace(step, micro, batch).loss
 

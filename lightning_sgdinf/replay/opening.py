@@ -12,11 +12,12 @@ from torch import nn
 
 from lightning_sgdinf.checkpointing import MEMORY_BYTES
 from lightning_sgdinf.errors import UnsupportedRunError
-from lightning_sgdinf.log import RunLog, Trajectory, reindex
+from lightning_sgdinf.log import RunLog, Trajectory, reindex, with_names_of
 from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.data_module import set_up, with_trainer
 from lightning_sgdinf.replay.dataloaders import given_data, stored_run_loaders, training_loaders, validation_loader
 from lightning_sgdinf.replay.lightning_host import recorded_host
+from lightning_sgdinf.replay.loss_metrics import wake_loss_metrics
 from lightning_sgdinf.replay.objective import open_objective
 from lightning_sgdinf.replay.opened import OpenedRun
 from lightning_sgdinf.replay.training_step import PerExampleLoss
@@ -67,13 +68,16 @@ def open_run(
         ):
             yield run
         return
+    model = getattr(model, "_orig_mod", model)  # as a Trainer takes a compiled module
+    tensors = (*model.named_parameters(), *model.named_buffers(), *model.named_modules())
+    log = with_names_of(log, [name for name, _ in tensors])
     header = log.header
     if header.replayable:
         raise UnsupportedRunError(f"this run was recorded but cannot be replayed: {header.replayable}")
     if len(log) == 0:
         raise UnsupportedRunError("the log holds no complete step, so there is nothing to replay")
     train_dataloaders, datamodule = given_data(train_dataloaders, datamodule)
-    host = recorded_host(header, log.step(len(log) - 1), model, datamodule, device)
+    host = recorded_host(log, model, datamodule, device)
     was_set_up = getattr(datamodule, "trainer", None) is not None
     with ExitStack() as stack:
         for owner in (model, datamodule):
@@ -91,6 +95,8 @@ def open_run(
         objective = stack.enter_context(
             open_objective(model, header, source, host, tap=tap, dtype=dtype, per_example_loss=per_example_loss)
         )
+        last = log.step(len(log) - 1)
+        wake_loss_metrics(objective, lambda: log.state(len(log)), last)
         yield OpenedRun(
             log=log,
             objective=objective,

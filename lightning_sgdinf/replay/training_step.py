@@ -35,6 +35,7 @@ from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.moment import Moment
 from lightning_sgdinf.replay.moving_buffers import MovedBuffer, assigned_in_place, differentiable_buffers
 from lightning_sgdinf.replay.row_owners import RowRecorder
+from lightning_sgdinf.replay.validation_hooks import validation_started
 from lightning_sgdinf.state import ModelState
 
 
@@ -172,6 +173,8 @@ class TrainingStep:
     def prepare(self, step: Step, micro: MicroBatch | None = None) -> None:
         """Set train and eval modes, epoch, global step and batch index as they were in a pass of a step."""
         self.host.stand_in.at(Moment.of_pass(step, micro))
+        if self.host.attributes is not None and micro is not None:
+            self.host.attributes.restore(self.module, step.index, micro, self.parameters[0].dtype)
         if self._modes != step.eval_modules:
             set_modes(self.module, step.eval_modules)
             self._modes = step.eval_modules
@@ -210,6 +213,7 @@ class TrainingStep:
             around.enter_context(torch.enable_grad())
             around.enter_context(self.host.step_context())
             around.enter_context(tensors_made_in(self.dtype))
+            around.enter_context(_naming_attributes(self, step))
             around.enter_context(self.host.stand_in.naming())
             assigned = nullcontext() if stacked else assigned_in_place(self.passes.places)
             handling = _handling(self, held, watch, twins, tap, stacked)
@@ -258,10 +262,36 @@ class Passes:
 
 
 @contextmanager
+def _naming_attributes(objective: TrainingStep, step: Step) -> Iterator[None]:
+    """Say why the module lacks an attribute that the step reads.
+
+    Raises:
+        UnsupportedRunError: In the place of torch's own error.
+    """
+    try:
+        yield
+    except AttributeError as error:
+        name = str(error).rpartition("attribute ")[2].strip("'")
+        if isinstance(error, UnsupportedRunError) or f"'{type(objective.module).__name__}' object" not in str(error):
+            raise
+        unknown = {} if objective.host.attributes is None else objective.host.attributes.unknown()
+        if name in unknown:
+            reason = f"a {unknown[name]} that changes between steps and whose values are not recorded"
+            way_out = "Register it as a buffer, or compute it within the step"
+        else:
+            reason = "which this module does not have: a hook made it in training"
+            way_out = "Pass the very module that was trained"
+        raise UnsupportedRunError(f"step {step.index}: the step reads self.{name}, {reason}. {way_out}.") from error
+
+
+@contextmanager
 def validation_pass(objective: TrainingStep) -> Iterator[None]:
     """Be in the validation at the end of the run inside: in eval mode, at its stage, epoch and step."""
     stand_in = objective.host.stand_in
-    with objective.eval_mode(), stand_in.validating_at_end(), stand_in.naming():
+    attributes = objective.host.attributes
+    if attributes is not None:
+        objective.prepare(attributes.last, attributes.last.micro_batches[-1])
+    with objective.eval_mode(), stand_in.validating_at_end(), stand_in.naming(), validation_started(objective.module):
         yield
 
 

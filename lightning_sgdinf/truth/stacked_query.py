@@ -17,6 +17,7 @@ from lightning_sgdinf.dtypes import tensors_made_in
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
 from lightning_sgdinf.kernels import ATTENTION, Interceptor
 from lightning_sgdinf.replay import Objective, validation_pass
+from lightning_sgdinf.replay.validation_hooks import start_hooks
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.truth.replicas import Stack
 
@@ -35,7 +36,8 @@ class StackedQuery:
     def __init__(self, query: BoundQuery, average: Mapping[str, Tensor] | None = None) -> None:
         self.query, self.average = query, average
         self.names = query.names
-        self.note = ""
+        hooks = start_hooks(query.objective.module)
+        self.note = "hooks of the start of a validation may look at one model's parameters" if hooks else ""
 
     def of_stack(self, stack: Stack, *, at_once: int, averaged: bool) -> Tensor:
         """Compute the values of every replica, float64 ``[L, Q]``, in groups of ``at_once`` replicas.

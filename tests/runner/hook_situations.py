@@ -128,7 +128,9 @@ class Trained:
     def scores(self, module: Any = None, data: Any = None, *, certificate: Any = "off", **more: Any) -> Scores:
         query = more.pop("query", None)
         runner = InfluenceRunner(accelerator="cpu", certificate=certificate, progress=False, **more)
-        return runner.run(module or self.module, datamodule=data or self.data, log=self.path, query=query)
+        return runner.run(
+            self.module if module is None else module, datamodule=data or self.data, log=self.path, query=query
+        )
 
 
 def train(path: Path, module: Net, data: Any = None, *, recorder: Any = None, **settings: Any) -> Trained:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+import torchmetrics
+from torch import Tensor, nn
 
-from lightning_sgdinf.errors import TrainerAttributeError
+from lightning_sgdinf.errors import TrainerAttributeError, UnsupportedRunError
 from tests.runner.hook_situations import EPOCHS, STEPS, Data, Formula, Net, expect, train
 
 LAST = EPOCHS * STEPS
@@ -256,3 +258,228 @@ def test_one_of_several_validation_loaders(tmp_path: Path) -> None:
         run.scores(val_loader=2)
     with pytest.raises(ConfigurationError, match="takes dataloader_idx, and one loader was given"):
         run.scores(data=Data())
+
+
+# What hooks set -------------------------------------------------------------------------------------------------------
+
+
+class Anneals(Net):
+    """Weights that hooks set, in every form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beta, self._hidden, self.count = 0.0, 0.0, 0
+        self.weights = {"penalty": 0.0}
+        self.schedule = Schedule()
+        self.drop = nn.Dropout(0.0)
+        self.small = torch.zeros(2, dtype=torch.float64)
+        self.phase = "warm"
+        self.kept: list[Any] = []
+
+    def on_train_start(self) -> None:
+        self.scale = 0.5
+
+    def on_train_epoch_start(self) -> None:
+        self.beta = 0.1 * self.current_epoch
+        self.phase = "hot" if self.current_epoch else "warm"
+        self.small[0] = 0.02 * self.current_epoch
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._hidden = 0.01 * self.global_step
+        self.schedule.value = np.float64(0.003 * batch_idx)
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        self.drop.p = 0.0
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.weights["penalty"] = 0.001 * (self.global_step)
+        self.kept.append(float(outputs["loss"]))
+
+    def on_train_end(self) -> None:
+        self.beta = self._hidden = 100.0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.count += 1
+        penalty = self.beta + self._hidden + self.schedule.value + self.weights["penalty"] + float(self.small.sum())
+        penalty = penalty + 0.0001 * self.count + (0.05 if self.phase == "hot" else 0.0)
+        return self.loss((self.drop(batch[0]), batch[1]), self.scale * penalty + self.by_callback)
+
+    by_callback = 0.0
+
+
+class Schedule:
+    value = 0.0
+
+
+class KlAnnealing(pl.Callback):
+    """Sets an attribute of the module that its class knows, and its instances do not."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.by_callback = 0.2 * trainer.global_step
+
+
+ANNEALED = Formula(
+    penalty=lambda e, t, i: (
+        0.5 * (0.1 * e + 0.02 * e + 0.01 * t + 0.003 * i + 0.001 * t + 0.0001 * (t + 1) + 0.05 * (e > 0)) + 0.2 * t
+    )
+)
+
+
+def test_what_hooks_and_callbacks_set_is_as_it_was_at_every_step(tmp_path: Path) -> None:
+    run = train(tmp_path, Anneals(), callbacks=[KlAnnealing()])
+    before = dict(vars(run.module))
+    expect(run.scores(certificate="fast"), ANNEALED)
+    assert {k: v for k, v in vars(run.module).items() if k != "_parameters"} == {
+        k: v for k, v in before.items() if k != "_parameters"
+    }
+    expect(run.scores(Anneals()), ANNEALED)
+    assert not hasattr(Anneals(), "scale")
+
+
+class Remembers(Net):
+    """Carries from step to step what a step computed."""
+
+    running = 0.0
+    uses = 0.0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        loss = loss * (1 + self.uses * self.running)
+        self.running = 0.9 * self.running + 0.1 * float(loss.detach())
+        return loss
+
+
+class UsesMemory(Remembers):
+    uses = 0.1
+
+
+class Prepares(Net):
+    """Makes in a hook what its validation needs, from its parameters."""
+
+    def on_validation_start(self) -> None:
+        self.table = 2.0 * self.net.weight
+
+    def on_validation_end(self) -> None:
+        del self.table
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(nn.functional.linear(batch[0], self.table / 2, self.net.bias), batch[1])
+
+
+def test_hooks_of_the_start_of_a_validation_are_run(tmp_path: Path) -> None:
+    run = train(tmp_path, Prepares())
+    expect(run.scores(certificate="fast"), Formula())
+    assert not hasattr(run.module, "table")
+
+
+class LargeMemory(Net):
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.cache = torch.full((30, 4), 0.01 * self.global_step, dtype=torch.float64)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.loss(batch, self.cache.mean())
+
+
+def test_what_a_step_computes_for_the_next_is_noticed(tmp_path: Path) -> None:
+    expect(train(tmp_path / "only kept", Remembers()).scores(), Formula())
+    with pytest.raises(UnsupportedRunError, match=r"computes with self\.running, which the step before made"):
+        train(tmp_path / "used", UsesMemory()).scores()
+    with pytest.raises(UnsupportedRunError, match=r"reads self\.cache, a Tensor of shape \[30, 4\] that changes"):
+        train(tmp_path / "large", LargeMemory()).scores()
+
+
+# Compiled parts -------------------------------------------------------------------------------------------------------
+
+
+def no_compiler(graph: Any, inputs: Any) -> Any:
+    raise AssertionError("compiled in replay, where no second derivative comes of it")
+
+
+class Deep(Net):
+    """A part that a subclass compiles, with a mode and buffers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = self.net
+        self.net = nn.Sequential(layer, nn.BatchNorm1d(3, dtype=torch.float64))
+        self.net[1].eval()
+        self.fixed = nn.Linear(3, 3, dtype=torch.float64)
+        self.fixed.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fixed(self.net(x))
+
+    def loss(self, batch: Any, penalty: Any = 0.0) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.net.parameters(), lr=0.3, momentum=0.5)
+
+
+class Compiled(Deep):
+    def setup(self, stage: str) -> None:
+        self.net = torch.compile(self.net, backend=no_compiler)
+        self.fixed = torch.compile(self.fixed, backend=no_compiler)
+
+
+class CompiledInPlace(Deep):
+    def setup(self, stage: str) -> None:
+        self.net.compile(backend=no_compiler)
+
+
+@pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode at the start of training")
+def test_compiled_parts_are_replayed_as_they_are_written(tmp_path: Path) -> None:
+    plain = train(tmp_path / "plain", Deep())
+    expected = plain.scores().values
+    for kind in (Compiled, CompiledInPlace):
+        with torch.compiler.set_stance("force_eager"):
+            run = train(tmp_path / kind.__name__, kind())
+        for module in (run.module, Deep(), torch.compile(Deep(), backend=no_compiler)):
+            assert torch.allclose(run.scores(module).values, expected, rtol=1e-9, atol=1e-12)
+    compiled = Deep()
+    compiled.net = torch.compile(compiled.net, backend=no_compiler)
+    assert torch.allclose(plain.scores(compiled, certificate="fast").values, expected, rtol=1e-9, atol=1e-12)
+
+
+# Metrics --------------------------------------------------------------------------------------------------------------
+
+
+class SquaredOutputs(torchmetrics.Metric):
+    """A mean over all that it saw; as a loss, the mean over one batch."""
+
+    full_state_update = False
+    is_differentiable = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, z: Tensor) -> None:
+        self.total = self.total + nn.functional.mse_loss(z, torch.zeros_like(z), reduction="none").mean(1).sum()
+        self.count = self.count + len(z)
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
+
+
+class MetricLoss(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.penalty, self.logs = SquaredOutputs(), SquaredOutputs()
+        self.accuracy = torchmetrics.MetricCollection([torchmetrics.classification.MulticlassAccuracy(3)])
+
+    def loss(self, batch: Any, penalty: Any = 0.0) -> Tensor:
+        z = self.net(batch[0])
+        self.log_dict(self.accuracy(z.detach(), batch[1]))
+        return super().loss(batch) + 0.1 * self.penalty(z)
+
+
+def test_metrics_in_the_loss_compute_and_others_are_silent(tmp_path: Path) -> None:
+    run = train(tmp_path, MetricLoss())
+    state = {k: v.clone() for k, v in run.module.penalty.metric_state.items()}
+    formula = Formula(penalty=lambda e, t, i: 0.1, end_penalty=0.1)
+    expect(run.scores(certificate="fast"), formula)
+    expect(run.scores(MetricLoss()), formula)
+    assert all(torch.equal(v, run.module.penalty.metric_state[k]) for k, v in state.items())
+    assert "forward" not in vars(run.module.penalty)
