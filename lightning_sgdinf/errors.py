@@ -21,6 +21,7 @@
     ├── ReplayError               replay and record disagree
     │   ├── ModelMismatchError    another model; names the parameters
     │   ├── DataMismatchError     another data set, or one with randomness of its own
+    │   ├── QueryMismatchError    a query that differs from what the run logged for the final model
     │   └── StepMismatchError     a rebuilt state differs from the recorded one
     ├── NonFiniteError            NaN or infinity; names the step
     ├── ForgettingError           a set of examples that a method cannot make the model forget
@@ -107,6 +108,10 @@ class ModelMismatchError(ReplayError):
 
 class DataMismatchError(ReplayError):
     """The data set gives other examples than it gave in training."""
+
+
+class QueryMismatchError(ReplayError):
+    """A validation of the final model gives another value than the run logged for it."""
 
 
 class StepMismatchError(ReplayError):

@@ -64,6 +64,7 @@ FACES = {
     "checks": (
         "Allowance",
         "check_gradient",
+        "check_logged_query",
         "check_trust",
         "fast_allowance",
         "fast_plan",

@@ -2,6 +2,7 @@
 
 from lightning_sgdinf.checks.amplification import Growth as Growth
 from lightning_sgdinf.checks.gradient import check_gradient as check_gradient
+from lightning_sgdinf.checks.logged_query import check_logged_query as check_logged_query
 from lightning_sgdinf.checks.plan import Plan as Plan
 from lightning_sgdinf.checks.plan import fast_plan as fast_plan
 from lightning_sgdinf.checks.rerun import open_rerun as open_rerun

@@ -124,6 +124,8 @@ class Step:
         loss: Training loss of the last micro-batch as returned by ``training_step``, for display; may be NaN.
         changed: `TensorSpec.label` of the tensors that something other than the optimizer changed just before the step:
             state ``t`` is then not what step ``t - 1`` led to.
+        validation: The validation pass after the step, if there was one: metrics that were logged, and checksums of the
+            model and of the first batch.
     """
 
     index: int
@@ -137,6 +139,7 @@ class Step:
     average: tuple[float, float] | None = None
     loss: float | None = None
     changed: tuple[str, ...] = ()
+    validation: Mapping[str, Json] | None = None
 
     @property
     def example_ids(self) -> np.ndarray:

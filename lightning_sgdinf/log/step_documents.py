@@ -78,6 +78,8 @@ def encode_step(step: Step) -> EncodedStep:
         document["average"] = step.average
     if step.changed:
         document["changed"] = step.changed
+    if step.validation:
+        document["validation"] = step.validation
     ids = step.example_ids
     if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
         raise ValueError(f"example ids have dtype {ids.dtype} and shape {ids.shape}, expected a vector of integers")
@@ -154,6 +156,7 @@ def decode_step(
         average=None if average is None else (average[0], average[1]),
         loss=content.get("loss"),
         changed=tuple(content.get("changed", ())),
+        validation=content.get("validation"),
     )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_sgdinf.errors import ConfigurationError, LogWriteError, SgdInfluenceError
@@ -23,10 +22,11 @@ from lightning_sgdinf.record.recorded_fit import RecordedFit, Settings
 from lightning_sgdinf.record.recording import Recording
 from lightning_sgdinf.record.resume import Bookmark, bookmarks_of, lost_bookmark
 from lightning_sgdinf.record.stored_batches import ExampleKey
+from lightning_sgdinf.record.validation_watch import ValidationHooks
 from lightning_sgdinf.record.writer import Writer
 
 
-class TrajectoryRecorder(Callback):
+class TrajectoryRecorder(ValidationHooks):
     """Records a training run, so that it can be explained afterwards.
 
     Trained weights, random streams, logged metrics and checkpoints are bit for bit those of a run without it. Module,

@@ -52,7 +52,7 @@ class LoaderTap:
         store: BatchStore | None = None,
     ) -> None:
         self._digest = digest and store is None
-        self._store = store
+        self.store = store
         self._watch = watch
         self._problem = problem
         self._tokens = itertools.count()
@@ -127,7 +127,7 @@ class LoaderTap:
         """Return class and length of every loader's data set, in the loaders' order; length -1 if ids are no positions
         in it."""
         described = []
-        keyed = self._store is not None and self._store.keyed
+        keyed = self.store is not None and self.store.keyed
         for loader in tree_flatten(self._trainer.train_dataloader)[0]:
             dataset = getattr(loader, "dataset", loader)
             kind = dataset.__class__
@@ -136,7 +136,7 @@ class LoaderTap:
         return tuple(described)
 
     def _wrap(self, loader: Any, by_iterator: bool) -> Any:
-        stored = self._store is not None
+        stored = self.store is not None
         if not isinstance(loader, DataLoader):
             if not stored:
                 self._problem(
@@ -184,21 +184,21 @@ class LoaderTap:
             if sink:
                 draws.extend(self._draws(sink.popleft()))
         self._arrived = tuple(draws)
-        if self._store is not None:
+        if self.store is not None:
             trainer = self._trainer
-            self._arrived = self._store.take(batch, self._arrived, rank=trainer.global_rank, world=trainer.world_size)
+            self._arrived = self.store.take(batch, self._arrived, rank=trainer.global_rank, world=trainer.world_size)
         return batch
 
     def _draws(self, tracked: TrackedBatch) -> list[Draw]:
         """Return the draw of a tracked batch; none if its indices are no ids."""
         if tracked.ids is None:
-            if self._store is None:
+            if self.store is None:
                 self._problem(
                     "the sampler yields indices that are not integers, so examples have no ids. Let it yield integers "
                     f"and look other things up in the data set, or keep the batches in the log: {STORE_BATCHES}"
                 )
             return []
-        if tracked.single and len(tracked.ids) != 1 and self._store is None:
+        if tracked.single and len(tracked.ids) != 1 and self.store is None:
             self._problem(
                 "the loader has batch_size=None and a sampler that yields lists of indices; which examples make up a "
                 "batch is known, but not how the data set joins them. Pass the sampler as batch_sampler and let "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -27,6 +27,7 @@ from lightning_sgdinf.record.ranks import Collector, Mailbox, Sender, agreed
 from lightning_sgdinf.record.recording import Recording
 from lightning_sgdinf.record.resume import Bookmark
 from lightning_sgdinf.record.stored_batches import BatchStore, ExampleKey
+from lightning_sgdinf.record.validation_watch import ValidationWatch
 from lightning_sgdinf.record.writer import NoWriter, Writer
 
 
@@ -55,6 +56,13 @@ class Settings:
     when_full: str
 
 
+class Watches(NamedTuple):
+    """What is watched of the module: the attributes that hooks set, and its validation."""
+
+    attributes: AttributeWatch
+    validation: ValidationWatch
+
+
 class RecordedFit:
     """Taps the loaders of a fit, chooses its log, and ends it.
 
@@ -69,6 +77,7 @@ class RecordedFit:
     Attributes:
         recording: The recording, from the beginning of the training to its end.
         batch_idx: Of the batch at hand: ``training_step`` need not be given it.
+        watches: Of the module.
         end: Bookmark of the end, once the recording has ended with a step in the log.
 
     Raises:
@@ -87,7 +96,6 @@ class RecordedFit:
         self._settings, self._location, self._diagnostics = settings, location, diagnostics
         self._trainer, self._module = trainer, module
         self._watch = RandomWatch()
-        self._attributes = AttributeWatch(module)
         self._patches = patches
         self._mailbox: Mailbox | None = None
         self._averaging: AveragingWatch | None = None
@@ -95,12 +103,13 @@ class RecordedFit:
         self.recording: Recording | None = None
         self.end: Bookmark | None = None
         problem = diagnostics.problem
-        self._store = BatchStore(settings.example_key, problem) if settings.store_batches else None
-        self._tap = LoaderTap(digest=settings.digest_batches, watch=self._watch, problem=problem, store=self._store)
+        store = BatchStore(settings.example_key, problem) if settings.store_batches else None
+        self._tap = LoaderTap(digest=settings.digest_batches, watch=self._watch, problem=problem, store=store)
         self._writer: Writer | None = None
         self._tap.install(trainer, module, patches)
         patches.place(trainer.strategy, "training_step", self._around_training_step)
         patches.place(trainer.precision_plugin, "clip_gradients", self._around_clipping)
+        self.watches = Watches(AttributeWatch(module), ValidationWatch(trainer, module, patches))
 
     @property
     def loaders(self) -> tuple[Any, ...]:
@@ -122,8 +131,8 @@ class RecordedFit:
         location.take(*agreed(self._trainer, lambda: location.find(bookmarks)))
         if advice := compatibility.advice_on_location(location.path):
             self._diagnostics.remark(advice)
-        if location.continued is not None and self._store is not None:
-            self._store.numbered = location.continued.bookmark.numbered
+        if location.continued is not None and self._tap.store is not None:
+            self._tap.store.numbered = location.continued.bookmark.numbered
 
     def begin(self) -> None:
         """Begin the recording.
@@ -167,9 +176,9 @@ class RecordedFit:
         # Callbacks average after steps, and once more after epochs.
         complete = not (_averages(self._averaging) and self._trainer.is_last_batch)
         bookmark = recording.bookmark(self._location.run_id, self._location.path, complete=complete)
-        if bookmark is None or self._store is None:
+        if bookmark is None or self._tap.store is None:
             return bookmark
-        return replace(bookmark, numbered=self._store.numbered)
+        return replace(bookmark, numbered=self._tap.store.numbered)
 
     def close(self, reason: str) -> None:
         """End the recording, if there is one. Can be begun again after an interrupt.
@@ -199,13 +208,13 @@ class RecordedFit:
             if recording is None:
                 return training_step(*args, **kwargs)
             draws, transferred_with = self._tap.take()
-            attributes = self._attributes.read()
+            attributes = self.watches.attributes.read()
             first = not recording.delivery.is_open
             recording.begin_micro_batch(
-                self.batch_idx, draws, transferred_with, self._attributes.read_all() if first else attributes
+                self.batch_idx, draws, transferred_with, self.watches.attributes.read_all() if first else attributes
             )
             output = training_step(*args, **kwargs)
-            carried = self._attributes.carried(attributes)
+            carried = self.watches.attributes.carried(attributes)
             recording.assembler.end_micro_batch(output, self._tap.take_fetched(), carried)
             return output
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from lightning_sgdinf.errors import SgdInfluenceError
-from lightning_sgdinf.log import Step, state_checksum
+from lightning_sgdinf.log import Json, Step, state_checksum
 from lightning_sgdinf.record.keep import Keep
 from lightning_sgdinf.record.resume import footprint
 from lightning_sgdinf.record.state_tracker import PackedState
@@ -101,6 +101,12 @@ class StepDelivery:
             return
         step, packed = self._waiting
         self._waiting = replace(step, average=_combined(step.average, a, b)), packed
+
+    def add_validation(self, facts: Mapping[str, Json]) -> None:
+        """Add to the last step what was logged in a validation after it, while the step waits."""
+        if self._waiting is not None:
+            step, packed = self._waiting
+            self._waiting = replace(step, validation=facts), packed
 
     def hand_over(self) -> None:
         """Give the step that waits to the writer.

@@ -18,6 +18,7 @@ from lightning_sgdinf.checks import (
     Plan,
     Reached,
     check_gradient,
+    check_logged_query,
     check_trust,
     fast_allowance,
     fast_plan,
@@ -110,6 +111,10 @@ class WalkJob:
         began = clock(run.host.device)
         values, adjoint = self.query.end(run)
         findings = Findings(list(run.audit(self.first_step).notes))
+        if self.settings.certificate != "off" and self.team is None:
+            checks, notes = check_logged_query(run, self.query, values)
+            findings.further.extend(checks)
+            findings.notes.extend(notes)
         part = self._part(adjoint, findings)
         epochs = log.step(len(log) - 1).epoch + 1 if self.settings.per_epoch else 0
         tally = self._walk(adjoint.columns(part.columns), epochs, part, findings)
