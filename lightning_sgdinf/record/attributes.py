@@ -56,6 +56,7 @@ class AttributeWatch:
         self._module = module
         self._changed: set[str] = set()
         self._names_others = False
+        self._changed_once: set[str] = set()
         self._parts = {prefix: _Part(attributes) for prefix, attributes in _parts_of(module)}
 
     def read(self) -> dict[str, Json]:
@@ -93,7 +94,7 @@ class AttributeWatch:
             attributes = self._parts[prefix].attributes
             for name in names:
                 value = attributes.get(name)
-                if is_plain(value) or (self._names_others and isinstance(value, (Tensor, np.ndarray))):
+                if is_plain(value) or self._changes_again(prefix + name, value):
                     self._changed.add(prefix + name)
         if changes:  # an object may have taken the place of another
             for prefix, attributes in _parts_of(self._module):
@@ -103,6 +104,14 @@ class AttributeWatch:
                     self._changed.update(
                         prefix + name for name, v in attributes.items() if name not in _FRAMEWORK and is_plain(v)
                     )
+
+    def _changes_again(self, path: str, value: Any) -> bool:
+        """Return true if something larger has changed before in training; what is made at first use has not."""
+        if not self._names_others or not isinstance(value, (Tensor, np.ndarray)):
+            return False
+        again = path in self._changed_once
+        self._changed_once.add(path)
+        return again
 
     def _is_there(self, path: str) -> bool:
         prefix, name = _split(path)

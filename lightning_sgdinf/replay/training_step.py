@@ -272,11 +272,13 @@ def _naming_attributes(objective: TrainingStep, step: Step) -> Iterator[None]:
         yield
     except AttributeError as error:
         name = str(error).rpartition("attribute ")[2].strip("'")
-        if isinstance(error, UnsupportedRunError) or f"'{type(objective.module).__name__}' object" not in str(error):
+        kinds = {f"'{type(part).__name__}' object" for part in objective.module.modules()}
+        if isinstance(error, UnsupportedRunError) or not any(kind in str(error) for kind in kinds):
             raise
-        unknown = {} if objective.host.attributes is None else objective.host.attributes.unknown()
-        if name in unknown:
-            reason = f"a {unknown[name]} that changes between steps and whose values are not recorded"
+        known = {} if objective.host.attributes is None else objective.host.attributes.unknown()
+        unknown = [what for path, what in known.items() if path.rpartition(".")[2] == name]
+        if unknown:
+            reason = f"a {unknown[0]} that changes between steps and whose values are not recorded"
             way_out = "Register it as a buffer, or compute it within the step"
         else:
             reason = "which this module does not have: a hook made it in training"
