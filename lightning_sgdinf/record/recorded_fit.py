@@ -57,7 +57,7 @@ class Settings:
 
 
 class Watches(NamedTuple):
-    """What is watched of the module: the attributes that hooks set, and its validation."""
+    """The watches of a module: of attributes that hooks set, and of its validation passes."""
 
     attributes: AttributeWatch
     validation: ValidationWatch
