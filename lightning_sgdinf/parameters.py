@@ -55,7 +55,7 @@ class ParameterVector:
         """Return views of a vector ``[P]``, or of rows ``[Q, P]``, in the parameters' shapes."""
         lead = vector.shape[:-1]
         parts = vector.split([prod(s) for s in self.shapes], dim=-1)
-        return [p.view(*lead, *s) for p, s in zip(parts, self.shapes, strict=True)]
+        return [p.view((*lead, *s)) for p, s in zip(parts, self.shapes, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

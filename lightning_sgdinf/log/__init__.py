@@ -7,9 +7,17 @@ from lightning_sgdinf.log.attribute_values import encode_attribute as encode_att
 from lightning_sgdinf.log.attribute_values import is_plain as is_plain
 from lightning_sgdinf.log.batch_bytes import decode_batch as decode_batch
 from lightning_sgdinf.log.batch_bytes import encode_batch as encode_batch
+from lightning_sgdinf.log.bit_patterns import is_recordable as is_recordable
 from lightning_sgdinf.log.checksum import state_checksum as state_checksum
 from lightning_sgdinf.log.compiled_names import uncompiled as uncompiled
 from lightning_sgdinf.log.compiled_names import with_names_of as with_names_of
+from lightning_sgdinf.log.constants import Constant as Constant
+from lightning_sgdinf.log.constants import constants_document as constants_document
+from lightning_sgdinf.log.constants import constants_of as constants_of
+from lightning_sgdinf.log.constants import recorded_constants as recorded_constants
+from lightning_sgdinf.log.late_parameters import recorded_part as recorded_part
+from lightning_sgdinf.log.late_parameters import recorded_state as recorded_state
+from lightning_sgdinf.log.late_parameters import with_late_parameters as with_late_parameters
 from lightning_sgdinf.log.memory import MemoryLog as MemoryLog
 from lightning_sgdinf.log.reader import RunLog as RunLog
 from lightning_sgdinf.log.reader import read_header as read_header

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_sgdinf.dtypes import dtype_name
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.state import Layout
 
@@ -65,6 +66,12 @@ def word_type(dtype: str) -> WordType:
             f"the state has a tensor of dtype {dtype}, expected one of {', '.join(_WORDS)}; convert it, or keep it out "
             "of the module's parameters, buffers and optimizer state"
         ) from None
+
+
+def is_recordable(tensor: Tensor) -> bool:
+    """Tell if a log can hold a tensor: a dense one, of a dtype that has words. Sparse and quantized ones it cannot."""
+    name = dtype_name(tensor.dtype)
+    return name in _WORDS and tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
 def to_patterns(buffer: Tensor, dtype: str) -> np.ndarray:

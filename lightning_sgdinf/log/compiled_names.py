@@ -77,7 +77,9 @@ class OtherNames(SeenLog):
         modes = {uncompiled(name) for name in step.eval_modules}
         present = tuple(name for plain, name in self._names.items() if plain in modes)
         both = (*present, *(name for name in step.eval_modules if name not in present))
-        return replace(step, groups=groups, eval_modules=both)
+        idle = step.without_gradient
+        idle = None if idle is None else tuple(map(self._name, idle))
+        return replace(step, groups=groups, eval_modules=both, without_gradient=idle)
 
 
 def with_names_of(log: Trajectory, names: Collection[str]) -> Trajectory:

@@ -57,6 +57,7 @@ class MicroBatch:
         attributes: Plain attributes of the module that have changed since the fit was set up, by path, as
             `lightning_sgdinf.log.attribute_values` writes them; at the first batch of a fit all there are.
         carried: Paths of those that ``training_step`` changed itself, but for integers.
+        without_loss: ``training_step`` returned none, so that the pass gave no gradient.
         rank: Number of the training process that did it. All begin a step with the buffers of process 0, and only what
             that one makes of them stays.
     """
@@ -67,6 +68,7 @@ class MicroBatch:
     stepped_with: RandomState = field(default_factory=dict)
     attributes: Mapping[str, Json] = field(default_factory=dict)
     carried: tuple[str, ...] = ()
+    without_loss: bool = False
     rank: int = 0
 
     @property
@@ -119,6 +121,8 @@ class Step:
             number of training processes, whose gradients are averaged.
         clip: Gradient clipping, if any.
         eval_modules: Names of sub-modules that were in eval mode during the step (``""`` is the module itself).
+        without_gradient: Names of the parameters in `groups` that had no gradient when the optimizer stepped, so that
+            it left them alone: frozen ones, and such as no pass reached. ``None`` if it was not recorded.
         average: ``(a, b)`` if a weight-averaging callback did ``average <- a * average + b * params`` after the step,
             with the parameters after the step.
         loss: Training loss of the last micro-batch as returned by ``training_step``, for display; may be NaN.
@@ -136,6 +140,7 @@ class Step:
     accumulation: int = 1
     clip: Clip | None = None
     eval_modules: tuple[str, ...] = ()
+    without_gradient: tuple[str, ...] | None = None
     average: tuple[float, float] | None = None
     loss: float | None = None
     changed: tuple[str, ...] = ()
@@ -146,6 +151,11 @@ class Step:
         """Ids of all examples of the step, int64, micro-batches one after another."""
         parts = [m.example_ids for m in self.micro_batches]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    @property
+    def first_pass(self) -> MicroBatch:
+        """The first of its passes that had a loss; the first, if none had."""
+        return next((m for m in self.micro_batches if not m.without_loss), self.micro_batches[0])
 
     @property
     def learning_rates(self) -> tuple[float, ...]:

@@ -23,6 +23,11 @@ class SeenLog:
         self._log = log
 
     @property
+    def inner(self) -> Trajectory:
+        """Return the record itself."""
+        return self._log
+
+    @property
     def header(self) -> Header:
         """See `Trajectory`."""
         return self._log.header

@@ -1,9 +1,9 @@
 """One step as a short JSON document, its example ids, and the byte strings it refers to.
 
 What rarely changes is kept apart: generator states, and one *frame* per combination of parameter names, constant
-options, accumulation, clipping and eval modes. These are byte strings that a document names by their position in the
-step's own list (the frame is position 0), and that a segment stores once however often they are used. A collated batch,
-where it is stored, lies by itself; the document has its size and checksum.
+options, accumulation, clipping, eval modes and parameters without a gradient. These are byte strings that a document
+names by their position in the step's own list (the frame is position 0), and that a segment stores once however often
+they are used. A collated batch, where it is stored, lies by itself; the document has its size and checksum.
 """
 
 from __future__ import annotations
@@ -135,6 +135,7 @@ def decode_step(
                 stepped_with=_random_of(micro.get("stepped_with"), blobs),
                 attributes=micro.get("attributes", {}),
                 carried=tuple(micro.get("carried", ())),
+                without_loss=micro.get("without_loss", False),
                 rank=micro.get("rank", 0),
             )
         )
@@ -153,6 +154,7 @@ def decode_step(
         accumulation=frame.accumulation,
         clip=frame.clip,
         eval_modules=frame.eval_modules,
+        without_gradient=frame.without_gradient,
         average=None if average is None else (average[0], average[1]),
         loss=content.get("loss"),
         changed=tuple(content.get("changed", ())),
@@ -180,33 +182,36 @@ class Frame:
     accumulation: int
     clip: Clip | None
     eval_modules: tuple[str, ...]
+    without_gradient: tuple[str, ...] | None
 
 
 def read_frame(data: bytes) -> Frame:
     """Return the frame of a byte string."""
     content = from_json(data)
-    clip = content["clip"]
+    clip, without_gradient = content["clip"], content.get("without_gradient")
     return Frame(
         groups=tuple((tuple(g["params"]), g["options"]) for g in content["groups"]),
         accumulation=content["accumulation"],
         clip=None if clip is None else Clip(clip["value"], clip["algorithm"]),
         eval_modules=tuple(content["eval_modules"]),
+        without_gradient=None if without_gradient is None else tuple(without_gradient),
     )
 
 
 def _frame_of(step: Step, constants: Sequence[dict[str, Any]]) -> bytes:
     clip = step.clip
-    return to_json(
-        {
-            "groups": [
-                {"params": group.params, "options": constant}
-                for group, constant in zip(step.groups, constants, strict=True)
-            ],
-            "accumulation": step.accumulation,
-            "clip": None if clip is None else {"value": clip.value, "algorithm": clip.algorithm},
-            "eval_modules": step.eval_modules,
-        }
-    )
+    frame: dict[str, Any] = {
+        "groups": [
+            {"params": group.params, "options": constant}
+            for group, constant in zip(step.groups, constants, strict=True)
+        ],
+        "accumulation": step.accumulation,
+        "clip": None if clip is None else {"value": clip.value, "algorithm": clip.algorithm},
+        "eval_modules": step.eval_modules,
+    }
+    if step.without_gradient is not None:
+        frame["without_gradient"] = step.without_gradient
+    return to_json(frame)
 
 
 def _split_options(group: ParamGroup) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -249,6 +254,8 @@ def _micro_batch_document(
         document["attributes"] = micro.attributes
     if micro.carried:
         document["carried"] = micro.carried
+    if micro.without_loss:
+        document["without_loss"] = True
     if micro.rank:
         document["rank"] = micro.rank
     return document

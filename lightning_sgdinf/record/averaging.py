@@ -11,12 +11,14 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_sgdinf.random_state import preserved
+from lightning_sgdinf.record.guard import Guard
 from lightning_sgdinf.record.patches import Patches
 
 Average = Callable[[Tensor, Tensor], Tensor]
@@ -29,6 +31,7 @@ class AveragingWatch:
     Args:
         trainer: Its callbacks are set up.
         patches: Holds the replaced update methods until the end of the fit.
+        guard: Runs what the update methods call.
         updated: Called after each update with its coefficients.
         remark: Called with a sentence if an average cannot be followed.
     """
@@ -38,9 +41,11 @@ class AveragingWatch:
         trainer: Any,
         patches: Patches,
         *,
+        guard: Guard,
         updated: Callable[[float, float], None],
         remark: Callable[[str], None],
     ) -> None:
+        self._guard = guard
         self._updated = updated
         self._remark = remark
         self._model: nn.Module | None = None
@@ -56,7 +61,7 @@ class AveragingWatch:
             if kind == "WeightAveraging" and (averaged := callback._average_model) is not None:
                 self._model, self._with_buffers = averaged.module, bool(averaged.use_buffers)
                 self._coefficients(_of_averaged_model(averaged, count), averaged.multi_avg_fn or averaged.avg_fn)
-                patches.place(averaged, "update_parameters", self._around_weight_averaging)
+                patches.place(averaged, "update_parameters", partial(self._around_weight_averaging, averaged))
             elif kind == "StochasticWeightAveraging":
                 self._model = callback._average_model
                 self._coefficients(_of_function(callback._avg_fn, count), callback._avg_fn)
@@ -72,13 +77,13 @@ class AveragingWatch:
             averages |= {n: b for n, b in self._model.named_buffers() if b.is_floating_point()}
         return {n: v.detach().cpu().clone() for n, v in averages.items()}
 
-    def _around_weight_averaging(self, update: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
-        averaged: Any = update.__self__  # type: ignore[attr-defined]
-
+    def _around_weight_averaging(
+        self, averaged: Any, update: Callable[[nn.Module], None]
+    ) -> Callable[[nn.Module], None]:
         def update_parameters(model: nn.Module) -> None:
             count = averaged.n_averaged.clone()
             update(model)
-            self._tell(count, _of_averaged_model(averaged, count), averaged.multi_avg_fn or averaged.avg_fn)
+            self._guard.run(self._tell_of_model, averaged, count)
 
         return update_parameters
 
@@ -86,9 +91,15 @@ class AveragingWatch:
         def update_parameters(average_model: Any, model: Any, n_averaged: Tensor, avg_fn: Any) -> None:
             count = n_averaged.clone()
             update(average_model, model, n_averaged, avg_fn)
-            self._tell(count, _of_function(avg_fn, count), avg_fn)
+            self._guard.run(self._tell_of_function, avg_fn, count)
 
         return update_parameters
+
+    def _tell_of_model(self, averaged: Any, count: Tensor) -> None:
+        self._tell(count, _of_averaged_model(averaged, count), averaged.multi_avg_fn or averaged.avg_fn)
+
+    def _tell_of_function(self, avg_fn: Any, count: Tensor) -> None:
+        self._tell(count, _of_function(avg_fn, count), avg_fn)
 
     def _tell(self, count: Tensor, average: Average, source: Any) -> None:
         if count == 0:  # the first update copies

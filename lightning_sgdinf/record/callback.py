@@ -9,18 +9,18 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_sgdinf.errors import ConfigurationError, LogWriteError, SgdInfluenceError
+from lightning_sgdinf.errors import ConfigurationError, LogWriteError
 from lightning_sgdinf.log import LogWriter
 from lightning_sgdinf.log.codecs import check_codec
 from lightning_sgdinf.record import compatibility
 from lightning_sgdinf.record.budget import Budget
 from lightning_sgdinf.record.diagnostics import Diagnostics
+from lightning_sgdinf.record.guard import Guard, guarded, guarded_anew
 from lightning_sgdinf.record.keep import Keep, parse_keep
 from lightning_sgdinf.record.log_location import LogLocation
 from lightning_sgdinf.record.patches import Patches
-from lightning_sgdinf.record.recorded_fit import RecordedFit, Settings
-from lightning_sgdinf.record.recording import Recording
-from lightning_sgdinf.record.resume import Bookmark, bookmarks_of, lost_bookmark
+from lightning_sgdinf.record.recorded_fit import COMPLETED, RecordedFit, Settings
+from lightning_sgdinf.record.resume import bookmarks_of, lost_bookmark
 from lightning_sgdinf.record.stored_batches import ExampleKey
 from lightning_sgdinf.record.validation_watch import ValidationHooks
 from lightning_sgdinf.record.writer import Writer
@@ -109,10 +109,9 @@ class TrajectoryRecorder(ValidationHooks):
             codec=codec,
             when_full=when_full,
         )
+        self._guard = Guard(strict=strict)
         self._fit: RecordedFit | None = None
         self._patches = Patches()
-        self._loaded: tuple[Bookmark, ...] | None = None  # of the checkpoint that the fit starts from, if it does
-        self._end: Bookmark | None = None  # of the end of the last fit
 
     @property
     def path(self) -> Path:
@@ -127,10 +126,11 @@ class TrajectoryRecorder(ValidationHooks):
     @property
     def recorded(self) -> bool:
         """True if the last fit that has ended left a step in the log."""
-        return self._end is not None
+        return self._location.end is not None
 
     # Before training -------------------------------------------------------------------------------------------
 
+    @guarded_anew
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that the coming fit can be recorded, and tap its loaders.
 
@@ -138,10 +138,10 @@ class TrajectoryRecorder(ValidationHooks):
             UnsupportedRunError: If it cannot, and the recorder is strict.
             ConfigurationError: If ``keep`` cannot work with the Trainer's settings.
         """
-        self.teardown(trainer, pl_module, stage)
+        self._guard.last(self._release)
         if stage != "fit" or compatibility.is_tuner_search(trainer):
             return
-        self._loaded, self._end = None, None
+        self._location.bookmarks, self._location.end = None, None
         if trainer.fast_dev_run:
             rank_zero_info("TrajectoryRecorder: nothing is recorded with fast_dev_run.")
             return
@@ -154,15 +154,18 @@ class TrajectoryRecorder(ValidationHooks):
         if settings.strict and not pl_module.automatic_optimization:  # others hear of it when all is known
             diagnostics.problem(compatibility.MANUAL_OPTIMIZATION)
         try:
-            self._fit = RecordedFit(settings, self._location, diagnostics, trainer, pl_module, self._patches)
+            self._fit = RecordedFit(
+                settings, self._location, diagnostics, self._guard, trainer, pl_module, self._patches
+            )
         except BaseException:
             self._patches.undo()
             raise
 
+    @guarded
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Read the place in a log of the checkpoint that the fit starts from; searches load some of their own."""
         if not compatibility.is_of_search(trainer.ckpt_path):
-            self._loaded = bookmarks_of(checkpoint)
+            self._location.bookmarks = bookmarks_of(checkpoint)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Choose the log, before anything takes long.
@@ -173,8 +176,9 @@ class TrajectoryRecorder(ValidationHooks):
             LogLockedError: If another process is writing the log.
         """
         if self._fit is not None and not trainer.strategy.restore_checkpoint_after_setup:
-            self._fit.choose_log(self._loaded)
+            self._guard.run(self._fit.choose_log, named=True)
 
+    @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin the recording; searches that run inside a fit never come here.
 
@@ -183,45 +187,47 @@ class TrajectoryRecorder(ValidationHooks):
         """
         if self._fit is not None:
             if trainer.strategy.restore_checkpoint_after_setup:
-                self._fit.choose_log(self._loaded)
+                self._fit.choose_log()
             self._fit.begin()
 
     # Training --------------------------------------------------------------------------------------------------
 
-    @property
-    def _recording(self) -> Recording | None:
-        return None if self._fit is None else self._fit.recording
-
+    @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Prepare for callbacks that unfreeze layers or swap tensors now."""
-        if (recording := self._recording) is not None:
+        if self._fit is not None and (recording := self._fit.recording) is not None:
             recording.states.refresh_later()
 
+    @guarded
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Note the index of the batch."""
         if self._fit is not None:
-            self._fit.batch_idx = batch_idx
+            self._fit.tap.batch_idx = batch_idx
             if self._fit.recording is not None:
                 self._fit.recording.finish_step()
 
+    @guarded
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Hand the last step over: the writer has the interpreter for itself now, mostly."""
-        if (recording := self._recording) is not None:
+        if self._fit is not None and (recording := self._fit.recording) is not None:
             recording.delivery.hand_over()
 
+    @guarded
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """Count real backward passes."""
-        if (recording := self._recording) is not None:
+        if self._fit is not None and (recording := self._fit.recording) is not None:
             recording.assembler.backward_passes += 1
 
+    @guarded
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Check what should have stayed constant."""
-        if (recording := self._recording) is not None:
-            recording.constants.check()
+        if self._fit is not None and (recording := self._fit.recording) is not None:
+            recording.check_constants()
 
+    @guarded
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Note in the checkpoint the place in the log; after the fit, that of its end."""
-        bookmark = self._end
+        bookmark = self._location.end
         if self._fit is not None and self._fit.recording is not None:
             try:
                 bookmark = self._fit.bookmark(self._fit.recording)
@@ -235,25 +241,34 @@ class TrajectoryRecorder(ValidationHooks):
 
     # The end ---------------------------------------------------------------------------------------------------
 
+    @guarded
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Finish the log.
 
         Raises:
             LogWriteError: From the writer.
         """
-        self._close("completed")
+        self._close(COMPLETED)
+
+    @guarded
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Look if the model is still the one that the log ends with."""
+        if self._fit is not None:
+            self._fit.look_back()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Keep what is complete; the exception goes on its way."""
-        try:
-            self._close(f"exception: {type(exception).__name__}: {exception}".rstrip(": "))
-        except SgdInfluenceError as error:
-            rank_zero_warn(f"{self.path} could not be finished: {error}")
-        finally:
-            self.teardown(trainer, pl_module, "fit")
+        self._guard.last(self._close, f"exception: {type(exception).__name__}: {exception}".rstrip(": "))
+        self._guard.last(self._release)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave Trainer and optimizer as they were."""
+        if self._fit is not None:
+            self._guard.run(self._fit.look_back)
+        self._guard.run(self._release)
+        self._guard.last(self._patches.undo)  # whatever went wrong
+
+    def _release(self) -> None:
         try:
             self._close("stopped")
         finally:
@@ -265,4 +280,4 @@ class TrajectoryRecorder(ValidationHooks):
             try:
                 fit.close(reason)
             finally:
-                self._end = fit.end
+                self._location.end = fit.end

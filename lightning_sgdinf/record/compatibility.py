@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.log import is_recordable
 from lightning_sgdinf.record.budget import Budget
 from lightning_sgdinf.record.keep import Keep, LastEpochs
 from lightning_sgdinf.record.network import network_file_system
@@ -94,11 +98,8 @@ def impossible_optimizers(trainer: Any) -> str:
         )
     for group in optimizer.param_groups:
         rate = group.get("lr", 0.0)
-        if (
-            isinstance(rate, bool)
-            or not isinstance(rate, (int, float, torch.Tensor))
-            or (isinstance(rate, torch.Tensor) and rate.numel() != 1)
-        ):
+        numbers = isinstance(rate, (int, float, np.number, np.ndarray, torch.Tensor)) and not isinstance(rate, bool)
+        if not numbers or (isinstance(rate, (torch.Tensor, np.ndarray)) and math.prod(rate.shape) != 1):
             return f"the optimizer's learning rate is {rate!r}, which is not a number. Use a float or a 0-d tensor"
     return ""
 
@@ -111,11 +112,51 @@ def impossible_to_replay(module: Any, optimizer: torch.optim.Optimizer, reader: 
     if any(base.__name__ in _CLOSURE_OPTIMIZERS for base in type(optimizer).__mro__):
         reasons.append(SEVERAL_EVALUATIONS)
     if reader.foreign:
-        reasons.append(
-            f"the optimizer holds {reader.foreign} parameters that are none of the module's, so they have no name. "
-            "Register them in the LightningModule"
-        )
+        reasons.append(foreign_parameters(reader.foreign))
+    reasons.extend(_odd_parameters(reader.params))
+    reasons.extend(_shared_memory(module, reader.params))
     return reasons
+
+
+def _odd_parameters(params: Mapping[str, torch.Tensor]) -> list[str]:
+    for name, p in params.items():
+        if nn.parameter.is_lazy(p):
+            return [
+                f"the parameter {name} has no shape before the first batch (a lazy layer). Run a batch through the "
+                "module before the fit"
+            ]
+        if not is_recordable(p):
+            return [
+                f"the parameter {name} is a {p.layout} tensor of {p.dtype}, which a log cannot hold. Make it a "
+                "dense one of float32 or another floating-point type"
+            ]
+        if not p.is_floating_point() or p.dtype.itemsize == 1:
+            return [
+                f"the parameter {name} has dtype {p.dtype}, and derivatives are taken in real floating-point numbers "
+                "of 16 bits or more. Keep real and imaginary part in two parameters (torch.complex joins them), or "
+                "train it in bfloat16"
+            ]
+    return []
+
+
+def _shared_memory(module: nn.Module, params: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return what lies in the memory of a trained parameter without being it: it moves when that one is trained."""
+    owners = {p.untyped_storage().data_ptr(): n for n, p in params.items() if is_recordable(p) and p.numel()}
+    for name, buffer in module.named_buffers():
+        if is_recordable(buffer) and buffer.numel() and (owner := owners.get(buffer.untyped_storage().data_ptr())):
+            return [
+                f"the buffer {name} lies in the memory of the parameter {owner}, so that training the one moves the "
+                "other, which replay cannot know. Register a clone, or read the parameter where the buffer is read"
+            ]
+    return []
+
+
+def foreign_parameters(count: int) -> str:
+    """Return why a run with parameters from elsewhere cannot be replayed, as sentences without full stop."""
+    return (
+        f"the optimizer holds {count} parameters that are none of the module's, so they have no name. Register them in "
+        "the LightningModule"
+    )
 
 
 def impossible_to_replay_processes(trainer: Any, module: nn.Module) -> list[str]:

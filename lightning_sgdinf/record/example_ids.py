@@ -37,10 +37,19 @@ class TrackedBatch:
         random: The producing process's generators just before the first example was fetched.
         digest: Checksum of the batch, if it was asked for.
         single: The loader has ``batch_size=None``.
+        failure: What went wrong in tracking it; empty if nothing did.
     """
 
     def __init__(
-        self, batch: Any, *, token: int, ids: np.ndarray | None, random: RandomState, digest: int | None, single: bool
+        self,
+        batch: Any,
+        *,
+        token: int,
+        ids: np.ndarray | None,
+        random: RandomState,
+        digest: int | None,
+        single: bool,
+        failure: str = "",
     ) -> None:
         self.batch = batch
         self.token = token
@@ -48,6 +57,7 @@ class TrackedBatch:
         self.random = random
         self.digest = digest
         self.single = single
+        self.failure = failure
 
     def pin_memory(self, device: str | None = None) -> TrackedBatch:
         """Pin the batch; the loader's pinning thread calls this on any batch with such a method."""
@@ -63,10 +73,15 @@ class _Tag:
         self._digest = digest
         self._watch = watch
         self._noted: tuple[np.ndarray | None, RandomState] | None = None
+        self._failure = ""
 
     def write(self, indices: Any) -> None:
         """Note indices and generators, just before the first example is fetched."""
-        self._noted = integer_ids(indices), self._watch.capture(devices=get_worker_info() is None)
+        self._noted = None, {}
+        try:
+            self._noted = integer_ids(indices), self._watch.capture(devices=get_worker_info() is None)
+        except Exception as error:  # told where it ends the recording, and not the worker
+            self._failure = _said(error)
 
     def attach(self, batch: Any, *, single: bool) -> Any:
         """Return the batch with what was noted for it; as it is, if nothing was (somebody else called
@@ -74,8 +89,20 @@ class _Tag:
         if self._noted is None:
             return batch
         (ids, random), self._noted = self._noted, None
-        digest = batch_digest(batch) if self._digest else None
-        return TrackedBatch(batch, token=self._token, ids=ids, random=random, digest=digest, single=single)
+        digest = None
+        try:
+            digest = batch_digest(plain_batch(batch)) if self._digest else None
+        except Exception as error:
+            self._failure = _said(error)
+        return TrackedBatch(
+            batch,
+            token=self._token,
+            ids=ids,
+            random=random,
+            digest=digest,
+            single=single,
+            failure=self._failure,
+        )
 
 
 class TaggedDataset(Dataset):
@@ -151,12 +178,28 @@ def track(
     # DataLoader.__setattr__ forbids these names after construction.
     attributes = twin.__dict__
     attributes["_iterator"] = None
+    attributes[_ORIGINAL] = loader
     attributes["dataset"] = TaggedDataset(loader.dataset, tag, single)
     attributes["collate_fn"] = TaggedCollate(loader.collate_fn, tag, single)
     if sink is not None:
         make_iterator = twin._get_iterator
         attributes["_get_iterator"] = lambda: _unloading(make_iterator(), sink)
     return twin
+
+
+_ORIGINAL = "_sgdinf_tracked"
+
+
+def tracked_loader(twin: Any) -> Any:
+    """Return the loader that a twin is a copy of, another twin if recorders are several; ``None`` if it is none."""
+    return getattr(twin, "__dict__", {}).get(_ORIGINAL)
+
+
+def plain_batch(batch: Any) -> Any:
+    """Return the batch that was tracked, by however many recorders."""
+    while isinstance(batch, TrackedBatch):
+        batch = batch.batch
+    return batch
 
 
 def _unloading(iterator: Any, sink: deque[TrackedBatch]) -> Any:
@@ -173,6 +216,10 @@ def _unloading(iterator: Any, sink: deque[TrackedBatch]) -> Any:
 
     iterator._next_data = next_data
     return iterator
+
+
+def _said(error: Exception) -> str:
+    return f"in the data loader, {type(error).__qualname__}: {error}"
 
 
 def integer_ids(indices: Any) -> np.ndarray | None:

@@ -6,6 +6,7 @@ import math
 import platform
 import sys
 import uuid
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch.utils._pytree import tree_flatten
 
 from lightning_sgdinf.dtypes import dtype_name
-from lightning_sgdinf.log import Header, Json, uncompiled
+from lightning_sgdinf.log import Constant, Header, Json, constants_document
 from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.record.budget import Budget
 from lightning_sgdinf.record.compatibility import gradient_overrides
@@ -29,6 +30,7 @@ def make_header(
     module: Any,
     *,
     reader: StateReader,
+    constants: Sequence[Constant],
     keep: Keep | Budget,
     datasets: tuple[tuple[str, int], ...],
     replayable: str,
@@ -40,6 +42,7 @@ def make_header(
         trainer: Inside ``fit``.
         module: The LightningModule.
         reader: Of the state; knows the trained parameters.
+        constants: What nothing trains.
         keep: Policy by which states are stored.
         datasets: Class and length per loader.
         replayable: Why the run cannot be replayed, or empty.
@@ -51,15 +54,13 @@ def make_header(
         model=_qualified(type(module)),
         optimizer=_qualified(type(trainer.optimizers[0])),
         parameters=tuple((n, tuple(p.shape), dtype_name(p.dtype)) for n, p in reader.params.items()),
-        constant_digest=batch_digest({uncompiled(n): p for n, p in reader.constants.items()})
-        if reader.constants
-        else 0,
+        constant_digest=batch_digest([c.digest for c in constants]) if constants else 0,
         precision=str(trainer.precision),
         keep=str(keep),
         datasets=datasets,
         replayable=replayable,
         environment=environment(module),
-        extra=_trainer_settings(trainer, module) | extra,
+        extra=_trainer_settings(trainer, module) | constants_document(constants) | extra,
     )
 
 

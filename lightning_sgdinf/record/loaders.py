@@ -13,14 +13,15 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_sgdinf.log import Draw
-from lightning_sgdinf.record.example_ids import TrackedBatch, track
+from lightning_sgdinf.record.example_ids import TrackedBatch, plain_batch, track, tracked_loader
+from lightning_sgdinf.record.guard import Guard
 from lightning_sgdinf.record.patches import Patches
 from lightning_sgdinf.record.random_watch import RandomWatch
 from lightning_sgdinf.record.stored_batches import BatchStore
@@ -33,14 +34,37 @@ def takes_iterator(module: Any) -> bool:
     return "dataloader_iter" in inspect.signature(module.training_step).parameters
 
 
+def untracked(batch: Any, *, joined: bool) -> tuple[Any, list[TrackedBatch]]:
+    """Return a batch as the loaders made it, and what was tracked of it: one per loader that has a part in it.
+
+    Args:
+        batch: As the Trainer got it.
+        joined: It may be a tuple, list or dict with one leaf per loader.
+    """
+    tracked: list[TrackedBatch] = []
+
+    def unload(one: TrackedBatch) -> Any:
+        tracked.append(one)
+        return one.batch
+
+    if isinstance(batch, TrackedBatch):
+        return unload(batch), tracked
+    return tree_map_only(TrackedBatch, unload, batch) if joined else batch, tracked
+
+
 class LoaderTap:
     """Ids and random states of every training batch, as the Trainer fetches it.
 
     Args:
         digest: Compute a checksum of each batch.
         watch: Reads the random states of this process.
+        guard: Runs what the Trainer's methods call.
         problem: Called with a sentence when a loader cannot give ids, or not such that the batch can be made again.
         store: Takes the batches themselves down, so that they need not be made again.
+
+    Attributes:
+        watch: As given.
+        store: As given.
     """
 
     def __init__(
@@ -48,16 +72,17 @@ class LoaderTap:
         *,
         digest: bool,
         watch: RandomWatch,
+        guard: Guard,
         problem: Callable[[str], None],
         store: BatchStore | None = None,
     ) -> None:
         self._digest = digest and store is None
         self.store = store
-        self._watch = watch
+        self.watch = watch
+        self._guard = guard
         self._problem = problem
         self._tokens = itertools.count()
         self._loaders: dict[int, DataLoader] = {}
-        self._originals: dict[int, DataLoader] = {}
         self._sinks: dict[int, deque[TrackedBatch]] = {}
         self._positions: dict[int, int] = {}
         self._arrived: tuple[Draw, ...] = ()
@@ -79,7 +104,10 @@ class LoaderTap:
         def tap_process(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
             def process_dataloader(loader: Any) -> Any:
                 loader = process(loader)
-                return self._wrap(loader, by_iterator) if self._prepares else loader
+                if not self._prepares:
+                    return loader
+                tapped = self._guard.run(self._wrap, loader, by_iterator)
+                return loader if tapped is None else tapped
 
             return process_dataloader
 
@@ -96,7 +124,10 @@ class LoaderTap:
 
         def tap_convert(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
             def convert_input(batch: Any) -> Any:
-                return convert(self._unwrap(batch) if trainer.training else batch)
+                if trainer.training:
+                    batch, tracked = untracked(batch, joined=len(self._loaders) > len(self._sinks))
+                    self._guard.run(self._note, batch, tracked)
+                return convert(batch)
 
             return convert_input
 
@@ -119,9 +150,8 @@ class LoaderTap:
 
     def originals(self) -> tuple[Any, ...]:
         """Return the loaders of the fit as the Trainer prepared them, without ids; empty before it has."""
-        untapped = {id(twin): self._originals[token] for token, twin in self._loaders.items()}
         used = self._trainer.train_dataloader
-        return () if used is None else tuple(untapped.get(id(loader), loader) for loader in tree_flatten(used)[0])
+        return () if used is None else tuple([*_layers(loader)][-1] for loader in tree_flatten(used)[0])
 
     def describe(self) -> tuple[tuple[str, int], ...]:
         """Return class and length of every loader's data set, in the loaders' order; length -1 if ids are no positions
@@ -131,7 +161,7 @@ class LoaderTap:
         for loader in tree_flatten(self._trainer.train_dataloader)[0]:
             dataset = getattr(loader, "dataset", loader)
             kind = dataset.__class__
-            indexed = not keyed and any(loader is twin for twin in self._loaders.values())
+            indexed = not keyed and any(_is_layer(twin, loader) for twin in self._loaders.values())
             described.append((f"{kind.__module__}.{kind.__qualname__}", _length(dataset) if indexed else -1))
         return tuple(described)
 
@@ -160,37 +190,35 @@ class LoaderTap:
                 "collate_fn and cannot be repeated. Move that work into collate_fn or on_after_batch_transfer, or "
                 f"keep the batches in the log: {STORE_BATCHES}"
             )
+        if tracked_loader(loader) is not None and (by_iterator or own_iteration):
+            self._problem(
+                "two recorders are in the Trainer, and the loader's batches are fetched by other code than the "
+                "Trainer's, which only one of them can watch. Leave one of them out"
+            )
         token = next(self._tokens)
         if by_iterator or own_iteration:
             self._sinks[token] = deque()
-        twin = track(loader, token, digest=self._digest, watch=self._watch, sink=self._sinks.get(token))
-        self._loaders[token], self._originals[token] = twin, loader
+        twin = track(loader, token, digest=self._digest, watch=self.watch, sink=self._sinks.get(token))
+        self._loaders[token] = twin
         self._positions.clear()
         return twin
 
-    def _unwrap(self, batch: Any) -> Any:
-        draws: list[Draw] = []
-
-        def unload(tracked: TrackedBatch) -> Any:
-            draws.extend(self._draws(tracked))
-            return tracked.batch
-
-        self._transferred_with = self._watch.capture()
-        if isinstance(batch, TrackedBatch):
-            batch = unload(batch)
-        elif len(self._loaders) > len(self._sinks):  # a tuple, list or dict with one leaf per loader
-            batch = tree_map_only(TrackedBatch, unload, batch)
+    def _note(self, batch: Any, tracked: list[TrackedBatch]) -> None:
+        self._transferred_with = self.watch.capture()
+        draws = [draw for one in tracked for draw in self._draws(one)]
         for sink in self._sinks.values():
             if sink:
                 draws.extend(self._draws(sink.popleft()))
         self._arrived = tuple(draws)
         if self.store is not None:
             trainer = self._trainer
-            self._arrived = self.store.take(batch, self._arrived, rank=trainer.global_rank, world=trainer.world_size)
-        return batch
+            whole = plain_batch(batch)
+            self._arrived = self.store.take(whole, self._arrived, rank=trainer.global_rank, world=trainer.world_size)
 
     def _draws(self, tracked: TrackedBatch) -> list[Draw]:
         """Return the draw of a tracked batch; none if its indices are no ids."""
+        if tracked.failure:
+            raise RuntimeError(tracked.failure)
         if tracked.ids is None:
             if self.store is None:
                 self._problem(
@@ -217,10 +245,10 @@ class LoaderTap:
     def _position(self, token: int) -> int:
         if not self._positions:
             used = tree_flatten(self._trainer.train_dataloader)[0]
-            self._loaders = {t: twin for t, twin in self._loaders.items() if any(twin is u for u in used)}
-            self._originals = {t: self._originals[t] for t in self._loaders}
+            places = {t: [i for i, u in enumerate(used) if _is_layer(twin, u)] for t, twin in self._loaders.items()}
+            self._positions = {t: used_at[0] for t, used_at in places.items() if used_at}
+            self._loaders = {t: self._loaders[t] for t in self._positions}
             self._sinks = {t: sink for t, sink in self._sinks.items() if t in self._loaders}
-            self._positions = {t: next(i for i, u in enumerate(used) if u is twin) for t, twin in self._loaders.items()}
         return self._positions.get(token, 0)
 
     def _intern(self, data: bytes) -> bytes:
@@ -228,6 +256,17 @@ class LoaderTap:
         if len(self._interned) > 256:
             self._interned.clear()
         return self._interned.setdefault(data, data)
+
+
+def _layers(loader: Any) -> Iterator[Any]:
+    """Yield a loader and those that it tracks, one recorder after another, down to the user's."""
+    while loader is not None:
+        yield loader
+        loader = tracked_loader(loader)
+
+
+def _is_layer(twin: Any, loader: Any) -> bool:
+    return any(twin is layer for layer in _layers(loader))
 
 
 def _length(dataset: Any) -> int:

@@ -32,6 +32,8 @@ class LogLocation:
         continued: The log that goes on, if one does.
         run_id: Of the log that was opened last.
         usable: When the last checkpoint was saved from which it can go on.
+        end: Bookmark of the end of the last fit that has ended, if it left a step in the log.
+        bookmarks: Of the checkpoint that the coming fit starts from; ``None`` if it starts from none.
     """
 
     def __init__(self, path: Path, *, overwrite: bool, resume: str) -> None:
@@ -41,24 +43,23 @@ class LogLocation:
         self.path = self._first_path = path
         self.continued: Continuation | None = None
         self.run_id = self.usable = ""
+        self.bookmarks: Sequence[Bookmark] | None = None
+        self.end: Bookmark | None = None
         self._overwrite, self._resume = overwrite, resume
         self._logs = 0
 
-    def find(self, bookmarks: Sequence[Bookmark] | None) -> tuple[Path, Continuation | None]:
+    def find(self) -> tuple[Path, Continuation | None]:
         """Return the location for the coming fit; `take` it.
-
-        Args:
-            bookmarks: Of the checkpoint that the fit starts from; ``None`` if it starts from none.
 
         Raises:
             LogExistsError: The path is taken.
             ResumeError: The log does not go as far as the checkpoint, or went another way.
             LogLockedError: Another process is writing the log.
         """
-        if bookmarks is not None and self._resume != "never":
+        if self.bookmarks is not None and self._resume != "never":
             numbered = sorted(self._first_path.parent.glob(_numbered(self._first_path, "*").name))
             try:
-                continuation = find_continuation((self._first_path, *numbered), bookmarks, tell=rank_zero_warn)
+                continuation = find_continuation((self._first_path, *numbered), self.bookmarks, tell=rank_zero_warn)
             except NoLogError as error:
                 if self._resume == "require":
                     raise

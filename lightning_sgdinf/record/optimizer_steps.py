@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_sgdinf.log import Json, ParamGroup
+from lightning_sgdinf.record.guard import Guard
 
 
 class OptimizerSteps:
@@ -20,6 +22,7 @@ class OptimizerSteps:
 
     Args:
         optimizer: Of ``torch.optim`` or derived from it.
+        guard: Runs what its hooks call.
         names: Name in the module by ``id`` of the parameter.
         before: Called when a step begins; the closure, if there is one, has not run.
         after: Called right after the update, as the first thing; `used_groups` tells the param groups then.
@@ -29,11 +32,13 @@ class OptimizerSteps:
         self,
         optimizer: torch.optim.Optimizer,
         *,
+        guard: Guard,
         names: Callable[[], Mapping[int, str]],
         before: Callable[[], None],
         after: Callable[[], None],
     ) -> None:
         self.optimizer = optimizer
+        self._guard = guard
         self._names = names
         self._before = before
         self._after = after
@@ -41,7 +46,7 @@ class OptimizerSteps:
         self._used: tuple[ParamGroup, ...] = ()
         self._groups: tuple[ParamGroup, ...] = ()
         self._plain: list[dict[str, Any]] | None = None  # the groups that self._groups tells of
-        self._sizes: list[int] = []
+        self._members: list[list[int]] = []  # ids of the groups' parameters
         # Built-in steps never write their options, so what they leave is what they used, even if the closure set it.
         # Other optimizers may count or adapt in their groups; of those only the values before the step are known to be
         # its input.
@@ -52,18 +57,24 @@ class OptimizerSteps:
 
     def attach(self) -> None:
         """Put the hooks on; `remove` takes them off."""
-        after_handle = self.optimizer.register_step_post_hook(self._post)
+        after_handle = self.optimizer.register_step_post_hook(lambda *_: self._guard.run(self._post))
         self._handles.append(after_handle)
         # The user's own post-hooks come later, so that what they change counts as changed by something else.
         hooks = getattr(self.optimizer, "_optimizer_step_post_hooks", None)
         if hooks is not None:
             hooks.move_to_end(after_handle.id, last=False)
-        self._handles.append(self.optimizer.register_step_pre_hook(self._pre))
+        self._handles.append(self.optimizer.register_step_pre_hook(lambda *_: self._guard.run(self._pre)))
 
     def remove(self) -> None:
         """Take the hooks off; harmless when done twice."""
         for handle in self._handles:
             handle.remove()
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Tell of another optimizer's steps from now on."""
+        self.remove()
+        self.optimizer, self._plain = optimizer, None
+        self.attach()
 
     def forget(self) -> None:
         """Forget a step that an exception has ended before its update."""
@@ -77,31 +88,30 @@ class OptimizerSteps:
     def read_groups(self) -> tuple[ParamGroup, ...]:
         """Return the param groups as they stand; the same objects as before if nothing changed."""
         live = self.optimizer.param_groups
-        if self._plain is None or self._plain != live or self._sizes != [len(g["params"]) for g in live]:
+        members = [[id(p) for p in group["params"]] for group in live]
+        options = [{k: v for k, v in group.items() if k not in _NOT_OPTIONS} for group in live]
+        if self._plain is None or self._members != members or self._plain != options:
             names = self._names()
             self._groups = tuple(
                 ParamGroup(
-                    params=tuple(names.get(id(p), "") for p in group["params"]),
-                    options={str(k): self._option(str(k), v) for k, v in group.items() if k not in _NOT_OPTIONS},
+                    params=tuple(names[i] for i in ids if i in names),
+                    options={str(k): self._option(str(k), v) for k, v in own.items()},
                 )
-                for group in live
+                for ids, own in zip(members, options, strict=True)
             )
             # Groups whose options cannot change in place are known again by comparing.
-            plain = all(_immutable(v) for group in live for k, v in group.items() if k not in _NOT_OPTIONS)
-            self._plain = [dict(group) for group in live] if plain else None
-            self._sizes = [len(group["params"]) for group in live]
+            self._plain = options if all(_immutable(v) for own in options for v in own.values()) else None
+            self._members = members
         return self._groups
 
-    def _pre(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        del optimizer, args, kwargs
+    def _pre(self) -> None:
         self._depth += 1  # a step that calls the step of a base class fires the hooks again
         if self._depth == 1:
             self._used = self.read_groups()
             self._before()
 
-    def _post(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        del optimizer, args, kwargs
-        self._depth -= 1
+    def _post(self) -> None:
+        self._depth = max(self._depth - 1, 0)  # watched only since the step began, if another optimizer came in
         if self._depth == 0:
             self._after()
 
@@ -121,20 +131,22 @@ _NOT_OPTIONS = ("params", "param_names")
 
 
 def _immutable(value: Any) -> bool:
-    return isinstance(value, (bool, int, float, str, type(None))) or (
+    return isinstance(value, (bool, int, float, str, np.generic, type(None))) or (
         isinstance(value, tuple) and all(map(_immutable, value))
     )
 
 
 def as_json(value: Any) -> Json:
-    """Return an option as a JSON value: tuples become lists, tensors of one element numbers.
+    """Return an option as a JSON value: tuples become lists, numpy's numbers and tensors of one element numbers.
 
     Raises:
         TypeError: If there is no such value.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if isinstance(value, np.generic):
+        return as_json(value.item())
+    if (isinstance(value, Tensor) and value.numel() == 1) or (isinstance(value, np.ndarray) and value.size == 1):
         return value.item()
     if isinstance(value, (tuple, list)):
         return [as_json(v) for v in value]
@@ -143,6 +155,17 @@ def as_json(value: Any) -> Json:
     raise TypeError(f"{type(value).__qualname__} has no JSON value")
 
 
-def has_gradients(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell if any parameter of the optimizer has a gradient."""
-    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Return the gradients that the optimizer's parameters have."""
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def without_gradient(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> tuple[str, ...]:
+    """Return the names of the optimizer's parameters that have no gradient.
+
+    Args:
+        optimizer: Has just stepped.
+        names: Name in the module by ``id`` of the parameter.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is None]
+    return tuple(names[id(p)] for p in parameters if id(p) in names)

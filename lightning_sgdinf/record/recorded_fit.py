@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_sgdinf.errors import LogWriteError
-from lightning_sgdinf.log import Clip, Json
+from lightning_sgdinf.log import Json
 from lightning_sgdinf.record import compatibility
 from lightning_sgdinf.record.attributes import AttributeWatch
 from lightning_sgdinf.record.averaging import AveragingWatch
 from lightning_sgdinf.record.budget import Budget, make_plan
 from lightning_sgdinf.record.budgeted_keep import BudgetedKeep, prospect_of, remaining_steps
 from lightning_sgdinf.record.diagnostics import Diagnostics
+from lightning_sgdinf.record.guard import Guard
 from lightning_sgdinf.record.header import expected_steps, make_header
 from lightning_sgdinf.record.keep import Every, Keep
 from lightning_sgdinf.record.loaders import LoaderTap
@@ -26,9 +27,14 @@ from lightning_sgdinf.record.random_watch import RandomWatch
 from lightning_sgdinf.record.ranks import Collector, Mailbox, Sender, agreed
 from lightning_sgdinf.record.recording import Recording
 from lightning_sgdinf.record.resume import Bookmark
+from lightning_sgdinf.record.state_tracker import StateTracker
 from lightning_sgdinf.record.stored_batches import BatchStore, ExampleKey
+from lightning_sgdinf.record.trainer_tap import TrainerTap
 from lightning_sgdinf.record.validation_watch import ValidationWatch
 from lightning_sgdinf.record.writer import NoWriter, Writer
+
+COMPLETED = "completed"
+"""The reason of the end of a fit that nothing broke off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +76,13 @@ class RecordedFit:
         settings: Of the recorder.
         location: Finds the place of the log.
         diagnostics: Of this fit.
+        guard: Runs what the Trainer's methods call.
         trainer: About to fit.
         module: The LightningModule.
         patches: Holds what is done to the Trainer's plugins; whoever owns it undoes it.
 
     Attributes:
-        recording: The recording, from the beginning of the training to its end.
-        batch_idx: Of the batch at hand: ``training_step`` need not be given it.
+        tap: Of the Trainer's methods around a training step.
         watches: Of the module.
         end: Bookmark of the end, once the recording has ended with a step in the log.
 
@@ -89,38 +95,42 @@ class RecordedFit:
         settings: Settings,
         location: LogLocation,
         diagnostics: Diagnostics,
+        guard: Guard,
         trainer: Any,
         module: Any,
         patches: Patches,
     ) -> None:
-        self._settings, self._location, self._diagnostics = settings, location, diagnostics
+        self._settings, self._location, self._diagnostics, self._guard = settings, location, diagnostics, guard
         self._trainer, self._module = trainer, module
-        self._watch = RandomWatch()
         self._patches = patches
         self._mailbox: Mailbox | None = None
         self._averaging: AveragingWatch | None = None
-        self.batch_idx = 0
-        self.recording: Recording | None = None
         self.end: Bookmark | None = None
         problem = diagnostics.problem
         store = BatchStore(settings.example_key, problem) if settings.store_batches else None
-        self._tap = LoaderTap(digest=settings.digest_batches, watch=self._watch, problem=problem, store=store)
+        self._loaders = LoaderTap(
+            digest=settings.digest_batches, watch=RandomWatch(), guard=guard, problem=problem, store=store
+        )
+        self.watches = Watches(AttributeWatch(module), ValidationWatch(trainer, module, guard, patches))
+        self.tap = TrainerTap(guard, self._loaders, self.watches.attributes)
         self._writer: Writer | None = None
-        self._tap.install(trainer, module, patches)
-        patches.place(trainer.strategy, "training_step", self._around_training_step)
-        patches.place(trainer.precision_plugin, "clip_gradients", self._around_clipping)
-        self.watches = Watches(AttributeWatch(module), ValidationWatch(trainer, module, patches))
+        self._ended: StateTracker | None = None  # the states of the recording that has ended
+        guard.stop = self.stop
+        self._loaders.install(trainer, module, patches)
+        self.tap.install(trainer, patches)
+
+    @property
+    def recording(self) -> Recording | None:
+        """The recording, from the beginning of the training to its end."""
+        return self.tap.recording
 
     @property
     def loaders(self) -> tuple[Any, ...]:
         """The training loaders as the Trainer prepared them."""
-        return self._tap.originals()
+        return self._loaders.originals()
 
-    def choose_log(self, bookmarks: Sequence[Bookmark] | None) -> None:
+    def choose_log(self) -> None:
         """Choose the log of the fit: a new one, or the one that it goes on in.
-
-        Args:
-            bookmarks: Of the checkpoint that the fit starts from; ``None`` if it starts from none.
 
         Raises:
             LogExistsError: The path is taken.
@@ -128,11 +138,11 @@ class RecordedFit:
             LogLockedError: Another process is writing the log.
         """
         location = self._location
-        location.take(*agreed(self._trainer, lambda: location.find(bookmarks)))
+        location.take(*agreed(self._trainer, location.find))
         if advice := compatibility.advice_on_location(location.path):
             self._diagnostics.remark(advice)
-        if location.continued is not None and self._tap.store is not None:
-            self._tap.store.numbered = location.continued.bookmark.numbered
+        if location.continued is not None and self._loaders.store is not None:
+            self._loaders.store.numbered = location.continued.bookmark.numbered
 
     def begin(self) -> None:
         """Begin the recording.
@@ -147,24 +157,29 @@ class RecordedFit:
         if trainer.world_size > 1:
             self._mailbox = Mailbox.of(trainer)
         continued = self._location.continued
-        self.recording = Recording(
+        self.tap.recording = recording = Recording(
             trainer,
             module,
             keep=Every() if isinstance(keep, Budget) else keep,  # a budget is planned after the first step
-            watch=self._watch,
+            watch=self._loaders.watch,
             open_writer=self._open_log,
+            guard=self._guard,
             problem=diagnostics.problem,
             remark=diagnostics.remark,
             after=None if continued is None else continued.bookmark,
         )
-        self.recording.optimizer_steps.attach()
+        recording.optimizer_steps.attach()
         for reason in (
-            *compatibility.impossible_to_replay(module, trainer.optimizers[0], self.recording.reader),
+            *compatibility.impossible_to_replay(module, trainer.optimizers[0], recording.reader),
             *compatibility.impossible_to_replay_processes(trainer, module),
         ):
             diagnostics.problem(reason)
         self._averaging = AveragingWatch(
-            trainer, self._patches, updated=self.recording.delivery.add_average, remark=diagnostics.remark
+            trainer,
+            self._patches,
+            guard=self._guard,
+            updated=recording.delivery.add_average,
+            remark=diagnostics.remark,
         )
 
     def bookmark(self, recording: Recording) -> Bookmark | None:
@@ -176,9 +191,9 @@ class RecordedFit:
         # Callbacks average after steps, and once more after epochs.
         complete = not (_averages(self._averaging) and self._trainer.is_last_batch)
         bookmark = recording.bookmark(self._location.run_id, self._location.path, complete=complete)
-        if bookmark is None or self._tap.store is None:
+        if bookmark is None or self._loaders.store is None:
             return bookmark
-        return replace(bookmark, numbered=self._tap.store.numbered)
+        return replace(bookmark, numbered=self._loaders.store.numbered)
 
     def close(self, reason: str) -> None:
         """End the recording, if there is one. Can be begun again after an interrupt.
@@ -193,43 +208,39 @@ class RecordedFit:
             recording.finish_step()
             with suppress(LogWriteError):  # closing will raise it
                 self.end = self.bookmark(recording)
+            if reason == COMPLETED:
+                self._ended = recording.states
+                self.look_back()
             average = None
             if self._averaging is not None and recording.delivery.average_is_known:
                 average = self._averaging.average(recording.reader.params)
             recording.close(self._diagnostics.end_reason(reason), average)
         except Exception:
-            self.recording = None
+            self.tap.recording = None
             raise
-        self.recording = None  # not before: an interrupt may come in between, and it is closed again
+        self.tap.recording = None  # not before: an interrupt may come in between, and it is closed again
 
-    def _around_training_step(self, training_step: Callable[..., Any]) -> Callable[..., Any]:
-        def recorded_training_step(*args: Any, **kwargs: Any) -> Any:
-            recording = self.recording
-            if recording is None:
-                return training_step(*args, **kwargs)
-            draws, transferred_with = self._tap.take()
-            attributes = self.watches.attributes.read()
-            first = not recording.delivery.is_open
-            recording.begin_micro_batch(
-                self.batch_idx, draws, transferred_with, self.watches.attributes.read_all() if first else attributes
+    def stop(self, reason: str) -> None:
+        """End the recording where it is: what is complete stays."""
+        reason = self._diagnostics.end_reason(f"recording stopped: {reason}")
+        recording, self.tap.recording = self.tap.recording, None
+        if recording is not None:
+            begun = recording.delivery.is_open
+            recording.close(reason, None)
+            if not begun and self._writer is not None:  # it was opened and never got a step
+                self._writer.abandon(reason)
+
+    def look_back(self) -> None:
+        """Tell, when the recording has ended, if the model is not what the last step led to; averages never are."""
+        if self._ended is None or _averages(self._averaging):
+            return
+        if edited := self._ended.edited():
+            self._ended = None
+            self._diagnostics.remark(
+                f"something other than the optimizer changed {', '.join(edited[:5])} after the last step. The record "
+                "ends with what the last step led to, and scores are about that model, not about the one that the fit "
+                "left"
             )
-            output = training_step(*args, **kwargs)
-            carried = self.watches.attributes.carried(attributes)
-            recording.assembler.end_micro_batch(output, self._tap.take_fetched(), carried)
-            return output
-
-        return recorded_training_step
-
-    def _around_clipping(self, clip_gradients: Callable[..., None]) -> Callable[..., None]:
-        def recorded_clip_gradients(
-            optimizer: Any, clip_val: float = 0.0, gradient_clip_algorithm: Any = "norm"
-        ) -> None:
-            if self.recording is not None and clip_val is not None and clip_val > 0:
-                algorithm = str(getattr(gradient_clip_algorithm, "value", gradient_clip_algorithm))
-                self.recording.assembler.clip = Clip(float(clip_val), "value" if algorithm == "value" else "norm")
-            clip_gradients(optimizer, clip_val, gradient_clip_algorithm)
-
-        return recorded_clip_gradients
 
     def _open_log(self, recording: Recording) -> Writer:
         """Return the writer of the log, which is made when the first step is complete."""
@@ -254,6 +265,7 @@ class RecordedFit:
         replayable, remarks = self._diagnostics.take_for_header()
         device = str(trainer.strategy.root_device)
         if self._mailbox is not None and self._mailbox.rank:
+            self._guard.begun = True
             return Sender(self._mailbox, device)
         if remarks:
             extra["remarks"] = [*remarks]
@@ -273,13 +285,14 @@ class RecordedFit:
             trainer,
             self._module,
             reader=recording.reader,
+            constants=tuple(recording.constants.constants.values()),
             keep=settings.keep,
-            datasets=self._tap.describe(),
+            datasets=self._loaders.describe(),
             replayable=replayable,
             extra=extra,
         )
         steps = recording.delivery.steps
-        writer = location.open(
+        self._writer = writer = location.open(
             settings.make_writer,
             header,
             steps,
@@ -295,6 +308,7 @@ class RecordedFit:
                 remaining=lambda seconds: remaining_steps(trainer, seconds),
                 inform=lambda sentence: rank_zero_info(f"TrajectoryRecorder: {sentence}."),
             )
+        self._guard.begun = True
         return writer if self._mailbox is None else Collector(writer, self._mailbox, device)
 
 

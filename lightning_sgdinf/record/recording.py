@@ -11,21 +11,24 @@ and whose recording was interrupted is recorded when the recording is closed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from lightning_sgdinf.errors import LogWriteError
+from lightning_sgdinf.errors import LogWriteError, UnsupportedRunError
 from lightning_sgdinf.log import Draw, Json
-from lightning_sgdinf.record.compatibility import SEVERAL_EVALUATIONS
+from lightning_sgdinf.record.compatibility import SEVERAL_EVALUATIONS, foreign_parameters, impossible_optimizers
+from lightning_sgdinf.record.constant_watch import ConstantWatch
+from lightning_sgdinf.record.guard import Guard
 from lightning_sgdinf.record.keep import Keep
-from lightning_sgdinf.record.optimizer_steps import OptimizerSteps, has_gradients
+from lightning_sgdinf.record.optimizer_steps import OptimizerSteps, gradients_of, without_gradient
 from lightning_sgdinf.record.random_watch import RandomWatch
 from lightning_sgdinf.record.resume import Bookmark, tensor_checksums
-from lightning_sgdinf.record.run_checks import ConstantsWatch, FiniteWatch
+from lightning_sgdinf.record.run_checks import FiniteWatch
 from lightning_sgdinf.record.state_reader import StateReader
 from lightning_sgdinf.record.state_tracker import StateTracker
 from lightning_sgdinf.record.step_assembler import StepAssembler
@@ -42,13 +45,14 @@ class Recording:
         keep: Policy by which states are stored.
         watch: Reads the random states of this process.
         open_writer: Called at the end of the first step with this recording; makes the log.
+        guard: Runs what the optimizer's hooks call.
         problem: Called with a sentence when something makes the run impossible to replay.
         remark: Called with a sentence about something to know.
         after: Bookmark of the steps that the log has, if it is continued.
 
     Attributes:
         reader: Reads the state of the module and its optimizer.
-        constants: Watches the parameters that nothing trains.
+        constants: What nothing trains.
         optimizer_steps: The steps of the optimizer.
         states: The states before and after the step under way.
         assembler: The step under way.
@@ -63,6 +67,7 @@ class Recording:
         keep: Keep,
         watch: RandomWatch,
         open_writer: Callable[[Recording], Writer],
+        guard: Guard,
         problem: Callable[[str], None],
         remark: Callable[[str], None],
         after: Bookmark | None = None,
@@ -76,7 +81,9 @@ class Recording:
         self._taken: int | None = None  # number of a step whose recording has begun
         self._evaluated = False  # the loss of the step under way
         self.reader = StateReader(module, trainer.optimizers[0], takes_states=self._leads)
-        self.constants = ConstantsWatch(self.reader, problem)
+        if after is not None:
+            self.reader.include(after.parameters)
+        self.constants = ConstantWatch(module, self.reader.params)
         self._finite = FiniteWatch(self.reader, problem)
         self.delivery = StepDelivery(
             keep=keep,
@@ -90,7 +97,11 @@ class Recording:
         )
         self.assembler = StepAssembler(trainer, automatic=self._automatic, watch=watch)
         self.optimizer_steps = OptimizerSteps(
-            trainer.optimizers[0], names=lambda: self.reader.names, before=self._before_step, after=self._after_step
+            trainer.optimizers[0],
+            guard=guard,
+            names=self.reader.present_names,
+            before=self._before_step,
+            after=self._after_step,
         )
 
     def begin_micro_batch(
@@ -100,7 +111,13 @@ class Recording:
         transferred_with: dict[str, bytes],
         attributes: Mapping[str, Json],
     ) -> None:
-        """Record a batch that is about to go through ``training_step``."""
+        """Record a batch that is about to go through ``training_step``.
+
+        Raises:
+            UnsupportedRunError: Another optimizer trains than the one that is recorded.
+        """
+        if self._trainer.optimizers[:1] != [self.optimizer_steps.optimizer]:
+            _change_optimizer(self)
         if self.optimizer_steps.running and self._automatic:
             if self._evaluated:
                 self._problem(SEVERAL_EVALUATIONS)
@@ -157,8 +174,27 @@ class Recording:
         self.finish_step()
         self.delivery.close(reason, self.states.state, average)
 
+    def check_constants(self) -> None:
+        """Check that what nothing trains has stayed what it was; the next step will name what has not."""
+        if (moved := self.constants.look()) and self.delivery.steps:
+            self._problem(_moved(moved, self.delivery.steps))
+
     def _begin_step(self) -> None:
-        changed = self.states.begin_step(self.delivery.steps)
+        index = self.delivery.steps
+        changed = self.states.begin_step(index)
+        joined = self.constants.join(self.reader.params)
+        # The second look is at everything: what follows the model moves with the first step.
+        moved = self.constants.moved(thorough=index == 1)
+        if moved and index:
+            self._problem(_moved(moved, index))
+            self.reader.include(moved)
+            changed = self.states.begin_step(index)
+            joined |= dict.fromkeys(self.constants.join(self.reader.params), False)
+            changed += tuple(f"buffer {name}" for name in moved if name not in self.reader.params)
+        if joined and index:
+            self.delivery.keep_state(index)  # what it was before is known by this state alone
+            unmoved = {f"param {name}" for name, same in joined.items() if same}
+            changed = tuple(label for label in changed if label not in unmoved)
         self.assembler.begin(changed=changed, eval_modules=self.reader.eval_modules())
 
     def _before_step(self) -> None:
@@ -178,8 +214,11 @@ class Recording:
     def _record_step(self, index: int) -> None:
         """Record step ``index``, which was just taken, or what an interrupt has left of that."""
         delivery, states = self.delivery, self.states
-        if delivery.steps == index and states.before is not None and self._counts():
-            step = self.assembler.assemble(index, self.optimizer_steps.used_groups())
+        if delivery.steps == index and states.before is not None and _counts(self):
+            if self.reader.foreign:
+                self._problem(foreign_parameters(self.reader.foreign))
+            idle = without_gradient(self.optimizer_steps.optimizer, self.reader.present_names())
+            step = self.assembler.assemble(index, self.optimizer_steps.used_groups(), idle)
             delivery.hand_over()  # a step without a backward pass
             if states.state(index + 1) is None:
                 states.take_after(index + 1)
@@ -194,16 +233,51 @@ class Recording:
             delivery.hand_over()
         self._taken = None
 
-    def _counts(self) -> bool:
-        """Tell if the step that was just taken is one to record."""
-        if not has_gradients(self.optimizer_steps.optimizer):
-            return False
-        if self._automatic and self.assembler.backward_passes == 0:
-            # Stochastic weight averaging does this after its last epoch, if nothing has set the gradients to None by
-            # then.
-            self._remark(
-                f"after step {self.delivery.steps - 1} the optimizer stepped on gradients left over from before, "
-                "without a backward pass; that step is not recorded"
-            )
-            return False
-        return True
+
+def _change_optimizer(recording: Recording) -> None:
+    """Go on with the optimizer that has come in the place of the recorded one."""
+    reason, present = impossible_optimizers(recording._trainer), recording._trainer.optimizers
+    if not reason and type(present[0]) is not type(recording.optimizer_steps.optimizer):
+        reason = f"it is a {type(present[0]).__qualname__} now, and a log is of one kind of optimizer"
+    if reason:
+        raise UnsupportedRunError(
+            f"the optimizer was replaced before step {recording.delivery.steps}: {reason}. To record what "
+            "follows, train it in a fit of its own"
+        )
+    recording._remark(
+        f"the optimizer was replaced by another one of its class before step {recording.delivery.steps}; "
+        "recording goes on with it"
+    )
+    recording.optimizer_steps.follow(present[0])
+    recording.reader.use(present[0])
+
+
+def _counts(recording: Recording) -> bool:
+    """Tell if the step that was just taken is one to record."""
+    gradients = gradients_of(recording.optimizer_steps.optimizer)
+    if not gradients:
+        return False
+    if recording._automatic and recording.assembler.backward_passes == 0 and any(map(_is_some, gradients)):
+        # Stochastic weight averaging does this after its last epoch, if nothing has set the gradients to None by
+        # then. Zeros are what set_to_none=False leaves of a batch without a loss, and such a step is one.
+        recording._remark(
+            f"after step {recording.delivery.steps - 1} the optimizer stepped on gradients left over from before, "
+            "without a backward pass; that step is not recorded"
+        )
+        return False
+    return True
+
+
+def _moved(names: Sequence[str], index: int) -> str:
+    """Return what it means that something other than the optimizer moved constants, without full stop."""
+    them = "them" if len(names) > 1 else "it"
+    return (
+        f"{', '.join(names[:5])} changed in training before step {index} although no optimizer holds {them}. "
+        f"What examples do to other weights by way of {them} is not known, so no walk goes back across that step; "
+        "estimators that look at the final model alone (FinalParameters, KohLiang) answer all the same"
+    )
+
+
+def _is_some(gradient: Tensor) -> bool:
+    """Tell if a gradient is anything but zero."""
+    return bool((gradient.to_dense() if gradient.layout is not torch.strided else gradient).any())

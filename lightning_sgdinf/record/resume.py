@@ -52,6 +52,11 @@ class Bookmark:
     numbered: int = 0
     lost: str = ""
 
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Return the names of the parameters in the checkpoint's state."""
+        return tuple(label.removeprefix("param ") for label in self.tensors if label.startswith("param "))
+
     def put_into(self, checkpoint: dict[str, Any]) -> None:
         """Add it to those that a checkpoint has; there is one per recorder."""
         checkpoint.setdefault(CHECKPOINT_KEY, []).append(asdict(self))

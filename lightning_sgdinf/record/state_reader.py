@@ -3,64 +3,88 @@
 from __future__ import annotations
 
 import cmath
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_sgdinf.log import is_recordable
 from lightning_sgdinf.record.bitwise import same_bits
+from lightning_sgdinf.record.structure import Structure
 from lightning_sgdinf.state import Layout, ModelState
 
 
 class StateReader:
     """Reads the state of a module and its optimizer where they lie.
 
-    Walking a module costs more than reading its tensors, so their places are looked up once per epoch, by `refresh`.
+    Walking a module costs more than reading its tensors, so their places are looked up by `refresh`: once per epoch,
+    and when the module or the optimizer holds others than it did.
+
+    The parameters of a state are those that the optimizer holds or has held, and those to `include`, in the module's
+    order: one that joins the optimizer later is in the state from then on, one that leaves it stays.
 
     Args:
         module: The LightningModule.
-        optimizer: Trains it. Parameters are those that its groups hold, in the module's order; others are
-            constants.
+        optimizer: Trains it.
         takes_states: Otherwise every state is read as one without tensors: another process records them.
+
+    Attributes:
+        unreadable: Keys of optimizer state that is neither a number nor a tensor that a log can hold.
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, *, takes_states: bool = True) -> None:
         self._module = module
         self._optimizer = optimizer
+        self._included: set[str] = set()
         self._takes_states = takes_states
         self._layout: Layout | None = None
         self._param_counts: dict[str, int] = {}
         self._seen: tuple[Any, ...] = ()
         self._views: dict[int, tuple[dict[str, Tensor], Layout, list[Tensor]]] = {}
-        self.unreadable: set[str] = set()  # keys of optimizer state that is neither tensor nor number
+        self.unreadable: set[str] = set()
+        self.refresh()
+
+    def use(self, optimizer: torch.optim.Optimizer) -> None:
+        """Read the state of another optimizer of the same module from now on."""
+        self._optimizer = optimizer
+        self.refresh()
+
+    def include(self, names: Iterable[str]) -> None:
+        """Let parameters be part of the state that no optimizer holds."""
+        self._included |= {*names}
         self.refresh()
 
     def refresh(self) -> None:
         """Look again which parameters, buffers and sub-modules there are."""
-        held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
-        self._held = _group_sizes(self._optimizer)
-        named = list(self._module.named_parameters())
-        self.params = {name: p for name, p in named if id(p) in held}
-        self.constants = {name: p for name, p in named if id(p) not in held}
-        self.names = {id(p): name for name, p in self.params.items()}
-        self.foreign = len(held) - len(self.params)
-        self._modules = list(self._module.named_modules())
-        owners = dict(self._modules)
-        self._buffers = [
-            (name, owners[name.rpartition(".")[0]]._buffers, name.rpartition(".")[2])
-            for name, _ in self._module.named_buffers()
-        ]
+        self._structure = Structure.of(self._module, self._optimizer, self._included)
+        self._included |= self.params.keys()
         self._seen = ()
+
+    @property
+    def params(self) -> dict[str, nn.Parameter]:
+        """Return the parameters of the state by name."""
+        return self._structure.params
+
+    @property
+    def foreign(self) -> int:
+        """Return the number of parameters that the optimizer holds and the module does not."""
+        return self._structure.foreign
+
+    def present_names(self) -> dict[int, str]:
+        """Return the names of the parameters of the state by ``id``, as module and optimizer are now."""
+        if not self._structure.is_that_of(self._optimizer):
+            self.refresh()
+        return self._structure.names
 
     def read(self) -> tuple[Layout, list[Tensor]]:
         """Return the present state: the layout, the same object while nothing but values changes, and the live
         tensors."""
-        if self._held != _group_sizes(self._optimizer):
-            self.refresh()
+        self.present_names()
         if not self._takes_states:
             return _NO_TENSORS, []
         tensors: list[Tensor] = [*self.params.values()]
-        tensors += [b for _, owner, key in self._buffers if (b := owner.get(key)) is not None]
+        tensors += [b for _, owner, key in self._structure.buffers if (b := owner.get(key)) is not None]
         keys: list[str] = []
         state = self._optimizer.state
         for p in self.params.values():
@@ -100,13 +124,14 @@ class StateReader:
         for dtype, count in self._param_counts.items():
             # Parameters come first in their buffer. A finite sum proves all finite; an infinite one may be an overflow.
             values = flat[dtype][:count]
+            values = values.float() if values.dtype.itemsize == 1 else values  # of 8 bits there are no sums
             if not (cmath.isfinite(values.sum().item()) or torch.isfinite(values).all()):
                 return False
         return True
 
     def eval_modules(self) -> tuple[str, ...]:
         """Return the names of the sub-modules that are in eval mode now."""
-        return tuple([name for name, module in self._modules if not module.training])
+        return tuple([name for name, module in self._structure.modules if not module.training])
 
     def _state(self) -> ModelState:
         state = self._optimizer.state
@@ -117,12 +142,12 @@ class StateReader:
                 optimizer[name] = {k: v for k, v in entries.items() if v is not None}
         return ModelState(
             params=self.params,
-            buffers={name: b for name, owner, key in self._buffers if (b := owner.get(key)) is not None},
+            buffers={name: b for name, owner, key in self._structure.buffers if (b := owner.get(key)) is not None},
             optimizer={name: entries for name, entries in optimizer.items() if entries},
         )
 
     def _tensor(self, key: Any, value: Any) -> Tensor | None:
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and is_recordable(value):
             return value
         if isinstance(value, (bool, int, float)):
             return torch.tensor(float(value), dtype=torch.float64)
@@ -152,7 +177,3 @@ def _param_counts(layout: Layout) -> dict[str, int]:
         if spec.part == "param":
             counts[spec.dtype] = counts.get(spec.dtype, 0) + spec.numel
     return counts
-
-
-def _group_sizes(optimizer: torch.optim.Optimizer) -> list[int]:
-    return [len(group["params"]) for group in optimizer.param_groups]

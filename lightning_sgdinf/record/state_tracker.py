@@ -109,6 +109,16 @@ class StateTracker:
             self.after = PackedState(layout, self._take_buffers(layout))
         self._pack(self.after, tensors, index)
 
+    def edited(self) -> tuple[str, ...]:
+        """Return the labels of the tensors that are not what the last step led to."""
+        layout, tensors = self._reader.read()
+        after = self.after
+        if after is None or (after.layout is layout and self._reader.matches(layout, tensors, after.flat)):
+            return ()
+        present = layout.empty()
+        self._reader.pack(layout, tensors, present)
+        return changed_tensors(layout, present, after.layout, after.flat)
+
     def state(self, index: int) -> PackedState | None:
         """Return state ``index`` if it is one of the two."""
         return next((p for p in (self.after, self.before) if p is not None and p.index == index), None)

@@ -71,21 +71,26 @@ class StepAssembler:
         """Add what ``training_step`` has returned, and what it has fetched from the loaders itself."""
         loss = output.get("loss") if isinstance(output, Mapping) else output
         self._loss = loss.detach() if isinstance(loss, Tensor) else None
-        if fetched and self.micro_batches:
+        if not self.micro_batches:
+            return
+        if fetched:
             self.micro_batches[-1] = replace(self.micro_batches[-1], draws=fetched)
         if carried and self.micro_batches:
             self.micro_batches[-1] = replace(self.micro_batches[-1], carried=tuple(carried))
+        if output is None and self._automatic:
+            self.micro_batches[-1] = replace(self.micro_batches[-1], without_loss=True)
 
     def repeat_micro_batch(self) -> None:
         """Let the step that has begun be another one on the batch at hand, as manual optimization may take it."""
         self.micro_batches = [self._current] if self._current is not None else []
 
-    def assemble(self, index: int, groups: tuple[ParamGroup, ...]) -> Step:
+    def assemble(self, index: int, groups: tuple[ParamGroup, ...], without_gradient: tuple[str, ...]) -> Step:
         """Return the step that has just been taken.
 
         Args:
             index: Number of the step.
             groups: The param groups that it used.
+            without_gradient: Names of their parameters that had no gradient.
         """
         trainer = self._trainer
         return Step(
@@ -97,6 +102,7 @@ class StepAssembler:
             accumulation=trainer.accumulate_grad_batches if self._automatic else 1,
             clip=self.clip,
             eval_modules=self._eval_modules,
+            without_gradient=without_gradient,
             loss=float(self._loss) if self._loss is not None and self._loss.numel() == 1 else None,
             changed=self._changed,
         )

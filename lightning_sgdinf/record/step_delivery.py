@@ -55,6 +55,7 @@ class StepDelivery:
         self._waiting: tuple[Step, PackedState] | None = None
         self._given: tuple[Step, bool] | None = None  # that may be with the writer already, and whether its state is
         self._last: tuple[int, tuple[int, int]] | None = None  # number of steps and footprints at a flush
+        self._kept: int | None = None  # a step whose state is stored, whatever the policy says
 
     @property
     def is_open(self) -> bool:
@@ -84,6 +85,10 @@ class StepDelivery:
     def add(self, step: Step, before: PackedState) -> None:
         """Let a step wait for what is to come of it; none waits."""
         self._waiting = step, before
+
+    def keep_state(self, index: int) -> None:
+        """Store state ``index``, whatever the policy says; its step has not been handed over yet."""
+        self._kept = index
 
     def add_average(self, a: float, b: float) -> None:
         """Add to the last step that a callback did ``average <- a * average + b * params``."""
@@ -119,8 +124,8 @@ class StepDelivery:
             return
         step, packed = waiting
         if self._given is None or self._given[0] is not step:
-            store = self._takes_states and self.keep.stores(step.index, step.epoch, self._max_epochs)
-            self._given = step, store
+            wanted = self.keep.stores(step.index, step.epoch, self._max_epochs)
+            self._given = step, self._takes_states and (wanted or step.index == self._kept)
         writer.put(step, packed.layout, packed.flat, store=self._given[1])
         self.written = step.index + 1
         self._waiting = None

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback
 
 from lightning_sgdinf.log import Json, uncompiled
 from lightning_sgdinf.log.batch_digest import batch_digest
+from lightning_sgdinf.record.guard import Guard, guarded
 from lightning_sgdinf.record.patches import Patches
 
 
@@ -22,11 +23,12 @@ class ValidationWatch:
     Args:
         trainer: About to fit.
         module: The LightningModule.
+        guard: Runs what the Trainer's methods call.
         patches: Takes the patches of strategy and precision plugin.
     """
 
-    def __init__(self, trainer: Any, module: Any, patches: Patches) -> None:
-        self._trainer, self._module = trainer, module
+    def __init__(self, trainer: Any, module: Any, guard: Guard, patches: Patches) -> None:
+        self._trainer, self._module, self._guard = trainer, module, guard
         self._batches = 0
         self._first_batch: int | None = None
         self._model: int | None = None
@@ -51,21 +53,27 @@ class ValidationWatch:
 
     def _around_input(self, convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def watched_convert_input(batch: Any) -> Any:
-            if self._trainer.validating:
-                if not self._batches:
-                    self._first_batch = batch_digest(batch)
-                self._batches += 1
+            self._guard.run(self._note_batch, batch)
             return convert(batch)
 
         return watched_convert_input
 
+    def _note_batch(self, batch: Any) -> None:
+        if self._trainer.validating:
+            if not self._batches:
+                self._first_batch = batch_digest(batch)
+            self._batches += 1
+
     def _around_step(self, validation_step: Callable[..., Any]) -> Callable[..., Any]:
         def watched_validation_step(*args: Any, **kwargs: Any) -> Any:
-            if self._trainer.validating and self._model is None:
-                self._model = model_digest(self._module, self._trainer.optimizers[0])
+            self._guard.run(self._note_model)
             return validation_step(*args, **kwargs)
 
         return watched_validation_step
+
+    def _note_model(self) -> None:
+        if self._trainer.validating and self._model is None:
+            self._model = model_digest(self._module, self._trainer.optimizers[0])
 
 
 class ValidationHooks(Callback):
@@ -73,11 +81,13 @@ class ValidationHooks(Callback):
 
     _fit: Any = None
 
+    @guarded
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin to watch it."""
         if self._fit is not None:
             self._fit.watches.validation.begin()
 
+    @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Note what was logged in it, of which model."""
         fit = self._fit

@@ -142,7 +142,7 @@ class _DisplacedInfluence(WholeRun):
         if self.separate is False or self.divisor != "kept" or len(at.step.micro_batches) != 1:
             return None
         step = at.step
-        rows = Rows(self.objective, step, step.micro_batches[0], at.before)
+        rows = Rows(self.objective, step, step.first_pass, at.before)
         if self.separate is None:
             self.separate = rows.are_separate()
         if not self.separate:

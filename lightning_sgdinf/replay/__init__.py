@@ -27,6 +27,7 @@ from lightning_sgdinf.replay.losses import LOSSES as LOSSES
 from lightning_sgdinf.replay.objective import Objective as Objective
 from lightning_sgdinf.replay.objective import open_objective as open_objective
 from lightning_sgdinf.replay.opened import OpenedRun as OpenedRun
+from lightning_sgdinf.replay.recorded_gradients import recorded_gradients as recorded_gradients
 from lightning_sgdinf.replay.replayer import Divisor as Divisor
 from lightning_sgdinf.replay.replayer import Replayer as Replayer
 from lightning_sgdinf.replay.replayer import clip_parameters as clip_parameters

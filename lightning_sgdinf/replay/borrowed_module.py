@@ -70,6 +70,7 @@ def borrowed(
             _lend_tensor(buffer, device, dtype, undo)
         for part in module.modules():
             undo.callback(_give_back, part.__dict__, _public(part), containers_of(part))
+            undo.callback(_restore_all, part._buffers, dict(part._buffers))
             undo.callback(setattr, part, "training", part.training)
             _hush(part, undo)
             if "_trainer" in part.__dict__:
@@ -168,6 +169,11 @@ def _restore(attributes: dict[str, Any], name: str, value: Any) -> None:
         attributes.pop(name, None)
     else:
         attributes[name] = value
+
+
+def _restore_all(entries: dict[str, Any], before: dict[str, Any]) -> None:
+    entries.clear()
+    entries.update(before)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sgdinf.kernels import HeldConstants
-from lightning_sgdinf.log import Trajectory
+from lightning_sgdinf.log import Trajectory, recorded_state
 
 
 @dataclass(slots=True)
@@ -88,15 +88,19 @@ def assigned_in_place(places: Sequence[tuple[nn.Module, str]]) -> Iterator[None]
     finally:
         for (part, key), own in zip(places, there, strict=True):
             value = part._buffers[key]
-            if value is not own and value is not None and own is not None:
+            if value is not own and _alike(value, own):  # one that grew stays
                 with torch.no_grad():
-                    own.copy_(value)
+                    own.copy_(value)  # type: ignore[union-attr]
                 part._buffers[key] = own
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and one.shape == other.shape and one.dtype == other.dtype
 
 
 def moved_in_log(log: Trajectory, module: nn.Module) -> set[str]:
     """Return the names of the floating-point buffers that a run moved, but for BatchNorm's running statistics."""
-    last, first = log.state(len(log)), log.state(int(log.state_indices[0]))
+    last, first = recorded_state(log, len(log)), recorded_state(log, int(log.state_indices[0]))
     statistics = tuple(
         f"{n}." for n, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)
     )
@@ -109,5 +113,8 @@ def moved_by_pass(before: Mapping[str, Tensor], after: Mapping[str, Tensor], kno
     return {
         name
         for name, value in after.items()
-        if name not in known and value.is_floating_point() and not torch.equal(value, before[name])
+        if name not in known
+        and value.is_floating_point()
+        and _alike(value, before.get(name))
+        and not torch.equal(value, before[name])
     }

@@ -13,7 +13,7 @@ from lightning_sgdinf import random_state
 from lightning_sgdinf.batch_structure import map_tensors
 from lightning_sgdinf.errors import ConfigurationError, ModelMismatchError, NonFiniteError, UntappedLossError
 from lightning_sgdinf.kernels import RunningStatistics
-from lightning_sgdinf.log import Header, MicroBatch, Step, uncompiled
+from lightning_sgdinf.log import Header, MicroBatch, Step, constants_of, recorded_constants, uncompiled
 from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.borrowed_module import borrowed
@@ -80,10 +80,13 @@ class Objective(TrainingStep):
 
         def take(owners: Sequence[Tensor] | None) -> Trace:
             if micro.rank:
-                self._kept = self.read_buffers()
+                self._buffers.keep()
             # A step may change its batch in place, and may have to be taken twice.
             own = batch if weights is None else map_tensors(batch, torch.clone)
-            return self.forward(step, micro.batch_idx, own, weights, statistics=statistics, owners=owners)
+            lossless = micro.without_loss
+            return self.forward(
+                step, micro.batch_idx, own, weights, statistics=statistics, owners=owners, lossless=lossless
+            )
 
         trace = self.owned(step, micro, take, again=lambda: self.load_buffers(before))
         if trace.statistics is not None and (moving := self._new_moving(before, trace.statistics)):
@@ -99,7 +102,7 @@ class Objective(TrainingStep):
                 f"the training loss of step {step.index} is {trace.loss.item()}; replay stops here. Scores need a "
                 "finite run."
             )
-        if weights is not None and self.has_new_paths(trace.loss):
+        if weights is not None and not micro.without_loss and self.has_new_paths(trace.loss):
             self.load_buffers(before)
             expect_penalty(self, step, micro, trace.taps, self.others)
             return self.trace(step, micro, batch, weights, statistics=statistics)
@@ -115,6 +118,7 @@ class Objective(TrainingStep):
         statistics: bool = False,
         stacked: bool = False,
         owners: Sequence[Tensor] | None = None,
+        lossless: bool = False,
     ) -> Trace:
         """Run a pass with weights as `TrainingStep.run` does.
 
@@ -126,11 +130,14 @@ class Objective(TrainingStep):
             statistics: As for `TrainingStep.run`.
             stacked: As for `TrainingStep.run`.
             owners: Of each loss's rows, where they were matched for this batch; see `owned`.
+            lossless: As for `TrainingStep.run`.
         """
         tap = None
         if weights is not None and self.per_example_loss is None:
             tap = LossTap(weights, self.orders, owners, stacked=stacked)
-        return self.run(step, batch_idx, batch, weights, tap=tap, statistics=statistics, stacked=stacked)
+        return self.run(
+            step, batch_idx, batch, weights, tap=tap, statistics=statistics, stacked=stacked, lossless=lossless
+        )
 
     def owned(
         self,
@@ -240,13 +247,25 @@ def open_objective(
 
 
 def _check_constants(module: nn.Module, trained: Sequence[str], header: Header) -> None:
-    """Compare parameters that were not trained with their checksum, which is all that the log has of them."""
-    constants = {n: p for n, p in module.named_parameters() if n not in set(trained)}
-    digests = {batch_digest(constants), batch_digest({uncompiled(n): p for n, p in constants.items()})}
-    if header.constant_digest and header.constant_digest not in digests:
+    """Compare what was not trained with the digests that the log has of it.
+
+    Raises:
+        ModelMismatchError: It has other values; names the tensors.
+    """
+    recorded = recorded_constants(header.extra)
+    present = {uncompiled(name): value for name, value in constants_of(module, set(trained)).items()}
+    if recorded is None:  # a log of an earlier release
+        parameters = {n: p for n, p in module.named_parameters() if uncompiled(n) in present}
+        digests = {0, batch_digest(parameters), batch_digest({uncompiled(n): p for n, p in parameters.items()})}
+        differing = list(present) if header.constant_digest not in digests else []
+    else:
+        known = {uncompiled(c.name): c for c in recorded}
+        differing = [n for n, c in known.items() if n in present and not c.is_that_of(present[n])]
+    if differing:
         raise ModelMismatchError(
-            f"the parameters that were not trained ({', '.join(list(constants)[:3])} ...) have other values than in "
-            "the recorded run; pass the model with the same frozen weights, e.g. the very module that was trained"
+            f"{', '.join(differing[:3])}{' ...' if len(differing) > 3 else ''} were not trained and are not in the "
+            "log, and have other values in this model than in the recorded run. Pass the model with the same frozen "
+            "weights, e.g. the very module that was trained"
         )
 
 

@@ -106,7 +106,8 @@ class OpenedRun:
         Raises:
             UntappedLossError: A part of the loss depends on the data and not on example weights.
         """
-        last = len(self.log) - 1
+        steps = self.log.steps(len(self.log), 0)
+        last = next((step.index for step in steps if not step.first_pass.without_loss), len(self.log) - 1)
         more = sorted({other, last // 2, last // 3, 2 * last // 3, max(last - 1, 0)})
 
         def compute() -> LossAudit:

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_sgdinf.checkpointing import MEMORY_BYTES
 from lightning_sgdinf.errors import UnsupportedRunError
-from lightning_sgdinf.log import RunLog, Trajectory, reindex, with_names_of
+from lightning_sgdinf.log import RunLog, Trajectory, reindex, with_late_parameters, with_names_of
 from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.data_module import set_up, with_trainer
 from lightning_sgdinf.replay.dataloaders import given_data, stored_run_loaders, training_loaders, validation_loader
@@ -71,11 +71,12 @@ def open_run(
     model = getattr(model, "_orig_mod", model)  # as a Trainer takes a compiled module
     tensors = (*model.named_parameters(), *model.named_buffers(), *model.named_modules())
     log = with_names_of(log, [name for name, _ in tensors])
-    header = log.header
-    if header.replayable:
-        raise UnsupportedRunError(f"this run was recorded but cannot be replayed: {header.replayable}")
+    if log.header.replayable:
+        raise UnsupportedRunError(f"this run was recorded but cannot be replayed: {log.header.replayable}")
     if len(log) == 0:
         raise UnsupportedRunError("the log holds no complete step, so there is nothing to replay")
+    log = with_late_parameters(log)
+    header = log.header
     train_dataloaders, datamodule = given_data(train_dataloaders, datamodule)
     host = recorded_host(log, model, datamodule, device)
     was_set_up = getattr(datamodule, "trainer", None) is not None

@@ -16,10 +16,12 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from lightning_sgdinf.dtypes import dtype_name
 from lightning_sgdinf.errors import ConfigurationError, UnknownOptimizerError, UnsupportedRunError
 from lightning_sgdinf.log import Clip, MicroBatch, ParamGroup, Step, Trajectory
 from lightning_sgdinf.replay.edits import Edit
 from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.replay.recorded_gradients import recorded_gradients
 from lightning_sgdinf.state import ModelState
 
 Divisor: TypeAlias = Literal["kept", "reduced"]
@@ -123,7 +125,8 @@ class Replayer:
                 before, own = total[place], parameter.grad
                 total[place] = own if before is None else before if own is None else before + own
                 parameter.grad = None
-        for parameter, grad in zip(parameters, total, strict=True):
+        grads = recorded_gradients(step, self.objective.vector.names, total, parameters)
+        for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = grad
 
     def _loss(self, step: Step, micro: MicroBatch, weights: Tensor | None, edit: Edit | None) -> Tensor:
@@ -146,12 +149,16 @@ class Replayer:
         optimizer = self._optimizer_class(
             [{"params": [by_name[n] for n in g.params], **group_options(g)} for g in groups], **required_options(groups)
         )
+        recorded = {name: dtype for name, _, dtype in self.log.header.parameters}
         for name, entries in state.items():
             parameter = by_name[name]
             optimizer.state[parameter] = {
                 k: v.detach()
                 .clone()
-                .to(parameter.device if v.ndim else v.device, parameter.dtype if _like(v, parameter) else v.dtype)
+                .to(
+                    parameter.device if v.ndim else v.device,
+                    parameter.dtype if _like(v, parameter, recorded[name]) else v.dtype,
+                )
                 for k, v in entries.items()
             }
         return optimizer
@@ -180,8 +187,8 @@ def refuse_changes(step: Step) -> None:
         raise UnsupportedRunError(
             f"before step {step.index} something other than the optimizer changed {', '.join(step.changed[:3])} (a "
             "callback or hook that edits weights or buffers); what that does to other weights is not known, so nothing "
-            "can be carried across it. Stay behind that step (last_epochs, fewer of the last epochs), or train without "
-            "it."
+            "can be carried across it. Stay behind that step (last_epochs, fewer of the last epochs), choose an "
+            "estimator that looks at the final model alone (FinalParameters, KohLiang), or train without it."
         )
 
 
@@ -216,8 +223,10 @@ def required_options(groups: Sequence[ParamGroup]) -> dict[str, Any]:
     return {"lr": groups[0].options["lr"]} if "lr" in groups[0].options else {}
 
 
-def _like(value: Tensor, parameter: Tensor) -> bool:
-    return value.is_floating_point() and value.shape == parameter.shape and value.ndim > 0
+def _like(value: Tensor, parameter: Tensor, recorded: str) -> bool:
+    """Tell if an optimizer's tensor holds numbers as its parameter does; without dimensions it may be a counter."""
+    alike = value.is_floating_point() and value.shape == parameter.shape
+    return alike and (value.ndim > 0 or dtype_name(value.dtype) == recorded)
 
 
 def optimizer_class(path: str) -> Callable[..., torch.optim.Optimizer]:

@@ -79,7 +79,7 @@ def rows_are_separate(
         step: A recorded step.
         tolerance: Largest difference, as a part of the gradient's norm (float32; a millionth of it in float64).
     """
-    micro = step.micro_batches[0]
+    micro = step.first_pass
     count = len(micro.example_ids)
     if count < shards.world or not objective.orders.settled:
         return False

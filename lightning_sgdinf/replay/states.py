@@ -14,7 +14,7 @@ import numpy as np
 from lightning_sgdinf.checkpointing import held_in, next_held
 from lightning_sgdinf.dtypes import dtype_name
 from lightning_sgdinf.errors import ConfigurationError, StateNotStoredError, StepMismatchError
-from lightning_sgdinf.log import Step, Trajectory, state_checksum
+from lightning_sgdinf.log import Step, Trajectory, recorded_part, state_checksum
 from lightning_sgdinf.replay.replayer import Replayer
 from lightning_sgdinf.replay.reproducibility import why_bits_differ
 from lightning_sgdinf.state import ModelState
@@ -62,7 +62,7 @@ def rebuild(replayer: Replayer, state: ModelState, step: Step) -> ModelState:
     """
     after, log = replayer.advance(state, step), replayer.log
     recorded = log.state_checksum(step.index + 1)
-    if recorded is not None and (checksum := state_checksum(after)) != recorded:
+    if recorded is not None and (checksum := state_checksum(recorded_part(log, step.index + 1, after))) != recorded:
         _refuse_other_precision(replayer)
         raise StepMismatchError(
             f"state {step.index + 1}, rebuilt by taking step {step.index} again, differs from the recorded one "

@@ -32,6 +32,7 @@ from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.borrowed_module import containers_of, drop_graphs, empty_out, lasting_tensors, set_modes
 from lightning_sgdinf.replay.example_weights import LossTap, tapped_output
 from lightning_sgdinf.replay.host import Host
+from lightning_sgdinf.replay.module_buffers import ModuleBuffers
 from lightning_sgdinf.replay.moment import Moment
 from lightning_sgdinf.replay.moving_buffers import MovedBuffer, assigned_in_place, differentiable_buffers
 from lightning_sgdinf.replay.row_owners import RowRecorder
@@ -73,7 +74,6 @@ class TrainingStep:
         vector: Names, shapes and order of the trained parameters.
         parameters: The module's own tensors of these, in that order.
         parts: Names of all its sub-modules.
-        buffers: Its buffers by name.
         passes: What is known of its passes: their phase, and the buffers that they move.
         queries_together: True if several queries are differentiated in one vectorised pass. On a CPU a convolution of a
             single query fills the caches already.
@@ -103,10 +103,9 @@ class TrainingStep:
         named = dict(module.named_parameters())
         self.parameters: list[nn.Parameter] = [named[n] for n in self.vector.names]
         self.parts = tuple(name for name, _ in module.named_modules())
-        self.buffers: dict[str, Tensor] = dict(module.named_buffers())
+        self._buffers = ModuleBuffers(module, dtype)
         self.queries_together = host.device.type != "cpu" or not any(map(_convolves, module.modules()))
         self._modes: tuple[str, ...] | None = None
-        self._kept: dict[str, Tensor] = {}
         self.passes = Passes(module)
         for name, shape, parameter in zip(self.vector.names, self.vector.shapes, self.parameters, strict=True):
             if tuple(parameter.shape) != shape:
@@ -129,6 +128,7 @@ class TrainingStep:
         """Give the module the parameters and buffers of a state."""
         with torch.no_grad():
             for name, parameter in zip(self.vector.names, self.parameters, strict=True):
+                _expect_shape(name, state.params[name], parameter)
                 parameter.copy_(state.params[name])
             self.load_buffers(state.buffers)
 
@@ -138,24 +138,20 @@ class TrainingStep:
         Raises:
             ModelMismatchError: If a recorded buffer is not there; names it.
         """
-        self._kept = {n: v for n, v in self._kept.items() if n not in buffers}
-        for name, value in buffers.items():
-            if name not in self.buffers:
-                raise ModelMismatchError(
-                    f"the log has a buffer {name!r} that this model lacks; pass the model that was trained"
-                )
-            self.buffers[name].copy_(value)
+        self._buffers.load(buffers)
 
     def read_buffers(self) -> dict[str, Tensor]:
         """Return copies of the module's buffers as they are now."""
-        self.put_back()
-        return {n: b.detach().clone() for n, b in self.buffers.items()}
+        return self._buffers.read()
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Return the module's buffers as they are now, by name."""
+        return self._buffers.present
 
     def put_back(self) -> None:
         """Undo what a pass of another process than 0 made of the buffers; not before its graph has served."""
-        kept, self._kept = self._kept, {}
-        for name, value in kept.items():
-            self.buffers[name].copy_(value)
+        self._buffers.put_back()
 
     def batch(self, step: Step, micro: MicroBatch) -> Any:
         """Return the batch as ``training_step`` got it."""
@@ -189,6 +185,7 @@ class TrainingStep:
         tap: LossTap | RowRecorder | None = None,
         statistics: bool = False,
         stacked: bool = False,
+        lossless: bool = False,
     ) -> Trace:
         """Run a pass, once modes and random numbers are set, without looking at the loss.
 
@@ -200,6 +197,10 @@ class TrainingStep:
             tap: Lets them enter where the loss is taken, or records its rows.
             statistics: Watch BatchNorm's running statistics, so that they can be differentiated.
             stacked: The pass is vectorised over many models, which are differentiated once.
+            lossless: The pass returned no loss in training: its loss is zero, with a gradient of zeros.
+
+        Raises:
+            UnsupportedRunError: It returns no loss, or one where it returned none in training.
         """
         twins = Twins()
         watch = RunningStatistics(self.module, twins) if statistics and self.buffers else None
@@ -218,7 +219,11 @@ class TrainingStep:
             assigned = nullcontext() if stacked else assigned_in_place(self.passes.places)
             handling = _handling(self, held, watch, twins, tap, stacked)
             with assigned, _moving(self.module, moving, held) as moved, handling:
-                if weights is not None and self.per_example_loss is not None:
+                taps: tuple[str, ...] = ()
+                if lossless:
+                    output = call_step(self.module.training_step, batch, batch_idx)  # type: ignore[arg-type]
+                    loss = _nothing_of(output, self, step, weights)
+                elif weights is not None and self.per_example_loss is not None:
                     losses = self.per_example_loss(self.module, batch, batch_idx)
                     _expect_one_each(losses, len(weights), step)
                     loss = (losses * weights).sum() / len(weights)
@@ -339,6 +344,26 @@ def _loss_of(output: Any, step: Step, stacked: bool) -> Tensor:
             "gradient; return the loss, or a dict with 'loss'"
         )
     return loss
+
+
+def _nothing_of(output: Any, objective: TrainingStep, step: Step, weights: Tensor | None) -> Tensor:
+    """Return the loss of a pass without one."""
+    if output is not None:
+        raise UnsupportedRunError(
+            f"step {step.index}: training_step returned a loss for a batch that it returned None for in training. "
+            "Replay needs the same answer each time: let it depend on the batch alone"
+        )
+    nothing = sum((p.sum() * 0 for p in objective.parameters), start=torch.zeros((), device=objective.host.device))
+    return nothing if weights is None else nothing + weights.sum() * 0
+
+
+def _expect_shape(name: str, value: Tensor, parameter: Tensor) -> None:
+    if value.shape != parameter.shape:
+        raise UnsupportedRunError(
+            f"parameter {name!r} changed its shape in training: it has {tuple(value.shape)} in one state and "
+            f"{tuple(parameter.shape)} in another, and a walk needs one vector of parameters from end to end. Record "
+            "what follows the change in a fit of its own"
+        )
 
 
 def _ask_module(module: Any, batch: Any, batch_idx: Any) -> Tensor:

@@ -61,11 +61,11 @@ def audit_loss(
     Raises:
         UntappedLossError: If a data-dependent term of the loss does not follow the weights; names the ways out.
     """
-    objective.others = ((other, other.micro_batches[0]), (one, one.micro_batches[0]))
-    full, taps = _gradient(objective, state, one, one.micro_batches[0], 1.0)
+    objective.others = ((other, other.first_pass), (one, one.first_pass))
+    full, taps = _gradient(objective, state, one, one.first_pass, 1.0)
     size = full.norm().clamp_min(torch.finfo(full.dtype).tiny)
     if objective.per_example_loss is not None:
-        plain = _joined(objective, _trace(objective, state, one, one.micro_batches[0], None))
+        plain = _joined(objective, _trace(objective, state, one, one.first_pass, None))
         gap = ((plain - full).norm() / size).item()
         if not gap <= tolerance:
             raise UntappedLossError(
@@ -73,8 +73,8 @@ def audit_loss(
                 f"(relative difference {gap:.1e}). per_example_loss must return what each example adds to the loss, "
                 "times the batch size."
             )
-    rest, _ = _gradient(objective, state, one, one.micro_batches[0], 0.0)
-    double, _ = _gradient(objective, state, one, one.micro_batches[0], 2.0)
+    rest, _ = _gradient(objective, state, one, one.first_pass, 0.0)
+    double, _ = _gradient(objective, state, one, one.first_pass, 2.0)
     bent = ((double - 2 * full + rest).norm() / size).item()
     if not bent <= tolerance:
         _refuse_bent_hooks(objective, state, one, bent, tolerance)
@@ -84,7 +84,7 @@ def audit_loss(
         )
     for step in more:
         if objective.orders.undecided:
-            _gradient(objective, state, step, step.micro_batches[0], 1.0)
+            _gradient(objective, state, step, step.first_pass, 1.0)
     coupling = batch_coupling(objective, one)
     return LossAudit(tuple(sorted(set(taps))), bool(rest.norm() > 1e-9 * size), (coupling,) if coupling else ())
 

@@ -33,6 +33,7 @@ from lightning_sgdinf.replay import (
     feed,
     group_options,
     optimizer_class,
+    recorded_gradients,
     refuse_changes,
     required_options,
 )
@@ -158,12 +159,13 @@ class Replicas:
         if self._steps_taken:
             refuse_changes(step)
         self._steps_taken += 1
-        grads = self.gradients(step)
-        held = {n for g in step.groups for n in g.params}
-        _clip({n: g for n, g in grads.items() if n in held}, step.clip)
+        reached = self.gradients(step)
+        parameters = list(self._params.values())
+        grads = recorded_gradients(step, [*self._params], [reached.get(n) for n in self._params], parameters)
+        _clip([g for g in grads if g is not None], step.clip)
         optimizer = self._optimizer_for(step.groups)
-        for name, parameter in self._params.items():
-            parameter.grad = grads.get(name)
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad
         optimizer.step()
         for parameter in self._params.values():
             parameter.grad = None
@@ -210,7 +212,7 @@ class Replicas:
             objective.load_buffers(self._shared)
 
         losses = objective.owned(step, micro, take, again=again)
-        if objective.has_new_paths(losses.sum()):
+        if not micro.without_loss and objective.has_new_paths(losses.sum()):
             again()
             expect_penalty(objective, step, micro, ("its loss functions",), objective.others)
             losses = objective.owned(step, micro, take, again=again)
@@ -298,7 +300,9 @@ class OnePass(nn.Module):
         super().__init__()
         self.module = objective.module  # ``functional_call`` puts tensors into it
         self._forward = lambda batch, weights: (
-            objective.forward(step, micro.batch_idx, batch, weights, stacked=True, owners=owners).loss
+            objective.forward(
+                step, micro.batch_idx, batch, weights, stacked=True, owners=owners, lossless=micro.without_loss
+            ).loss
         )
 
     def loss(self, tensors: Mapping[str, Tensor], batch: Any, weights: Tensor) -> Tensor:
@@ -315,16 +319,16 @@ def _stacked(value: Tensor, count: int) -> Tensor:
     return value.detach().expand(count, *value.shape).clone(memory_format=torch.contiguous_format)
 
 
-def _clip(grads: Mapping[str, Tensor], clip: Clip | None) -> None:
+def _clip(grads: Sequence[Tensor], clip: Clip | None) -> None:
     """Clip in place, replica by replica, as the Trainer did."""
     if clip is None or not grads:
         return
     if clip.algorithm == "value":
-        for grad in grads.values():
+        for grad in grads:
             grad.clamp_(-clip.value, clip.value)
         return
-    norms = [torch.linalg.vector_norm(g.flatten(1), dim=1) if g.ndim > 1 else g.abs() for g in grads.values()]
+    norms = [torch.linalg.vector_norm(g.flatten(1), dim=1) if g.ndim > 1 else g.abs() for g in grads]
     total = torch.linalg.vector_norm(torch.stack(norms), dim=0)
     factor = (clip.value / (total + 1e-6)).clamp(max=1.0)
-    for grad in grads.values():
+    for grad in grads:
         grad.mul_(factor.view(-1, *[1] * (grad.ndim - 1)))

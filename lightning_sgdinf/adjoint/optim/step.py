@@ -19,6 +19,7 @@ from lightning_sgdinf.adjoint.optim.clipping import Pull, clip_gradient
 from lightning_sgdinf.errors import ModelMismatchError
 from lightning_sgdinf.log import Step
 from lightning_sgdinf.parameters import ParameterVector
+from lightning_sgdinf.replay import recorded_gradients
 from lightning_sgdinf.state import ModelState
 
 
@@ -82,8 +83,8 @@ def take_step(
         rule: The optimizer's map.
         vector: The order of parameters.
         state: State before the step.
-        grads: Raw gradient per parameter; ``None`` where there is none (the optimizer then leaves the parameter alone).
-        step: Hyper-parameters and clipping.
+        grads: Raw gradient per parameter; ``None`` where no pass reaches it. What the optimizer had is in the step.
+        step: Hyper-parameters, clipping, and which parameters had a gradient.
 
     Raises:
         ModelMismatchError: If the step's groups hold a parameter that is not among the trained ones.
@@ -91,6 +92,7 @@ def take_step(
     theta = vector.join([state.params[n] for n in vector.names])
     like = next((g for g in grads if g is not None), theta)  # device and precision the step is taken again in
     theta = theta.to(like)
+    grads = recorded_gradients(step, vector.names, grads, vector.split(theta))
     present = {n: g for n, g in zip(vector.names, grads, strict=True) if g is not None}
     filled = [like.new_zeros(shape) if g is None else g for shape, g in zip(vector.shapes, grads, strict=True)]
     grad, unclip = clip_gradient(vector.join(filled), list(present.values()), step.clip if present else None)
