@@ -31,6 +31,7 @@ FACES = {
         "register_rule",
         "rule_for",
         "take_step",
+        "TakenStep",
         "Tangent",
         "TOGETHER",
         "Update",

@@ -120,6 +120,33 @@ class AdjointStep:
             )
         return pulled
 
+    def rounded(self, *, tries: int = 4, times: float = 30.0) -> list[TakenStep]:
+        """Take the step with gradients that differ by some times what rounding the parameters does to each element.
+
+        Args:
+            tries: How often the gradient is taken at parameters that are rounded otherwise.
+            times: The largest change of an element in these tries is added and subtracted this many times.
+        """
+        objective, gradients = self._objective, []
+        for number in range(tries + 1):
+            objective.load(self.before)
+            generator = torch.Generator().manual_seed(number)
+            with torch.no_grad():
+                for parameter in objective.parameters:
+                    noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+                    parameter.mul_(1 + (number > 0) * torch.finfo(parameter.dtype).eps * noise)
+            grads, _ = self._sum_gradients(self.step.micro_batches)
+            gradients.append(self._over_processes([_detached(g) for g in grads]))
+        objective.load(self.before)
+        taken = []
+        for sign in (-times, times):
+            moved: list[Tensor | None] = []
+            for here, *others in zip(*gradients, strict=True):
+                changes = [(g - here).abs() for g in others if g is not None and here is not None]
+                moved.append(here if here is None or not changes else here + sign * torch.stack(changes).amax(0))
+            taken.append(self._take(moved))
+        return taken
+
     def _pull(self, adjoint: Adjoint, curvature: float) -> PulledStep:
         micros, objective = self.step.micro_batches, self._objective
         single: FirstOrder | None = None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.dtypes import cast_floats, tensors_made_in
+from lightning_sgdinf.dtypes import cast_floats, dtype_name, tensors_made_in
 from lightning_sgdinf.errors import ModelMismatchError, UnsupportedRunError, UntappedLossError
 from lightning_sgdinf.kernels import (
     ATTENTION,
@@ -94,7 +94,8 @@ class TrainingStep:
         self.source = source
         self.host = host
         self.tap = tap
-        self.dtype = dtype
+        recorded = {name for _, _, name in header.parameters}
+        self.dtype = None if dtype is not None and recorded == {dtype_name(dtype)} else dtype
         by_method = callable(getattr(module, "per_example_loss", None))
         self.per_example_loss = per_example_loss or (_ask_module if by_method else None)
         self.vector = ParameterVector(

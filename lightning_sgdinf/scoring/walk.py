@@ -170,13 +170,13 @@ class Walk:
             return pulled
         vector = self.run.objective.vector
         try:
-            comparison.add(pulled, at.step, at.before, after, vector)
+            comparison.add(pulled, at.step, at.before, after, vector, at.rounded)
         except StepMismatchError:
             if self.compiled is None or self.compiled.note:
                 raise
             self.compiled.give_up(f"step {at.step.index}, by the compiled kernel, leads elsewhere than recorded")
             pulled = visited(self.estimator, at, adjoint)
-            comparison.add(pulled, at.step, at.before, after, vector)
+            comparison.add(pulled, at.step, at.before, after, vector, at.rounded)
         return pulled
 
     def _states(self, start: int, stop: int, tally: Tally) -> Iterator[tuple[int, ModelState]]:
