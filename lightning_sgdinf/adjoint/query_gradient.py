@@ -14,7 +14,7 @@ from lightning_sgdinf import random_state
 from lightning_sgdinf.adjoint.adjoint import Adjoint
 from lightning_sgdinf.dtypes import cast_floats, tensors_made_in
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
-from lightning_sgdinf.kernels import ATTENTION, HeldConstants, Interceptor, RunningStatistics, Twins
+from lightning_sgdinf.kernels import ATTENTION, HeldConstants, Interceptor, RunningStatistics, Twins, lookup_handlers
 from lightning_sgdinf.query import Query, ValidationData
 from lightning_sgdinf.replay import Objective, OpenedRun, validation_pass
 from lightning_sgdinf.replay.borrowed_module import lasting_tensors
@@ -148,7 +148,8 @@ class BoundQuery:
         objective.load(state)
         watch = RunningStatistics(objective.module, Twins())
         held = HeldConstants(objective.passes.phase, lambda: lasting_tensors(objective.module))
-        handling = Interceptor({**ATTENTION, **watch.handlers(), **held.handlers()}, held)
+        lookups = lookup_handlers(objective.passes.phase)
+        handling = Interceptor({**ATTENTION, **lookups, **watch.handlers(), **held.handlers()}, held)
         own = tensors_made_in(objective.dtype)
         moving = differentiable_buffers(objective.module, objective.passes.moving if gradient else (), held)
         with (

@@ -9,6 +9,8 @@ from lightning_sgdinf.kernels.held import UnlinkedHook as UnlinkedHook
 from lightning_sgdinf.kernels.held import first_only as first_only
 from lightning_sgdinf.kernels.intercept import Handler as Handler
 from lightning_sgdinf.kernels.intercept import Interceptor as Interceptor
+from lightning_sgdinf.kernels.lookup import RenormalisedEmbedding as RenormalisedEmbedding
+from lightning_sgdinf.kernels.lookup import lookup_handlers as lookup_handlers
 from lightning_sgdinf.kernels.running_statistics import RunningStatistics as RunningStatistics
 from lightning_sgdinf.kernels.vmap_layers import VMAP_LAYERS as VMAP_LAYERS
 from lightning_sgdinf.kernels.weight_norm import WEIGHT_NORM as WEIGHT_NORM

@@ -111,6 +111,7 @@ def impossible_to_replay(module: Any, optimizer: torch.optim.Optimizer, reader: 
         reasons.append(MANUAL_OPTIMIZATION)
     if any(base.__name__ in _CLOSURE_OPTIMIZERS for base in type(optimizer).__mro__):
         reasons.append(SEVERAL_EVALUATIONS)
+    reasons += _acts_unseen(module)
     if reader.foreign:
         reasons.append(foreign_parameters(reader.foreign))
     reasons.extend(_odd_parameters(reader.params))
@@ -157,6 +158,25 @@ def foreign_parameters(count: int) -> str:
         f"the optimizer holds {count} parameters that are none of the module's, so they have no name. Register them in "
         "the LightningModule"
     )
+
+
+def _acts_unseen(module: nn.Module) -> list[str]:
+    """Return what in a module changes weights or gradients where no replay repeats it."""
+    reasons = []
+    for name, part in module.named_modules():
+        if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.max_norm is not None:
+            reasons.append(
+                f"{name} has max_norm, with which the forward pass itself changes the weights, and that is not "
+                "differentiated. Leave out max_norm, and bound the norm of what is looked up in the module's forward"
+            )
+    for name, parameter in module.named_parameters():
+        if getattr(parameter, "_post_accumulate_grad_hooks", None):
+            reasons.append(
+                f"the parameter {name} has a hook that acts on its gradient once that is summed up "
+                "(register_post_accumulate_grad_hook), which replay does not repeat. Use register_hook for what is "
+                "done to a gradient, and let the Trainer take the steps"
+            )
+    return reasons
 
 
 def impossible_to_replay_processes(trainer: Any, module: nn.Module) -> list[str]:

@@ -20,10 +20,12 @@ from lightning_sgdinf.kernels import (
     HeldConstants,
     Interceptor,
     Phase,
+    RenormalisedEmbedding,
     RunningStatistics,
     Twins,
     UnlinkedHook,
     layer_handlers,
+    lookup_handlers,
 )
 from lightning_sgdinf.log import Header, MicroBatch, Step
 from lightning_sgdinf.parameters import ParameterVector
@@ -242,7 +244,8 @@ class TrainingStep:
         """Return the gradient of a loss in the trained parameters; ``None`` where it does not depend on one."""
         try:
             with self.passes.phase.taking_gradient():
-                return list(torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True))
+                grads = torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True)
+                return [g.to_dense() if g is not None and g.is_sparse else g for g in grads]
         except UnlinkedHook as hook:
             raise UnsupportedRunError(
                 f"a gradient hook on {hook} returns a tensor without a graph (by no_grad, detach or .data), so what it "
@@ -314,7 +317,8 @@ def _handling(
 ) -> Iterator[None]:
     handlers: dict[Callable[..., Any], Any] = {}
     if held is not None:
-        handlers = {**ATTENTION, **WEIGHT_NORM, **layer_handlers(twins), **held.handlers()}
+        lookups = lookup_handlers(objective.passes.phase)
+        handlers = {**ATTENTION, **WEIGHT_NORM, **lookups, **layer_handlers(twins), **held.handlers()}
     elif stacked:
         handlers = {**ATTENTION, **WEIGHT_NORM, **VMAP_LAYERS}
     with ExitStack() as stack:
@@ -326,7 +330,13 @@ def _handling(
             handlers.update(watch.handlers())
         if handlers:
             stack.enter_context(Interceptor(handlers, held))
-        yield
+        try:
+            yield
+        except RenormalisedEmbedding:
+            raise UnsupportedRunError(
+                "an embedding has max_norm, with which the forward pass itself changes the weights, and that is not "
+                "differentiated. Leave out max_norm, and bound the norm of what is looked up in the module's forward."
+            ) from None
 
 
 def _moving(module: nn.Module, names: Collection[str], held: HeldConstants | None) -> Any:
