@@ -19,9 +19,16 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.certificate import Certificate
-from lightning_sgdinf.errors import ConfigurationError, LogExistsError, NonFiniteError
+from lightning_sgdinf.errors import (
+    ConfigurationError,
+    LogCorruptError,
+    LogExistsError,
+    NonFiniteError,
+    SgdInfluenceError,
+)
 from lightning_sgdinf.extras import require
 from lightning_sgdinf.log import Json, read_arrays, write_arrays
+from lightning_sgdinf.plain_text import csv_cell, encodable, printable
 from lightning_sgdinf.ranking import Better, Ranking
 
 if TYPE_CHECKING:
@@ -71,7 +78,7 @@ class Scores:
         put("values", _matrix(self.values, self.queries))
         put("provenance", dict(self.provenance))
         if self.labels is not None:
-            put("labels", tuple(str(label) for label in self.labels))
+            put("labels", tuple(encodable(str(label)) for label in self.labels))
             if len(self.labels) != len(self):
                 raise ConfigurationError(f"labels: expected one per example ({len(self)}), got {len(self.labels)}")
         if self.per_epoch is not None:
@@ -179,20 +186,34 @@ class Scores:
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            LogNotFoundError: There is no such file.
+            LogVersionError: It is something else, or of another version.
+            LogCorruptError: It is damaged, or no scores are in it.
+        """
         arrays, attributes = read_arrays(path, kind=KIND)
         stored: dict[str, Any] = dict(attributes)
-        certificate = stored["certificate"]
-        return cls(
-            values=torch.from_numpy(np.array(arrays["values"])),
-            queries=tuple(stored["queries"]),
-            labels=tuple(json.loads(arrays["labels"].tobytes())) if "labels" in arrays else None,
-            per_epoch=torch.from_numpy(np.array(arrays["per_epoch"])) if "per_epoch" in arrays else None,
-            certificate=None if certificate is None else Certificate.from_json(certificate),
-            provenance=stored["provenance"],
-            better=tuple(stored["better"]),
-            verified=torch.from_numpy(np.array(arrays["verified"])) if "verified" in arrays else None,
-        )
+        try:
+            certificate = stored["certificate"]
+            return cls(
+                values=torch.from_numpy(np.array(arrays["values"])),
+                queries=tuple(stored["queries"]),
+                labels=tuple(json.loads(arrays["labels"].tobytes())) if "labels" in arrays else None,
+                per_epoch=torch.from_numpy(np.array(arrays["per_epoch"])) if "per_epoch" in arrays else None,
+                certificate=None if certificate is None else Certificate.from_json(certificate),
+                provenance=stored["provenance"],
+                better=tuple(stored["better"]),
+                verified=torch.from_numpy(np.array(arrays["verified"])) if "verified" in arrays else None,
+            )
+        except (
+            SgdInfluenceError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError,
+            ArithmeticError,
+        ) as error:  # fmt: skip
+            raise LogCorruptError(
+                f"{path}: these are no scores ({type(error).__name__}: {printable(str(error))}); compute them again"
+            ) from error
 
     def to_frame(self) -> pandas.DataFrame:
         """Return a pandas table: ``example_id``, ``label`` and ``verified`` if known, and per query score and rank.
@@ -219,7 +240,9 @@ class Scores:
         """Write `to_frame` as CSV; refuses a path that is taken unless ``overwrite``."""
         frame = self.to_frame()
         refuse_taken(path, overwrite=overwrite)
-        frame.to_csv(path, index=False)
+        for column in frame.select_dtypes(exclude=["number", "bool"]):  # texts are never formulas
+            frame[column] = frame[column].map(csv_cell)
+        frame.to_csv(path, index=False, errors="replace")
 
     def to_parquet(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write `to_frame` as Parquet; refuses a path that is taken unless ``overwrite``."""

@@ -84,16 +84,21 @@ def read_arrays(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, n
         LogCorruptError: It differs from what was written.
     """
     path = Path(path)
-    with open_file(path, kind) as file:
+    with open_file(Path(os.path.realpath(path)), kind) as file:
         document = read_document(file, "attributes", path)
         with reading(path, "attributes"):
             attributes = from_json(document)
+            if not isinstance(attributes, dict):
+                raise TypeError("the attributes are no object")
         with reading(path, "list of arrays"):
             group = file["arrays"]
-            if not isinstance(group, h5py.Group):
+            if not isinstance(file.get("arrays", getlink=True), h5py.HardLink) or not isinstance(group, h5py.Group):
                 raise TypeError(f"{group} is there, expected a group")
             names = list(group)
-        arrays = {name: _read(file, f"arrays/{name}", path) for name in names}
+        arrays, room = {}, file.id.get_filesize()
+        for name in names:
+            arrays[name] = _read(file, f"arrays/{name}", path, room)
+            room -= arrays[name].nbytes
     return arrays, attributes
 
 
@@ -103,13 +108,14 @@ def _write(group: h5py.Group, name: str, array: np.ndarray) -> None:
     created.attrs["crc32"] = np.uint32(_checksum(little))
 
 
-def _read(file: h5py.File, name: str, path: Path) -> np.ndarray:
+def _read(file: h5py.File, name: str, path: Path, room: int) -> np.ndarray:
     with reading(path, name):
         stored = dataset(file, name)
         if stored.dtype.kind not in _KINDS:
             raise ValueError(f"{stored} is there, expected an array of numbers")
-        if stored.nbytes > stored.id.get_storage_size():
-            raise ValueError(f"{stored.nbytes} bytes are claimed and {stored.id.get_storage_size()} are there")
+        there = min(stored.id.get_storage_size(), room)
+        if stored.nbytes > there or stored.chunks is not None:
+            raise ValueError(f"{stored.nbytes} bytes are claimed and {there} are there")
         array = np.asarray(stored[()])
         recorded = integer(stored, "crc32")
     if _checksum(array) != recorded:

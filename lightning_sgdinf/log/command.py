@@ -13,6 +13,7 @@ from lightning_sgdinf.log.export import export
 from lightning_sgdinf.log.reader import RunLog
 from lightning_sgdinf.log.recovery import recover
 from lightning_sgdinf.log.watch import progress, readable_bytes, watch
+from lightning_sgdinf.plain_text import printable
 
 _PARTS = {"state": "states", "anchor": "states", "page": "steps", "batch": "batches"}
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush complains
         return 0
     except LogError as error:
-        print(f"sgdinf-log: {error}", file=sys.stderr)
+        print(printable(f"sgdinf-log: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 0
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _info(chosen: argparse.Namespace) -> int:
     with RunLog.open(chosen.path) as log:
         for line in _description(log):
-            print(line)
+            print(printable(line))
     return 0
 
 
@@ -95,9 +96,9 @@ def _verify(chosen: argparse.Namespace) -> int:
         report = log.verify()
         counted = f"{report.steps} steps and {report.states} states agree with their checksums"
         if report.ok:
-            print(f"{log.path}: {counted}" + ("" if log.finished else f"; no final state: {log.end_reason}"))
+            print(printable(f"{log.path}: {counted}" + ("" if log.finished else f"; no final state: {log.end_reason}")))
             return 0
-        print(f"{log.path}: {counted}, then: {report.problem}")
+        print(printable(f"{log.path}: {counted}, then: {report.problem}"))
         return 1
 
 
@@ -122,10 +123,10 @@ def _export(chosen: argparse.Namespace) -> int:
 def _watch(chosen: argparse.Namespace) -> int:
     if chosen.once:
         latest = progress(chosen.path)
-        print(latest)
+        print(printable(str(latest)))
     else:
         for latest in watch(chosen.path, seconds=chosen.seconds):
-            print(latest, flush=True)
+            print(printable(str(latest)), flush=True)
     return 0 if latest.going_on or latest.ended else 1
 
 

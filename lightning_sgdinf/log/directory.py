@@ -13,13 +13,22 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from lightning_sgdinf.errors import LogError, LogExistsError, LogLockedError, LogNotFoundError, LogWriteError
+from lightning_sgdinf.errors import (
+    LogCorruptError,
+    LogError,
+    LogExistsError,
+    LogLockedError,
+    LogNotFoundError,
+    LogWriteError,
+)
 from lightning_sgdinf.log.file_objects import FileObject, open_regular
+from lightning_sgdinf.plain_text import printable
 
 SEGMENT_FORMAT = "sgdinf-log/1"
 END_FORMAT = "sgdinf-log-end/1"
@@ -46,6 +55,11 @@ class LogDirectory:
         """The end mark."""
         return self.path / "end.h5"
 
+    @property
+    def has_end(self) -> bool:
+        """True if something has the name of the end mark."""
+        return os.path.lexists(self.end)
+
     def sealed(self, first: int) -> Path:
         """Return the path of the sealed segment that begins with step ``first``."""
         return self.path / f"seg-{first:010d}.h5"
@@ -61,7 +75,8 @@ class LogDirectory:
 
     def size_bytes(self) -> int:
         """Return the bytes of all files that hold data of the run."""
-        return sum(p.stat().st_size for p in self.path.iterdir() if _CONTENT.fullmatch(p.name) and p.is_file())
+        own = [p.lstat() for p in self.path.iterdir() if _CONTENT.fullmatch(p.name)]
+        return sum(status.st_size for status in own if stat.S_ISREG(status.st_mode))
 
     def require(self) -> None:
         """Check that there is something to read.
@@ -77,8 +92,10 @@ class LogDirectory:
             )
         names = sorted(p.name for p in self.path.iterdir())
         if not any(_CONTENT.fullmatch(name) for name in names):
-            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") if names else "nothing"
+            shown = ", ".join(map(printable, names[:8])) + (", ..." if len(names) > 8 else "") if names else "nothing"
             raise LogNotFoundError(f"{self.path} holds no segments of a log, but {shown}")
+        if odd := next((n for n in names if n.startswith(("seg-", "live-")) and not _CONTENT.fullmatch(n)), None):
+            raise LogCorruptError(f"{self.path} holds {odd!r}, which no log has; remove it, or restore a copy")
 
     def status(self) -> bytes:
         """Return what the present or the last writer has told of itself; empty if nothing."""
@@ -205,7 +222,7 @@ class WritableDirectory(LogDirectory):
             lock.close()
 
     def _refuse_strangers(self) -> None:
-        strangers = sorted(p.name for p in self.path.iterdir() if not _OURS.fullmatch(p.name))
+        strangers = sorted(printable(p.name) for p in self.path.iterdir() if not _OURS.fullmatch(p.name))
         if strangers:
             raise LogExistsError(f"{self.path} holds {', '.join(strangers[:5])}, which no log has; choose another path")
 

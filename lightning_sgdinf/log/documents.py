@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import fields
 from typing import Any
 
+from lightning_sgdinf.log.bit_patterns import word_type
 from lightning_sgdinf.log.records import Header
 from lightning_sgdinf.state import Layout, TensorSpec
+
+_MAX_BYTES, _MAX_ENTRIES, _MAX_LISTS = 16 << 20, 2_000_000, 400_000
+_MAX_DIMENSIONS, _MAX_ELEMENTS = 32, 1 << 48
+_RUN_ID = re.compile(r"[!-~]{1,200}")
+_HEADER_KINDS: dict[str, type] = {
+    "run_id": str, "created": str, "model": str, "optimizer": str, "parameters": list, "constant_digest": int,
+    "precision": str, "keep": str, "datasets": list, "replayable": str, "environment": dict, "extra": dict,
+}  # fmt: skip
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True).encode
 
@@ -26,9 +36,51 @@ def to_json(value: Any) -> bytes:
 
 
 def from_json(data: bytes) -> Any:
-    """Return the value of a document written by `to_json`; tuples come back as lists."""
+    """Return the value of a document written by `to_json`; tuples come back as lists.
+
+    Raises:
+        ValueError: It is none, or so large that it is none of ours.
+    """
+    if len(data) > _MAX_BYTES or data.count(b",") > _MAX_ENTRIES or data.count(b"[") + data.count(b"{") > _MAX_LISTS:
+        raise ValueError(f"a document of {len(data)} bytes, {data.count(b',')} entries")
     text = data.decode("ascii")
     return json.loads(text, object_hook=_read_float) if '"$float"' in text else json.loads(text)
+
+
+def from_plain_json(data: bytes) -> Any:
+    """Return the value of a document whose texts can be shown and stored: none has half a character.
+
+    Raises:
+        ValueError: It is none.
+    """
+    value = from_json(data)
+    if b"\\ud" in data.lower():
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def whole(value: Any, what: str, *, least: int = 0) -> int:
+    """Return a value that is an integer of at least ``least``.
+
+    Raises:
+        TypeError, ValueError: It is something else.
+    """
+    if type(value) is not int:
+        raise TypeError(f"{what} is {value!r:.80}, expected an integer")
+    if not least <= value < 1 << 63:
+        raise ValueError(f"{what} is {value!r:.80}, expected at least {least}")
+    return value
+
+
+def text(value: Any, what: str) -> str:
+    """Return a value that is a string.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if type(value) is not str:
+        raise TypeError(f"{what} is {value!r:.80}, expected text")
+    return value
 
 
 def header_to_json(header: Header) -> bytes:
@@ -38,11 +90,31 @@ def header_to_json(header: Header) -> bytes:
 
 def header_from_json(data: bytes) -> Header:
     """Return the header of a document."""
+    content = from_plain_json(data)
     known = {f.name for f in fields(Header)}
-    members = {name: value for name, value in from_json(data).items() if name in known}
-    members["parameters"] = tuple((name, tuple(shape), dtype) for name, shape, dtype in members["parameters"])
-    members["datasets"] = tuple((name, length) for name, length in members.get("datasets", ()))
+    members = {name: value for name, value in content.items() if name in known}
+    for name, kind in _HEADER_KINDS.items():
+        if type(members.get(name, kind())) is not kind:
+            raise TypeError(f"{name} is {members[name]!r:.80}, expected {kind.__name__}")
+    members["run_id"] = checked_run_id(members["run_id"])
+    members["parameters"] = tuple(
+        (text(name, "a name"), _shape(shape), text(dtype, "a dtype")) for name, shape, dtype in members["parameters"]
+    )
+    members["datasets"] = tuple(
+        (text(name, "a data set"), whole(length, "a length", least=-1)) for name, length in members.get("datasets", ())
+    )
     return Header(**members)
+
+
+def checked_run_id(value: Any) -> str:
+    """Return the name of a run: some printable ASCII characters.
+
+    Raises:
+        TypeError, ValueError: It is none.
+    """
+    if not _RUN_ID.fullmatch(text(value, "run_id")):
+        raise ValueError(f"run_id is {value!r:.80}, expected up to 200 printable characters")
+    return value
 
 
 def layout_to_json(layout: Layout) -> bytes:
@@ -52,12 +124,26 @@ def layout_to_json(layout: Layout) -> bytes:
 
 def layout_from_json(data: bytes) -> Layout:
     """Return the layout of a document."""
-    return Layout(
-        tuple(
-            TensorSpec(part=part, name=name, key=key, shape=tuple(shape), dtype=dtype)
-            for part, name, key, shape, dtype in from_json(data)
+    specs = []
+    for part, name, key, shape, dtype in from_plain_json(data):
+        if part not in ("param", "buffer", "optimizer"):
+            raise ValueError(f"part {part!r:.80}")
+        word_type(text(dtype, "a dtype"))
+        specs.append(
+            TensorSpec(part=part, name=text(name, "a name"), key=text(key, "a key"), shape=_shape(shape), dtype=dtype)
         )
-    )
+    if len({(s.part, s.name, s.key) for s in specs}) < len(specs):
+        raise ValueError("a tensor is there twice")
+    return Layout(tuple(specs))
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if type(value) is not list or len(value) > _MAX_DIMENSIONS:
+        raise TypeError(f"{value!r:.80} is no shape")
+    shape = tuple(whole(size, "a size") for size in value)
+    if math.prod(max(1, size) for size in shape) > _MAX_ELEMENTS:
+        raise ValueError(f"a shape of {math.prod(shape)} elements")
+    return shape
 
 
 def _plain(value: Any) -> Any:

@@ -16,12 +16,14 @@ from lightning_sgdinf.log.bit_patterns import state_patterns, word_counts, word_
 from lightning_sgdinf.log.checksum import StateChecksum
 from lightning_sgdinf.log.directory import END_FORMAT, LogDirectory, publish
 from lightning_sgdinf.log.documents import (
-    from_json,
+    from_plain_json,
     header_from_json,
     header_to_json,
     layout_from_json,
     layout_to_json,
+    text,
     to_json,
+    whole,
 )
 from lightning_sgdinf.log.hdf5 import (
     checked_dataset,
@@ -134,12 +136,15 @@ def read_end_mark(path: Path) -> EndMark:
     with open_file(path, END_FORMAT) as file:
         header, summary = read_document(file, "header", path), read_document(file, "summary", path)
         with reading(path, "header and summary"):
-            known = from_json(summary)
+            known = from_plain_json(summary)
             mark = {
                 "header": header_from_json(header),
-                "steps": known["steps"],
-                "reason": known["reason"],
-                "segments": tuple(SegmentEntry(s["first"], s["steps"], s["checksum"]) for s in known["segments"]),
+                "steps": whole(known["steps"], "steps"),
+                "reason": text(known["reason"], "reason"),
+                "segments": tuple(
+                    SegmentEntry(*(whole(s[name], name) for name in ("first", "steps", "checksum")))
+                    for s in known["segments"]
+                ),
             }
         state, crc = _read_state(file, "state", path) if "state" in file else (None, None)
         average = _read_state(file, "average", path)[0].params if "average" in file else None

@@ -20,10 +20,12 @@ from lightning_sgdinf.errors import LogCorruptError, LogError, LogNotFoundError,
 from lightning_sgdinf.log.descriptors import identity, large_files_allowed, redirect, replace_by_copy
 from lightning_sgdinf.log.file_objects import ReadFile, WrittenFile, open_regular
 from lightning_sgdinf.log.superblock import SIZE, repaired
+from lightning_sgdinf.plain_text import printable
 
 LIBVER = ("v110", "v110")  # checksummed metadata, and what a single writer with readers needs
 
 _UNWRITTEN_BYTES = 64 << 20
+_MAX_CHUNK_BYTES = 4 << 20
 _DAMAGE = (
     OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError, UnicodeError, ArithmeticError,
     MemoryError, struct.error,
@@ -42,7 +44,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except LogError:
         raise
     except _DAMAGE as error:
-        reason = " ".join(str(error).split())
+        reason = printable(" ".join(str(error).split()))
         raise LogCorruptError(
             f"{path}: {what} cannot be read ({type(error).__name__}: {reason}); the file is damaged, restore a copy"
         ) from error
@@ -167,7 +169,7 @@ def open_file(path: Path, format_name: str, *, sealed: bool = True) -> h5py.File
     try:
         with reading(path, "attribute format"):
             present = file.attrs.get("format")
-        if present != format_name:
+        if not isinstance(present, str) or present != format_name:
             raise LogVersionError(f"{path}: {_other_format(present, format_name)}")
     except BaseException:
         file.close()
@@ -186,13 +188,13 @@ def _repaired(path: Path) -> ReadFile:
 
 def _other_format(present: object, format_name: str) -> str:
     """Return the advice about a file of another format."""
-    if present is None:
+    if not isinstance(present, str):
         return f"the file says no format, expected {format_name!r}; it is no part of a log, move it elsewhere"
     kind, _, version = format_name.partition("/")
-    theirs, _, number = str(present).partition("/")
-    later = theirs == kind and number.isdecimal() and int(number) > int(version)
+    theirs, _, number = present.partition("/")
+    later = theirs == kind and number.isdecimal() and len(number) < 9 and int(number) > int(version)
     advice = "a later release wrote it: update this one" if later else "use the release that wrote it"
-    return f"the file has format {present!r}, this release reads {format_name!r}; {advice}"
+    return f"the file has format {present!r:.80}, this release reads {format_name!r}; {advice}"
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:
@@ -288,12 +290,15 @@ def checked_dataset(
     numbers = tuple(properties.get_filter(i)[0] for i in range(properties.get_nfilters()))
     if numbers and numbers != tuple(filters):
         raise ValueError(f"filters {numbers} are there, expected {tuple(filters)}")
+    chunk = prod(stored.chunks or (0,)) * stored.dtype.itemsize
+    if chunk > _MAX_CHUNK_BYTES:
+        raise ValueError(f"{name} has chunks of {chunk} bytes")
     if not sealed:
         there = stored.nbytes if numbers else file.id.get_filesize() + _UNWRITTEN_BYTES
     elif numbers:
-        there = stored.id.get_num_chunks() * prod(stored.chunks or ()) * stored.dtype.itemsize
+        there = stored.id.get_num_chunks() * chunk
     else:
-        there = stored.id.get_storage_size()
+        there = min(stored.id.get_storage_size(), file.id.get_filesize())
     if stored.nbytes > there:
         raise ValueError(f"{name}: {stored.nbytes} bytes are claimed and {there} are there")
     return stored

@@ -25,6 +25,11 @@ from lightning_sgdinf.log.step_documents import EncodedStep
 from lightning_sgdinf.log.twister import StreamEncoder
 
 MAX_PAGE_BYTES = 1 << 30
+MAX_STEPS = 4096
+"""Steps of a segment."""
+
+_FREE_BYTES, _MAX_RATIO = 64 << 20, 64  # of all pages, beside what each byte that is there may stand for
+_MAX_STRINGS = 2_000_000
 
 _HEAD = Struct("<6I")  # steps, example ids, bytes of an id, bytes of documents, uses of strings, new strings
 _CHUNK, _ENDS_CHUNK = 8192, 128
@@ -92,16 +97,21 @@ class Page:
         return zlib.compress(b"".join(parts))
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Page:
-        """Return the page of some bytes, uncompressed again.
+    def from_bytes(cls, data: bytes, most: int = MAX_PAGE_BYTES) -> tuple[Page, int]:
+        """Return the page of some bytes, uncompressed again, and how many bytes it is then.
+
+        Args:
+            data: The bytes.
+            most: Bytes that it may be.
 
         Raises:
             ValueError: It is not one.
         """
-        content = _Cursor(_inflated(data))
+        inflated = _inflated(data, most)
+        content = _Cursor(inflated)
         steps, ids, width, documents, used, strings = _HEAD.unpack(content.take(_HEAD.size))
-        if width > 8:
-            raise ValueError(f"ids of {width} bytes")
+        if width > 8 or steps > MAX_STEPS or max(used, strings) > _MAX_STRINGS:
+            raise ValueError(f"ids of {width} bytes, {steps} steps, {max(used, strings)} byte strings")
         page = cls(stored=list(content.take(steps)))
         for column in (page.state_crc, page.crc, page.id_counts, page.document_sizes, page.string_counts):
             column += content.numbers("<u4", steps)
@@ -117,7 +127,7 @@ class Page:
         sums = sum(page.id_counts), sum(page.document_sizes), sum(page.string_counts)
         if sums != (ids, documents, used) or not steps:
             raise ValueError(f"a page of {steps} steps has {(ids, documents, used)} parts, its steps have {sums}")
-        return page
+        return page, len(inflated)
 
 
 class PageWriter:
@@ -230,13 +240,16 @@ def read_pages(file: h5py.File, path: Path, *, sealed: bool) -> Page:
     with reading(path, "pages"):
         ends = [0, *checked_dataset(file, "page_end", "<i8", sealed=sealed)[()].tolist()]
         data = checked_dataset(file, "page", "|u1", sealed=sealed)[()].tobytes()
-    whole = Page()
+    whole, room = Page(), _FREE_BYTES + _MAX_RATIO * len(data)
     for number, (start, end) in enumerate(pairwise(ends)):
         try:
             with reading(path, f"page {number}"):
                 if not 0 <= start < end <= len(data):
                     raise ValueError(f"bytes {start} to {end} of {len(data)}")
-                page = Page.from_bytes(data[start:end])
+                page, size = Page.from_bytes(data[start:end], room)
+                room -= size
+                if len(whole.crc) + len(page.crc) > MAX_STEPS:
+                    raise ValueError(f"more than {MAX_STEPS} steps")
         except LogCorruptError:
             if sealed:
                 raise
@@ -272,10 +285,10 @@ class _Cursor:
             raise ValueError(f"a page has {len(self._data)} bytes, its parts {self._place}")
 
 
-def _inflated(data: bytes) -> bytes:
+def _inflated(data: bytes, most: int) -> bytes:
     stream = zlib.decompressobj()
     try:
-        content = stream.decompress(data, MAX_PAGE_BYTES)
+        content = stream.decompress(data, max(1, min(most, MAX_PAGE_BYTES)))
     except zlib.error as error:
         raise ValueError(str(error)) from error
     if not stream.eof or stream.unused_data:

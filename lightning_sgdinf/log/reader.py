@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from types import TracebackType
@@ -29,7 +30,8 @@ class RunLog:
     recorded step is unknown, so of ``n`` recorded steps ``T = n - 1`` count, whose states ``0 .. n - 1`` are known.
     `finished` is false then.
 
-    Everything that is read is compared with its checksum first.
+    Everything that is read is compared with its checksum first. Several threads may read at once: each through files of
+    its own.
 
     Attributes:
         path: The directory.
@@ -43,7 +45,10 @@ class RunLog:
         """Not public: use `open`."""
         self.path = directory.path
         self._directory, self._end = directory, end
-        self._segments = Segments(directory, end, unsealed)
+        self._unsealed = None if unsealed is None else (unsealed.path, unsealed.first)
+        self._opened: list[Segments] = []
+        self._of_thread = threading.local()
+        self._take(Segments(directory, end, unsealed))
         self.header: Header = self._segments.header
         self.finished = end is not None and end.state is not None
         self.end_reason = _no_end(directory) if end is None else end.reason
@@ -63,7 +68,7 @@ class RunLog:
         """
         directory = LogDirectory(path)
         directory.require()
-        end = read_end_mark(directory.end) if directory.end.exists() else None
+        end = read_end_mark(directory.end) if directory.has_end else None
         unsealed = _unsealed_segment(directory) if end is None else None
         if end is None and unsealed is None and not directory.segments("seg"):
             raise LogNotFoundError(f"{directory.path} holds no complete step yet; wait, or record the run again")
@@ -81,7 +86,8 @@ class RunLog:
 
     def close(self) -> None:
         """Close its files; harmless when done twice."""
-        self._segments.close()
+        for segments in self._opened:
+            segments.close()
 
     def __len__(self) -> int:
         """Return ``T``, the number of steps whose following state is known."""
@@ -174,6 +180,20 @@ class RunLog:
         """Yield its segments in order, each open until a few others were used."""
         yield from self._segments
 
+    @property
+    def _segments(self) -> Segments:
+        """The segments, in files that this thread has for itself."""
+        own = getattr(self._of_thread, "segments", None)
+        if own is None:
+            unsealed = None if self._unsealed is None else SegmentReader.of_unsealed(*self._unsealed)
+            own = self._take(Segments(self._directory, self._end, unsealed))
+        return own
+
+    def _take(self, segments: Segments) -> Segments:
+        self._opened.append(segments)
+        self._of_thread.segments = segments
+        return segments
+
     def _read_batch(self, index: int, entries: tuple[BatchEntry, ...], place: int) -> bytes:
         """Read a stored batch, also when its segment has been closed since the step was read."""
         return self._segments.of_step(index).batches.read(index, entries, place)
@@ -218,7 +238,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """
     directory = LogDirectory(path)
     directory.require()
-    if directory.end.exists():
+    if directory.has_end:
         return read_end_mark(directory.end).header
     sealed, live = directory.segments("seg"), directory.segments("live")
     if sealed:

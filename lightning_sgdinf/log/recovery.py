@@ -22,6 +22,7 @@ from lightning_sgdinf.log.records import Header
 from lightning_sgdinf.log.segment_reader import SegmentReader
 from lightning_sgdinf.log.segment_writer import SegmentWriter
 from lightning_sgdinf.log.step_documents import EncodedStep
+from lightning_sgdinf.log.verify import verify_segments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,8 @@ class RecoveryReport:
 def recover(path: str | os.PathLike[str]) -> RecoveryReport:
     """Seal what a dead writer has left, so that the log is whole, but without a state after its last step.
 
-    Nothing happens to a log that is whole. May be interrupted and repeated.
+    Nothing happens to a log that is whole. A last segment that differs from its checksums is set aside, with the end
+    mark, and what is whole of it is kept. May be interrupted and repeated.
 
     Args:
         path: The log.
@@ -63,6 +65,8 @@ def recover(path: str | os.PathLike[str]) -> RecoveryReport:
         aside: list[Path] = []
         end = _readable_end(directory, aside)
         sealed = seal_live(directory, end, aside)
+        if not sealed and (spoilt := _spoilt_last(directory)) is not None:
+            end, sealed = None, _reseal(directory, spoilt, aside)
         if end is not None and not sealed:
             return RecoveryReport(steps=end.steps, sealed=0, set_aside=tuple(aside))
         header, entries = survey(directory)
@@ -75,6 +79,40 @@ def recover(path: str | os.PathLike[str]) -> RecoveryReport:
         return RecoveryReport(steps=steps, sealed=sealed, set_aside=tuple(aside))
     finally:
         directory.release()
+
+
+def _spoilt_last(directory: WritableDirectory) -> tuple[int, Path] | None:
+    """Return first step and path of the last segment, if it was sealed and differs from its checksums.
+
+    That is what a disk leaves that fails at the end: earlier ones were read when they were whole.
+    """
+    sealed = directory.segments("seg")
+    if not sealed:
+        return None
+    first, path = max(sealed.items())
+    try:
+        with closing(SegmentReader(path, first)) as segment:
+            if verify_segments(segment.header, [segment], finished=False).ok:
+                return None
+    except LogCorruptError:
+        pass
+    return first, path
+
+
+def _reseal(directory: WritableDirectory, spoilt: tuple[int, Path], aside: list[Path]) -> int:
+    """Seal the steps of a spoilt segment that are whole; return their number. It is set aside, with the end mark, which
+    is not that of the log that is left."""
+    first, path = spoilt
+    if directory.has_end:
+        aside.append(_set_aside(directory.end))
+    kept = _set_aside(path)
+    aside.append(kept)
+    try:
+        with closing(SegmentReader.of_unsealed(kept, first, check=False)) as segment:
+            entry = rewrite(directory, segment, len(segment.steps))
+    except LogCorruptError:
+        return 0
+    return 0 if entry is None else entry.steps
 
 
 def cut(directory: WritableDirectory, run_id: str, steps: int) -> list[SegmentEntry]:
@@ -236,7 +274,7 @@ _FLUSH_STEPS = 64
 
 
 def _readable_end(directory: WritableDirectory, aside: list[Path]) -> EndMark | None:
-    if not directory.end.exists():
+    if not directory.has_end:
         return None
     try:
         return read_end_mark(directory.end)

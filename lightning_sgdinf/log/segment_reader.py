@@ -13,8 +13,8 @@ from lightning_sgdinf.log.batch_store import BatchReader
 from lightning_sgdinf.log.bit_patterns import row_bytes
 from lightning_sgdinf.log.codecs import Codec, codec_named
 from lightning_sgdinf.log.directory import SEGMENT_FORMAT
-from lightning_sgdinf.log.documents import header_from_json, layout_from_json
-from lightning_sgdinf.log.hdf5 import integer, open_file, read_document, reading
+from lightning_sgdinf.log.documents import checked_run_id, header_from_json, layout_from_json, text
+from lightning_sgdinf.log.hdf5 import dataset, integer, open_file, read_document, reading
 from lightning_sgdinf.log.records import Header
 from lightning_sgdinf.log.state_table import StateTable
 from lightning_sgdinf.log.step_table import StepTable
@@ -131,13 +131,11 @@ class SegmentReader:
     def sizes(self) -> dict[str, int]:
         """Return the bytes that each dataset takes in the file, by name."""
         sizes: dict[str, int] = {}
-
-        def visit(name: str, item: object) -> None:
-            if isinstance(item, h5py.Dataset):
-                sizes[name] = int(item.id.get_storage_size())
-
         with reading(self.path, "list of datasets"):
-            self._file.visititems(visit)
+            rows = [f"{group}/{dtype}" for group in ("state", "anchor") for dtype in self.layout.buffer_sizes]
+            for name in ("header", "layout", "page", "page_end", "batch", *rows):
+                if isinstance(self._file.get(name, getlink=True), h5py.HardLink):
+                    sizes[name] = int(dataset(self._file, name).id.get_storage_size())
         return sizes
 
     @property
@@ -156,8 +154,8 @@ class SegmentReader:
                     f"{self.path}: the segment is of a draft of format {SEGMENT_FORMAT!r} that no release reads; "
                     "record the run again"
                 )
-            self.run_id = str(self._file.attrs["run_id"])
-            self.codec: Codec = codec_named(str(self._file.attrs["codec"]))
+            self.run_id = checked_run_id(self._file.attrs["run_id"])
+            self.codec: Codec = codec_named(text(self._file.attrs["codec"], "codec"))
             said = integer(self._file, "first_step")
         if said != self.first:
             raise LogCorruptError(

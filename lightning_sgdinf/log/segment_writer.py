@@ -30,11 +30,10 @@ from lightning_sgdinf.log.hdf5 import (
     skeleton,
     write_document,
 )
-from lightning_sgdinf.log.pages import PageWriter
+from lightning_sgdinf.log.pages import MAX_STEPS, PageWriter
 from lightning_sgdinf.log.step_documents import EncodedStep
 from lightning_sgdinf.state import Layout
 
-MAX_STEPS = 4096
 _MIN_STORED = 16
 _MAX_SIDE_BYTES = 32 << 20
 _LOOK_ONLY = 0o444  # while it is written, who opens it with mode "w" would empty it, whatever HDF5 says then

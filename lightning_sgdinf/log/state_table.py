@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_sgdinf.errors import LogCorruptError
-from lightning_sgdinf.log.bit_patterns import state_patterns, word_counts, word_type
+from lightning_sgdinf.log.bit_patterns import row_bytes, state_patterns, word_counts, word_type
 from lightning_sgdinf.log.checksum import StateChecksum
 from lightning_sgdinf.log.codecs import Codec
 from lightning_sgdinf.log.delta_coding import DeltaCursor
@@ -43,6 +43,8 @@ class StateTable:
         self._checksum = StateChecksum(layout)
         self._position: int | None = None
         with reading(path, "states"):
+            if length and row_bytes(layout) > file.id.get_filesize():  # the first one is stored as it is
+                raise ValueError(f"states of {row_bytes(layout)} bytes in a file of {file.id.get_filesize()}")
             self._buffers = {
                 dtype: _BufferReader(file, dtype, words, codec, length, sealed)
                 for dtype, words in word_counts(layout).items()

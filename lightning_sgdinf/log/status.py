@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 from lightning_sgdinf.log.directory import LogDirectory, WritableDirectory
-from lightning_sgdinf.log.documents import from_json, to_json
+from lightning_sgdinf.log.documents import from_json, to_json, whole
 
 _TELL_SECONDS = 0.5
 _RATE_SECONDS = 10.0
+_MAX_NUMBER = 1e15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,15 @@ def read_status(directory: LogDirectory) -> RunStatus | None:
     """Read what the writer has told last; ``None`` if nothing, or just now something else."""
     try:
         told = from_json(directory.status())
-        return RunStatus(**{f.name: told[f.name] for f in fields(RunStatus)})
-    except (ValueError, KeyError, TypeError):
+        rate, updated, expected = told["steps_per_second"], told["updated"], told["expected_steps"]
+        if not all(type(n) in (int, float) and 0 <= n < _MAX_NUMBER for n in (rate, updated)):
+            return None
+        return RunStatus(
+            steps=whole(told["steps"], "steps"),
+            steps_per_second=rate,
+            plain_bytes=whole(told["plain_bytes"], "plain_bytes"),
+            expected_steps=None if expected is None else whole(expected, "expected_steps"),
+            updated=updated,
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None

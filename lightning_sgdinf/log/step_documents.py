@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from zlib_ng.zlib_ng import crc32
 
-from lightning_sgdinf.log.documents import from_json, to_json
+from lightning_sgdinf.log.documents import from_plain_json, text, to_json, whole
 from lightning_sgdinf.log.records import Clip, Draw, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.random_state import RandomState
 
@@ -112,7 +112,7 @@ def decode_step(
     Raises:
         KeyError, ValueError, TypeError: The document is not one of this format.
     """
-    content = from_json(document)
+    content = from_plain_json(document)
     frame = read_frame(blobs[0]) if frame is None else frame
     offset = place = 0
     entries = batch_entries(content)
@@ -120,7 +120,7 @@ def decode_step(
     for micro in content["micro_batches"]:
         draws = []
         for draw in micro["draws"]:
-            end = offset + draw["n"]
+            end = offset + whole(draw["n"], "n")
             batch = None
             if "batch" in draw:
                 batch = None if read_batch is None else partial(read_batch, index, entries, place)
@@ -129,14 +129,14 @@ def decode_step(
             offset = end
         micro_batches.append(
             MicroBatch(
-                batch_idx=micro["batch_idx"],
+                batch_idx=whole(micro["batch_idx"], "batch_idx"),
                 draws=tuple(draws),
                 transferred_with=_random_of(micro.get("transferred_with"), blobs),
                 stepped_with=_random_of(micro.get("stepped_with"), blobs),
-                attributes=micro.get("attributes", {}),
-                carried=tuple(micro.get("carried", ())),
-                without_loss=micro.get("without_loss", False),
-                rank=micro.get("rank", 0),
+                attributes=_options(micro.get("attributes", {})),
+                carried=tuple(text(name, "a name") for name in micro.get("carried", ())),
+                without_loss=bool(micro.get("without_loss", False)),
+                rank=whole(micro.get("rank", 0), "rank"),
             )
         )
     if offset != len(ids):
@@ -144,33 +144,33 @@ def decode_step(
     average = content.get("average")
     return Step(
         index=index,
-        epoch=content["epoch"],
-        global_step=content["global_step"],
+        epoch=whole(content["epoch"], "epoch"),
+        global_step=whole(content["global_step"], "global_step"),
         micro_batches=tuple(micro_batches),
         groups=tuple(
-            ParamGroup(params=params, options={**constant, **inline})
+            ParamGroup(params=params, options={**constant, **_options(inline)})
             for (params, constant), inline in zip(frame.groups, content["options"], strict=True)
         ),
         accumulation=frame.accumulation,
         clip=frame.clip,
         eval_modules=frame.eval_modules,
         without_gradient=frame.without_gradient,
-        average=None if average is None else (average[0], average[1]),
-        loss=content.get("loss"),
-        changed=tuple(content.get("changed", ())),
-        validation=content.get("validation"),
+        average=None if average is None else (_number(average[0]), _number(average[1])),
+        loss=None if content.get("loss") is None else _number(content["loss"]),
+        changed=tuple(text(label, "a label") for label in content.get("changed", ())),
+        validation=None if content.get("validation") is None else _options(content["validation"]),
     )
 
 
 def batch_entries(content: dict[str, Any]) -> tuple[BatchEntry, ...]:
     """Return the entries of a step's document for its stored batches, in order."""
     draws = [draw for micro in content["micro_batches"] for draw in micro["draws"]]
-    return tuple(BatchEntry(*draw["batch"]) for draw in draws if "batch" in draw)
+    return tuple(BatchEntry(*(whole(n, "batch") for n in draw["batch"])) for draw in draws if "batch" in draw)
 
 
 def batches_of(index: int, document: bytes, read_batch: ReadBatch) -> tuple[bytes, ...]:
     """Read the stored batches of a step, in order."""
-    entries = batch_entries(from_json(document))
+    entries = batch_entries(from_plain_json(document))
     return tuple(read_batch(index, entries, place) for place in range(len(entries)))
 
 
@@ -187,15 +187,31 @@ class Frame:
 
 def read_frame(data: bytes) -> Frame:
     """Return the frame of a byte string."""
-    content = from_json(data)
+    content = from_plain_json(data)
     clip, without_gradient = content["clip"], content.get("without_gradient")
+    if clip is not None and clip["algorithm"] not in ("norm", "value"):
+        raise ValueError(f"clipping by {clip['algorithm']!r:.80}")
     return Frame(
-        groups=tuple((tuple(g["params"]), g["options"]) for g in content["groups"]),
-        accumulation=content["accumulation"],
-        clip=None if clip is None else Clip(clip["value"], clip["algorithm"]),
-        eval_modules=tuple(content["eval_modules"]),
-        without_gradient=None if without_gradient is None else tuple(without_gradient),
+        groups=tuple(
+            (tuple(text(name, "a name") for name in g["params"]), _options(g["options"])) for g in content["groups"]
+        ),
+        accumulation=whole(content["accumulation"], "accumulation", least=1),
+        clip=None if clip is None else Clip(_number(clip["value"]), clip["algorithm"]),
+        eval_modules=tuple(text(name, "a name") for name in content["eval_modules"]),
+        without_gradient=None if without_gradient is None else tuple(text(name, "a name") for name in without_gradient),
     )
+
+
+def _options(value: Any) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise TypeError(f"options are {value!r:.80}, expected an object")
+    return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"{value!r:.80} is no number")
+    return value
 
 
 def _frame_of(step: Step, constants: Sequence[dict[str, Any]]) -> bytes:
@@ -263,14 +279,16 @@ def _micro_batch_document(
 
 def _draw_of(entry: dict[str, Any], ids: np.ndarray, blobs: Sequence[bytes], batch: Callable[[], bytes] | None) -> Draw:
     return Draw(
-        loader=entry.get("loader", 0),
+        loader=whole(entry.get("loader", 0), "loader"),
         example_ids=ids,
         random=_random_of(entry.get("random"), blobs),
-        digest=entry.get("digest"),
-        single=entry.get("single", False),
+        digest=None if entry.get("digest") is None else whole(entry["digest"], "digest"),
+        single=bool(entry.get("single", False)),
         batch=batch,
     )
 
 
 def _random_of(positions: dict[str, int] | None, blobs: Sequence[bytes]) -> dict[str, bytes]:
-    return {} if positions is None else {name: blobs[position] for name, position in positions.items()}
+    if positions is None:
+        return {}
+    return {name: blobs[whole(position, "a byte string")] for name, position in positions.items()}

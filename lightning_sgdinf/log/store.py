@@ -143,7 +143,7 @@ class LogStore:
         """Make everything added so far survive the death of the process."""
         if self._segment is not None and self.timer.steps:
             self._segment.flush(durable=self._durable)
-            if self.directory.end.exists():  # the run goes on after its end, and from now on safely
+            if self.directory.has_end:  # the run goes on after its end, and from now on safely
                 self.directory.end.unlink()
                 sync_file(self.directory.path)
             self._board.tell(self._steps)
@@ -168,7 +168,7 @@ class LogStore:
         if not self.directory.is_held:
             return
         self._seal()
-        if self._steps and not self.directory.end.exists():
+        if self._steps and not self.directory.has_end:
             self._end(reason, None, None)
         self.close()
 

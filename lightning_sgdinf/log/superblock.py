@@ -16,7 +16,7 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SIZE = 48
 _CHECKED, _FLAGS, _END = 44, 11, 28
 _MASK = 0xFFFFFFFF
-_MISSING_BYTES = 64 << 20  # of a tail, at most
+_MISSING_BYTES = 16 << 20  # of a tail, at most
 
 
 def repaired(block: bytes, size: int) -> tuple[bytes, int]:

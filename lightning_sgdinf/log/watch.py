@@ -77,7 +77,7 @@ def progress(path: str | os.PathLike[str]) -> Progress:
     directory = LogDirectory(path)
     directory.require()
     going_on = directory.is_being_written()
-    if not going_on and directory.end.exists():
+    if not going_on and directory.has_end:
         end = read_end_mark(directory.end)
         return Progress(going_on=False, ended=end.reason, steps=end.steps, size_bytes=directory.size_bytes())
     told = read_status(directory)

@@ -8,7 +8,6 @@ initial state, learning rates and divisor.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Literal, TypeAlias
@@ -19,6 +18,7 @@ from torch import Tensor
 from lightning_sgdinf.dtypes import dtype_name
 from lightning_sgdinf.errors import ConfigurationError, UnknownOptimizerError, UnsupportedRunError
 from lightning_sgdinf.log import Clip, MicroBatch, ParamGroup, Step, Trajectory
+from lightning_sgdinf.plain_text import printable
 from lightning_sgdinf.replay.edits import Edit
 from lightning_sgdinf.replay.objective import Objective
 from lightning_sgdinf.replay.recorded_gradients import recorded_gradients
@@ -214,8 +214,24 @@ def divided(weights: Tensor, divisor: Divisor) -> Tensor:
 
 
 def group_options(group: ParamGroup) -> dict[str, Any]:
-    """Return the hyper-parameters of a param group, as the optimizer's constructor takes them."""
+    """Return the hyper-parameters of a param group, as the optimizer's constructor takes them.
+
+    Raises:
+        UnknownOptimizerError: One is neither a number, a word, nor a list of such: no optimizer takes it.
+    """
+    odd = [name for name, value in group.options.items() if name == "params" or not _is_plain(value)]
+    if odd:
+        raise UnknownOptimizerError(
+            f"the option {printable(odd[0])} of the recorded optimizer is {group.options[odd[0]]!r:.80}, expected a "
+            "number, a word, or a list of such; train with an optimizer whose options are plain values"
+        )
     return {k: tuple(v) if isinstance(v, list) else v for k, v in group.options.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    return all(
+        type(v) in (bool, int, float, str, type(None)) for v in (value if isinstance(value, (list, tuple)) else [value])
+    )
 
 
 def required_options(groups: Sequence[ParamGroup]) -> dict[str, Any]:
@@ -230,18 +246,23 @@ def _like(value: Tensor, parameter: Tensor, recorded: str) -> bool:
 
 
 def optimizer_class(path: str) -> Callable[..., torch.optim.Optimizer]:
-    """Return the optimizer class that a log's header names.
+    """Return the optimizer class that a log's header names, if it is one that is here already.
+
+    A log may come from anybody: nothing is imported because a file says so, and what is no optimizer is not called.
 
     Raises:
-        UnknownOptimizerError: It cannot be imported.
+        UnknownOptimizerError: No class derived from ``torch.optim.Optimizer`` of that name has been imported.
     """
-    module, _, name = path.rpartition(".")
-    try:
-        target: Any = importlib.import_module(module)
-        for part in name.split("."):
-            target = getattr(target, part)
-    except (ImportError, AttributeError, ValueError) as error:
+    known, found = [torch.optim.Optimizer], None
+    while known:
+        kind = known.pop()
+        known += kind.__subclasses__()
+        if f"{kind.__module__}.{kind.__qualname__}" == path:
+            found = kind
+    if found is None:
         raise UnknownOptimizerError(
-            f"the run used the optimizer {path}, which cannot be imported here: {error}"
-        ) from error
-    return target
+            f"the run used the optimizer {printable(path)}, which is not here: no such class derived from "
+            "torch.optim.Optimizer has been imported. Import the module that defines it before; a log never does that "
+            "by itself"
+        )
+    return found

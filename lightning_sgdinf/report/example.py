@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -10,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+
+_OF_A_HEAD = re.compile(r"<(?=(?:meta|base|link)\b)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,15 @@ class SafeHtml:
     worst look like something it is not.
 
     Args:
-        html: A fragment, e.g. ``"<audio controls src='data:audio/wav;base64,...'></audio>"``.
+        html: A fragment, e.g. ``"<audio controls src='data:audio/wav;base64,...'></audio>"``. Elements that belong into
+            a page's head (``meta``, ``base``, ``link``) are shown as text: the policy of a page does not hinder a
+            ``meta`` from leading elsewhere.
     """
 
     html: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "html", _OF_A_HEAD.sub("&lt;", self.html))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

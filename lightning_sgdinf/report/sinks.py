@@ -41,7 +41,7 @@ def write_page(data: ReportData, path: str | Path) -> Path:
         The path.
     """
     path = Path(path)
-    replace_bytes(path, DrawnReport(data).page.encode())
+    replace_bytes(path, DrawnReport(data).page.encode("utf-8", "replace"))
     return path
 
 
@@ -68,7 +68,7 @@ def _write(report: DrawnReport, folder: Path) -> Path:
         )
     for part in ("figures", "tables"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    replace_bytes(folder / "report.html", report.page.encode())
+    replace_bytes(folder / "report.html", report.page.encode("utf-8", "replace"))
     for name, picture in report.pictures.items():
         (folder / "figures" / f"{name}.png").write_bytes(picture)
     for table in report.tables:
@@ -91,7 +91,7 @@ def write_merged(merged: Merged, folder: Path) -> Path:
         write_csv(table, folder / ("table.csv" if position == 0 else f"{table.name}.csv"))
     if merged.figure is not None:
         replace_bytes(folder / "figure.png", merged.figure[1])
-    replace_bytes(folder / "page.html", merged.page.encode())
+    replace_bytes(folder / "page.html", merged.page.encode("utf-8", "replace"))
     return folder / "page.html"
 
 

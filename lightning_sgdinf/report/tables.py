@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.plain_text import csv_cell
 from lightning_sgdinf.ranking import Ranking, score_name, sign_sentence
 from lightning_sgdinf.report.model import ReportData
 
@@ -153,11 +154,10 @@ def all_tables(data: ReportData) -> tuple[Table, ...]:
 
 
 def write_csv(table: Table, path: Path) -> None:
-    """Write a table as CSV, UTF-8, numbers in full precision, unknown cells empty."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    """Write a table as CSV, UTF-8, numbers in full precision, unknown cells empty; texts are never formulas."""
+    with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
         writer = csv.writer(file)
-        writer.writerow(table.columns)
-        writer.writerows(table.rows)
+        writer.writerows([csv_cell(value) for value in row] for row in (table.columns, *table.rows))
 
 
 def _without_empty_columns(table: Table) -> Table:

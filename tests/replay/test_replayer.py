@@ -98,7 +98,7 @@ def test_steps_that_are_not_there(start: int, stop: int) -> None:
 def test_an_optimizer_that_cannot_be_imported() -> None:
     run = record(altered(BY_NAME["sgd"]))
     object.__setattr__(run.log.header, "optimizer", "gone.Descent")
-    with pytest.raises(UnknownOptimizerError, match=r"gone\.Descent, which cannot be imported here"), replayer(run):
+    with pytest.raises(UnknownOptimizerError, match=r"gone\.Descent, which is not here"), replayer(run):
         pass
 
 

@@ -298,7 +298,7 @@ def interrupts(share: float, rng: np.random.Generator, place: Path) -> list[Tall
     for name, kind in KINDS.items():
         tally = Tally(name)
         every = chosen(places, rng, None)
-        some = chosen(places, rng, max(4, round(share * len(every))))
+        some = chosen(places, rng, max(3, round(share * len(every))))
         for start in range(0, len(some), 25):
             _many(tally, kind, some[start : start + 25], truth, place)
         tallies.append(tally)

@@ -23,8 +23,11 @@ import numpy as np
 from tests.log.faults.access import read_only, second_writers
 from tests.log.faults.damage import files, flips
 from tests.log.faults.disks import dying_threads, failing_calls, full_disks
+from tests.log.faults.interrupts import interrupts
 from tests.log.faults.kills import kills
 from tests.log.faults.prefixes import prefixes
+from tests.log.faults.seals import filling_seals
+from tests.log.faults.syscalls import failing_system_calls
 from tests.log.faults.tally import Tally
 
 CAMPAIGNS: dict[str, tuple[Callable[..., Tally | list[Tally]], float, float]] = {
@@ -35,6 +38,9 @@ CAMPAIGNS: dict[str, tuple[Callable[..., Tally | list[Tally]], float, float]] = 
     "second_writers": (second_writers, 1, 5),
     "full_disks": (full_disks, 2, 60),
     "failing_calls": (failing_calls, 0.01, 0.5),
+    "failing_system_calls": (failing_system_calls, 0.0002, 0.25),
+    "filling_seals": (filling_seals, 0.001, 0.2),
+    "interrupts": (interrupts, 0.0001, 0.15),
     "dying_threads": (dying_threads, 2, 40),
     "read_only": (read_only, 1, 5),
 }

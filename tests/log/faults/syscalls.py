@@ -45,6 +45,8 @@ BY_DESCRIPTOR = {0: "read", 1: "write", 17: "pread", 18: "pwrite", 295: "preadv"
 BY_PATH = {2: 0, 257: 1, 82: 0, 264: 1, 316: 1, 87: 0, 263: 1, 83: 0, 258: 1, 90: 0, 268: 1}
 """Number to the place of the argument: open, openat, rename ..., unlink ..., mkdir ..., chmod, fchmodat."""
 
+_CALLS = 400  # of a run, about
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -143,13 +145,13 @@ def failing_system_calls(share: float, rng: np.random.Generator, place: Path) ->
     tally = Tally("the n-th system call fails")
     try:
         for codec, when_full, error, once in _kinds():
+            if not (picked := int(rng.binomial(_CALLS, share))):
+                continue
             path = place / "probe"
             _, calls = run(lambda: write(path, codec, when_full, place / "told"), path, None)  # noqa: B023
             shutil.rmtree(path)
-            for first in range(calls):
-                if rng.random() < share:
-                    failure = Failure(first, error, once)
-                    judge(tally, failure, codec, when_full, place / f"run-{len(tally.lost)}")
+            for first in sorted(rng.choice(calls, min(picked, calls), replace=False).tolist()):
+                judge(tally, Failure(first, error, once), codec, when_full, place / f"run-{len(tally.lost)}")
     except NotPermitted as error:
         tally.remark = str(error)
     return tally
