@@ -25,11 +25,6 @@ CAMPAIGNS = {
     "full file system": 2,
     "the n-th call fails": 4,
     "the n-th system call fails": 1,
-    "the disk is full at any byte of a seal": 2,
-    "Ctrl-C at any instruction": 3,
-    "a checkpoint is saved in a signal's handler at any instruction": 3,
-    "SIGTERM at any instruction": 3,
-    "SIGINT and SIGTERM from outside at any time": 2,
     "the writing thread dies": 2,
     "read-only directory": 5,
 }

@@ -9,13 +9,13 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.errors import LogCorruptError, LogError, LogVersionError
 from lightning_sgdinf.log import RunLog, recover
@@ -62,10 +62,8 @@ def test_what_lies_elsewhere_is_not_touched(log: Path, precious: Path, tmp_path:
     else:
         (log / name).symlink_to(folder)
     for act in (recover, lambda path: RunLog.open(path).close(), lambda path: main(["watch", "--once", str(path)])):
-        try:
+        with suppress(LogError):
             act(log)
-        except LogError:
-            pass
     assert precious.read_text() == "keys"
     assert (folder / "file").read_text() == "x"
 
@@ -142,7 +140,7 @@ def test_an_attribute_of_another_form(log: Path) -> None:
 
 
 def test_names_that_no_log_has(log: Path) -> None:
-    for name in ("seg-٠٠٠٠٠٠٠٠٠٠.h5", "seg-0000000001.h5\n", "live-1.h5"):
+    for name in (f"seg-{chr(0x660) * 10}.h5", "seg-0000000001.h5\n", "live-1.h5"):
         (log / name).touch()
         with pytest.raises(LogCorruptError, match="which no log has"):
             RunLog.open(log)

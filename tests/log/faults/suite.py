@@ -39,12 +39,12 @@ CAMPAIGNS: dict[str, tuple[Callable[..., Tally | list[Tally]], float, float]] = 
     "full_disks": (full_disks, 2, 60),
     "failing_calls": (failing_calls, 0.01, 0.5),
     "failing_system_calls": (failing_system_calls, 0.0002, 0.25),
-    "filling_seals": (filling_seals, 0.001, 0.2),
-    "interrupts": (interrupts, 0.0001, 0.15),
+    "filling_seals": (filling_seals, 0, 0.2),
+    "interrupts": (interrupts, 0, 0.15),
     "dying_threads": (dying_threads, 2, 40),
     "read_only": (read_only, 1, 5),
 }
-"""Name to function, and its amount in the short and in the long version."""
+"""Name to function, and its amount in the short version, where 0 leaves it out, and in the long one."""
 
 
 MEMORY = "/dev/shm"  # no disk has to be waited for; what the power takes is simulated
@@ -55,6 +55,8 @@ def run(names: list[str], *, short: bool, seed: int, share: float = 1) -> list[T
     collected: list[Tally] = []
     for name in names:
         campaign, few, many = CAMPAIGNS[name]
+        if short and not few:
+            continue
         place = Path(tempfile.mkdtemp(prefix=f"faults-{name}-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
         os.chmod(place, 0o755)
         try:

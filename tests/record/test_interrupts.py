@@ -1,0 +1,27 @@
+"""Some of the interrupts that `make faults` does to a recorder at every instruction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.log.faults.interrupts import KINDS, Fit, Place, Truth, chosen, instructions
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Truth, list[Place]]:
+    place = tmp_path_factory.mktemp("uninterrupted")
+    Fit.make(place / "truth").run()
+    return Truth.of(place / "truth"), instructions(Fit.make(place / "probe"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("number", range(3))
+def test_a_log_tells_the_truth_whenever_a_signal_comes(
+    uninterrupted: tuple[Truth, list[Place]], tmp_path: Path, kind: str, number: int
+) -> None:
+    truth, places = uninterrupted
+    rng = np.random.default_rng((number, len(kind)))
+    KINDS[kind](tmp_path / "run", chosen(places, rng, 1)[0], truth)
