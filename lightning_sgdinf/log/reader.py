@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from types import TracebackType
@@ -17,7 +16,7 @@ from lightning_sgdinf.log.directory import LogDirectory
 from lightning_sgdinf.log.end_mark import EndMark, read_end_mark
 from lightning_sgdinf.log.records import Header, Step
 from lightning_sgdinf.log.segment_reader import SegmentReader
-from lightning_sgdinf.log.segments import Segments
+from lightning_sgdinf.log.segments import SegmentsOfThreads
 from lightning_sgdinf.log.step_documents import BatchEntry
 from lightning_sgdinf.log.verify import VerifyReport, verify_segments
 from lightning_sgdinf.state import ModelState
@@ -45,10 +44,7 @@ class RunLog:
         """Not public: use `open`."""
         self.path = directory.path
         self._directory, self._end = directory, end
-        self._unsealed = None if unsealed is None else (unsealed.path, unsealed.first)
-        self._opened: list[Segments] = []
-        self._of_thread = threading.local()
-        self._take(Segments(directory, end, unsealed))
+        self._segments = SegmentsOfThreads(directory, end, unsealed)
         self.header: Header = self._segments.header
         self.finished = end is not None and end.state is not None
         self.end_reason = _no_end(directory) if end is None else end.reason
@@ -86,8 +82,7 @@ class RunLog:
 
     def close(self) -> None:
         """Close its files; harmless when done twice."""
-        for segments in self._opened:
-            segments.close()
+        self._segments.close()
 
     def __len__(self) -> int:
         """Return ``T``, the number of steps whose following state is known."""
@@ -179,20 +174,6 @@ class RunLog:
     def segments(self) -> Iterator[SegmentReader]:
         """Yield its segments in order, each open until a few others were used."""
         yield from self._segments
-
-    @property
-    def _segments(self) -> Segments:
-        """The segments, in files that this thread has for itself."""
-        own = getattr(self._of_thread, "segments", None)
-        if own is None:
-            unsealed = None if self._unsealed is None else SegmentReader.of_unsealed(*self._unsealed)
-            own = self._take(Segments(self._directory, self._end, unsealed))
-        return own
-
-    def _take(self, segments: Segments) -> Segments:
-        self._opened.append(segments)
-        self._of_thread.segments = segments
-        return segments
 
     def _read_batch(self, index: int, entries: tuple[BatchEntry, ...], place: int) -> bytes:
         """Read a stored batch, also when its segment has been closed since the step was read."""

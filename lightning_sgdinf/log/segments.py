@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -127,3 +129,44 @@ class Segments:
         if self._unsealed is not None:
             counts.setdefault(self._unsealed.first, len(self._unsealed.steps))
         return counts
+
+
+class SegmentsOfThreads:
+    """The segments of one run, for each thread that asks in files of its own; otherwise as `Segments`.
+
+    Args:
+        directory: Of the log.
+        end: Its end mark, if there is one.
+        unsealed: The segment that was not sealed, if there is one; this thread's.
+    """
+
+    def __init__(self, directory: LogDirectory, end: EndMark | None, unsealed: SegmentReader | None) -> None:
+        self._source = directory, end
+        self._unsealed = None if unsealed is None else (unsealed.path, unsealed.first)
+        self._opened: list[Segments] = []
+        self._local = threading.local()
+        self._take(Segments(directory, end, unsealed))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own(), name)
+
+    def __iter__(self) -> Iterator[SegmentReader]:
+        """Yield the segments in order."""
+        return iter(self._own())
+
+    def close(self) -> None:
+        """Close the files of all threads; harmless when done twice."""
+        for segments in self._opened:
+            segments.close()
+
+    def _own(self) -> Segments:
+        own = getattr(self._local, "segments", None)
+        if own is None:
+            unsealed = None if self._unsealed is None else SegmentReader.of_unsealed(*self._unsealed)
+            own = self._take(Segments(*self._source, unsealed))
+        return own
+
+    def _take(self, segments: Segments) -> Segments:
+        self._opened.append(segments)
+        self._local.segments = segments
+        return segments
