@@ -63,7 +63,13 @@ BORDERS = {
 }
 """Libraries, under each of their names, and the beginnings of the paths that bring them in."""
 
-COMPUTED = frozenset({"__init__.py", "extras.py", "renamed.py", "replay/replayer.py"})
+COMPUTED = frozenset(
+    {
+        "__init__.py",
+        "extras.py",
+        "renamed.py",
+    }
+)
 """Files that import a module by a name that is computed."""
 
 TESTS_OF_NO_ROOM = frozenset(

@@ -253,16 +253,16 @@ def optimizer_class(path: str) -> Callable[..., torch.optim.Optimizer]:
     Raises:
         UnknownOptimizerError: No class derived from ``torch.optim.Optimizer`` of that name has been imported.
     """
-    known, found = [torch.optim.Optimizer], None
+    known, named = [torch.optim.Optimizer], None
     while known:
         kind = known.pop()
         known += kind.__subclasses__()
         if f"{kind.__module__}.{kind.__qualname__}" == path:
-            found = kind
-    if found is None:
+            named = kind
+    if named is None:
         raise UnknownOptimizerError(
             f"the run used the optimizer {printable(path)}, which is not here: no such class derived from "
             "torch.optim.Optimizer has been imported. Import the module that defines it before; a log never does that "
             "by itself"
         )
-    return found
+    return named
