@@ -28,6 +28,7 @@ from lightning_sgdinf.replay import (
     ReplaceLabels,
     Replayer,
     Retracer,
+    RowOwners,
     RowShards,
     replace_second,
 )
@@ -59,6 +60,10 @@ class InfluenceRunner:
         per_example_loss: Computes the loss of each example, shape ``[B]``, from the module, a batch and its index, for
             losses written by hand in a class that is not yours to edit. Its mean must be the step's loss.
         val_loader: Number of the validation loader to ask about, where the run has several, as its ``dataloader_idx``.
+        rows: Says which example owns which row of a loss, where that is not to be found out, or cannot be, as where no
+            batch can be made of one example. Is called with a batch and the `LossRows` of a loss, and returns for each
+            row the place of its owner in the list of the batch's drawn examples, -1 for a row that is no example's; or
+            ``None`` to have it found out. Compared with what running examples alone shows.
         per_epoch: Keep each epoch's contributions (``Scores.per_epoch``).
         memory_bytes: Memory for states that are rebuilt rather than read. With room for all states between two stored
             ones each is rebuilt once; with less, some steps are taken twice or more, never more than needed.
@@ -86,6 +91,7 @@ class InfluenceRunner:
         tap: str | None = None,
         per_example_loss: PerExampleLoss | None = None,
         val_loader: int | None = None,
+        rows: RowOwners | None = None,
         per_epoch: bool = False,
         memory_bytes: int = MEMORY_BYTES,
         progress: bool = True,
@@ -98,6 +104,8 @@ class InfluenceRunner:
         if room_bytes is not None:
             warn_renamed("room_bytes=", "memory_bytes=")
             memory_bytes = room_bytes
+        if rows is not None and per_example_loss is not None:
+            raise ConfigurationError("rows= and per_example_loss= were both given: losses of examples have no rows")
         if devices < 1:
             raise ConfigurationError(f"devices: expected a number of at least 1, got {devices}")
         self.accelerator, self.devices = accelerator, devices
@@ -108,6 +116,7 @@ class InfluenceRunner:
             tap=tap,
             per_example_loss=per_example_loss,
             val_loader=val_loader,
+            rows=rows,
             per_epoch=per_epoch,
             memory_bytes=memory_bytes,
             progress=progress,
@@ -233,6 +242,7 @@ class InfluenceRunner:
             tap=settings.tap,
             per_example_loss=settings.per_example_loss,
             val_loader=settings.val_loader,
+            rows=settings.rows,
             dtype=settings.dtype,
             memory_bytes=settings.memory_bytes,
         ) as run:

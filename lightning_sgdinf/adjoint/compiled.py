@@ -125,9 +125,10 @@ class CompiledSteps:
         """Return the kernel for a batch; ``None`` if there is none for its shape.
 
         A shape is compiled when two steps in a row have it, so the last, smaller batch of an epoch is not; and not
-        before it is known whose the rows of the loss are.
+        before it is known whose the rows of the loss are; none is where every pass has to be looked at.
         """
-        if self.note or self.objective.orders.undecided:
+        objective = self.objective
+        if self.note or objective.orders.undecided or objective.audits.suspicious or objective.rows is not None:
             return None
         if self.objective.host.attributes is not None and (names := self.objective.host.attributes.varying):
             self.give_up(f"{', '.join(names[:3])} of the module may change from step to step")

@@ -33,6 +33,8 @@ from lightning_sgdinf.adjoint.second_order import FirstOrder, Products, differen
 from lightning_sgdinf.errors import NonFiniteError
 from lightning_sgdinf.log import MicroBatch, Step
 from lightning_sgdinf.replay import Objective, RowShards
+from lightning_sgdinf.replay.pass_structure import PassStructure
+from lightning_sgdinf.replay.training_step import Trace
 from lightning_sgdinf.state import ModelState
 
 CHECKS = 2
@@ -54,6 +56,8 @@ class PulledStep:
         buffers: The module's buffers after the step, by name.
         unreached: What no example's weight reached of the gradient along the push, ``<g, push> - sum_j slope_j``, as a
             part of ``|g| |push|``: the largest of all queries. ``None`` if it is not known.
+        structures: Of its passes, in the order of its micro-batches; empty if they were not looked at.
+        loss: Of its last pass, as recorded losses are; ``None`` if it is not known.
     """
 
     adjoint: Adjoint
@@ -61,6 +65,8 @@ class PulledStep:
     taken: TakenStep | None = None
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     unreached: float | None = None
+    structures: tuple[PassStructure, ...] = ()
+    loss: Tensor | None = None
 
 
 class AdjointStep:
@@ -92,25 +98,29 @@ class AdjointStep:
         self._query_at = query_at
         self._shards = shards
         self._compiled = compiled if shards is None else None
+        self._reduced = False
 
     def query_gradient(self) -> Adjoint:
         """Return the gradient of the queries at this very state, for methods that take it anew along the way."""
         return self._query_at(self.before)
 
-    def pull(self, adjoint: Adjoint, *, curvature: float = 1.0) -> PulledStep:
+    def pull(self, adjoint: Adjoint, *, curvature: float = 1.0, reduced: bool = False) -> PulledStep:
         """Pull an adjoint of the state after the step back to the state before it.
 
         Args:
             adjoint: Of the state after the step.
             curvature: What the Hessian-vector product is multiplied by; at 0 it is not computed, and only the
                 optimizer's own part moves the adjoint.
+            reduced: Slopes are of losses that divide by what is left of the batch.
 
         Raises:
             NonFiniteError: If the result is not finite; names the step.
         """
         adjoint = after_average(adjoint, self.step)
         self._objective.load(self.before)
-        pulled = self._pull_compiled(adjoint, curvature) if curvature and self._compiled is not None else None
+        self._reduced = reduced
+        compiled = curvature and self._compiled is not None and not reduced
+        pulled = self._pull_compiled(adjoint, curvature) if compiled else None
         pulled = pulled or self._pull(adjoint, curvature)
         if not bool(torch.isfinite(pulled.adjoint.params.sum() + pulled.slopes.sum())):
             raise NonFiniteError(
@@ -150,9 +160,10 @@ class AdjointStep:
     def _pull(self, adjoint: Adjoint, curvature: float) -> PulledStep:
         micros, objective = self.step.micro_batches, self._objective
         single: FirstOrder | None = None
+        traces: list[Trace] = []
         passes: list[tuple[MicroBatch, Any, dict[str, Tensor]]] = []
         if len(micros) == 1:
-            single = self._trace(micros[0], objective.batch(self.step, micros[0]))
+            single = self._trace(micros[0], objective.batch(self.step, micros[0]), traces)
             grads: Sequence[Tensor | None] = single.grads
         else:
             grads, passes = self._sum_gradients(micros)
@@ -168,7 +179,7 @@ class AdjointStep:
             slopes.append(part)
         for micro, batch, before in reversed(passes):
             objective.load_buffers(before)
-            traced = self._trace(micro, batch)
+            traced = self._trace(micro, batch, traces)
             carry, buffers, part = self._differentiate(traced, len(micro.example_ids), push, carry, buffers, curvature)
             slopes.insert(0, part)
         joined = torch.cat(slopes, dim=1) if len(slopes) > 1 else slopes[0]
@@ -178,6 +189,8 @@ class AdjointStep:
             taken=taken,
             buffers=buffers_after,
             unreached=self._unreached(grads, push, joined),
+            structures=tuple(t.structure for t in reversed(traces) if t.structure is not None),
+            loss=None if self._shards is not None else traces[0].loss.detach() * self.step.accumulation,
         )
 
     def _pull_compiled(self, adjoint: Adjoint, curvature: float) -> PulledStep | None:
@@ -229,12 +242,11 @@ class AdjointStep:
         )
 
     def _unreached(self, grads: Sequence[Tensor | None], push: Tensor, slopes: Tensor) -> float | None:
-        """See `PulledStep`; not known of a process that sees some rows only."""
-        if self._shards is not None:
+        """See `PulledStep`; not known of some rows only, nor of losses that divide by what is left."""
+        if self._shards is not None or self._reduced:
             return None
         vector = self._objective.vector
-        filled = [p.new_zeros(p.shape) if g is None else g.detach() for g, p in _pairs(grads, self._objective)]
-        gradient = vector.join(filled).to(push.dtype)
+        gradient = vector.join_gradients(grads, self._objective.parameters).detach().to(push.dtype)
         gap = (push @ gradient - slopes.sum(dim=1)).abs()
         size = gradient.norm() * push.norm(dim=1)
         return float((gap / size.clamp_min(torch.finfo(size.dtype).tiny)).max())
@@ -242,7 +254,7 @@ class AdjointStep:
     def _take(self, grads: Sequence[Tensor | None]) -> TakenStep:
         return take_step(self._rule, self._objective.vector, self.before, grads, self.step)
 
-    def _trace(self, micro: MicroBatch, batch: Any) -> FirstOrder:
+    def _trace(self, micro: MicroBatch, batch: Any, traces: list[Trace]) -> FirstOrder:
         objective = self._objective
         count = len(micro.example_ids)
         own, fraction = self._own_rows(batch, count)
@@ -252,7 +264,8 @@ class AdjointStep:
             device=objective.host.device,
             requires_grad=True,
         )
-        trace = objective.trace(self.step, micro, own, weights, statistics=True)
+        trace = objective.trace(self.step, micro, own, weights, statistics=True, reduced=self._reduced)
+        traces.append(trace)
         loss = trace.loss if fraction == 1 else trace.loss * fraction
         return FirstOrder(loss, weights, trace.statistics, objective.gradient(loss, create_graph=True), trace.moved)
 
@@ -318,10 +331,6 @@ class AdjointStep:
         for name, value in products.statistics.items():
             buffers[name] = buffers[name] + value if name in buffers else value
         return carry, buffers
-
-
-def _pairs(grads: Sequence[Tensor | None], objective: Objective) -> list[tuple[Tensor | None, Tensor]]:
-    return list(zip(grads, objective.parameters, strict=True))
 
 
 def _disagreement(compiled: PulledStep, eager: PulledStep, dtype: torch.dtype) -> str:

@@ -2,9 +2,11 @@
 
 Every check that can contradict the scores is one `Check`: what was compared, by a road that shares nothing with the
 walk, at which steps, in which precision, with which tolerance, and how it came out. *Step replay*: every recorded step,
-re-run, must lead to the next recorded state. *Gradient check*: the walk's score of a few sampled examples against
-central differences of a real re-run with their weights at ``1 +- eps``. *Trust*: examples really left out and the run
-taken again, because even an exact derivative stops predicting removal where training is not smooth.
+re-run, must lead to the next recorded state. *Swap check*: where examples of a batch are exchanged for others, the
+plain gradient must change by what the weights of these examples say. *Gradient check*: the walk's score of a few
+sampled examples against central differences of a real re-run with their weights at ``1 +- eps``. *Trust*: examples
+really left out and the run taken again, because even an exact derivative stops predicting removal where training is not
+smooth.
 
 In a `fast` certificate the gradient check runs on the last steps only, with the walk's partial scores for them, and
 trust on the whole run where that can be afforded; in a `full` one both do. *Amplification* is measured along the whole
@@ -59,6 +61,7 @@ class Certificate:
         trust: See `Trust`; ``None`` if not checked.
         amplification: See `Amplification`; ``None`` for estimators that are not the derivative of the run.
         further: Checks besides these.
+        unjudged: Sentences on what a check could not judge, and why.
         seconds: Wall time the checks took.
         notes: Sentences a reader must know, e.g. what was treated as constant.
     """
@@ -69,6 +72,7 @@ class Certificate:
     trust: Trust | None = None
     amplification: Amplification | None = None
     further: tuple[Check, ...] = ()
+    unjudged: tuple[str, ...] = ()
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
@@ -84,6 +88,7 @@ class Certificate:
         warnings: list[str] = []
         if self.level == "off":
             warnings.append("Nothing was checked (certificate='off').")
+        warnings.extend(self.unjudged)
         if (g := self.gradient_check) is not None and g.relative_error > 1e-2:
             warnings.append(
                 f"Walk and central differences are {g.relative_error:.0%} apart. In float32 that may "
@@ -168,5 +173,6 @@ class Certificate:
             amplification=part(Amplification, data.get("amplification")),
             further=tuple(part(Check, check) for check in data.get("further", ())),
             seconds=float(data.get("seconds", 0.0)),
+            unjudged=tuple(data.get("unjudged", ())),
             notes=tuple(data.get("notes", ())),
         )

@@ -7,6 +7,7 @@ from lightning_sgdinf.checks.plan import Plan as Plan
 from lightning_sgdinf.checks.plan import fast_plan as fast_plan
 from lightning_sgdinf.checks.rerun import open_rerun as open_rerun
 from lightning_sgdinf.checks.step_replay import StepComparison as StepComparison
+from lightning_sgdinf.checks.swap import SwapComparison as SwapComparison
 from lightning_sgdinf.checks.trust import Allowance as Allowance
 from lightning_sgdinf.checks.trust import Reached as Reached
 from lightning_sgdinf.checks.trust import check_trust as check_trust

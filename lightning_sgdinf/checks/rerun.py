@@ -94,6 +94,7 @@ def open_rerun(run: OpenedRun, query: BoundQuery, *, first_step: int, start: Mod
             tap=objective.tap,
             dtype=torch.float64,
             per_example_loss=objective.per_example_loss,
+            rows=objective.rows,
         ) as wide:
             other = replace(run, objective=wide, _known={})
             if _agrees(other, first_step, start):

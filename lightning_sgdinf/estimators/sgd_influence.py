@@ -28,14 +28,10 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
 from lightning_sgdinf.adjoint import Adjoint, AdjointStep, PulledStep
 from lightning_sgdinf.estimators.base import WholeRun, check_curvature_scale
-from lightning_sgdinf.log import Step
 from lightning_sgdinf.replay import Divisor
 
 
@@ -50,8 +46,9 @@ class SgdInfluence(WholeRun):
 
     Attributes:
         divisor: Meaning of removal: ``"kept"``, the batch mean still divides by :math:`|S_t|` (the reference);
-            ``"reduced"``, it divides by what is left, which for a mean loss makes the slope :math:`\langle\nabla l_j -
-            \bar{\nabla l}, push\rangle / |S_t|`.
+            ``"reduced"``, it divides by what is left, which for a mean over examples makes the slope
+            :math:`\langle\nabla l_j - \bar{\nabla l}, push\rangle / |S_t|`; class weights and ignored labels count as
+            they do in the loss.
         curvature_scale: Factor of the Hessian term, at least 0; 1 is the exact derivative.
     """
 
@@ -68,14 +65,4 @@ class SgdInfluence(WholeRun):
 
     def visit(self, at: AdjointStep, adjoint: Adjoint) -> PulledStep:
         """Pull the adjoint through the whole step."""
-        pulled = at.pull(adjoint, curvature=self.curvature_scale)
-        return pulled if self.divisor == "kept" else replace(pulled, slopes=centred(pulled.slopes, at.step))
-
-
-def centred(slopes: Tensor, step: Step) -> Tensor:
-    """Return slopes less their mean over each micro-batch.
-
-    That is the derivative of a weighted mean that divides by the sum of weights.
-    """
-    parts = slopes.split([len(m.example_ids) for m in step.micro_batches], dim=1)
-    return torch.cat([p - p.mean(dim=1, keepdim=True) for p in parts], dim=1)
+        return at.pull(adjoint, curvature=self.curvature_scale, reduced=self.divisor == "reduced")

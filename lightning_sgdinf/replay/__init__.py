@@ -31,12 +31,13 @@ from lightning_sgdinf.replay.recorded_gradients import recorded_gradients as rec
 from lightning_sgdinf.replay.replayer import Divisor as Divisor
 from lightning_sgdinf.replay.replayer import Replayer as Replayer
 from lightning_sgdinf.replay.replayer import clip_parameters as clip_parameters
-from lightning_sgdinf.replay.replayer import divided as divided
 from lightning_sgdinf.replay.replayer import group_options as group_options
 from lightning_sgdinf.replay.replayer import optimizer_class as optimizer_class
 from lightning_sgdinf.replay.replayer import refuse_changes as refuse_changes
 from lightning_sgdinf.replay.replayer import required_options as required_options
 from lightning_sgdinf.replay.retracer import Retracer as Retracer
+from lightning_sgdinf.replay.row_owners import LossRows as LossRows
+from lightning_sgdinf.replay.row_owners import RowOwners as RowOwners
 from lightning_sgdinf.replay.row_shards import RowShards as RowShards
 from lightning_sgdinf.replay.row_shards import rows_are_separate as rows_are_separate
 from lightning_sgdinf.replay.states import rebuild as rebuild

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import DataMismatchError, UnsupportedRunError
@@ -116,6 +116,22 @@ class BatchSource:
         """Return a batch of the example at a place, as often as there were examples; ``None`` if it cannot be made."""
         return self._chooser(micro, step)([place] * len(micro.example_ids))
 
+    def exchanged(self, micro: MicroBatch, others: Mapping[int, tuple[Draw, int]]) -> tuple[BatchSource, MicroBatch]:
+        """Return a source whose recorded batch has other examples at some places, and the pass that has their ids.
+
+        The examples that stay are made as they were then, and so is what the collate function draws.
+
+        Args:
+            micro: A recorded pass.
+            others: By place, a recorded fetch and the place in it of the example that takes this one's.
+        """
+        draw = micro.draws[0]
+        ids = draw.example_ids.copy()
+        for place, (other, there) in others.items():
+            ids[place] = other.example_ids[there]
+        changed = replace(draw, example_ids=ids, digest=None)
+        return _Exchanged(self, draw, changed, others), replace(micro, draws=(changed,))
+
     def _chooser(self, micro: MicroBatch, step: int) -> Callable[[list[int]], Any]:
         """Return what makes batches of the examples at some places of a recorded one, drawn as they were then."""
         draw = micro.draws[0]
@@ -145,6 +161,48 @@ class BatchSource:
             return loader.collate_fn(self._items(draw))
         random_state.restore(draw.random)
         return loader.collate_fn(loader.dataset[int(draw.example_ids[0])])
+
+
+class _Exchanged(BatchSource):
+    """See `BatchSource.exchanged`."""
+
+    def __init__(self, source: BatchSource, was: Draw, now: Draw, others: Mapping[int, tuple[Draw, int]]) -> None:
+        self.__dict__.update(source.__dict__)
+        self._source, self._was, self._now, self._others = source, was, now, others
+
+    def _items(self, draw: Draw) -> list[Any]:
+        if not np.array_equal(draw.example_ids, self._now.example_ids):
+            return self._source._items(draw)
+        items = list(self._source._items(self._was))
+        with random_state.preserved():
+            places = list(self._others)
+            new = fetch(self.loader(draw.loader).dataset, [int(draw.example_ids[place]) for place in places])
+        for place, item in zip(places, new, strict=True):
+            items[place] = item
+        return items
+
+    def _produce(self, draw: Draw) -> Any:
+        if draw.batch is None or not np.array_equal(draw.example_ids, self._now.example_ids):
+            return super()._produce(draw)
+        batch, count = self._source._produce(self._was), len(draw.example_ids)
+        for place, (other, there) in self._others.items():
+            batch = _with_row(batch, place, self._source._produce(other), there, count, len(other.example_ids))
+        return batch
+
+
+def _with_row(batch: Any, place: int, other: Any, there: int, count: int, other_count: int) -> Any:
+    """Return a collated batch of ``count`` examples with a row of another one at a place."""
+
+    def changed(value: Any, new: Any) -> Any:
+        if not isinstance(value, (Tensor, np.ndarray)) or not value.ndim or len(value) != count:
+            return value
+        if len(new) != other_count or value[place].shape != new[there].shape:
+            raise ValueError("the two batches have other shapes")
+        value = value.clone() if isinstance(value, Tensor) else value.copy()
+        value[place] = new[there]
+        return value
+
+    return tree_map(changed, batch, other)
 
 
 def _rows_of(batch: Any, places: list[int], count: int) -> Any:

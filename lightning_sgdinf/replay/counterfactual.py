@@ -25,7 +25,7 @@ from lightning_sgdinf.log import Step, Trajectory
 from lightning_sgdinf.replay.edits import Edit
 from lightning_sgdinf.replay.opened import OpenedRun
 from lightning_sgdinf.replay.replayer import Divisor, Replayer, refuse_changes
-from lightning_sgdinf.replay.untapped import expect_penalty
+from lightning_sgdinf.replay.untapped import expect_mean, expect_penalty
 from lightning_sgdinf.state import ModelState
 
 
@@ -135,15 +135,17 @@ class CounterfactualRun:
 
 
 def audit_steps(run: OpenedRun, first_step: int = 0) -> None:
-    """Make sure, once, that weights reach every step from one on, where the loss has terms without weights.
+    """Make sure, once, that weights reach every step from one on, where a pass alone does not show it.
 
-    Costs a run of these steps, and three gradients more for each.
+    That is where the loss has terms without weights, or where ``per_example_loss`` stands for it. Costs a run of these
+    steps, and two or three gradients more for each.
 
     Raises:
         UntappedLossError: A term depends on the data and not on example weights; names the step.
     """
     audit, objective, log = run.audit(), run.objective, run.log
-    if not objective.has_unweighted_terms:
+    by_mean = objective.per_example_loss is not None
+    if not by_mean and not objective.audits.has_unweighted_paths:
         return
 
     def compute() -> None:
@@ -153,7 +155,10 @@ def audit_steps(run: OpenedRun, first_step: int = 0) -> None:
             if step.index >= first_step:
                 objective.load(state)
                 for micro in step.micro_batches:
-                    expect_penalty(objective, step, micro, audit.taps, objective.others)
+                    if by_mean:
+                        expect_mean(objective, step, micro)
+                    else:
+                        expect_penalty(objective, step, micro, audit.taps, objective.others)
             state = replayer.advance(state, step)
 
     run.once(("audited steps", first_step), compute)

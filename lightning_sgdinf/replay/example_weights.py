@@ -23,12 +23,24 @@ from torch._C._functorch import is_batchedtensor
 from torch.utils._pytree import tree_map_only
 
 from lightning_sgdinf.kernels import Handler
-from lightning_sgdinf.replay.losses import INPUTS, LOSSES, OF_CLASSES, OF_VECTORS, rows_shape
-from lightning_sgdinf.replay.row_owners import EVERYBODY, RowOrders, regular_order
+from lightning_sgdinf.replay.losses import (
+    INPUTS,
+    LOSSES,
+    OF_CLASSES,
+    OF_VECTORS,
+    WITHOUT_ROWS,
+    rows_shape,
+    shares_of_mean,
+)
+from lightning_sgdinf.replay.row_owners import EVERYBODY, LossRows, RowOrders, regular_order
 
 
 class UnknownRows(Exception):
     """A loss has rows whose owners are not known yet; never leaves `lightning_sgdinf.replay`."""
+
+
+class UnknownDivisor(Exception):
+    """A loss divides by something unknown, so it is not known what it would divide by without an example; as above."""
 
 
 class _WeightRows(torch.autograd.Function):
@@ -65,10 +77,15 @@ class LossTap:
         weights: Example weights, ``[B]``.
         orders: Regular orders of rows that are known; ``None`` where all weights are equal, so that it does not matter.
         owners: Of each call's rows, where they were matched for this very batch.
+        ask: Returns the owners of a call's rows as the user says them, shaped like the rows; ``None`` to find them out.
+        reduced: Let losses divide by what is left, so that weights count in the divisor as well.
+        only: Number of the one tapped call that is to carry weights; the rows of all others have weight 0.
         stacked: Inside ``torch.func.vmap``, where tensors do not say whether they carry a gradient.
 
     Attributes:
         calls: Names of the loss functions that were tapped so far.
+        owners: Of the rows of each of these calls, in their shape.
+        passed: Names of the loss functions that were called and not tapped so far.
     """
 
     def __init__(
@@ -77,17 +94,24 @@ class LossTap:
         orders: RowOrders | None,
         owners: Sequence[Tensor] | None = None,
         *,
+        ask: Callable[[LossRows], Tensor | None] | None = None,
+        reduced: bool = False,
+        only: int | None = None,
         stacked: bool = False,
     ) -> None:
+        self._only, self._reduced = only, reduced
         self.weights = weights
+        self._ask = ask
         self.stacked = stacked
         self.calls: list[str] = []
+        self.owners: list[Tensor] = []
+        self.passed: list[str] = []
         self._orders, self._owners = orders, owners
         self._number = 0  # of the next call, also of those that carry no gradient
 
     def handlers(self) -> Mapping[Callable[..., Any], Handler]:
         """Return handlers for an `Interceptor`."""
-        return dict.fromkeys(LOSSES, self._handle)
+        return {**dict.fromkeys(LOSSES, self._handle), **dict.fromkeys(WITHOUT_ROWS, self._pass)}
 
     def apply(self, value: Any) -> Any:
         """Tap an output of a sub-module whose rows are examples', if it is a tensor that carries a gradient.
@@ -97,6 +121,8 @@ class LossTap:
         """
         if not self._carries(value) or not value.ndim:
             return value
+        if self._reduced:
+            raise UnknownDivisor("output")
         owned = self._row_weights("output", value.shape[:1])
         return _WeightRows.apply(value, owned.view(*owned.shape, *[1] * (value.ndim - 1)))
 
@@ -110,14 +136,18 @@ class LossTap:
         self.calls.append(name)
         if self._orders is None:
             return self.weights[:1].reshape([1] * len(shape)).expand(shape)
-        if self._owners is None:
+        owner = None if self._ask is None else self._ask(LossRows(name, tuple(shape), number))
+        if owner is None and self._owners is None:
             owner = self._orders.known(number, name, rows, len(self.weights))
-        else:
+        elif owner is None and self._owners is not None:
             owner = self._owners[number] if number < len(self._owners) else None
         if owner is None or owner.numel() != rows:
             raise UnknownRows
         owner = owner.reshape(shape).to(self.weights.device)
         weights = self.weights[owner.clamp(min=0)]
+        if self._only not in (None, len(self.calls) - 1):
+            weights = torch.zeros_like(weights)
+        self.owners.append(owner)
         return torch.where(owner == EVERYBODY, torch.ones_like(weights), weights)
 
     def _expect_same_rows(self, owner: Tensor) -> None:
@@ -128,13 +158,19 @@ class LossTap:
         if regular_order(owner, len(self.weights)) is None and bool((owner != EVERYBODY).any()):
             raise RuntimeError("the loss chooses its rows by what the model predicts")
 
+    def _pass(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.passed.append(func.__name__)
+        return func(*args, **kwargs)
+
     def _handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs = [*args[:3], *(v for k, v in kwargs.items() if k in INPUTS)]
         if not any(map(self._carries, inputs)):
             self._number += 1
-            return func(*args, **kwargs)
+            return self._pass(func, args, kwargs)
         shape = rows_shape(func, inputs)
         weights = self._row_weights(func.__name__, shape)
+        if self._reduced:
+            weights = _dividing_by_what_is_left(func, args, kwargs, weights)
         if self.stacked and self._owners is not None and any(map(is_batchedtensor, inputs[1:])):
             self._expect_same_rows(self._owners[self._number - 1])
 
@@ -145,6 +181,19 @@ class LossTap:
             *(tapped(a) if i < 3 else a for i, a in enumerate(args)),
             **{k: tapped(v) if k in INPUTS else v for k, v in kwargs.items()},
         )
+
+
+def _dividing_by_what_is_left(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], weights: Tensor
+) -> Tensor:
+    r"""Scale the weights of rows by :math:`\sum_r \nu_r / \sum_r w_r \nu_r`."""
+    shares = shares_of_mean(func, args, kwargs)
+    if shares is None:
+        raise UnknownDivisor(func.__name__)
+    shares = shares.to(weights).expand(weights.shape)
+    left = (weights * shares).sum()
+    there = left > 0
+    return weights * torch.where(there, shares.sum() / torch.where(there, left, torch.ones_like(left)), left)
 
 
 def _tapped(func: Callable[..., Any], value: Tensor, weights: Tensor) -> Tensor:

@@ -41,6 +41,9 @@ LOSSES: tuple[Callable[..., Any], ...] = (
 )
 """Functions whose inputs are tapped; the ``nn.*Loss`` modules call these."""
 
+WITHOUT_ROWS = (F.ctc_loss,)
+"""Losses that weights cannot enter: their inputs have time before the batch, and one row is not one example's."""
+
 INPUTS = frozenset({"input", "target", "var", "input1", "input2", "x1", "x2", "anchor", "positive", "negative"})
 
 
@@ -51,6 +54,36 @@ def unreduced(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[s
     bound.arguments.pop("reduce", None)
     bound.arguments["reduction"] = "none"
     return func(*bound.args, **bound.kwargs)
+
+
+def shares_of_mean(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    r"""Return what each row counts for in what a loss divides by, in the shape of the rows or a single number.
+
+    A mean is :math:`\sum_r \nu_r l_r / \sum_r \nu_r`; :math:`\nu` is the weight of the row's class, and 0 where it is
+    ignored.
+
+    Args:
+        func: One of `LOSSES`.
+        args: Of the call.
+        kwargs: Of the call.
+
+    Returns:
+        :math:`\nu`; ``None`` if the call itself divides by nothing that is known.
+    """
+    bound = inspect.signature(func).bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
+    deprecated = given.get("size_average") is not None or given.get("reduce") is not None
+    if deprecated or given["reduction"] not in ("mean", "batchmean"):
+        return None
+    target = given.get("target")
+    if func not in OF_CLASSES or target is None or target.is_floating_point():
+        return torch.ones(())
+    counted = target != given["ignore_index"]
+    weight = given.get("weight")
+    if weight is None:
+        return counted.to(given["input"].dtype)
+    return counted * weight[torch.where(counted, target, torch.zeros_like(target))]
 
 
 def rows_shape(func: Callable[..., Any], inputs: Sequence[Any]) -> torch.Size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -11,20 +12,28 @@ from torch import Tensor, nn
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.batch_structure import map_tensors
-from lightning_sgdinf.errors import ConfigurationError, ModelMismatchError, NonFiniteError, UntappedLossError
+from lightning_sgdinf.errors import (
+    ConfigurationError,
+    ModelMismatchError,
+    NonFiniteError,
+    UnsupportedRunError,
+    UntappedLossError,
+)
 from lightning_sgdinf.kernels import RunningStatistics
 from lightning_sgdinf.log import Header, MicroBatch, Step, constants_of, recorded_constants, uncompiled
 from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.borrowed_module import borrowed
-from lightning_sgdinf.replay.example_weights import LossTap, UnknownRows
+from lightning_sgdinf.replay.example_weights import LossTap, UnknownDivisor, UnknownRows
 from lightning_sgdinf.replay.gradient_hooks import hooks_of_training
 from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.moving_buffers import moved_by_pass
-from lightning_sgdinf.replay.row_matching import match_batch
-from lightning_sgdinf.replay.row_owners import RowOrders
+from lightning_sgdinf.replay.pass_structure import PassStructure
+from lightning_sgdinf.replay.row_matching import expect_owners, match_batch
+from lightning_sgdinf.replay.row_owners import CONFIRMED, LossRows, RowOrders, RowOwners, checked_owners
+from lightning_sgdinf.replay.structure_audits import LossAudits
 from lightning_sgdinf.replay.training_step import PerExampleLoss, Trace, TrainingStep
-from lightning_sgdinf.replay.untapped import WAYS_OUT, Paths, expect_penalty, paths_beyond_taps
+from lightning_sgdinf.replay.untapped import WAYS_OUT
 
 Result = TypeVar("Result")
 
@@ -34,29 +43,33 @@ class Objective(TrainingStep):
 
     Made by `open_objective`, and valid inside it.
 
+    Args:
+        rows: Says whose the rows of a loss are; ``None`` to find it out.
+        args: Of `TrainingStep`.
+        more: Of `TrainingStep`.
+
     Attributes:
         orders: The example that owns each row of the loss, as far as it is known.
+        audits: Outcomes for the structures of passes seen so far.
         others: Batches to compare with, where a term of the loss must not depend on the data.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        header: Header,
-        source: BatchSource,
-        host: Host,
-        *,
-        tap: str | None,
-        dtype: torch.dtype | None,
-        per_example_loss: PerExampleLoss | None = None,
-    ) -> None:
-        super().__init__(module, header, source, host, tap=tap, dtype=dtype, per_example_loss=per_example_loss)
+    def __init__(self, *args: Any, rows: RowOwners | None = None, **more: Any) -> None:
+        super().__init__(*args, **more)
         self.orders = RowOrders()
+        self.audits = LossAudits()
         self.others: Sequence[tuple[Step, MicroBatch]] = ()
-        self._known_paths: set[Paths] = set()
+        self.rows = rows
 
     def trace(
-        self, step: Step, micro: MicroBatch, batch: Any, weights: Tensor | None = None, *, statistics: bool = False
+        self,
+        step: Step,
+        micro: MicroBatch,
+        batch: Any,
+        weights: Tensor | None = None,
+        *,
+        statistics: bool = False,
+        reduced: bool = False,
     ) -> Trace:
         """Run ``training_step`` at the loaded state.
 
@@ -68,9 +81,11 @@ class Objective(TrainingStep):
             batch: From `batch`.
             weights: Example weights ``[B]`` that enter the gradient; ``None`` leaves the loss alone.
             statistics: Watch BatchNorm's running statistics, so that they can be differentiated.
+            reduced: Let losses divide by what is left.
 
         Raises:
-            UnsupportedRunError: If ``training_step`` returned no loss.
+            UnsupportedRunError: If ``training_step`` returned no loss; with ``reduced``, if what a loss divides by is
+                not known.
             UntappedLossError: If a term of the loss depends on the data and not on example weights.
             NonFiniteError: If the loss is NaN or infinite; names the step.
         """
@@ -83,30 +98,61 @@ class Objective(TrainingStep):
                 self._buffers.keep()
             # A step may change its batch in place, and may have to be taken twice.
             own = batch if weights is None else map_tensors(batch, torch.clone)
-            lossless = micro.without_loss
-            return self.forward(
-                step, micro.batch_idx, own, weights, statistics=statistics, owners=owners, lossless=lossless
-            )
+            given = self.asker(step, micro, batch)
+            how: dict[str, Any] = {"statistics": statistics, "reduced": reduced, "owners": owners, "ask": given}
+            how["lossless"] = micro.without_loss
+            return self.forward(step, micro.batch_idx, own, weights, **how)
 
-        trace = self.owned(step, micro, take, again=lambda: self.load_buffers(before))
+        def taken() -> Trace:
+            if weights is not None:
+                return self.owned(step, micro, take, again=again)
+            random_state.restore(micro.stepped_with)
+            return take(None)
+
+        def again() -> None:
+            self.load_buffers(before)
+
+        trace = taken()
         if trace.statistics is not None and (moving := self._new_moving(before, trace.statistics)):
             self.passes.moving |= moving
-            self.load_buffers(before)
-            trace = self.owned(step, micro, take, again=lambda: self.load_buffers(before))
-        if micro.rank and trace.statistics is not None:
-            trace.statistics.updates.clear()
-            for buffer in trace.moved.values():
-                buffer.after = None
+            again()
+            trace = taken()
         if not torch.isfinite(trace.loss.detach()).all():
             raise NonFiniteError(
                 f"the training loss of step {step.index} is {trace.loss.item()}; replay stops here. Scores need a "
                 "finite run."
             )
-        if weights is not None and not micro.without_loss and self.has_new_paths(trace.loss):
-            self.load_buffers(before)
-            expect_penalty(self, step, micro, trace.taps, self.others)
-            return self.trace(step, micro, batch, weights, statistics=statistics)
+        if weights is not None and not micro.without_loss:
+            structure = PassStructure.of(trace.taps, trace.owners, trace.loss, len(weights))
+            if self.admit(step, micro, structure, again=again):
+                trace = taken()
+            trace = replace(trace, structure=structure)
+        if micro.rank and trace.statistics is not None:
+            trace.statistics.updates.clear()
+            for buffer in trace.moved.values():
+                buffer.after = None
         return trace
+
+    def admit(self, step: Step, micro: MicroBatch, structure: PassStructure, *, again: Callable[[], None]) -> bool:
+        """Audit a pass with weights if that is due, as where its structure is new.
+
+        Args:
+            step: The step it belongs to.
+            micro: The pass of it.
+            structure: What it is like.
+            again: Undoes what it did.
+
+        Returns:
+            True if it was audited, and has to be taken again.
+
+        Raises:
+            UntappedLossError: A term of its loss depends on the data and does not follow the weights.
+        """
+        if not self.audits.is_due(structure):
+            return False
+        again()
+        self.audits.admit(self, step, micro, structure, self.others)
+        return True
 
     def forward(
         self,
@@ -117,8 +163,10 @@ class Objective(TrainingStep):
         *,
         statistics: bool = False,
         stacked: bool = False,
+        reduced: bool = False,
         owners: Sequence[Tensor] | None = None,
         lossless: bool = False,
+        ask: Callable[[LossRows], Tensor | None] | None = None,
     ) -> Trace:
         """Run a pass with weights as `TrainingStep.run` does.
 
@@ -129,14 +177,24 @@ class Objective(TrainingStep):
             weights: Example weights ``[B]`` that enter the gradient.
             statistics: As for `TrainingStep.run`.
             stacked: As for `TrainingStep.run`.
+            reduced: Let losses divide by what is left.
             owners: Of each loss's rows, where they were matched for this batch; see `owned`.
             lossless: As for `TrainingStep.run`.
+            ask: Returns the owners of a call's rows as the user says them.
         """
         tap = None
         if weights is not None and self.per_example_loss is None:
-            tap = LossTap(weights, self.orders, owners, stacked=stacked)
+            tap = LossTap(weights, self.orders, owners, ask=ask, reduced=reduced, stacked=stacked)
         return self.run(
-            step, batch_idx, batch, weights, tap=tap, statistics=statistics, stacked=stacked, lossless=lossless
+            step,
+            batch_idx,
+            batch,
+            weights,
+            tap=tap,
+            statistics=statistics,
+            stacked=stacked,
+            lossless=lossless,
+            reduced=reduced,
         )
 
     def owned(
@@ -157,10 +215,14 @@ class Objective(TrainingStep):
 
         Raises:
             UntappedLossError: Its rows are others than in eval mode, or nobody's.
+            UnsupportedRunError: It is not known what a loss divides by, and that is asked for.
         """
+        self._verify_given(step, micro)
         random_state.restore(micro.stepped_with)
         try:
             return take(None)
+        except UnknownDivisor as unknown:
+            raise unknown_divisor(unknown, step) from None
         except UnknownRows:
             again()
             owners = match_batch(self, step, micro, self.orders, self.others)
@@ -168,6 +230,8 @@ class Objective(TrainingStep):
             random_state.restore(micro.stepped_with)
         try:
             return take(owners)
+        except UnknownDivisor as unknown:
+            raise unknown_divisor(unknown, step) from None
         except UnknownRows:
             raise UntappedLossError(
                 f"step {step.index}: the loss has other rows than in eval mode, so it is not known whose they are: it "
@@ -179,25 +243,50 @@ class Objective(TrainingStep):
         known = self.passes.moving | {update.name for update in statistics.updates}
         return moved_by_pass(before, self.buffers, known)
 
-    @property
-    def has_unweighted_terms(self) -> bool:
-        """Return true if a pass so far had paths to the parameters that carry no weights."""
-        return any(paths.leaves for paths in self._known_paths)
+    def _verify_given(self, step: Step, micro: MicroBatch) -> None:
+        """Compare the user's word on whose the rows are with the truth, in the first passes."""
+        if self.orders.verified >= CONFIRMED:
+            return
+        ask = self.asker(step, micro, self.batch(step, micro)) if self.rows is not None else None
+        if ask is not None:
+            self.orders.verified += 1
+            expect_owners(self, step, micro, ask, self.orders, self.others)
+            self.prepare(step, micro)
 
-    def has_new_paths(self, loss: Tensor) -> bool:
-        """Return true, once, if a loss has terms without weights, reached by paths that were not seen before."""
-        if self.per_example_loss is not None:
-            return False
-        paths = paths_beyond_taps(loss)
-        known = not paths.leaves or paths in self._known_paths
-        self._known_paths.add(paths)
-        return not known
+    def asker(self, step: Step, micro: MicroBatch, batch: Any) -> Callable[[LossRows], Tensor | None] | None:
+        """Return what says whose the rows of a batch's losses are, if the user does; see `RowOwners`.
+
+        Args:
+            step: The step it belongs to.
+            micro: The pass of it.
+            batch: As ``training_step`` gets it.
+        """
+        rows, count = self.rows, len(micro.example_ids)
+        if rows is None or self.per_example_loss is not None:
+            return None
+
+        def ask(loss: LossRows) -> Tensor | None:
+            given = rows(batch, loss)
+            return None if given is None else checked_owners(given, loss, count, step.index)
+
+        return ask
 
 
 def eagerly() -> AbstractContextManager[Any]:
     """Run compiled sub-modules as they were before: a compiled backward pass cannot be differentiated again."""
     set_stance = getattr(torch.compiler, "set_stance", None)  # new in torch 2.6
     return nullcontext() if set_stance is None else set_stance("force_eager")
+
+
+def unknown_divisor(unknown: UnknownDivisor, step: Step) -> UnsupportedRunError:
+    """Return the error for a loss of which it is not known what it divides by."""
+    return UnsupportedRunError(
+        f"step {step.index}: divisor='reduced' lets losses divide by what is left of a batch, but it is not known what "
+        f"the step divides by: {unknown} is not called with reduction='mean' (a sum, or losses of rows that the step "
+        "reduces by itself). Give the loss function the reduction; or the runner a function of module, batch and index "
+        "that returns the loss of each example, InfluenceRunner(per_example_loss=...), whose mean is over examples; or "
+        "keep the divisor (divisor='kept')."
+    )
 
 
 @contextmanager
@@ -210,6 +299,7 @@ def open_objective(
     tap: str | None = None,
     dtype: torch.dtype | None = None,
     per_example_loss: PerExampleLoss | None = None,
+    rows: RowOwners | None = None,
 ) -> Iterator[Objective]:
     """Borrow a module and see it as an `Objective`; on leaving, it is as it was, and so are the random generators.
 
@@ -221,6 +311,7 @@ def open_objective(
         tap: Name of a sub-module whose output is tapped in place of loss functions.
         dtype: Compute in another floating-point precision than recorded (for checks).
         per_example_loss: Computes the loss of each example, for losses written by hand.
+        rows: Says whose the rows of a loss are.
 
     Raises:
         ConfigurationError: If there is no sub-module called ``tap``; lists what there is.
@@ -241,7 +332,8 @@ def open_objective(
         if host.attributes is not None:
             lent.enter_context(host.attributes.lent(module))
         host.stand_in.attach(module, dict(module.named_parameters()))
-        objective = Objective(module, header, source, host, tap=tap, dtype=dtype, per_example_loss=per_example_loss)
+        arguments: dict[str, Any] = {"tap": tap, "dtype": dtype, "per_example_loss": per_example_loss}
+        objective = Objective(module, header, source, host, rows=rows, **arguments)
         with hooks_of_training(module, objective.passes.phase):
             yield objective
 

@@ -20,6 +20,7 @@ from lightning_sgdinf.replay.lightning_host import recorded_host
 from lightning_sgdinf.replay.loss_metrics import wake_loss_metrics
 from lightning_sgdinf.replay.objective import open_objective
 from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay.row_owners import RowOwners
 from lightning_sgdinf.replay.training_step import PerExampleLoss
 
 
@@ -36,6 +37,7 @@ def open_run(
     dtype: torch.dtype | None = None,
     per_example_loss: PerExampleLoss | None = None,
     val_loader: int | None = None,
+    rows: RowOwners | None = None,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Iterator[OpenedRun]:
     """Open a recorded run; inside, the model is borrowed, and afterwards it is as it was.
@@ -51,6 +53,7 @@ def open_run(
         dtype: Floating-point precision to compute in, if not the recorded one.
         per_example_loss: Computes the loss of each example, for losses written by hand.
         val_loader: Number of the validation loader, where the run has several.
+        rows: Says whose the rows of a loss are.
         memory_bytes: How much memory methods may take for states.
 
     Raises:
@@ -61,7 +64,7 @@ def open_run(
     """
     if isinstance(log, (str, Path)):
         arguments: dict[str, Any] = {"device": device, "tap": tap, "dtype": dtype, "memory_bytes": memory_bytes}
-        arguments |= {"per_example_loss": per_example_loss, "val_loader": val_loader}
+        arguments |= {"per_example_loss": per_example_loss, "rows": rows, "val_loader": val_loader}
         with (
             RunLog.open(log) as read,
             open_run(model, train_dataloaders, val_dataloaders, datamodule, log=read, **arguments) as run,
@@ -93,9 +96,8 @@ def open_run(
             loaders, size = training_loaders(model, train_dataloaders, datamodule), None
         source = BatchSource(loaders, header, size=size)
         host.stand_in.know(train_dataloader=loaders[0] if len(loaders) == 1 else loaders or None)
-        objective = stack.enter_context(
-            open_objective(model, header, source, host, tap=tap, dtype=dtype, per_example_loss=per_example_loss)
-        )
+        arguments = {"tap": tap, "dtype": dtype, "per_example_loss": per_example_loss, "rows": rows}
+        objective = stack.enter_context(open_objective(model, header, source, host, **arguments))
         last = log.step(len(log) - 1)
         wake_loss_metrics(objective, lambda: log.state(len(log)), last)
         yield OpenedRun(

@@ -26,7 +26,7 @@ from lightning_sgdinf.state import ModelState
 
 Divisor: TypeAlias = Literal["kept", "reduced"]
 """What the losses of a batch are divided by when examples are left out: ``"kept"``, by the number of all, ``|S_t|``;
-``"reduced"``, by the sum of the weights that are left."""
+``"reduced"``, by what is left: each mean by the rows (with their class weights) whose examples are left."""
 
 
 class Replayer:
@@ -139,8 +139,7 @@ class Replayer:
         own = None
         if weights is not None:
             own = weights[torch.tensor(ids)].to(objective.host.device, objective.parameters[0].dtype)
-            own = divided(own, self._divisor)
-        return objective.trace(step, micro, batch, own).loss
+        return objective.trace(step, micro, batch, own, reduced=self._divisor == "reduced").loss
 
     def _optimizer(
         self, groups: Sequence[ParamGroup], state: Mapping[str, Mapping[str, Tensor]]
@@ -203,14 +202,6 @@ def clip_parameters(parameters: Sequence[torch.nn.Parameter], step: Step, names:
         torch.nn.utils.clip_grad_norm_(own, clip.value)
     else:
         torch.nn.utils.clip_grad_value_(own, clip.value)
-
-
-def divided(weights: Tensor, divisor: Divisor) -> Tensor:
-    """Scale example weights ``[..., B]`` of a batch so that its losses are divided by what ``divisor`` says."""
-    if divisor == "kept":
-        return weights
-    left = weights.sum(-1, keepdim=True)
-    return torch.where(left > 0, weights * (weights.shape[-1] / left.clamp_min(1e-30)), weights)
 
 
 def group_options(group: ParamGroup) -> dict[str, Any]:

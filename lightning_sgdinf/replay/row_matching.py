@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -17,6 +17,7 @@ from lightning_sgdinf.replay.row_owners import (
     EVERYBODY,
     NOBODY,
     LossCall,
+    LossRows,
     RowOrders,
     RowRecorder,
     are_alike,
@@ -62,24 +63,85 @@ def match_batch(
     if orders.last is not None and orders.last[0] == this and all(map(torch.equal, orders.last[1], state)):
         return orders.last[2]
     with _as_it_was(objective, state):
-        calls, owners, alike = _match(objective, step, micro, others)
+        calls, owners, alike, apart = _match(objective, step, micro, others)
         if alike:
             _move_a_little(objective)
-            calls, owners, _ = _match(objective, step, micro, others)
+            calls, owners, *_ = _match(objective, step, micro, others)
     coupled = {call.name for call, owner in zip(calls, owners, strict=True) if bool((owner == NOBODY).any())}
     for number, (call, owner) in enumerate(zip(calls, owners, strict=True)):
         if bool((owner == NOBODY).any()):
-            owners[number] = _by_position(call, owner, step, micro)
+            owners[number] = _by_position(call, owner, step, micro, apart)
     orders.learn(calls, owners, len(micro.example_ids), step=step.index)
     orders.coupled |= coupled
     orders.last = (this, state, owners)
     return owners
 
 
+def expect_owners(
+    objective: TrainingStep,
+    step: Step,
+    micro: MicroBatch,
+    ask: Callable[[LossRows], Tensor | None],
+    orders: RowOrders,
+    others: Sequence[tuple[Step, MicroBatch]] = (),
+) -> None:
+    """Compare the owners that a user says the rows of a batch have with those that are found by running examples alone.
+
+    Args:
+        objective: The opened model.
+        step: A recorded step.
+        micro: A pass of it.
+        ask: Returns the owners of a call's rows as the user says them.
+        orders: Takes note of losses whose rows cannot be matched.
+        others: As for `match_batch`.
+
+    Raises:
+        UntappedLossError: A row is another example's; names the row, the examples and the loss.
+    """
+    state = [p.detach().clone() for p in objective.parameters]
+    with _as_it_was(objective, state):
+        calls, owners, alike, _ = _match(objective, step, micro, others)
+        if alike:
+            _move_a_little(objective)
+            calls, owners, *_ = _match(objective, step, micro, others)
+    rtol = TOLERANCE.get(objective.parameters[0].dtype, COARSE)
+    for number, (call, owner) in enumerate(zip(calls, owners, strict=True)):
+        given = ask(LossRows(call.name, tuple(call.losses.shape), number)) if call.carries else None
+        if given is None:
+            continue
+        losses, matched, said = call.losses.reshape(-1), owner.reshape(-1), given.reshape(-1)
+        if bool(((matched == NOBODY) & (said >= 0)).any()):
+            orders.unverified.add(call.name)
+        for row in ((matched != said) & (matched != NOBODY)).nonzero().flatten().tolist():
+            alike_rows = losses[matched == said[row]]  # equal examples may stand for each other
+            if bool(((alike_rows - losses[row]).abs() <= rtol * (1 + losses[row].abs())).any()) or losses[row] == 0:
+                continue
+            raise UntappedLossError(
+                f"step {step.index}: rows= says that row {row} of the {len(losses)} rows of {call.name} (call "
+                f"{number}) is {_owner_name(said[row], micro)}, but {_evidence(matched[row], micro)} has that row's "
+                f"loss ({losses[row]:.6g}). Return the place of each row's owner among the {len(micro.example_ids)} "
+                "examples that were drawn for the batch, -1 for a row that depends on none of them, or None to have "
+                "them found out."
+            )
+
+
+def _owner_name(owner: Tensor, micro: MicroBatch) -> str:
+    return "no example's" if owner < 0 else f"that of example {micro.example_ids[int(owner)]} (place {int(owner)})"
+
+
+def _evidence(owner: Tensor, micro: MicroBatch) -> str:
+    if owner < 0:
+        return "the batch of any other examples"
+    return f"example {micro.example_ids[int(owner)]} (place {int(owner)}), run alone in eval mode,"
+
+
 def _match(
     objective: TrainingStep, step: Step, micro: MicroBatch, others: Sequence[tuple[Step, MicroBatch]]
-) -> tuple[list[LossCall], list[Tensor], bool]:
-    """Return the calls, their owners at the parameters as they are, and true if rows of two examples are equal."""
+) -> tuple[list[LossCall], list[Tensor], bool, bool]:
+    """Return the calls and their owners at the parameters as they are.
+
+    And true if rows of two examples are equal; and true if examples could be run alone.
+    """
     rtol = TOLERANCE.get(objective.parameters[0].dtype, COARSE)
     recorder = RowRecorder()
     _record(objective, step, micro, objective.batch(step, micro), recorder)
@@ -90,7 +152,7 @@ def _match(
         sample = [_record_single(objective, step, micro, single) for single in singles]
         owners = regular_owners(calls, sample, places, count, rtol=rtol)
         if owners is not None and not are_alike(sample, rtol=rtol):
-            return calls, owners, False
+            return calls, owners, False, True
     singles = objective.source.singles(micro, step=step.index)
     alone = [_record_single(objective, step, micro, single) for single in singles]
     if len(singles) == 1:
@@ -103,7 +165,7 @@ def _match(
             owner.masked_fill_(owner == NOBODY, EVERYBODY)
     if any(bool((owner == NOBODY).any()) for owner in owners):
         _match_repeated(objective, step, micro, calls, owners, rtol)
-    return calls, owners, are_alike(alone, rtol=rtol)
+    return calls, owners, are_alike(alone, rtol=rtol), any(alone)
 
 
 def _record_other(
@@ -118,15 +180,18 @@ def _record_other(
     return []
 
 
-def _by_position(call: LossCall, owner: Tensor, step: Step, micro: MicroBatch) -> Tensor:
+def _by_position(call: LossCall, owner: Tensor, step: Step, micro: MicroBatch, apart: bool) -> Tensor:
     """Return owners by their place, for rows that see several examples: such scores are of rows."""
     rows, count = owner.numel(), len(micro.example_ids)
-    if not rows or rows % count:
+    if not rows or rows % count or (rows != count and not apart):
+        why = f"{int((owner == NOBODY).sum())} of them depend on several examples even in eval mode, so no example owns"
+        if not apart:
+            why = "no batch that the step takes can be made of one example alone, so it is not known which example owns"
         raise UntappedLossError(
             f"step {step.index}: {call.name} sees {rows} rows for the {count} examples "
-            f"{micro.example_ids[:4].tolist()} ..., and {int((owner == NOBODY).sum())} of them depend on several "
-            "examples even in eval mode, so no example owns them. Give the LightningModule a method "
-            "per_example_loss(batch, batch_idx) that returns the loss of each example, shape [B]."
+            f"{micro.example_ids[:4].tolist()} ..., and {why} them. Say whose they are, InfluenceRunner(rows=...), or "
+            "give the LightningModule a method per_example_loss(batch, batch_idx) that returns the loss of each "
+            "example, shape [B]."
         )
     return torch.where(owner == NOBODY, owners_in("blocks", rows, count).view(owner.shape), owner)
 

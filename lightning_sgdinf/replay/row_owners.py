@@ -16,13 +16,15 @@ all batches with as many rows. Otherwise each batch is matched anew: ``B`` forwa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from lightning_sgdinf.errors import UntappedLossError
 from lightning_sgdinf.kernels import Handler
 from lightning_sgdinf.replay.losses import LOSSES, unreduced
 
@@ -32,6 +34,54 @@ are the same for all examples, as of a penalty."""
 
 NOBODY, EVERYBODY = -1, -2
 """Owners of a row that sees several examples, and of one that depends on none."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossRows:
+    """The rows of one call of a loss function, as ``InfluenceRunner(rows=...)`` is asked about them.
+
+    Attributes:
+        name: Of the function in ``torch.nn.functional``, such as ``"cross_entropy"``; ``"output"`` where weights enter
+            at the output of a sub-module.
+        shape: Of the loss before it is reduced, one element per row.
+        call: Number of the call among those that the step makes, 0 the first.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    call: int
+
+
+RowOwners: TypeAlias = Callable[[Any, LossRows], Tensor | None]
+"""Is given a batch, as ``training_step`` gets it, and the rows of a loss; returns the place in the list of the batch's
+drawn examples of each row's owner, -1 for a row that is no example's; or ``None`` to have them found out."""
+
+
+def checked_owners(given: Any, loss: LossRows, count: int, step: int) -> Tensor:
+    """Return owners that a user gave, in the shape of the rows; `EVERYBODY` for -1.
+
+    Args:
+        given: What the user's function returned.
+        loss: What it was asked about.
+        count: ``B``.
+        step: Of the run.
+
+    Raises:
+        UntappedLossError: It is no whole number in ``-1 .. B - 1`` for each row.
+    """
+    rows = math.prod(loss.shape)
+    fits = isinstance(given, Tensor) and not given.is_floating_point() and given.numel() == rows
+    if not fits or (rows and not -1 <= int(given.min()) <= int(given.max()) < count):
+        got = f"shape {list(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
+        if fits:
+            got = f"numbers from {int(given.min())} to {int(given.max())}"
+        raise UntappedLossError(
+            f"step {step}: rows= must return one whole number for each of the {rows} rows of {loss.name} (call "
+            f"{loss.call}, shape {list(loss.shape)}): the place of its owner among the {count} examples drawn for the "
+            f"batch, 0 to {count - 1}, or -1; got {got}"
+        )
+    owner = given.reshape(loss.shape).long()
+    return torch.where(owner < 0, torch.full_like(owner, EVERYBODY), owner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,12 +284,16 @@ class RowOrders:
         orders: Rows per example and their order, by number and name of the call; ``None`` where there is no such order.
         seen: Steps that showed the order, by number and name of the call.
         coupled: Names of losses that had rows without a single owner, which were given one by their place.
+        unverified: Names of losses whose rows were said to be somebody's and could not be matched.
+        verified: How many passes' given owners were compared with matched ones.
         last: The pass that was matched last, the parameters it was matched at, and the owners of its rows.
     """
 
     orders: dict[tuple[int, str], tuple[int, Order] | None] = field(default_factory=dict)
     seen: dict[tuple[int, str], set[int]] = field(default_factory=dict)
     coupled: set[str] = field(default_factory=set)
+    unverified: set[str] = field(default_factory=set)
+    verified: int = 0
     last: tuple[object, list[Tensor], list[Tensor]] | None = None
 
     def known(self, call: int, name: str, rows: int, count: int) -> Tensor | None:

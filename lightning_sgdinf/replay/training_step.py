@@ -37,6 +37,7 @@ from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.module_buffers import ModuleBuffers
 from lightning_sgdinf.replay.moment import Moment
 from lightning_sgdinf.replay.moving_buffers import MovedBuffer, assigned_in_place, differentiable_buffers
+from lightning_sgdinf.replay.pass_structure import PassStructure
 from lightning_sgdinf.replay.row_owners import RowRecorder
 from lightning_sgdinf.replay.validation_hooks import validation_started
 from lightning_sgdinf.state import ModelState
@@ -50,13 +51,17 @@ class Trace:
         loss: What the step's gradient is taken of: the returned loss over the accumulation divisor.
         statistics: Running statistics that the pass moved or read.
         taps: Names of the loss functions that were tapped.
+        owners: Of the rows of each of these; empty where all weights are equal.
         moved: Moving buffers by name, where they were to be differentiated.
+        structure: Of a pass with weights that was admitted; ``None`` of any other.
     """
 
     loss: Tensor
     statistics: RunningStatistics | None
     taps: tuple[str, ...]
+    owners: tuple[Tensor, ...]
     moved: Mapping[str, MovedBuffer] = field(default_factory=dict)
+    structure: PassStructure | None = None
 
 
 PerExampleLoss: TypeAlias = Callable[[Any, Any, Any], Tensor]
@@ -189,6 +194,7 @@ class TrainingStep:
         statistics: bool = False,
         stacked: bool = False,
         lossless: bool = False,
+        reduced: bool = False,
     ) -> Trace:
         """Run a pass, once modes and random numbers are set, without looking at the loss.
 
@@ -201,6 +207,7 @@ class TrainingStep:
             statistics: Watch BatchNorm's running statistics, so that they can be differentiated.
             stacked: The pass is vectorised over many models, which are differentiated once.
             lossless: The pass returned no loss in training: its loss is zero, with a gradient of zeros.
+            reduced: The mean of ``per_example_loss`` divides by the sum of the weights.
 
         Raises:
             UnsupportedRunError: It returns no loss, or one where it returned none in training.
@@ -222,23 +229,24 @@ class TrainingStep:
             assigned = nullcontext() if stacked else assigned_in_place(self.passes.places)
             handling = _handling(self, held, watch, twins, tap, stacked)
             with assigned, _moving(self.module, moving, held) as moved, handling:
-                taps: tuple[str, ...] = ()
+                taps, owners = (), ()
                 if lossless:
                     output = call_step(self.module.training_step, batch, batch_idx)  # type: ignore[arg-type]
                     loss = _nothing_of(output, self, step, weights)
                 elif weights is not None and self.per_example_loss is not None:
                     losses = self.per_example_loss(self.module, batch, batch_idx)
                     _expect_one_each(losses, len(weights), step)
-                    loss = (losses * weights).sum() / len(weights)
-                    taps = ("per_example_loss",)
+                    loss = (losses * weights).sum() / _divisor(weights, reduced)
+                    taps, owners = ("per_example_loss",), (torch.arange(len(weights)),)
                 else:
                     loss = _loss_of(call_step(self.module.training_step, batch, batch_idx), step, stacked)  # type: ignore[arg-type]
-                    taps = tuple(tap.calls) if isinstance(tap, LossTap) else ()
+                    tapped = isinstance(tap, LossTap)
+                    taps, owners = (tuple(tap.calls), tuple(tap.owners)) if tapped else ((), ())
             empty_out(self.passes.containers)
             if held is not None and held.used:
                 drop_graphs(self.module)
             loss = loss / step.accumulation if step.accumulation != 1 else loss
-        return Trace(loss, watch, taps, moved)
+        return Trace(loss, watch, taps, owners, moved)
 
     def gradient(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor | None]:
         """Return the gradient of a loss in the trained parameters; ``None`` where it does not depend on one."""
@@ -379,6 +387,13 @@ def _expect_shape(name: str, value: Tensor, parameter: Tensor) -> None:
 
 def _ask_module(module: Any, batch: Any, batch_idx: Any) -> Tensor:
     return module.per_example_loss(batch, batch_idx)
+
+
+def _divisor(weights: Tensor, reduced: bool) -> Tensor | int:
+    if not reduced:
+        return len(weights)
+    left = weights.sum()
+    return torch.where(left > 0, left, torch.ones_like(left))
 
 
 def _expect_one_each(losses: Any, count: int, step: Step) -> None:

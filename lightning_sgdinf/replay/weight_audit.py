@@ -1,9 +1,7 @@
-"""The loss of a step, audited: example weights must reach every term of it that depends on the data, once.
+"""The loss of a run, audited before anything is computed from it.
 
-A term that no weight reaches is `lightning_sgdinf.replay.untapped`'s matter. The gradient must be linear in the
-weights, which it is not where one loss function feeds another.
-
-Which rows belong to which example is `lightning_sgdinf.replay.row_matching`'s matter: where rows see several examples
+That weights reach every term is asked of every structure of a pass (`lightning_sgdinf.replay.structure_audits`);
+which rows belong to which example is `lightning_sgdinf.replay.row_matching`'s matter. Where rows see several examples
 of the batch (in-batch negatives, mixed inputs), `batch_coupling` says so.
 """
 
@@ -13,13 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from lightning_sgdinf.errors import UntappedLossError
-from lightning_sgdinf.log import MicroBatch, Step
+from lightning_sgdinf.log import Step
 from lightning_sgdinf.replay.objective import Objective
-from lightning_sgdinf.replay.training_step import Trace
-from lightning_sgdinf.replay.untapped import WAYS_OUT
 from lightning_sgdinf.state import ModelState
 
 
@@ -29,7 +23,7 @@ class LossAudit:
 
     Attributes:
         taps: Names of the loss functions that carry the weights.
-        penalty: True if a part of the gradient belongs to no example, as that of a penalty on the weights.
+        penalty: True if a part of the loss belongs to no example, as a penalty on the weights.
         notes: Sentences that a reader of any result must know; empty if each example owns its rows.
     """
 
@@ -39,13 +33,7 @@ class LossAudit:
 
 
 def audit_loss(
-    objective: Objective,
-    state: ModelState,
-    one: Step,
-    other: Step,
-    *,
-    more: Iterable[Step] = (),
-    tolerance: float = 1e-4,
+    objective: Objective, state: ModelState, one: Step, other: Step, *, more: Iterable[Step] = ()
 ) -> LossAudit:
     """Check the loss of one step.
 
@@ -56,37 +44,18 @@ def audit_loss(
         other: Another step. Where it has the same examples (training on the full batch), a batch of one example many
             times takes its place.
         more: Further steps to learn the order of rows from, as far as it is not sure.
-        tolerance: Part of the gradient, in ``(0, 1)``, that may fail to follow the weights.
 
     Raises:
         UntappedLossError: If a data-dependent term of the loss does not follow the weights; names the ways out.
     """
     objective.others = ((other, other.first_pass), (one, one.first_pass))
-    full, taps = _gradient(objective, state, one, one.first_pass, 1.0)
-    size = full.norm().clamp_min(torch.finfo(full.dtype).tiny)
-    if objective.per_example_loss is not None:
-        plain = _joined(objective, _trace(objective, state, one, one.first_pass, None))
-        gap = ((plain - full).norm() / size).item()
-        if not gap <= tolerance:
-            raise UntappedLossError(
-                f"step {one.index}: the mean of per_example_loss has another gradient than training_step's loss "
-                f"(relative difference {gap:.1e}). per_example_loss must return what each example adds to the loss, "
-                "times the batch size."
-            )
-    rest, _ = _gradient(objective, state, one, one.first_pass, 0.0)
-    double, _ = _gradient(objective, state, one, one.first_pass, 2.0)
-    bent = ((double - 2 * full + rest).norm() / size).item()
-    if not bent <= tolerance:
-        _refuse_bent_hooks(objective, state, one, bent, tolerance)
-        raise UntappedLossError(
-            f"step {one.index}: the gradient is not linear in the example weights (by {bent:.1%}): one loss function "
-            f"feeds another, so weights enter twice (tapped: {', '.join(taps)}). {WAYS_OUT}"
-        )
+    _trace(objective, state, one)
     for step in more:
         if objective.orders.undecided:
-            _gradient(objective, state, step, step.first_pass, 1.0)
-    coupling = batch_coupling(objective, one)
-    return LossAudit(tuple(sorted(set(taps))), bool(rest.norm() > 1e-9 * size), (coupling,) if coupling else ())
+            _trace(objective, state, step)
+    audits = objective.audits
+    notes = (batch_coupling(objective, one), _taken_at_their_word(objective))
+    return LossAudit(audits.taps, audits.has_unweighted_terms, tuple(note for note in notes if note))
 
 
 def batch_coupling(objective: Objective, step: Step) -> str:
@@ -106,39 +75,19 @@ def batch_coupling(objective: Objective, step: Step) -> str:
     )
 
 
-def _gradient(
-    objective: Objective, state: ModelState, step: Step, micro: MicroBatch, weight: float
-) -> tuple[Tensor, tuple[str, ...]]:
-    weights = torch.full(
-        (len(micro.example_ids),), weight, dtype=objective.parameters[0].dtype, device=objective.host.device
+def _taken_at_their_word(objective: Objective) -> str:
+    names = sorted(objective.orders.unverified)
+    if not names:
+        return ""
+    return (
+        f"rows= was taken at its word for {', '.join(names)}: its rows depend on several examples of the batch, or no "
+        "batch can be made of one example, so that running examples alone does not show whose they are."
     )
-    trace = _trace(objective, state, step, micro, weights)
-    return _joined(objective, trace), trace.taps
 
 
-def _refuse_bent_hooks(objective: Objective, state: ModelState, step: Step, bent: float, tolerance: float) -> None:
-    """Say that hooks make a gradient what is not linear in the weights, if without them it is."""
-    phase = objective.passes.phase
-    if not phase.hooks:
-        return
-    phase.hooks_act = False
-    try:
-        none, once, twice = (_gradient(objective, state, step, step.micro_batches[0], w)[0] for w in (0.0, 1.0, 2.0))
-    finally:
-        phase.hooks_act = True
-    if (twice - 2 * once + none).norm() <= tolerance * once.norm():
-        raise UntappedLossError(
-            f"step {step.index}: the gradient is not linear in the example weights (by {bent:.1%}), because of "
-            f"a gradient hook on {', '.join(sorted(phase.hooks)[:3])}. Hooks must be linear in the gradient, as a mask "
-            "or a factor is; to clip, use the Trainer's gradient_clip_val and gradient_clip_algorithm."
-        )
-
-
-def _trace(objective: Objective, state: ModelState, step: Step, micro: MicroBatch, weights: Tensor | None) -> Trace:
+def _trace(objective: Objective, state: ModelState, step: Step) -> None:
+    micro = step.first_pass
+    like = objective.parameters[0]
+    weights = torch.ones(len(micro.example_ids), dtype=like.dtype, device=like.device)
     objective.load(state)
-    return objective.trace(step, micro, objective.batch(step, micro), weights)
-
-
-def _joined(objective: Objective, trace: Trace) -> Tensor:
-    grads = objective.gradient(trace.loss)
-    return objective.vector.join_gradients(grads, objective.parameters).detach().double()
+    objective.trace(step, micro, objective.batch(step, micro), weights)

@@ -8,7 +8,7 @@ import torch
 
 from lightning_sgdinf.certificate import Level
 from lightning_sgdinf.checkpointing import MEMORY_BYTES
-from lightning_sgdinf.replay import PerExampleLoss
+from lightning_sgdinf.replay import PerExampleLoss, RowOwners
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +20,7 @@ class Settings:
     tap: str | None = None
     per_example_loss: PerExampleLoss | None = None
     val_loader: int | None = None
+    rows: RowOwners | None = None
     per_epoch: bool = False
     memory_bytes: int = MEMORY_BYTES
     progress: bool = True

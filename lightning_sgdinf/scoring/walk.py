@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lightning_sgdinf.adjoint import Adjoint, AdjointStep, BoundQuery, CompiledSteps, PulledStep, rule_for
-from lightning_sgdinf.checks import Growth, StepComparison
+from lightning_sgdinf.checks import Growth, StepComparison, SwapComparison
 from lightning_sgdinf.errors import NonFiniteError, StepMismatchError, UntappedLossError
 from lightning_sgdinf.estimators import Estimator
 from lightning_sgdinf.estimators.base import visited
-from lightning_sgdinf.replay import OpenedRun, Replayer, RowShards, rebuild, refuse_changes, states_backwards
-from lightning_sgdinf.replay.untapped import WAYS_OUT, expect_penalty
+from lightning_sgdinf.replay import Objective, OpenedRun, Replayer, RowShards, rebuild, refuse_changes, states_backwards
+from lightning_sgdinf.replay.untapped import WAYS_OUT, expect_mean, expect_penalty
+from lightning_sgdinf.replay.weight_audit import LossAudit
 from lightning_sgdinf.state import ModelState
 
 UNREACHED = {torch.float64: 1e-8, torch.float32: 1e-3}
 """Part of a step's gradient along the push that the slopes of its examples may miss, by rounding."""
+LOSS = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""Relative difference of a recorded loss and the mean of the losses of its examples."""
 COARSE = 1e-1
 ASKED = 17
 """Steps between two that are asked whether a penalty is one."""
@@ -64,6 +67,7 @@ class Walk:
         shards: This process's rows of each batch, if they are sharded.
         max_states: How many rebuilt states may be held at once.
         compare: Compare the states that steps lead to with the recorded ones.
+        swaps: Exchanges examples of some steps for others; ``None`` not to.
         compiled: Compiles the steps' kernel; ``None`` for the eager one.
         on_step: Called when a step is done, with its index, the state it was taken from and the tally; for progress and
             for checks along the way.
@@ -76,6 +80,7 @@ class Walk:
     shards: RowShards | None = None
     max_states: int = 64
     compare: bool = True
+    swaps: SwapComparison | None = None
     compiled: CompiledSteps | None = None
     on_step: Callable[[int, ModelState, Tally], None] = lambda step, before, tally: None
 
@@ -105,6 +110,7 @@ class Walk:
         rule, final = rule_for(log.header.optimizer), self.run.final
         states = ((t, final) for t in range(total - 1, first - 1, -1)) if frozen else self._states(total, first, tally)
         after, following = final, None
+        audit = self.run.audit(first)
         for step, (t, before) in zip(log.steps(total, first), states, strict=True):
             if following is not None and not frozen:
                 refuse_changes(following)
@@ -119,7 +125,9 @@ class Walk:
                 compiled=self.compiled,
             )
             pulled = self._visit(at, adjoint, None if frozen else after, tally.comparison)
-            self._expect_reached(pulled, at)
+            self._expect_reached(pulled, at, audit)
+            if self.swaps is not None:
+                self.swaps.see(step, at.before, pulled.structures)
             adjoint = pulled.adjoint
             ids = torch.tensor(step.example_ids)
             tally.add(ids, pulled.slopes, step.epoch)
@@ -134,27 +142,52 @@ class Walk:
             )
         return tally
 
-    def _expect_reached(self, pulled: PulledStep, at: AdjointStep) -> None:
+    def _expect_reached(self, pulled: PulledStep, at: AdjointStep, audit: LossAudit) -> None:
         """Make sure that the slopes of a step's examples add up to what its gradient does along the push.
 
         Where a penalty is in the loss they do not; then some steps are asked whether the rest depends on their data.
         """
         objective, step = self.run.objective, at.step
-        audit = self.run.audit(self.estimator.first_step(self.run.log))
-        if audit.penalty and objective.per_example_loss is None:
+        unweighted = any(s.has_unweighted_terms for s in pulled.structures) if pulled.structures else audit.penalty
+        if unweighted:
             if step.index % ASKED == 0 or step.index >= len(self.run.log) - 3:
                 objective.load(at.before)
                 for micro in step.micro_batches:
                     expect_penalty(objective, step, micro, audit.taps, objective.others)
             return
-        if pulled.unreached is None or audit.penalty:
+        if pulled.unreached is None:
             return
-        allowed = UNREACHED.get(objective.parameters[0].dtype, COARSE)
+        allowed = _tolerance(UNREACHED, objective)
         if not pulled.unreached <= allowed:
+            seen = ", ".join(sorted({name for s in pulled.structures for name, _ in s.calls})) or ", ".join(audit.taps)
             raise UntappedLossError(
-                f"step {step.index}: the slopes of its {len(step.example_ids)} examples do not add up to the step's "
-                f"gradient; {pulled.unreached:.1e} of it is missing (allowed {allowed:.0e}). A term of its loss is "
-                f"reached by no example's weight. {WAYS_OUT}"
+                f"step {step.index}: the slopes of its {len(step.example_ids)} examples "
+                f"({step.example_ids[:4].tolist()} ...), which enter at {seen}, do not add up to the step's gradient; "
+                f"{pulled.unreached:.1e} of it is missing (allowed {allowed:.0e}). A term of its loss is reached by no "
+                f"example's weight. {WAYS_OUT}"
+            )
+
+    def _expect_recorded_loss(self, pulled: PulledStep, at: AdjointStep) -> None:
+        """Make sure that the mean of ``per_example_loss`` is the loss that the step was recorded with.
+
+        Where there is nothing to compare with, some steps are asked for its gradient.
+        """
+        objective, step = self.run.objective, at.step
+        at_recorded = self.estimator.state_for(step.index, self.run.log) == step.index
+        comparable = at_recorded and all(m.rank == 0 and not m.without_loss for m in step.micro_batches)
+        if pulled.loss is None or step.loss is None or not comparable:
+            if step.index % ASKED == 0 or step.index >= len(self.run.log) - 3:
+                objective.load(at.before)
+                for micro in step.micro_batches:
+                    expect_mean(objective, step, micro)
+            return
+        loss, allowed = float(pulled.loss), _tolerance(LOSS, objective)
+        if not abs(loss - step.loss) <= allowed * max(abs(step.loss), 1e-3):
+            raise UntappedLossError(
+                f"step {step.index}: the mean of per_example_loss over the examples "
+                f"{step.micro_batches[-1].example_ids[:4].tolist()} ... is {loss:.6g}, but the loss that training_step "
+                f"returned when the step was recorded is {step.loss:.6g}. per_example_loss must return what each "
+                "example adds to the loss, times the batch size, in every step."
             )
 
     def _query_at(self, state: ModelState) -> Adjoint:
@@ -166,6 +199,8 @@ class Walk:
     ) -> PulledStep:
         """Let the estimator account for a step, and compare the state it led to with the recorded one."""
         pulled = visited(self.estimator, at, adjoint)
+        if self.run.objective.per_example_loss is not None:
+            self._expect_recorded_loss(pulled, at)
         if not self.compare or after is None or pulled.taken is None:
             return pulled
         vector = self.run.objective.vector
@@ -189,6 +224,12 @@ class Walk:
             return rebuilt
 
         return states_backwards(log, start, stop, advance, max_states=self.max_states)
+
+
+def _tolerance(allowed: Mapping[torch.dtype, float], objective: Objective) -> float:
+    """Return what is allowed in the coarser of the precisions that were recorded and that are computed in."""
+    kinds = {p.dtype for p in objective.parameters} | ({torch.float32} if objective.dtype is not None else set())
+    return max(allowed.get(kind, COARSE) for kind in kinds)
 
 
 def _on(state: ModelState, device: torch.device) -> ModelState:

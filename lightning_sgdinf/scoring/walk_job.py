@@ -17,6 +17,7 @@ from lightning_sgdinf.checkpointing import states_in
 from lightning_sgdinf.checks import (
     Plan,
     Reached,
+    SwapComparison,
     check_gradient,
     check_logged_query,
     check_trust,
@@ -45,6 +46,7 @@ class Findings:
         trust: See `Trust`.
         further: Other checks.
         reached: What the walk knew on the way, of the first query, by step.
+        unjudged: Sentences on what a check could not judge.
         seconds: Wall time the re-runs took.
         cost: The same by `clock`.
     """
@@ -54,6 +56,7 @@ class Findings:
     trust: Trust | None = None
     further: list[Check] = field(default_factory=list)
     reached: dict[int, Reached] = field(default_factory=dict)
+    unjudged: list[str] = field(default_factory=list)
     seconds: float = 0.0
     cost: float = 0.0
 
@@ -136,6 +139,7 @@ class WalkJob:
                 trust=findings.trust,
                 amplification=tally.growth.value(self.first_step) if self.estimator.exact else None,
                 further=tuple(findings.further),
+                unjudged=tuple(findings.unjudged),
                 seconds=findings.seconds,
                 notes=tuple(findings.notes),
             ),
@@ -161,6 +165,7 @@ class WalkJob:
         kept = {self.first_step, *(total - length for length in window_lengths(total - self.first_step))}
         compiled = CompiledSteps(self.run.objective) if self.settings.compile else None
         shards = part.shards
+        swaps = None if self.settings.certificate == "off" else SwapComparison(self.run)
         with self._progress() as bar:
 
             def on_step(t: int, before: ModelState, tally: Tally) -> None:
@@ -181,10 +186,15 @@ class WalkJob:
                 shards=shards,
                 max_states=self._max_states(),
                 compare=self._compares(findings),
+                swaps=swaps,
                 compiled=compiled,
                 on_step=on_step,
             )
             tally = walk.start(adjoint, epochs=epochs)
+        if swaps is not None:
+            findings.unjudged.extend(swaps.unjudged)
+            if (check := swaps.value()) is not None:
+                findings.further.append(check)
         if compiled is not None and compiled.note:
             findings.notes.append(compiled.note)
         return tally
@@ -212,7 +222,8 @@ class WalkJob:
         if team is None or count >= team.world:
             return Part(everything if team is None else team.rows(count), None, team, count)
         run = self.run
-        if rows_are_separate(run.objective, team, run.final, run.log.step(len(run.log) - 1)):
+        alone = getattr(self.estimator, "divisor", "kept") == "kept"  # what is left is counted over the whole batch
+        if alone and rows_are_separate(run.objective, team, run.final, run.log.step(len(run.log) - 1)):
             return Part(everything, team, team, count)
         findings.notes.append(
             "Rows of a batch see each other in this model (BatchNorm, dropout, class weights ...), so every process "

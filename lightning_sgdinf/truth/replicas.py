@@ -15,7 +15,7 @@ Cost of a step: that of ``L`` training steps in floating-point operations, that 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +27,9 @@ from lightning_sgdinf.errors import NonFiniteError
 from lightning_sgdinf.log import Clip, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.replay import (
     Divisor,
+    LossRows,
     Objective,
     OpenedRun,
-    divided,
     feed,
     group_options,
     optimizer_class,
@@ -37,7 +37,7 @@ from lightning_sgdinf.replay import (
     refuse_changes,
     required_options,
 )
-from lightning_sgdinf.replay.untapped import expect_penalty
+from lightning_sgdinf.replay.pass_structure import PassStructure
 from lightning_sgdinf.state import ModelState
 
 
@@ -192,10 +192,11 @@ class Replicas:
         objective.prepare(step, micro)
         kept = self.keep[:, torch.as_tensor(micro.example_ids)]
         like = objective.parameters[0]
-        weights = divided(kept.to(like.device, like.dtype), self._divisor)
+        weights, reduced = kept.to(like.device, like.dtype), self._divisor == "reduced"
 
-        def take(owners: Sequence[Tensor] | None) -> Tensor:
-            forward_pass = OnePass(objective, step, micro, owners)
+        def take(owners: Sequence[Tensor] | None) -> tuple[Tensor, PassStructure]:
+            ask = objective.asker(step, micro, batch)
+            forward_pass = OnePass(objective, step, micro, owners, ask, reduced=reduced)
             own = map_tensors(batch, torch.clone)  # a step may change its batch, and may have to be taken twice
 
             def loss(params: dict[str, Tensor], buffers: dict[str, Tensor], weights: Tensor) -> Tensor:
@@ -203,19 +204,19 @@ class Replicas:
 
             with warnings.catch_warnings(), torch.enable_grad():
                 warnings.simplefilter("ignore")  # that an operation is not vectorised only costs time
-                return torch.func.vmap(loss, randomness="same")(dict(self._params), self._buffers, weights)
+                losses = torch.func.vmap(loss, randomness="same")(dict(self._params), self._buffers, weights)
+            return losses, PassStructure.of(*forward_pass.taps, losses.sum(), weights.shape[1])
 
         buffers = {n: v.clone() for n, v in self._buffers.items()}
 
         def again() -> None:
-            self._buffers = buffers
+            self._buffers = {n: v.clone() for n, v in buffers.items()}  # the next pass moves them in place
             objective.load_buffers(self._shared)
 
-        losses = objective.owned(step, micro, take, again=again)
-        if not micro.without_loss and objective.has_new_paths(losses.sum()):
+        losses, structure = objective.owned(step, micro, take, again=again)
+        if not micro.without_loss and objective.admit(step, micro, structure, again=again):
             again()
-            expect_penalty(objective, step, micro, ("its loss functions",), objective.others)
-            losses = objective.owned(step, micro, take, again=again)
+            losses, _ = objective.owned(step, micro, take, again=again)
         self._shared = {n: objective.buffers[n].detach().clone() for n in self._shared}
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
@@ -292,18 +293,35 @@ class OnePass(nn.Module):
         step: The step.
         micro: The pass.
         owners: Of the rows of each loss, where they were matched for this pass.
+        ask: Returns the owners of a call's rows as the user says them.
+        reduced: Let losses divide by what is left.
+
+    Attributes:
+        taps: Names of the loss functions that carried weights, and the owners of the rows of each.
     """
 
     def __init__(
-        self, objective: Objective, step: Step, micro: MicroBatch, owners: Sequence[Tensor] | None = None
+        self,
+        objective: Objective,
+        step: Step,
+        micro: MicroBatch,
+        owners: Sequence[Tensor] | None = None,
+        ask: Callable[[LossRows], Tensor | None] | None = None,
+        *,
+        reduced: bool = False,
     ) -> None:
         super().__init__()
         self.module = objective.module  # ``functional_call`` puts tensors into it
-        self._forward = lambda batch, weights: (
-            objective.forward(
-                step, micro.batch_idx, batch, weights, stacked=True, owners=owners, lossless=micro.without_loss
-            ).loss
-        )
+        self.taps: tuple[Sequence[str], Sequence[Tensor]] = (), ()
+
+        def run(batch: Any, weights: Tensor) -> Tensor:
+            how: dict[str, Any] = {"stacked": True, "reduced": reduced, "owners": owners, "ask": ask}
+            how["lossless"] = micro.without_loss
+            trace = objective.forward(step, micro.batch_idx, batch, weights, **how)
+            self.taps = trace.taps, trace.owners
+            return trace.loss
+
+        self._forward = run
 
     def loss(self, tensors: Mapping[str, Tensor], batch: Any, weights: Tensor) -> Tensor:
         """Compute the loss at some parameters and buffers; weights ``[B]`` enter its gradient."""

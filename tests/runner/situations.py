@@ -145,12 +145,12 @@ class Run:
         trainer.fit(self.module, self.train, self.held_out)
         self.journal, self.module.journal = self.module.journal, None
 
-    def scores(self, certificate: Any = "fast") -> Scores:
-        runner = InfluenceRunner(accelerator="cpu", progress=False, certificate=certificate)
+    def scores(self, **settings: Any) -> Scores:
+        runner = InfluenceRunner(accelerator="cpu", progress=False, **settings)
         return runner.run(self.module, self.train, self.held_out, log=self.path)
 
-    def counterfactuals(self) -> Truth:
-        runner = InfluenceRunner(accelerator="cpu", progress=False)
+    def counterfactuals(self, **settings: Any) -> Truth:
+        runner = InfluenceRunner(accelerator="cpu", progress=False, **settings)
         return runner.counterfactuals(self.module, self.train, self.held_out, log=self.path)
 
     def take(self, weights: Tensor, *, graph: bool) -> Tensor:

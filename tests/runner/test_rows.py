@@ -72,6 +72,39 @@ class BesideAPenaltyOnEveryThird(BesideAPenalty):
     there = EveryThird.there
 
 
+class FactorOnceBesideAPenalty(FactorOnEveryThird):
+    """Its factor is zero but for one step, which is none of those that are asked whether a penalty is one."""
+
+    there = frozenset({4})
+
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        return super().loss(net, batch, t) + 0.1 * net.weight.square().sum()  # type: ignore[union-attr,operator]
+
+
+class FactorThatJoinsLater(FactorOnEveryThird):
+    """Not computed in the first epoch; then its factor is zero but for one step."""
+
+    there = frozenset({5})
+
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        return super().loss(net, batch, t) if 3 <= t < 6 else Situation.loss(self, net, batch, t)
+
+
+class Hinge(WithTerm):
+    """Nothing violates its margin but in one step."""
+
+    there = frozenset({3})
+
+    def term(self, net: nn.Module, x: Tensor) -> Tensor:
+        return torch.relu(net(x).square().sum(1) - self.margin).mean()
+
+    margin = 0.0
+
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        self.margin = 0.1 if t in self.there else 1e3
+        return Situation.loss(self, net, batch, t) + self.term(net, batch[0]) + 0.1 * net.bias.square().sum()  # type: ignore[union-attr,operator]
+
+
 @pytest.mark.parametrize("result", ["scores", "counterfactuals"])
 @pytest.mark.parametrize(
     "kind",
@@ -83,6 +116,9 @@ class BesideAPenaltyOnEveryThird(BesideAPenalty):
         FactorFromTheSecondEpoch,
         BesideAPenalty,
         BesideAPenaltyOnEveryThird,
+        FactorOnceBesideAPenalty,
+        FactorThatJoinsLater,
+        Hinge,
     ],
     ids=lambda kind: kind.__name__,
 )
@@ -95,6 +131,54 @@ def test_a_term_without_weights_is_refused_at_a_step_that_has_it(
     named = re.match(r"step (\d+):", str(refusal.value))
     assert named is not None
     assert int(named[1]) in kind.there
+
+
+class PenaltyMissedByItsLosses(Situation):
+    """``per_example_loss`` leaves out what one step has besides."""
+
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        return super().loss(net, batch, t) + 0.1 * (t == 4) * net.weight.square().sum()  # type: ignore[union-attr,operator]
+
+
+@pytest.mark.parametrize("result", ["scores", "counterfactuals"])
+def test_losses_of_examples_are_compared_with_the_loss_in_every_step(result: str, tmp_path: Path) -> None:
+    run = Run(PenaltyMissedByItsLosses(), tmp_path)
+
+    def losses(module: Any, batch: Any, batch_idx: int) -> Tensor:
+        x, y, _ = batch
+        return F.cross_entropy(module.net(x), y, reduction="none")
+
+    with pytest.raises(UntappedLossError, match="step 4: the mean of per_example_loss"):
+        getattr(run, result)(per_example_loss=losses)
+
+
+# Why no weight enters -------------------------------------------------------------------------------------------------
+
+
+class ByHand(Situation):
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        return net(batch[0]).square().mean()
+
+
+class OnlyAsAMetric(ByHand):
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        return super().loss(net, batch, t) + F.l1_loss(batch[0], torch.zeros_like(batch[0]))
+
+
+class Ctc(ByHand):
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        x, y = batch
+        z = net(x)[None].log_softmax(2)
+        return F.ctc_loss(z, 1 + y[:, None] % 2, torch.ones(len(x)).long(), torch.ones(len(x)).long())
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [(ByHand, "calls none of torch"), (OnlyAsAMetric, r"calls \(l1_loss\)"), (Ctc, r"calls \(ctc_loss\)")],
+)
+def test_the_loss_functions_that_were_seen_are_named(kind: type[Situation], why: str, tmp_path: Path) -> None:
+    with pytest.raises(UntappedLossError, match=rf"step 8: the loss.* {why}"):
+        Run(kind(), tmp_path).scores()
 
 
 # Rows that see other examples -----------------------------------------------------------------------------------------

@@ -1,0 +1,272 @@
+r"""The swap check: a road to the gradients of examples that does not go through their weights.
+
+Some examples :math:`P` of a recorded step's batch are exchanged for others of the training data. The plain gradient of
+the user's ``training_step``, before and after, must change by what example weights say of the examples that went and
+of those that came, with all else at weight 0:
+
+.. math:: g(S') - g(S) = \sum_{j \in P} \nabla l'_j - \sum_{j \in P} \nabla l_j .
+
+A term that no weight reaches, a row that is given to the wrong example, and examples that see each other all break
+this. Where the exchange changes what the loss divides by (class weights, labelled rows), the examples that stay are
+scaled, each call of a loss function by a number of its own; those numbers are fitted.
+
+BatchNorm's statistics are held (its layers in eval mode, all else as in training), since in training they couple the
+examples of a batch, which is no part of an example's weight; with held statistics the identity is exact. Dropout draws
+by an example's place in the batch, so that it is the same before and after. What else depends on the other examples of
+a batch in training, but not in eval mode, is judged in eval mode, and said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_sgdinf import random_state
+from lightning_sgdinf.batch_structure import tensors_in
+from lightning_sgdinf.certificate import Check, rounding_in
+from lightning_sgdinf.checks.exchange import Exchange, SwapOutcome, compare_exchange, using_source
+from lightning_sgdinf.errors import UntappedLossError
+from lightning_sgdinf.log import Draw, MicroBatch, Step
+from lightning_sgdinf.replay import Objective, OpenedRun
+from lightning_sgdinf.replay.pass_structure import PassStructure
+from lightning_sgdinf.replay.row_owners import RowOrders
+from lightning_sgdinf.replay.untapped import WAYS_OUT
+from lightning_sgdinf.state import ModelState
+
+TOLERANCE = {"float64": 1e-6, "float32": 5e-3}
+COARSE = 1e-1
+"""Allowed in lower and in mixed precision."""
+EXCHANGED = 8
+"""Examples of a batch that are exchanged at most; a third of a smaller batch, since a half could go in pairs."""
+CANDIDATES = 3
+"""Other batches that are tried, where one says nothing or makes the loss take other rows."""
+SPREAD = 50
+"""Steps between two swaps in passes of a kind that was judged before; three of them at most."""
+
+
+@dataclass(slots=True)
+class SwapComparison:
+    """Swaps examples along a walk: in a pass of each kind, and in some more.
+
+    Attributes:
+        run: The recorded run.
+        steps: Steps that agreed.
+        examples: How many examples were exchanged in them.
+        largest: Disagreement so far.
+        held: True if BatchNorm's statistics were held.
+        in_eval_mode: True if some passes were judged in eval mode alone.
+    """
+
+    run: OpenedRun
+    steps: list[int] = field(default_factory=list)
+    examples: int = 0
+    largest: float = 0.0
+    held: bool = False
+    in_eval_mode: bool = False
+    _kinds: set[tuple[PassStructure, int]] = field(default_factory=set)
+    _extra: int = 0
+    _unjudged: dict[str, int] = field(default_factory=dict)
+
+    def see(self, step: Step, before: ModelState, structures: Sequence[PassStructure]) -> None:
+        """Judge the passes of a step that are of a new kind.
+
+        Args:
+            step: The step.
+            before: The state it was taken from.
+            structures: Of its passes, in the order of its micro-batches.
+
+        Raises:
+            UntappedLossError: The gradient changes by something else than the weights say; names step and examples.
+        """
+        micros = [micro for micro in step.micro_batches if not micro.without_loss]
+        if len(structures) != len(micros):
+            return  # by a compiled kernel, which was compiled for a kind of pass that was judged
+        for micro, structure in zip(micros, structures, strict=True):
+            kind = (structure, len(micro.example_ids))
+            spread = self._extra < 3 and self.steps and self.steps[-1] - step.index >= SPREAD
+            if kind in self._kinds and not spread:
+                continue
+            self._extra += kind in self._kinds
+            self._kinds.add(kind)
+            objective = self.run.objective
+            objective.load(before)
+            with _left_as_it_is(objective):
+                self._judge(step, micro, structure)
+
+    @property
+    def unjudged(self) -> tuple[str, ...]:
+        """Return sentences on passes where the comparison says nothing."""
+        return tuple(
+            f"The swap check cannot judge batches like that of step {step}: {why}."
+            for why, step in self._unjudged.items()
+        )
+
+    def value(self) -> Check | None:
+        """Return the result; ``None`` if no pass could be judged."""
+        if not self.steps:
+            return None
+        precision = _precision(self.run)
+        shown = ", ".join(map(str, self.steps[:6])) + (" ..." if len(self.steps) > 6 else "")
+        kinds = "the one kind" if len(self._kinds) == 1 else f"{len(self._kinds)} kinds"
+        remarks = ["BatchNorm's statistics were held for it: they couple the examples of a batch."] * self.held
+        remarks += ["Some batches were compared in eval mode alone."] * self.in_eval_mode
+        return Check(
+            name="swap check",
+            compared="the change of a batch's plain gradient, without any weights, when examples are exchanged for "
+            "others against what the weights of these examples say",
+            where=f"{self.examples} examples exchanged in steps {shown}, which have {kinds} of batch seen in the run",
+            precision=precision,
+            deviation=self.largest,
+            unit="of what the exchanged examples add to the gradient",
+            tolerance=TOLERANCE.get(precision, COARSE),
+            rounding=rounding_in(precision),
+            remark=" ".join(remarks),
+        )
+
+    def _judge(self, step: Step, micro: MicroBatch, structure: PassStructure) -> None:
+        objective, allowed = self.run.objective, TOLERANCE.get(_precision(self.run), COARSE)
+        norms = {n for n, m in objective.module.named_modules() if isinstance(m, _BatchNorm) and n}
+        holding = norms - set(step.eval_modules)
+        held = replace(step, eval_modules=(*step.eval_modules, *sorted(holding)))
+        quiet = replace(step, eval_modules=objective.parts)
+        exchanges = sorted(self._exchanges(step, micro), key=lambda e: not e.same_shapes)
+        outcomes: list[tuple[Exchange, SwapOutcome]] = []
+        for mode in (held, quiet):
+            for exchange in exchanges:
+                outcome = compare_exchange(objective, mode, micro, exchange, structure)
+                if outcome is None or (not outcome.informative and exchange is not exchanges[-1]):
+                    continue
+                if mode is held and not exchange.same_shapes and outcome.deviation > allowed:
+                    continue  # random draws may be others then
+                outcomes.append((exchange, outcome))
+                if outcome.deviation <= allowed:
+                    self._agreed(step, exchange, outcome, bool(holding), mode is quiet)
+                    differed = [o for _, o in outcomes if o.deviation > allowed and not o.other_rows]
+                    if mode is quiet and differed:
+                        self._expect_coupling(step, structure, differed[0].deviation, exchange, micro)
+                    return
+                if not outcome.other_rows:
+                    break
+        if not outcomes:
+            self._leave("no other batch could be made of its examples and others", step)
+        elif objective.orders.coupled:
+            self._leave("the loss of an example depends on the other examples of its batch", step)
+        elif outcomes[-1][1].other_rows:
+            self._leave("which rows the loss takes depends on the other examples of the batch", step)
+        else:
+            exchange, outcome = outcomes[-1]
+            raise _refusal(step, micro, exchange, outcome.deviation, structure, allowed, _precision(self.run))
+
+    def _agreed(self, step: Step, exchange: Exchange, outcome: SwapOutcome, held: bool, in_eval_mode: bool) -> None:
+        self.steps.append(step.index)
+        self.examples += len(exchange.places)
+        self.largest = max(self.largest, outcome.deviation)
+        self.held |= held
+        self.in_eval_mode |= in_eval_mode
+
+    def _expect_coupling(
+        self, step: Step, structure: PassStructure, deviation: float, exchange: Exchange, micro: MicroBatch
+    ) -> None:
+        """Say that examples are coupled in training alone; a term without weights would look the same."""
+        if structure.paths.leaves:
+            allowed = TOLERANCE.get(_precision(self.run), COARSE)
+            raise _refusal(step, micro, exchange, deviation, structure, allowed, _precision(self.run))
+        self._leave(
+            "in training mode examples see each other in the network, or their random draws depend on them (mixed "
+            "inputs, statistics of the batch); in eval mode it agrees",
+            step,
+        )
+
+    def _leave(self, why: str, step: Step) -> None:
+        self._unjudged.setdefault(why, step.index)
+
+    def _exchanges(self, step: Step, micro: MicroBatch) -> Iterator[Exchange]:
+        """Yield batches in which some examples are others, drawn at random from those of other steps."""
+        objective, count = self.run.objective, len(micro.example_ids)
+        generator = torch.Generator().manual_seed(step.index)
+        number = max(1, min(EXCHANGED, count // 3))
+        shapes = _shapes(objective.batch(step, micro))
+        for _ in range(CANDIDATES):
+            places = torch.randperm(count, generator=generator)[:number].tolist()
+            others = {place: self._other(micro, generator) for place in places}
+            source, changed = objective.source.exchanged(micro, others)
+            try:
+                with using_source(objective, source):
+                    batch = objective.batch(step, changed)
+            except Exception:  # whatever a collate function of the user's does with such a batch
+                continue
+            yield Exchange(tuple(places), source, changed, batch, _shapes(batch) == shapes)
+
+    def _other(self, micro: MicroBatch, generator: torch.Generator) -> tuple[Draw, int]:
+        """Return where another example was drawn; one of the same batch if there are no others."""
+        log, own = self.run.log, set(micro.example_ids.tolist())
+
+        def drawn() -> tuple[Draw, int]:
+            micros = log.step(int(torch.randint(len(log), (), generator=generator))).micro_batches
+            draw = micros[int(torch.randint(len(micros), (), generator=generator))].draws[0]
+            return draw, int(torch.randint(len(draw.example_ids), (), generator=generator))
+
+        draw, there = drawn()
+        for _ in range(CANDIDATES):
+            if int(draw.example_ids[there]) not in own and draw.loader == micro.draws[0].loader:
+                break
+            draw, there = drawn()
+        return draw, there
+
+
+def _refusal(
+    step: Step,
+    micro: MicroBatch,
+    exchange: Exchange,
+    deviation: float,
+    structure: PassStructure,
+    allowed: float,
+    precision: str,
+) -> UntappedLossError:
+    went = [int(micro.example_ids[place]) for place in exchange.places]
+    came = [int(exchange.micro.example_ids[place]) for place in exchange.places]
+    seen = ", ".join(
+        f"{name} ({rows or 'some'} rows per example)" for name, rows in sorted(set(structure.calls), key=str)
+    )
+    return UntappedLossError(
+        f"step {step.index}: when examples {went} of its batch are exchanged for {came}, the gradient of training_step "
+        f"changes by something else than the weights of these examples say, which enter at {seen}: {deviation:.1e} of "
+        f"what they add to it is missing or too much (allowed {allowed:.0e} in {precision}). Either a term of the loss "
+        "is reached by no weight, or a row of the loss is given to the wrong example, or examples of a batch see each "
+        f"other. {WAYS_OUT}"
+    )
+
+
+def _precision(run: OpenedRun) -> str:
+    if "mixed" in run.log.header.precision:
+        return run.log.header.precision
+    return str(run.objective.parameters[0].dtype).removeprefix("torch.")
+
+
+def _shapes(batch: Any) -> list[torch.Size]:
+    return [value.shape for value in tensors_in(batch)]
+
+
+@contextmanager
+def _left_as_it_is(objective: Objective) -> Iterator[None]:
+    """Let nothing that is learnt inside of the rows, and no moved buffer or generator, stay."""
+    buffers, orders = objective.read_buffers(), objective.orders
+    objective.orders = RowOrders(
+        orders=dict(orders.orders),
+        seen={key: set(steps) for key, steps in orders.seen.items()},
+        coupled=set(orders.coupled),
+        verified=orders.verified,
+        last=orders.last,
+    )
+    try:
+        with random_state.preserved():
+            yield
+    finally:
+        objective.orders = orders
+        with torch.no_grad():
+            objective.load_buffers(buffers)
