@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from lightning_sgdinf.errors import ConfigurationError, ForgettingError
@@ -75,7 +77,8 @@ def test_what_is_there_is_not_computed_again(
     done: tuple[Path, float], data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, value = done
-    given = parts(folder.parent, dataset=data)
+    config = {"output_dir": "out", "logger": {"save_dir": "out"}}
+    given = parts(folder.parent, dataset=data, logger=partial(CSVLogger, name="csv"), config=config)
     methods = {**job().methods, "peeking": Peeking()}
 
     def fail(*_: Any, **__: Any) -> Any:
@@ -85,6 +88,9 @@ def test_what_is_there_is_not_computed_again(
         patched.setattr(CounterfactualReplay, "update", fail)
         patched.setattr("lightning.Trainer.fit", fail)
         assert job(methods=methods, cosine=True, only=["peeking"]).run(given) == value
+    numbers = (folder / "seed_0" / "csv" / "version_0" / "metrics.csv").read_text()
+    assert "report/peeking/rest_divergence" in numbers.splitlines()[0]
+    assert str(value)[:10] in numbers
     with pytest.raises(ConfigurationError, match="other settings"):
         job(forget=ForgetClass(4), cosine=True).run(given)
     assert not (folder / "seed_0" / "run.tlog").exists()

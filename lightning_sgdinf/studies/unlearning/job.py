@@ -15,6 +15,7 @@ from lightning_sgdinf.studies.console import Console
 from lightning_sgdinf.studies.console import Table as ConsoleTable
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts, cell_of
 from lightning_sgdinf.studies.unlearning.cell import UnlearningCell
+from lightning_sgdinf.studies.unlearning.dashboard import log_seed
 from lightning_sgdinf.studies.unlearning.page import forgetting_page
 from lightning_sgdinf.studies.unlearning.requests import ForgetRequest
 from lightning_sgdinf.studies.unlearning.tables import Rows, markdown
@@ -51,7 +52,7 @@ class UnlearningJob:
     """
 
     ignored_groups: ClassVar[Mapping[str, str]] = {
-        **PIPELINE_GROUPS,
+        **{part: why for part, why in PIPELINE_GROUPS.items() if part != "logger"},
         "estimator": "it compares job.methods",
         "compare": "it compares job.methods",
         "query": "it compares predictions on test data",
@@ -108,6 +109,7 @@ class UnlearningJob:
         page = forgetting_page(self.forget.prepare(parts.dataset, parts.seed), rows, seeds, folder.name)
         write_forgetting(page, folder)
         replace_bytes(folder / "table.md", "\n".join(markdown(table) for table in page.tables).encode())
+        log_seed(parts, page, rows, folder=cell.folder, cell=folder.name, ignored=self.ignored_groups)
         _print(page, folder)
         first = rows[next(iter(self.chosen))].get("measures", {})
         return float(first.get("rest_divergence", first.get("divergence", float("nan"))))

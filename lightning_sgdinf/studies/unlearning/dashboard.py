@@ -1,0 +1,44 @@
+"""A seed in a Lightning logger: a run of its own, with numbers of every method, the table and examples of the set."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from pathlib import Path
+
+from lightning_sgdinf.report import Merged, Sheet, log_merged
+from lightning_sgdinf.report.unlearning import ForgettingPage
+from lightning_sgdinf.studies.job import Parts, main_groups
+from lightning_sgdinf.studies.unlearning.tables import Rows
+
+
+def log_seed(
+    parts: Parts, page: ForgettingPage, rows: Rows, *, folder: Path, cell: str, ignored: Container[str]
+) -> None:
+    """Log the results of a seed to the logger that the configuration names, if it names one.
+
+    Args:
+        parts: The objects of the configuration.
+        page: What the page shows.
+        rows: The results of the seed, by method.
+        folder: Of the seed; a logger that would keep its files in the folder of all keeps them here.
+        cell: Name of the cell.
+        ignored: Groups of the configuration that the job does not read.
+    """
+    if parts.logger is None:
+        return
+    given = parts.config.get("logger", {})
+    changed = {"save_dir": str(folder)} if given.get("save_dir") == parts.config.get("output_dir") else {}
+    if "job_type" in given and given["job_type"] == parts.choices.get("estimator"):
+        changed["job_type"] = "unlearning"
+    logger = parts.logger(**changed)
+    groups = {group: choice for group, choice in main_groups(parts.choices).items() if group not in ignored}
+    logger.log_hyperparams({"seed": parts.seed, "cell": cell, **groups})
+    numbers = {
+        f"{method}/{name}": float(value)
+        for method, row in rows.items()
+        for name, value in {**row.get("measures", {}), "epochs": row.get("epochs"), "r": row.get("factor")}.items()
+        if value is not None
+    }
+    sheet = Sheet(title=page.about, rows={"the set": page.examples})
+    merged = Merged(title=page.title, about=page.about, tables=page.tables, sheets=(sheet,))
+    log_merged(merged, logger, numbers=numbers, curves={})
