@@ -39,8 +39,8 @@ class Reindexed(SeenLog):
 def reindex(log: Trajectory) -> tuple[Trajectory, int]:
     """Return a run that holds its batches, with examples numbered ``0 .. N - 1``, and ``N``."""
     length = log.header.datasets[0][1] if log.header.datasets else -1
-    if length >= 0:
-        return log, length
+    if length >= 0:  # examples of other data, if these changed, are numbered on
+        return log, max(length, 1 + max(int(step.example_ids.max(initial=-1)) for step in log.steps(0, len(log))))
     reindexed = Reindexed(log)
     return reindexed, len(reindexed.ids)
 

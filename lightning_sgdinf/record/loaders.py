@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_sgdinf.log import Draw
+from lightning_sgdinf.record.data_watch import DataWatch
 from lightning_sgdinf.record.example_ids import TrackedBatch, plain_batch, track, tracked_loader
 from lightning_sgdinf.record.guard import Guard
 from lightning_sgdinf.record.patches import Patches
@@ -59,12 +60,14 @@ class LoaderTap:
         digest: Compute a checksum of each batch.
         watch: Reads the random states of this process.
         guard: Runs what the Trainer's methods call.
+        remark: Called with a sentence about something to know.
         problem: Called with a sentence when a loader cannot give ids, or not such that the batch can be made again.
         store: Takes the batches themselves down, so that they need not be made again.
 
     Attributes:
         watch: As given.
         store: As given.
+        data: Tells if the data change.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class LoaderTap:
         watch: RandomWatch,
         guard: Guard,
         problem: Callable[[str], None],
+        remark: Callable[[str], None],
         store: BatchStore | None = None,
     ) -> None:
         self._digest = digest and store is None
@@ -81,6 +85,8 @@ class LoaderTap:
         self.watch = watch
         self._guard = guard
         self._problem = problem
+        self.data = DataWatch(stored=store is not None, problem=problem, remark=remark)
+        self._version = 0
         self._tokens = itertools.count()
         self._loaders: dict[int, DataLoader] = {}
         self._sinks: dict[int, deque[TrackedBatch]] = {}
@@ -212,8 +218,13 @@ class LoaderTap:
         self._arrived = tuple(draws)
         if self.store is not None:
             trainer = self._trainer
-            whole = plain_batch(batch)
-            self._arrived = self.store.take(whole, self._arrived, rank=trainer.global_rank, world=trainer.world_size)
+            self._arrived = self.store.take(
+                plain_batch(batch),
+                self._arrived,
+                version=self._version,
+                rank=trainer.global_rank,
+                world=trainer.world_size,
+            )
 
     def _draws(self, tracked: TrackedBatch) -> list[Draw]:
         """Return the draw of a tracked batch; none if its indices are no ids."""
@@ -232,9 +243,15 @@ class LoaderTap:
                 "batch is known, but not how the data set joins them. Pass the sampler as batch_sampler and let "
                 f"collate_fn join the examples, or keep the batches in the log: {STORE_BATCHES}"
             )
+        position = self._position(tracked.token)
+        if (twin := self._loaders.get(tracked.token)) is not None:
+            dataset = [*_layers(twin)][-1].dataset
+            self._version = self.data.version(position, dataset, self._trainer.current_epoch)
+            if self.store is not None and not self._version:
+                self.store.begin_numbers(_length(dataset))
         return [
             Draw(
-                loader=self._position(tracked.token),
+                loader=position,
                 example_ids=tracked.ids,
                 random={name: self._intern(data) for name, data in tracked.random.items()},
                 digest=tracked.digest,

@@ -26,7 +26,7 @@ from lightning_sgdinf.record.patches import Patches
 from lightning_sgdinf.record.random_watch import RandomWatch
 from lightning_sgdinf.record.ranks import Collector, Mailbox, Sender, agreed
 from lightning_sgdinf.record.recording import Recording
-from lightning_sgdinf.record.resume import Bookmark
+from lightning_sgdinf.record.resume import DATA, Bookmark
 from lightning_sgdinf.record.state_tracker import StateTracker
 from lightning_sgdinf.record.stored_batches import BatchStore, ExampleKey
 from lightning_sgdinf.record.trainer_tap import TrainerTap
@@ -109,7 +109,12 @@ class RecordedFit:
         problem = diagnostics.problem
         store = BatchStore(settings.example_key, problem) if settings.store_batches else None
         self._loaders = LoaderTap(
-            digest=settings.digest_batches, watch=RandomWatch(), guard=guard, problem=problem, store=store
+            digest=settings.digest_batches,
+            watch=RandomWatch(),
+            guard=guard,
+            problem=problem,
+            remark=diagnostics.remark,
+            store=store,
         )
         self.watches = Watches(AttributeWatch(module), ValidationWatch(trainer, module, guard, patches))
         self.tap = TrainerTap(guard, self._loaders, self.watches.attributes)
@@ -267,6 +272,7 @@ class RecordedFit:
         if self._mailbox is not None and self._mailbox.rank:
             self._guard.begun = True
             return Sender(self._mailbox, device)
+        extra[DATA] = self._loaders.data.first
         if remarks:
             extra["remarks"] = [*remarks]
         budget = settings.keep if isinstance(settings.keep, Budget) else None

@@ -23,6 +23,9 @@ from lightning_sgdinf.state import Layout
 CHECKPOINT_KEY = "lightning_sgdinf"
 """Under which a checkpoint keeps its bookmarks."""
 
+DATA = "data"
+"""Member of `Header.extra`: a checksum of what the first data set kept in the beginning."""
+
 _SAME = ("model", "optimizer", "parameters", "constant_digest", "precision", "datasets")
 
 
@@ -190,6 +193,13 @@ def continued_header(earlier: Header, present: Header, bookmark: Bookmark) -> He
         raise ResumeError(
             f"{bookmark.path} cannot be continued: its run has another {name.replace('_', ' ')}, "
             f"{getattr(earlier, name)!r:.200}, expected {getattr(present, name)!r:.200}. Record the rest by itself: "
+            "TrajectoryRecorder(<another path>, resume='never')"
+        )
+    data = earlier.extra.get(DATA), present.extra.get(DATA)
+    if None not in data and data[0] != data[1]:
+        raise ResumeError(
+            f"{bookmark.path} cannot be continued: the training data are others than its run began with, so that the "
+            "same indices are other examples. Pass the same data (a split needs a seed), or record the rest by itself: "
             "TrajectoryRecorder(<another path>, resume='never')"
         )
     entry: dict[str, Json] = {

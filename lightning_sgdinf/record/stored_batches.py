@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_sgdinf.log import Draw, encode_batch
 from lightning_sgdinf.log.batch_bytes import row_count
 from lightning_sgdinf.record.example_ids import integer_ids
+from lightning_sgdinf.record.example_numbers import ExampleNumbers
 
 ExampleKey = Callable[[Any], "Sequence[int] | Tensor"]
 """Returns the integer keys ``[B]``, from 0 on, of the examples of a collated batch."""
@@ -28,18 +29,24 @@ class BatchStore:
         self._key = key
         self._problem = problem
         self.numbered = 0  # examples that have got running numbers
+        self._numbers = ExampleNumbers()
 
     @property
     def keyed(self) -> bool:
         """True if ids are keys of the user's."""
         return self._key is not None
 
-    def take(self, batch: Any, draws: tuple[Draw, ...], *, rank: int, world: int) -> tuple[Draw, ...]:
+    def begin_numbers(self, examples: int) -> None:
+        """Let the examples of other data, if they change, be numbered on from a number of examples."""
+        self._numbers.begin(examples)
+
+    def take(self, batch: Any, draws: tuple[Draw, ...], *, version: int = 0, rank: int, world: int) -> tuple[Draw, ...]:
         """Return the draws of a batch, with the batch.
 
         Args:
             batch: As the Trainer got it.
             draws: Origin of its examples, as far as the loader said.
+            version: Of the data, see `lightning_sgdinf.record.data_watch`.
             rank: This training process.
             world: Number of training processes, whose running numbers interleave.
         """
@@ -50,7 +57,7 @@ class BatchStore:
             )
             return draws
         draw = draws[0] if draws else None
-        ids = self._ids(batch, draw, rank, world)
+        ids = self._ids(batch, draw, version, rank, world)
         if ids is None:
             return ()
         try:
@@ -64,7 +71,7 @@ class BatchStore:
         loader = draw.loader if draw is not None else 0
         return (Draw(loader=loader, example_ids=ids, batch=lambda: data),)
 
-    def _ids(self, batch: Any, draw: Draw | None, rank: int, world: int) -> np.ndarray | None:
+    def _ids(self, batch: Any, draw: Draw | None, version: int, rank: int, world: int) -> np.ndarray | None:
         if self._key is not None:
             keys = self._key(batch)
             ids = integer_ids(keys.cpu() if isinstance(keys, Tensor) else keys)
@@ -76,7 +83,7 @@ class BatchStore:
                 return None
             return ids
         if draw is not None:
-            return draw.example_ids
+            return self._known_ids(batch, draw, version, world)
         rows = row_count(batch)
         if rows is None:
             self._problem(
@@ -86,3 +93,14 @@ class BatchStore:
             return None
         first, self.numbered = self.numbered, self.numbered + rows
         return (first + np.arange(rows)) * world + rank
+
+    def _known_ids(self, batch: Any, draw: Draw, version: int, world: int) -> np.ndarray | None:
+        """Return indices where they are ids, and what examples of other data are known by."""
+        ids = self._numbers.ids(version, draw.example_ids.tolist(), batch) if world == 1 or not version else None
+        if ids is None:
+            self._problem(
+                "the training data changed, and examples of other data under the same indices cannot be told apart "
+                "(a batch without a row for each, or several processes). Pass example_key=, which says which they are"
+            )
+            return draw.example_ids
+        return ids

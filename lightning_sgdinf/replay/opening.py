@@ -92,6 +92,8 @@ def open_run(
         if header.extra.get("stores_batches"):
             loaders = stored_run_loaders(train_dataloaders, header)
             log, size = reindex(log)
+            if any(0 <= length < size for _, length in header.datasets):  # more than one data set has
+                loaders = []
         else:
             loaders, size = training_loaders(model, train_dataloaders, datamodule), None
         source = BatchSource(loaders, header, size=size)
