@@ -39,11 +39,18 @@ def test_a_page_that_fails_leaves_the_earlier_one(
 ) -> None:
     path = write_page(bare, tmp_path / "page.html")
     earlier = path.read_text(encoding="utf-8")
-    monkeypatch.setattr(DrawnReport, "page", "a lone surrogate cannot be written: \ud800")
-    with pytest.raises(UnicodeEncodeError):
+    monkeypatch.setattr(DrawnReport, "page", None)
+    with pytest.raises(AttributeError):
         write_page(bare, path)
     assert path.read_text(encoding="utf-8") == earlier
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_half_a_character_becomes_a_question_mark(
+    bare: ReportData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DrawnReport, "page", "label \ud800")
+    assert write_page(bare, tmp_path / "page.html").read_text(encoding="utf-8") == "label ?"
 
 
 def test_a_file_is_no_folder(bare: ReportData, tmp_path: Path) -> None:
