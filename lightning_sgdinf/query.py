@@ -220,6 +220,35 @@ class Margin:
 
 
 @dataclass(frozen=True, slots=True)
+class Accuracy:
+    """The part of the validation examples whose label has the largest output of ``model(x)``.
+
+    It has no gradient, so influence is refused it; for values and for what counterfactual training measures.
+
+    In Hydra::
+
+        query:
+          _target_: lightning_sgdinf.query.Accuracy
+    """
+
+    @property
+    def better(self) -> Better:
+        """Return the direction of accuracies: higher."""
+        return "higher"
+
+    def names(self, data: ValidationData) -> tuple[str, ...]:
+        """Return the name of one scalar."""
+        del data
+        return ("validation accuracy",)
+
+    def terms(self, model: nn.Module, data: ValidationData) -> Iterator[Term]:
+        """Yield one term per batch, weighted by its size."""
+        for batch, _, size in data.batches():
+            x, y = _inputs_and_labels(batch)
+            yield 0, float(size), (model(x).argmax(1) == y).double().mean()
+
+
+@dataclass(frozen=True, slots=True)
 class FunctionQuery:
     """Any function of the model.
 

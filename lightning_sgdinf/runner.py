@@ -207,6 +207,7 @@ class InfluenceRunner:
                 per_epoch=result.per_epoch,
                 certificate=result.certificate,
                 better=result.better,
+                standard_error=result.standard_error,
                 provenance=run.provenance(self.settings.precision, time.perf_counter() - began, **result.provenance),
             )
 
@@ -245,6 +246,7 @@ class InfluenceRunner:
             rows=settings.rows,
             dtype=settings.dtype,
             memory_bytes=settings.memory_bytes,
+            progress=settings.progress,
         ) as run:
             yield run
 

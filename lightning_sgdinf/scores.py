@@ -38,8 +38,31 @@ KIND = "sgdinf-scores/1"
 """Name of the format of a file of scores."""
 
 
+class _Tables:
+    """Writes what has a table into files; a part of `Scores`."""
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return the table."""
+        raise NotImplementedError
+
+    def to_csv(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write `to_frame` as CSV; refuses a path that is taken unless ``overwrite``."""
+        frame = self.to_frame()
+        refuse_taken(path, overwrite=overwrite)
+        for column in frame.select_dtypes(exclude=["number", "bool"]):  # texts are never formulas
+            frame[column] = frame[column].map(csv_cell)
+        frame.to_csv(path, index=False, errors="replace")
+
+    def to_parquet(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write `to_frame` as Parquet; refuses a path that is taken unless ``overwrite``."""
+        require("pyarrow", extra="report")
+        frame = self.to_frame()
+        refuse_taken(path, overwrite=overwrite)
+        frame.to_parquet(path, index=False, engine="pyarrow")
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Scores:
+class Scores(_Tables):
     """The estimated change of every query had each training example been left out.
 
     ``N`` is the length of the training set (an example's id is its index there), ``Q`` the number of queries, ``E`` the
@@ -56,6 +79,7 @@ class Scores:
             but ranks the examples, the most harmful lowest.
         verified: Whose values were measured by training again without the example, bool ``[N]``; ``None`` if nobody's
             were.
+        standard_error: Of sampling, ``[N, Q]``, units of the query; ``None`` where nothing was sampled.
 
     Raises:
         ConfigurationError: Shapes, names or directions that do not fit together.
@@ -70,6 +94,7 @@ class Scores:
     provenance: Mapping[str, Json] = field(default_factory=dict)
     better: tuple[Better, ...] = ()
     verified: Tensor | None = None
+    standard_error: Tensor | None = None
 
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - how a frozen value is normalised
@@ -83,6 +108,12 @@ class Scores:
                 raise ConfigurationError(f"labels: expected one per example ({len(self)}), got {len(self.labels)}")
         if self.per_epoch is not None:
             put("per_epoch", _epochs(self.per_epoch, self.values, self.queries))
+        if self.standard_error is not None:
+            put("standard_error", _matrix(self.standard_error, self.queries, "standard_error", "standard error"))
+            if len(self.standard_error) != len(self):
+                raise ConfigurationError(
+                    f"standard_error: expected one row per example ({len(self)}), got {len(self.standard_error)}"
+                )
         if self.verified is not None:
             put("verified", self.verified.detach().to("cpu", torch.bool).contiguous())
             if self.verified.shape != (len(self),):
@@ -174,6 +205,8 @@ class Scores:
             arrays["per_epoch"] = self.per_epoch.numpy()
         if self.verified is not None:
             arrays["verified"] = self.verified.numpy()
+        if self.standard_error is not None:
+            arrays["standard_error"] = self.standard_error.numpy()
         if self.labels is not None:  # bytes of JSON: an attribute is too small for the labels of a large training set
             arrays["labels"] = np.frombuffer(json.dumps(self.labels).encode(), np.uint8)
         attributes: dict[str, Json] = {
@@ -201,11 +234,12 @@ class Scores:
                 values=torch.from_numpy(np.array(arrays["values"])),
                 queries=tuple(stored["queries"]),
                 labels=tuple(json.loads(arrays["labels"].tobytes())) if "labels" in arrays else None,
-                per_epoch=torch.from_numpy(np.array(arrays["per_epoch"])) if "per_epoch" in arrays else None,
+                per_epoch=_stored(arrays, "per_epoch"),
                 certificate=None if certificate is None else Certificate.from_json(certificate),
                 provenance=stored["provenance"],
                 better=tuple(stored["better"]),
-                verified=torch.from_numpy(np.array(arrays["verified"])) if "verified" in arrays else None,
+                verified=_stored(arrays, "verified"),
+                standard_error=_stored(arrays, "standard_error"),
             )
         except (
             SgdInfluenceError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError,
@@ -219,7 +253,8 @@ class Scores:
         """Return a pandas table: ``example_id``, ``label`` and ``verified`` if known, and per query score and rank.
 
         The columns of a query are named for what they hold: ``change_of_<query>_if_left_out`` and ``harm_rank_<query>``
-        (1 for the most harmful example); values that only rank by their own name.
+        (1 for the most harmful example), and ``standard_error_of_<query>`` where values were sampled; values that only
+        rank by their own name.
 
         Raises:
             MissingExtraError: pandas is not installed.
@@ -233,23 +268,10 @@ class Scores:
         for index, name in enumerate(self.queries):
             ranking = self.better[index] == "order"
             columns[name if ranking else f"change_of_{name}_if_left_out"] = self.values[:, index].numpy()
+            if self.standard_error is not None:
+                columns[f"standard_error_of_{name}"] = self.standard_error[:, index].numpy()
             columns[f"harm_rank_{name}"] = self.ranks(index).numpy()
         return cast("pandas.DataFrame", pandas.DataFrame(columns))
-
-    def to_csv(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write `to_frame` as CSV; refuses a path that is taken unless ``overwrite``."""
-        frame = self.to_frame()
-        refuse_taken(path, overwrite=overwrite)
-        for column in frame.select_dtypes(exclude=["number", "bool"]):  # texts are never formulas
-            frame[column] = frame[column].map(csv_cell)
-        frame.to_csv(path, index=False, errors="replace")
-
-    def to_parquet(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write `to_frame` as Parquet; refuses a path that is taken unless ``overwrite``."""
-        require("pyarrow", extra="report")
-        frame = self.to_frame()
-        refuse_taken(path, overwrite=overwrite)
-        frame.to_parquet(path, index=False, engine="pyarrow")
 
     def report(self, path: str | Path, *, title: str = "Which training examples helped", **details: Any) -> Path:
         """Write the report: pictures, tables and checks.
@@ -325,6 +347,10 @@ def _ranked(scores: Scores, ids: Tensor, query: int | str) -> Ranking:
     )
 
 
+def _stored(arrays: Mapping[str, np.ndarray], name: str) -> Tensor | None:
+    return torch.from_numpy(np.array(arrays[name])) if name in arrays else None
+
+
 def _count(k: int) -> int:
     if k < 1:
         raise ConfigurationError(f"k: expected at least 1 example, got {k}")
@@ -359,10 +385,10 @@ def _directions(better: tuple[Better, ...], queries: tuple[str, ...]) -> tuple[B
     return directions
 
 
-def _matrix(values: Tensor, queries: tuple[str, ...]) -> Tensor:
+def _matrix(values: Tensor, queries: tuple[str, ...], name: str = "values", one: str = "score") -> Tensor:
     if values.ndim != 2 or values.shape[0] == 0 or values.shape[1] != len(queries):
         raise ConfigurationError(
-            f"values: expected shape [N, {len(queries)}], at least one example and one column per query, got "
+            f"{name}: expected shape [N, {len(queries)}], at least one example and one column per query, got "
             f"{list(values.shape)}"
         )
     values = values.detach().to("cpu", torch.float64).contiguous()
@@ -370,7 +396,7 @@ def _matrix(values: Tensor, queries: tuple[str, ...]) -> Tensor:
     if len(bad):
         example, column = bad[0].tolist()
         raise NonFiniteError(
-            f"score of example {example} for query {queries[column]!r} is {values[example, column].item()} ({len(bad)} "
+            f"{one} of example {example} for query {queries[column]!r} is {values[example, column].item()} ({len(bad)} "
             f"of {values.numel()} scores are not finite); look in the log for the first such loss"
         )
     return values

@@ -65,6 +65,7 @@ def full() -> Scores:
         provenance={"log": "9f3a", "seconds": 1.5, "versions": {"torch": "2"}, "list": [1, None, True]},
         better=("lower", "higher"),
         verified=torch.tensor([True, False, False, True, False]),
+        standard_error=torch.tensor([[0.1, 0.2]] * 5),
     )
 
 
@@ -259,8 +260,10 @@ def test_a_frame_says_in_its_columns_what_they_hold(full: Scores) -> None:
         "label",
         "verified",
         "change_of_validation loss_if_left_out",
+        "standard_error_of_validation loss",
         "harm_rank_validation loss",
         "change_of_margin_if_left_out",
+        "standard_error_of_margin",
         "harm_rank_margin",
     ]
     assert frame["verified"].tolist() == full.verified.tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -43,6 +43,9 @@ class OpenedRun:
         find_validation_loader: Looks for the loader that validation examples come from, or says why there is none.
         val_loader: Number of that loader, where the run has several.
         memory_bytes: How much memory methods may take for states, in bytes.
+        progress: Show progress bars on standard error.
+        reopen: Opens the same run in another process, to which it can be sent if model and data can; ``None`` if
+            nobody can but who opened it.
     """
 
     log: Trajectory
@@ -51,6 +54,8 @@ class OpenedRun:
     find_validation_loader: Callable[[], Loader] = _no_validation_loader
     val_loader: int | None = None
     memory_bytes: int = MEMORY_BYTES
+    progress: bool = False
+    reopen: Callable[[], AbstractContextManager[OpenedRun]] | None = None
     _known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

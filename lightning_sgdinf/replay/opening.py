@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -39,6 +40,7 @@ def open_run(
     val_loader: int | None = None,
     rows: RowOwners | None = None,
     memory_bytes: int = MEMORY_BYTES,
+    progress: bool = False,
 ) -> Iterator[OpenedRun]:
     """Open a recorded run; inside, the model is borrowed, and afterwards it is as it was.
 
@@ -55,6 +57,7 @@ def open_run(
         val_loader: Number of the validation loader, where the run has several.
         rows: Says whose the rows of a loss are.
         memory_bytes: How much memory methods may take for states.
+        progress: Show progress bars on standard error.
 
     Raises:
         UnsupportedRunError: The run cannot be replayed, or holds no complete step.
@@ -62,15 +65,19 @@ def open_run(
         ModelMismatchError: Another model.
         DataMismatchError: Another data set.
     """
+    arguments: dict[str, Any] = {"device": device, "tap": tap, "dtype": dtype, "memory_bytes": memory_bytes}
+    arguments |= {"per_example_loss": per_example_loss, "rows": rows, "val_loader": val_loader, "progress": progress}
     if isinstance(log, (str, Path)):
-        arguments: dict[str, Any] = {"device": device, "tap": tap, "dtype": dtype, "memory_bytes": memory_bytes}
-        arguments |= {"per_example_loss": per_example_loss, "rows": rows, "val_loader": val_loader}
         with (
             RunLog.open(log) as read,
             open_run(model, train_dataloaders, val_dataloaders, datamodule, log=read, **arguments) as run,
         ):
             yield run
         return
+    where = str(log.path) if isinstance(log, RunLog) else log
+    reopen = functools.partial(
+        open_run, model, train_dataloaders, val_dataloaders, datamodule, log=where, **arguments | {"progress": False}
+    )
     model = getattr(model, "_orig_mod", model)  # as a Trainer takes a compiled module
     tensors = (*model.named_parameters(), *model.named_buffers(), *model.named_modules())
     log = with_names_of(log, [name for name, _ in tensors])
@@ -109,4 +116,6 @@ def open_run(
             find_validation_loader=lambda: validation_loader(model, val_dataloaders, datamodule, val_loader),
             val_loader=val_loader,
             memory_bytes=memory_bytes,
+            progress=progress,
+            reopen=reopen,
         )

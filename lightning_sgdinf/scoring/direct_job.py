@@ -41,7 +41,7 @@ class DirectJob:
         Raises:
             NonFiniteError: A score is NaN or infinite; names the example.
         """
-        asked, _ = self.query.at_model(self.run)
+        asked = self.query.value(self.run.model)
         notes = list(self.run.audit().notes)
         began = clock(self.run.host.device)
         estimate = self.estimator.estimate(self.run, self.query)
@@ -52,11 +52,12 @@ class DirectJob:
             wrong = int((~torch.isfinite(values)).any(dim=1).nonzero()[0])
             raise NonFiniteError(f"the score of training example {wrong} is {values[wrong].tolist()}")
         began = time.perf_counter()
-        trust = self._trust(values, elapsed, notes)
+        trust = self._trust(values, elapsed, notes) if estimate.predicts_removal else None
         return JobResult(
             values=values,
             queries=self.query.names,
             better=(self.query.query.better,) * len(asked),
+            standard_error=estimate.standard_error,
             certificate=Certificate(
                 level=self.settings.certificate,
                 trust=trust,

@@ -23,6 +23,7 @@ class JobResult:
         better: Which direction of each query is the better one.
         certificate: What was checked.
         per_epoch: ``[E, N, Q]``, if asked for.
+        standard_error: Of sampling, ``[N, Q]``, if something was sampled.
         provenance: What is particular to the result.
     """
 
@@ -31,6 +32,7 @@ class JobResult:
     better: tuple[Better, ...]
     certificate: Certificate
     per_epoch: Tensor | None = None
+    standard_error: Tensor | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -323,7 +323,7 @@ class OnePass(nn.Module):
 
         self._forward = run
 
-    def loss(self, tensors: Mapping[str, Tensor], batch: Any, weights: Tensor) -> Tensor:
+    def loss(self, tensors: Mapping[str, Tensor], batch: Any, weights: Tensor | None) -> Tensor:
         """Compute the loss at some parameters and buffers; weights ``[B]`` enter its gradient."""
         named = {f"module.{n}": v for n, v in tensors.items()}
         return torch.func.functional_call(self, named, (batch, weights))
