@@ -23,13 +23,13 @@ from lightning_sgdinf.errors import (
     ConfigurationError,
     LogCorruptError,
     LogExistsError,
-    NonFiniteError,
     SgdInfluenceError,
 )
 from lightning_sgdinf.extras import require
 from lightning_sgdinf.log import Json, read_arrays, write_arrays
 from lightning_sgdinf.plain_text import csv_cell, encodable, printable
 from lightning_sgdinf.ranking import Better, Ranking
+from lightning_sgdinf.score_columns import check_directions, check_epochs, check_matrix, check_names
 
 if TYPE_CHECKING:
     import pandas
@@ -98,18 +98,18 @@ class Scores(_Tables):
 
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - how a frozen value is normalised
-        put("queries", _names(self.queries))
-        put("better", _directions(self.better, self.queries))
-        put("values", _matrix(self.values, self.queries))
+        put("queries", check_names(self.queries))
+        put("better", check_directions(self.better, self.queries))
+        put("values", check_matrix(self.values, self.queries))
         put("provenance", dict(self.provenance))
         if self.labels is not None:
             put("labels", tuple(encodable(str(label)) for label in self.labels))
             if len(self.labels) != len(self):
                 raise ConfigurationError(f"labels: expected one per example ({len(self)}), got {len(self.labels)}")
         if self.per_epoch is not None:
-            put("per_epoch", _epochs(self.per_epoch, self.values, self.queries))
+            put("per_epoch", check_epochs(self.per_epoch, self.values, self.queries))
         if self.standard_error is not None:
-            put("standard_error", _matrix(self.standard_error, self.queries, "standard_error", "standard error"))
+            put("standard_error", check_matrix(self.standard_error, self.queries, "standard_error", "standard error"))
             if len(self.standard_error) != len(self):
                 raise ConfigurationError(
                     f"standard_error: expected one row per example ({len(self)}), got {len(self.standard_error)}"
@@ -365,59 +365,3 @@ def refuse_taken(path: str | Path, *, overwrite: bool) -> None:
     """
     if not overwrite and Path(path).exists():
         raise LogExistsError(f"{path} exists; give another path, or overwrite=True to replace it")
-
-
-def _names(queries: tuple[str, ...]) -> tuple[str, ...]:
-    if isinstance(queries, str) or not queries or not all(isinstance(name, str) for name in queries):
-        raise ConfigurationError(f"queries: expected a tuple of at least one name, got {queries!r}")
-    if len(set(queries)) < len(queries):
-        repeated = sorted({name for name in queries if queries.count(name) > 1})
-        raise ConfigurationError(f"queries: expected different names, got {repeated} more than once")
-    return tuple(queries)
-
-
-def _directions(better: tuple[Better, ...], queries: tuple[str, ...]) -> tuple[Better, ...]:
-    directions = tuple(better) or ("lower",) * len(queries)
-    if len(directions) != len(queries) or not set(directions) <= {"lower", "higher", "order"}:
-        raise ConfigurationError(
-            f"better: expected 'lower', 'higher' or 'order' for each of {list(queries)}, got {better!r}"
-        )
-    return directions
-
-
-def _matrix(values: Tensor, queries: tuple[str, ...], name: str = "values", one: str = "score") -> Tensor:
-    if values.ndim != 2 or values.shape[0] == 0 or values.shape[1] != len(queries):
-        raise ConfigurationError(
-            f"{name}: expected shape [N, {len(queries)}], at least one example and one column per query, got "
-            f"{list(values.shape)}"
-        )
-    values = values.detach().to("cpu", torch.float64).contiguous()
-    bad = (~values.isfinite()).nonzero()
-    if len(bad):
-        example, column = bad[0].tolist()
-        raise NonFiniteError(
-            f"{one} of example {example} for query {queries[column]!r} is {values[example, column].item()} ({len(bad)} "
-            f"of {values.numel()} scores are not finite); look in the log for the first such loss"
-        )
-    return values
-
-
-def _epochs(per_epoch: Tensor, values: Tensor, queries: tuple[str, ...]) -> Tensor:
-    if per_epoch.ndim != 3 or per_epoch.shape[1:] != values.shape:
-        expected = ", ".join(map(str, ("E", *values.shape)))
-        raise ConfigurationError(f"per_epoch: expected shape [{expected}], got {list(per_epoch.shape)}")
-    per_epoch = per_epoch.detach().to("cpu", torch.float64).contiguous()
-    bad = (~per_epoch.isfinite()).nonzero()
-    if len(bad):
-        epoch, example, column = bad[0].tolist()
-        raise NonFiniteError(f"score of example {example} for query {queries[column]!r}: not finite in epoch {epoch}")
-    gap = (per_epoch.sum(0) - values).abs()
-    # Relative to the largest of the column: contributions may have been summed in float32, and they cancel.
-    if (gap > 1e-4 * per_epoch.abs().sum(0).amax(0)).any():
-        example, column = divmod(int(gap.argmax()), len(queries))
-        raise ConfigurationError(
-            "per_epoch: expected contributions that sum to the values, got a sum of "
-            f"{per_epoch[:, example, column].sum().item():.6g} for example {example}, query {queries[column]!r}, whose "
-            f"value is {values[example, column].item():.6g}"
-        )
-    return per_epoch
