@@ -152,7 +152,7 @@ def _take(run: OpenedRun, query: BoundQuery, seed: int = 0) -> _Pass:
         is_number = isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
         if not args and is_mean and is_number:
             size = float(settings.get("batch_size") or batch_size)
-            taken.logged.setdefault(name, []).append((float(value), size))
+            taken.logged.setdefault(name, []).append((float(torch.as_tensor(value).detach()), size))
 
     def log_dict(values: Mapping[str, Any], *args: Any, **settings: Any) -> None:
         for name, value in values.items():
@@ -171,7 +171,7 @@ def _take(run: OpenedRun, query: BoundQuery, seed: int = 0) -> _Pass:
                 loss = output.get("loss") if isinstance(output, Mapping) else output
                 if not isinstance(loss, Tensor) or loss.numel() != 1:
                     return _Pass()
-                taken.losses.append(float(loss))
+                taken.losses.append(float(loss.detach()))
                 taken.sizes.append(size)
     except ConfigurationError:
         return _Pass()

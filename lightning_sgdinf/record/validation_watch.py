@@ -38,7 +38,9 @@ class ValidationWatch:
     def facts(self) -> dict[str, Json]:
         """Return what is known of the pass that ends now."""
         trainer = self._trainer
-        metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if getattr(v, "numel", int)() == 1}
+        metrics = {
+            name: float(v.detach()) for name, v in trainer.callback_metrics.items() if getattr(v, "numel", int)() == 1
+        }
         return {
             "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
             "model": self._model,

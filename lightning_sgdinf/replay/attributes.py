@@ -109,6 +109,15 @@ class RecordedAttributes:
             if path in last.carried or any(fit.first.get(path) != last.attributes.get(path) for fit in self._fits)
         )
 
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Return the paths of numbers that hooks or callbacks changed between steps, which replay holds as recorded."""
+        last = self.last.micro_batches[-1]
+        numbers = {
+            p for p, v in last.attributes.items() if isinstance(v, float) or (isinstance(v, dict) and "other" not in v)
+        }
+        return tuple(path for path in self.varying if path in numbers and path not in last.carried)
+
     def unknown(self) -> dict[str, str]:
         """Return the attributes that changed and whose values are not recorded, with what they are."""
         described: dict[str, str] = {}

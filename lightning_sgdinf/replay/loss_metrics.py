@@ -7,6 +7,7 @@ differs does one of them matter, and then each is asked by itself.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -65,10 +66,31 @@ def wake_loss_metrics(objective: TrainingStep, final: Callable[[], ModelState], 
         loss(awake)
 
 
+def _copy(metric: Any) -> Any:
+    """Return a copy without graphs: what a metric keeps of training may have one, and cannot be copied with it."""
+    with ExitStack() as undo:
+        for part in metric.modules():
+            attributes = vars(part)
+            for name, value in list(attributes.items()):
+                plain = _without_graph(value)
+                if plain is not value:
+                    undo.callback(attributes.__setitem__, name, value)
+                    attributes[name] = plain
+        return metric.clone()
+
+
+def _without_graph(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.grad_fn is not None:
+        return value.detach()
+    if isinstance(value, list) and any(isinstance(v, Tensor) and v.grad_fn is not None for v in value):
+        return [v.detach() if isinstance(v, Tensor) else v for v in value]
+    return value
+
+
 def _functions(metric: Any) -> dict[str, Any]:
     """Return the functions of a metric that computes, on a copy that forgets after every result."""
     kept = {name: vars(metric).pop(name) for name in _OURS}
-    own = metric if any(True for _ in metric.parameters()) else metric.clone()
+    own = metric if any(True for _ in metric.parameters()) else _copy(metric)
     vars(metric).update(kept)
 
     def forward(*args: Any, **kwargs: Any) -> Any:

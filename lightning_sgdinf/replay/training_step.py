@@ -310,7 +310,12 @@ def validation_pass(objective: TrainingStep) -> Iterator[None]:
     attributes = objective.host.attributes
     if attributes is not None:
         objective.prepare(attributes.last, attributes.last.micro_batches[-1])
-    with objective.eval_mode(), stand_in.validating_at_end(), stand_in.naming(), validation_started(objective.module):
+    with (
+        objective.eval_mode(),
+        stand_in.validating_at_end(),
+        stand_in.naming(),
+        validation_started(objective.module, objective.dtype),
+    ):
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_sgdinf.errors import TrainerAttributeError
+from lightning_sgdinf.dtypes import tensors_made_in
 
 _HOOKS = ("on_validation_start", "on_validation_epoch_start")
 
@@ -22,16 +23,22 @@ def start_hooks(module: Any) -> list[Any]:
 
 
 @contextmanager
-def validation_started(module: nn.Module) -> Iterator[None]:
+def validation_started(module: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Run the hooks of the start of a validation; afterwards the module has the attributes that it had.
 
-    One that asks the Trainer for what is not known is left out: if the step needs what it makes, that is an error then.
+    One that fails, as those do that report on outputs of training, is left out: if the step needs what it makes, that
+    is an error then.
+
+    Args:
+        module: The borrowed module.
+        dtype: Floating-point precision in which they make tensors, if not the recorded one.
     """
     hooks = start_hooks(module)
     before = [(vars(part), dict(vars(part))) for part in module.modules()] if hooks else []
     try:
         for hook in hooks:
-            with suppress(TrainerAttributeError), torch.enable_grad():
+            with suppress(Exception), warnings.catch_warnings(), torch.enable_grad(), tensors_made_in(dtype):
+                warnings.simplefilter("ignore")
                 hook()
         yield
     finally:

@@ -114,6 +114,12 @@ class WalkJob:
         began = clock(run.host.device)
         values, adjoint = self.query.end(run)
         findings = Findings(list(run.audit(self.first_step).notes))
+        attributes = run.host.attributes
+        if attributes is not None and attributes.held:
+            findings.notes.append(
+                f"Set between steps by hooks or callbacks, and held as recorded, as learning rates are: "
+                f"{', '.join(attributes.held)}."
+            )
         if self.settings.certificate != "off" and self.team is None:
             checks, notes = check_logged_query(run, self.query, values)
             findings.further.extend(checks)
