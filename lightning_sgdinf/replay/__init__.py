@@ -27,6 +27,7 @@ from lightning_sgdinf.replay.losses import LOSSES as LOSSES
 from lightning_sgdinf.replay.objective import Objective as Objective
 from lightning_sgdinf.replay.objective import open_objective as open_objective
 from lightning_sgdinf.replay.opened import OpenedRun as OpenedRun
+from lightning_sgdinf.replay.per_example_loss import PerExampleLoss as PerExampleLoss
 from lightning_sgdinf.replay.recorded_gradients import recorded_gradients as recorded_gradients
 from lightning_sgdinf.replay.replayer import Divisor as Divisor
 from lightning_sgdinf.replay.replayer import Replayer as Replayer
@@ -42,5 +43,4 @@ from lightning_sgdinf.replay.row_shards import RowShards as RowShards
 from lightning_sgdinf.replay.row_shards import rows_are_separate as rows_are_separate
 from lightning_sgdinf.replay.states import rebuild as rebuild
 from lightning_sgdinf.replay.states import states_backwards as states_backwards
-from lightning_sgdinf.replay.training_step import PerExampleLoss as PerExampleLoss
 from lightning_sgdinf.replay.training_step import validation_pass as validation_pass

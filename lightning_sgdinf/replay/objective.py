@@ -29,10 +29,11 @@ from lightning_sgdinf.replay.gradient_hooks import hooks_of_training
 from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.moving_buffers import moved_by_pass
 from lightning_sgdinf.replay.pass_structure import PassStructure
+from lightning_sgdinf.replay.per_example_loss import PerExampleLoss
 from lightning_sgdinf.replay.row_matching import expect_owners, match_batch
 from lightning_sgdinf.replay.row_owners import CONFIRMED, LossRows, RowOrders, RowOwners, checked_owners
 from lightning_sgdinf.replay.structure_audits import LossAudits
-from lightning_sgdinf.replay.training_step import PerExampleLoss, Trace, TrainingStep
+from lightning_sgdinf.replay.training_step import Trace, TrainingStep
 from lightning_sgdinf.replay.untapped import WAYS_OUT
 
 Result = TypeVar("Result")

@@ -21,8 +21,8 @@ from lightning_sgdinf.replay.lightning_host import recorded_host
 from lightning_sgdinf.replay.loss_metrics import wake_loss_metrics
 from lightning_sgdinf.replay.objective import open_objective
 from lightning_sgdinf.replay.opened import OpenedRun
+from lightning_sgdinf.replay.per_example_loss import PerExampleLoss
 from lightning_sgdinf.replay.row_owners import RowOwners
-from lightning_sgdinf.replay.training_step import PerExampleLoss
 
 
 @contextmanager

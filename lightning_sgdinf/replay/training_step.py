@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.dtypes import cast_floats, dtype_name, tensors_made_in
-from lightning_sgdinf.errors import ModelMismatchError, UnsupportedRunError, UntappedLossError
+from lightning_sgdinf.errors import ModelMismatchError, UnsupportedRunError
 from lightning_sgdinf.kernels import (
     ATTENTION,
     VMAP_LAYERS,
@@ -38,6 +38,7 @@ from lightning_sgdinf.replay.module_buffers import ModuleBuffers
 from lightning_sgdinf.replay.moment import Moment
 from lightning_sgdinf.replay.moving_buffers import MovedBuffer, assigned_in_place, differentiable_buffers
 from lightning_sgdinf.replay.pass_structure import PassStructure
+from lightning_sgdinf.replay.per_example_loss import PerExampleLoss, ask_module, divisor, expect_one_each
 from lightning_sgdinf.replay.row_owners import RowRecorder
 from lightning_sgdinf.replay.validation_hooks import validation_started
 from lightning_sgdinf.state import ModelState
@@ -62,10 +63,6 @@ class Trace:
     owners: tuple[Tensor, ...]
     moved: Mapping[str, MovedBuffer] = field(default_factory=dict)
     structure: PassStructure | None = None
-
-
-PerExampleLoss: TypeAlias = Callable[[Any, Any, Any], Tensor]
-"""Is given the module, a batch and its index; returns the loss of each example, ``[B]``, whose mean is the step's."""
 
 
 class TrainingStep:
@@ -104,7 +101,7 @@ class TrainingStep:
         recorded = {name for _, _, name in header.parameters}
         self.dtype = None if dtype is not None and recorded == {dtype_name(dtype)} else dtype
         by_method = callable(getattr(module, "per_example_loss", None))
-        self.per_example_loss = per_example_loss or (_ask_module if by_method else None)
+        self.per_example_loss = per_example_loss or (ask_module if by_method else None)
         self.vector = ParameterVector(
             tuple(n for n, _, _ in header.parameters), tuple(tuple(s) for _, s, _ in header.parameters)
         )
@@ -235,8 +232,8 @@ class TrainingStep:
                     loss = _nothing_of(output, self, step, weights)
                 elif weights is not None and self.per_example_loss is not None:
                     losses = self.per_example_loss(self.module, batch, batch_idx)
-                    _expect_one_each(losses, len(weights), step)
-                    loss = (losses * weights).sum() / _divisor(weights, reduced)
+                    expect_one_each(losses, len(weights), step)
+                    loss = (losses * weights).sum() / divisor(weights, reduced)
                     taps, owners = ("per_example_loss",), (torch.arange(len(weights)),)
                 else:
                     loss = _loss_of(call_step(self.module.training_step, batch, batch_idx), step, stacked)  # type: ignore[arg-type]
@@ -387,25 +384,4 @@ def _expect_shape(name: str, value: Tensor, parameter: Tensor) -> None:
             f"parameter {name!r} changed its shape in training: it has {tuple(value.shape)} in one state and "
             f"{tuple(parameter.shape)} in another, and a walk needs one vector of parameters from end to end. Record "
             "what follows the change in a fit of its own"
-        )
-
-
-def _ask_module(module: Any, batch: Any, batch_idx: Any) -> Tensor:
-    return module.per_example_loss(batch, batch_idx)
-
-
-def _divisor(weights: Tensor, reduced: bool) -> Tensor | int:
-    if not reduced:
-        return len(weights)
-    left = weights.sum()
-    return torch.where(left > 0, left, torch.ones_like(left))
-
-
-def _expect_one_each(losses: Any, count: int, step: Step) -> None:
-    """Refuse losses that are not one per example: multiplied by weights they would broadcast."""
-    if not isinstance(losses, Tensor) or losses.shape != (count,):
-        got = f"shape {list(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
-        raise UntappedLossError(
-            f"step {step.index}: per_example_loss must return the loss of each of {count} examples, shape [{count}], "
-            f"got {got}; take the mean over what else it has."
         )
