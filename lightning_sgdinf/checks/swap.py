@@ -134,15 +134,16 @@ class SwapComparison:
         holding = norms - set(step.eval_modules)
         held = replace(step, eval_modules=(*step.eval_modules, *sorted(holding)))
         quiet = replace(step, eval_modules=objective.parts)
-        exchanges = sorted(self._exchanges(step, micro), key=lambda e: not e.same_shapes)
         outcomes: list[tuple[Exchange, SwapOutcome]] = []
         for mode in (held, quiet):
-            for exchange in exchanges:
+            nothing = None
+            for exchange in self._exchanges(step, micro):
                 outcome = compare_exchange(objective, mode, micro, exchange, structure)
-                if outcome is None or (not outcome.informative and exchange is not exchanges[-1]):
+                if outcome is None or (mode is held and not exchange.same_shapes and outcome.deviation > allowed):
+                    continue  # of other shapes random draws may be others
+                if not outcome.informative and outcome.deviation <= allowed:
+                    nothing = exchange, outcome
                     continue
-                if mode is held and not exchange.same_shapes and outcome.deviation > allowed:
-                    continue  # random draws may be others then
                 outcomes.append((exchange, outcome))
                 if outcome.deviation <= allowed:
                     self._agreed(step, exchange, outcome, bool(holding), mode is quiet)
@@ -152,6 +153,10 @@ class SwapComparison:
                     return
                 if not outcome.other_rows:
                     break
+            else:
+                if nothing is not None:
+                    self._agreed(step, *nothing, bool(holding), mode is quiet)
+                    return
         if not outcomes:
             self._leave("no other batch could be made of its examples and others", step)
         elif objective.orders.coupled:
@@ -186,37 +191,42 @@ class SwapComparison:
         self._unjudged.setdefault(why, step.index)
 
     def _exchanges(self, step: Step, micro: MicroBatch) -> Iterator[Exchange]:
-        """Yield batches in which some examples are others, drawn at random from those of other steps."""
+        """Yield batches in which some examples are others, those of the same shapes first."""
         objective, count = self.run.objective, len(micro.example_ids)
         generator = torch.Generator().manual_seed(step.index)
         number = max(1, min(EXCHANGED, count // 3))
         shapes = _shapes(objective.batch(step, micro))
+        of_other_shapes = []
         for _ in range(CANDIDATES):
             places = torch.randperm(count, generator=generator)[:number].tolist()
-            others = {place: self._other(micro, generator) for place in places}
+            others = dict(zip(places, self._others(micro, number, generator), strict=False))
             source, changed = objective.source.exchanged(micro, others)
             try:
                 with using_source(objective, source):
                     batch = objective.batch(step, changed)
             except Exception:  # whatever a collate function of the user's does with such a batch
                 continue
-            yield Exchange(tuple(places), source, changed, batch, _shapes(batch) == shapes)
+            same_shapes = _shapes(batch) == shapes
+            exchange = Exchange(tuple(others), source, changed, batch, same_shapes)
+            if same_shapes:
+                yield exchange
+            else:
+                of_other_shapes.append(exchange)
+        yield from of_other_shapes
 
-    def _other(self, micro: MicroBatch, generator: torch.Generator) -> tuple[Draw, int]:
-        """Return where another example was drawn; one of the same batch if there are no others."""
+    def _others(self, micro: MicroBatch, number: int, generator: torch.Generator) -> list[tuple[Draw, int]]:
+        """Return where other examples were drawn, all in one step; those of the batch itself if there are no others."""
         log, own = self.run.log, set(micro.example_ids.tolist())
-
-        def drawn() -> tuple[Draw, int]:
-            micros = log.step(int(torch.randint(len(log), (), generator=generator))).micro_batches
-            draw = micros[int(torch.randint(len(micros), (), generator=generator))].draws[0]
-            return draw, int(torch.randint(len(draw.example_ids), (), generator=generator))
-
-        draw, there = drawn()
+        draw, places = micro.draws[0], torch.randperm(len(micro.example_ids), generator=generator).tolist()
         for _ in range(CANDIDATES):
-            if int(draw.example_ids[there]) not in own and draw.loader == micro.draws[0].loader:
+            micros = log.step(int(torch.randint(len(log), (), generator=generator))).micro_batches
+            drawn = micros[int(torch.randint(len(micros), (), generator=generator))].draws[0]
+            order = torch.randperm(len(drawn.example_ids), generator=generator).tolist()
+            new = [place for place in order if int(drawn.example_ids[place]) not in own]
+            if new and drawn.loader == draw.loader:
+                draw, places = drawn, new
                 break
-            draw, there = drawn()
-        return draw, there
+        return [(draw, place) for place in places[:number]]
 
 
 def _refusal(
