@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.query import Better, Term, ValidationData
@@ -62,6 +63,11 @@ class EnsembleLoss:
 
     @staticmethod
     def _answer(other: nn.Module, x: Any, like: Tensor) -> Tensor:
-        """Compute another member's logits, in the precision and on the device in which this one is asked."""
+        """Compute another member's logits, in the precision and on the device in which this one is asked.
+
+        The module itself stays as it is: inside a vectorised pass over many models nothing may be assigned to it.
+        """
+        tensors = {**dict(other.named_parameters()), **dict(other.named_buffers())}
+        cast = {n: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) for n, t in tensors.items()}
         with torch.no_grad():
-            return other.to(like.device, like.dtype)(x)
+            return functional_call(other, cast, (x,))
