@@ -204,10 +204,11 @@ class Walk:
         if not self.compare or after is None or pulled.taken is None:
             return pulled
         vector = self.run.objective.vector
+        by_kernel = self.compiled is not None and not self.compiled.note  # whose rounding eager passes do not tell
         try:
-            comparison.add(pulled, at.step, at.before, after, vector, at.rounded)
+            comparison.add(pulled, at.step, at.before, after, vector, tuple if by_kernel else at.rounded)
         except StepMismatchError:
-            if self.compiled is None or self.compiled.note:
+            if self.compiled is None or not by_kernel:
                 raise
             self.compiled.give_up(f"step {at.step.index}, by the compiled kernel, leads elsewhere than recorded")
             pulled = visited(self.estimator, at, adjoint)

@@ -27,7 +27,7 @@ class Net(pl.LightningModule):
     def __init__(self, loaders, epochs=3):
         super().__init__()
         torch.manual_seed(0)
-        self.layer = torch.nn.Linear(3, 3)
+        self.layer = torch.nn.Linear(3, 3).double()  # as a checkpoint restores it before the Trainer converts it
         self.loaders = loaders
 
     def train_dataloader(self):
