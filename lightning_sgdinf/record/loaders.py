@@ -93,9 +93,8 @@ class LoaderTap:
         self._positions: dict[int, int] = {}
         self._arrived: tuple[Draw, ...] = ()
         self._transferred_with: dict[str, bytes] = {}
-        self._interned: dict[bytes, bytes] = {}
+        self._intern = _Interned()
         self._trainer: Any = None
-        self._prepares = False  # the Trainer prepares training loaders
 
     def install(self, trainer: Any, module: Any, patches: Patches) -> None:
         """Tap the loaders of the coming fit."""
@@ -107,10 +106,12 @@ class LoaderTap:
                 "again. Write training_step(batch, batch_idx) instead"
             )
 
+        prepares = False  # the Trainer prepares training loaders
+
         def tap_process(process: Callable[[Any], Any]) -> Callable[[Any], Any]:
             def process_dataloader(loader: Any) -> Any:
                 loader = process(loader)
-                if not self._prepares:
+                if not prepares:
                     return loader
                 tapped = self._guard.run(self._wrap, loader, by_iterator)
                 return loader if tapped is None else tapped
@@ -119,12 +120,13 @@ class LoaderTap:
 
         def tap_setup(setup: Callable[[], None]) -> Callable[[], None]:
             def setup_data() -> None:
+                nonlocal prepares
                 # Searches set validation loaders up, too, while the Trainer says that it is training.
-                self._prepares = True
+                prepares = True
                 try:
                     setup()
                 finally:
-                    self._prepares = False
+                    prepares = False
 
             return setup_data
 
@@ -268,11 +270,17 @@ class LoaderTap:
             self._sinks = {t: sink for t, sink in self._sinks.items() if t in self._loaders}
         return self._positions.get(token, 0)
 
-    def _intern(self, data: bytes) -> bytes:
-        """Return one object for equal states: those of workers arrive as new objects with each batch."""
-        if len(self._interned) > 256:
-            self._interned.clear()
-        return self._interned.setdefault(data, data)
+
+class _Interned:
+    """Gives one object for equal states: those of workers arrive as new objects with each batch."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, bytes] = {}
+
+    def __call__(self, data: bytes) -> bytes:
+        if len(self._known) > 256:
+            self._known.clear()
+        return self._known.setdefault(data, data)
 
 
 def _layers(loader: Any) -> Iterator[Any]:
