@@ -17,7 +17,7 @@ from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.updates.set_accuracy import SetAccuracy
 
 FACTORS = tuple(1.15**power for power in range(12))
-"""Of the line that `Corrected` tries, from the difference as it was measured to 4.7 times it."""
+"""Of the line that `Corrected` tries, from the difference as it was measured to 4.65 times it."""
 
 
 @dataclass(frozen=True, slots=True)
