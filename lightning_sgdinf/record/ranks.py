@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from lightning_sgdinf.errors import LogWriteError, SgdInfluenceError
-from lightning_sgdinf.log import Draw, LogSizes, MicroBatch, Step
+from lightning_sgdinf.log import Draw, MicroBatch, Step
 from lightning_sgdinf.log.step_documents import EncodedStep, decode_step, encode_step
 from lightning_sgdinf.random_state import RandomState
-from lightning_sgdinf.record.writer import Writer, take_buffers_of
+from lightning_sgdinf.record.writer import SilentWriter, Writer, take_buffers_of
 from lightning_sgdinf.state import Layout
 
 Result = TypeVar("Result")
@@ -103,7 +103,7 @@ class Mailbox:
         self._store.delete_key(_key(rank, index))
 
 
-class Sender:
+class Sender(SilentWriter):
     """The writer of a recording in any process but 0: sends a message per step, and no states.
 
     Args:
@@ -115,35 +115,11 @@ class Sender:
         self._mailbox = mailbox
         self._device = device
 
-    def take_buffers(self, layout: Layout) -> dict[str, Tensor]:
-        """Return fresh flat buffers."""
-        return layout.empty()
-
     def put(self, step: Step, layout: Layout, flat: dict[str, Tensor], *, store: bool = True) -> None:
         """Send what this process fed into a step."""
         del layout, flat, store
         own = [_renamed(micro, self._device, _OWN_DEVICE) for micro in step.micro_batches]
         self._mailbox.send(step.index, pack(encode_step(replace(step, micro_batches=tuple(own)))))
-
-    def flush(self) -> None:
-        """Do nothing: process 0 flushes the log."""
-
-    def finish(
-        self,
-        layout: Layout,
-        flat: dict[str, Tensor],
-        *,
-        average: Mapping[str, Tensor] | None = None,
-        reason: str = "completed",
-    ) -> None:
-        """Do nothing: process 0 finishes the log."""
-
-    def abandon(self, reason: str) -> None:
-        """Do nothing: process 0 ends the log."""
-
-    def sizes(self) -> LogSizes:
-        """Return nothing: process 0 writes the log."""
-        return LogSizes(total=0, states=0)
 
 
 class Collector:

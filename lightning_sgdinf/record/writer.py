@@ -51,15 +51,8 @@ class Writer(Protocol):
         ...
 
 
-class NoWriter:
-    """The writer of a log that could not be made, where training goes on without.
-
-    Args:
-        stopped: Why.
-    """
-
-    def __init__(self, stopped: str) -> None:
-        self.stopped = stopped
+class SilentWriter:
+    """A writer that writes nothing: what others build on who need only a part of one."""
 
     def take_buffers(self, layout: Layout) -> dict[str, Tensor]:
         """Return fresh flat buffers."""
@@ -87,6 +80,17 @@ class NoWriter:
     def sizes(self) -> LogSizes:
         """Return nothing."""
         return LogSizes(total=0, states=0)
+
+
+class NoWriter(SilentWriter):
+    """The writer of a log that could not be made, where training goes on without.
+
+    Args:
+        stopped: Why.
+    """
+
+    def __init__(self, stopped: str) -> None:
+        self.stopped = stopped
 
 
 def take_buffers_of(writer: Any) -> Callable[[Layout], dict[str, Tensor]]:
