@@ -122,7 +122,7 @@ class LogWriter:
             self._thread = _WriterThread(self._store, self._queue)
             _watch_process()
             _threads.add(self._thread)
-            self._close = weakref.finalize(self, _close_unfinished, self._thread)
+            self._close = weakref.finalize(self, _release, self._thread)
             self._close.atexit = False
             self._thread.start()
         except BaseException:
@@ -304,6 +304,9 @@ def _take_directory(
     path: str | os.PathLike[str], run_id: str, continue_at: int | None, *, overwrite: bool
 ) -> tuple[WritableDirectory, list[SegmentEntry]]:
     """Return the directory, and the segments that stay."""
+    for thread in list(_threads):  # lost writers, which are about to seal theirs
+        if thread.queue.closed and thread.store.directory.path == Path(path):
+            thread.queue.wait_for_end()
     if continue_at is None:
         return WritableDirectory(path, present="delete" if overwrite else "refuse"), []
     directory = WritableDirectory(path, present="keep")
@@ -386,14 +389,19 @@ def _disown() -> None:
 
 
 def _close_all() -> None:
+    """Abandon the logs that are unfinished when the interpreter ends."""
     for thread in list(_threads):
-        _close_unfinished(thread)
+        if os.getpid() == thread.process and not thread.queue.ended:
+            thread.queue.close()
+            if thread.name not in (0, _thread.get_ident()):
+                thread.queue.wait_for_end()
 
 
-def _close_unfinished(thread: _WriterThread) -> None:
-    """Abandon the log of a writer that is lost, or of an interpreter that ends, before `LogWriter.finish`."""
-    if os.getpid() != thread.process or thread.queue.ended:
-        return
-    thread.queue.close()
-    if thread.name not in (0, _thread.get_ident()):
-        thread.queue.wait_for_end()
+def _release(thread: _WriterThread) -> None:
+    """Let the thread of a writer that is lost abandon its log.
+
+    A collection of garbage calls this in whatever thread it comes, while that may hold h5py's lock, which the writer
+    needs: so nothing may wait here.
+    """
+    if os.getpid() == thread.process and not thread.queue.ended:
+        thread.queue.close()

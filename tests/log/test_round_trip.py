@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import tempfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from h5py._objects import phil
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -302,9 +304,23 @@ def test_writer_cannot_be_copied_and_keeps_order(tmp_path: Path) -> None:
 
 def test_a_writer_that_is_lost_seals_its_log(tmp_path: Path) -> None:
     writer = write_run(tmp_path / "run", 3, finish=False)
+    queue = writer._queue
     del writer
+    queue.wait_for_end()
     with RunLog.open(tmp_path / "run") as log:
         assert (log.finished, len(log)) == (False, 2)
+
+
+def test_a_writer_that_is_lost_while_the_lock_of_hdf5_is_held_is_not_waited_for(tmp_path: Path) -> None:
+    """Garbage is collected in any thread, at any time: also in a reader that is within HDF5."""
+    writer = write_run(tmp_path / "run", 3, finish=False)
+    queue, cycle = writer._queue, [writer]
+    cycle.append(cycle)  # type: ignore[arg-type]
+    del writer, cycle
+    with phil:
+        gc.collect()
+        assert not queue.ended
+    LogWriter(tmp_path / "run", header=make_header(), overwrite=True).abandon("it had the path at once")
 
 
 def test_unwritable_steps_raise_at_the_next_call_and_never_hang(tmp_path: Path) -> None:

@@ -158,7 +158,9 @@ def survive(path: Path, owner: object, attribute: str, nth: int, *, once: bool) 
             flushed = 40
         except (LogWriteError, OSError):
             pass
-        del writer
+        if writer is not None:
+            writer._queue.close()
+            writer._queue.wait_for_end()
     steps = assert_right(path, flushed) if path.exists() else 0
     if not steps:
         shutil.rmtree(path, ignore_errors=True)
