@@ -61,6 +61,7 @@ class Ranking:
         total: Number of examples that were ranked.
         verified: Whose scores were measured by training again without the example; ``None`` if nobody's were.
         reach: Sentences that belong beside the scores: what is known of true removals, and warnings.
+        standard_errors: Of the sampling of each score, in units of the query; ``None`` where nothing was sampled.
     """
 
     example_ids: tuple[int, ...]
@@ -72,6 +73,7 @@ class Ranking:
     total: int
     verified: tuple[bool, ...] | None = None
     reach: tuple[str, ...] = ()
+    standard_errors: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -91,10 +93,13 @@ class Ranking:
     def rows(self) -> tuple[tuple[str, ...], ...]:
         """Return the table as text: the names of the columns, then one row per example."""
         names = ["rank", "id", "score"]
+        names += ["error"] * (self.standard_errors is not None)
         names += ["label"] * (self.labels is not None) + ["verified"] * (self.verified is not None)
         table = [tuple(names)]
-        for row, measured in zip(self, self.verified or (False,) * len(self), strict=True):
+        errors = self.standard_errors or (0.0,) * len(self)
+        for row, error, measured in zip(self, errors, self.verified or (False,) * len(self), strict=True):
             cells = [str(row.rank), str(row.example_id), f"{row.score:+.4g}"]
+            cells += [f"± {error:.2g}"] * (self.standard_errors is not None)
             cells += [str(row.label)] * (self.labels is not None)
             cells += ["yes" if measured else "no"] * (self.verified is not None)
             table.append(tuple(cells))

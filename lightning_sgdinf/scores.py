@@ -344,6 +344,7 @@ def _ranked(scores: Scores, ids: Tensor, query: int | str) -> Ranking:
         total=len(scores),
         verified=None if scores.verified is None else tuple(scores.verified[ids].tolist()),
         reach=reach(scores, query),
+        standard_errors=None if scores.standard_error is None else tuple(scores.standard_error[ids, column].tolist()),
     )
 
 

@@ -64,6 +64,8 @@ class Certificate:
         unjudged: Sentences on what a check could not judge, and why.
         seconds: Wall time the checks took.
         notes: Sentences a reader must know, e.g. what was treated as constant.
+        meaning: A sentence on what the scores are, where they are no estimate of the change by leaving out the example
+            alone; it stands beside every number in the place of trust. Empty where they are one.
     """
 
     level: Level
@@ -75,6 +77,7 @@ class Certificate:
     unjudged: tuple[str, ...] = ()
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    meaning: str = ""
 
     @property
     def checks(self) -> tuple[Check, ...]:
@@ -124,7 +127,9 @@ class Certificate:
         Args:
             query: Name of the query that the number is about; empty for the one that was checked.
         """
-        if self.trust is not None and query and self.trust.query not in ("", query):
+        if self.meaning:
+            said = self.meaning
+        elif self.trust is not None and query and self.trust.query not in ("", query):
             said = f"Trust was measured for {self.trust.query}, not for {query}. {self.trust.sentence()}"
         elif self.trust is not None:
             said = self.trust.sentence()
@@ -145,7 +150,8 @@ class Certificate:
                 if a.factor > 1
                 else "Amplification: none; a small change weighs most at the end of the run."
             )
-        return (*lines, *self.notes) if lines or self.notes else ("Nothing was checked.",)
+        said = (*([self.meaning] if self.meaning else ()), *lines, *self.notes)
+        return said or ("Nothing was checked.",)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for storing beside scores."""
@@ -175,4 +181,5 @@ class Certificate:
             seconds=float(data.get("seconds", 0.0)),
             unjudged=tuple(data.get("unjudged", ())),
             notes=tuple(data.get("notes", ())),
+            meaning=str(data.get("meaning", "")),
         )

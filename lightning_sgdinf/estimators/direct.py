@@ -19,14 +19,14 @@ class Estimate:
         values: Estimated change of each query had the example been left out, ``[N, Q]``.
         notes: Sentences a reader must know.
         standard_error: Of sampling, ``[N, Q]``; ``None`` where nothing was sampled.
-        predicts_removal: False if the values are no estimate of the change by leaving an example out alone, so that
-            they cannot be compared with it: an average over what else was there, say.
+        meaning: A sentence on what the values are, where they are no estimate of the change by leaving an example out
+            alone and cannot be compared with it: an average over what else was there, say. Empty where they are one.
     """
 
     values: Tensor
     notes: tuple[str, ...] = ()
     standard_error: Tensor | None = None
-    predicts_removal: bool = True
+    meaning: str = ""
 
 
 @runtime_checkable

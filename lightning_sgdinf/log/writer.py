@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -94,9 +94,8 @@ class LogWriter:
         if when_full not in ("raise", "stop_logging"):
             raise ConfigurationError(f"when_full is {when_full!r}, expected 'raise' or 'stop_logging'")
         if flush_every < 1 or segment_bytes < 1 or queue_bytes < 1:
-            raise ConfigurationError(
-                f"flush_every={flush_every}, segment_bytes={segment_bytes}, queue_bytes={queue_bytes}: expected >= 1"
-            )
+            given = f"flush_every={flush_every}, segment_bytes={segment_bytes}, queue_bytes={queue_bytes}"
+            raise ConfigurationError(f"{given}: expected >= 1")
         check_codec(codec)
         choice = CodecChoice(codec)
         self.path = Path(path)
@@ -368,16 +367,13 @@ class _WriterThread:
 
 
 _threads: weakref.WeakSet[_WriterThread] = weakref.WeakSet()
-_watched = False
 
 
+@cache
 def _watch_process() -> None:
     """Register for forks and for the end. Only now, so that the end comes before h5py's own."""
-    global _watched
-    if not _watched:
-        _watched = True
-        os.register_at_fork(after_in_child=_disown)
-        atexit.register(_close_all)
+    os.register_at_fork(after_in_child=_disown)
+    atexit.register(_close_all)
 
 
 def _disown() -> None:
@@ -398,10 +394,7 @@ def _close_all() -> None:
 
 
 def _release(thread: _WriterThread) -> None:
-    """Let the thread of a writer that is lost abandon its log.
-
-    A collection of garbage calls this in whatever thread it comes, while that may hold h5py's lock, which the writer
-    needs: so nothing may wait here.
-    """
+    """Let the thread of a lost writer abandon its log. Nothing may wait here: a collection of garbage calls this in
+    whatever thread it comes, while that may hold h5py's lock, which the writer needs."""
     if os.getpid() == thread.process and not thread.queue.ended:
         thread.queue.close()

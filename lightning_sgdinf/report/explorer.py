@@ -37,6 +37,7 @@ class Column(NamedTuple):
         values: The scores, float64 ``[N]``.
         ranks: ``[N]``, or ``None`` where the page computes them when they are needed.
         about: The held-out example.
+        errors: Standard errors of the scores' sampling, float64 ``[N]``; ``None`` where nothing was sampled.
     """
 
     group: str
@@ -46,6 +47,7 @@ class Column(NamedTuple):
     values: np.ndarray
     ranks: np.ndarray | None = None
     about: Example | None = None
+    errors: np.ndarray | None = None
 
 
 @dataclass
@@ -151,7 +153,9 @@ def _singles(data: ReportData) -> Iterator[Column]:
 
 def _column(group: str, scores: Scores, q: int, name: str) -> Column:
     ranks = scores.ranks(q).numpy().astype(np.uint32)
-    return Column(group, name, scores.queries[q], scores.better[q], scores.values[:, q].numpy(), ranks)
+    errors = None if scores.standard_error is None else scores.standard_error[:, q].numpy()
+    values = scores.values[:, q].numpy()
+    return Column(group, name, scores.queries[q], scores.better[q], values, ranks, errors=errors)
 
 
 def _entry(embedded: EmbeddedData, column: Column) -> dict[str, Any]:
@@ -164,6 +168,7 @@ def _entry(embedded: EmbeddedData, column: Column) -> dict[str, Any]:
         "scale": scale,
         "values": embedded.array((column.values / scale).astype(np.float32)),
         "ranks": None if column.ranks is None else embedded.array(column.ranks),
+        "errors": None if column.errors is None else embedded.array((column.errors / scale).astype(np.float32)),
         "about": None if column.about is None else _held_out(column.about),
     }
 

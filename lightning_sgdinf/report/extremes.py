@@ -71,4 +71,7 @@ def _joined(harmful: Ranking, helpful: Ranking) -> Ranking:
         ranks=both(harmful.ranks, helpful.ranks),
         labels=None if harmful.labels is None else both(harmful.labels, helpful.labels or ()),
         verified=None if harmful.verified is None else both(harmful.verified, helpful.verified or ()),
+        standard_errors=None
+        if harmful.standard_errors is None
+        else both(harmful.standard_errors, helpful.standard_errors or ()),
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -62,6 +62,30 @@ class Sheet:
 
     title: str
     rows: Mapping[str, Sequence[tuple[int, Example]]]
+
+
+class ResultPage(Protocol):
+    """A page of results, and what is written and logged beside it: `Merged`, or a study's own."""
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Return the tables, the main one first."""
+        ...
+
+    @property
+    def sheets(self) -> tuple[Sheet, ...]:
+        """Return examples to look at."""
+        ...
+
+    @property
+    def figure(self) -> tuple[str, bytes] | None:
+        """Return the figure as SVG and PNG, if there is one."""
+        ...
+
+    @property
+    def page(self) -> str:
+        """Return the whole page, one file that needs no network."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

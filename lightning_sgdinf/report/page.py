@@ -142,8 +142,9 @@ def _effect(data: ReportData, drawn: Mapping[str, str]) -> tuple[str, ...]:
 
 def _sheet(data: ReportData, ranking: Ranking, end: Literal["harmful", "helpful"]) -> tuple[str, ...]:
     known = " Outlined: known to be corrupt." if data.known_corrupt.intersection(ranking.example_ids) else ""
+    error = "" if ranking.standard_errors is None else ", with the standard error of its sampling"
     sentence = (
-        f"The number under each example is its {score_name(ranking.query, ranking.better)}; "
+        f"The number under each example is its {score_name(ranking.query, ranking.better)}{error}; "
         f"{sign_sentence('it', ranking.better, end)}.{known}"
     )
     table = fragments.table(tables.ranking_table(data, ranking, f"most-{end}"))
@@ -155,11 +156,11 @@ def _sheet(data: ReportData, ranking: Ranking, end: Literal["harmful", "helpful"
             shown[row.example_id],
             name=f"#{row.example_id}",
             label=row.label or "",
-            note=fragments.signed(row.score),
+            note=fragments.signed(row.score) + ("" if error is None else f" ± {fragments.number(error, 2)}"),
             corrupt=row.example_id in data.known_corrupt,
             training_id=row.example_id,
         )
-        for row in ranking
+        for row, error in zip(ranking, ranking.standard_errors or (None,) * len(ranking), strict=True)
         if row.example_id in shown
     ]
     head = f'<p class="sign">{escape(sentence)}</p>'

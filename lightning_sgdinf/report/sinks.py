@@ -12,7 +12,7 @@ from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.certificate import Certificate
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.report.drawn import DrawnReport
-from lightning_sgdinf.report.merged import Curves, Merged
+from lightning_sgdinf.report.merged import Curves, ResultPage
 from lightning_sgdinf.report.model import ReportData
 from lightning_sgdinf.report.tables import write_csv
 from lightning_sgdinf.report.tensorboard_sink import is_tensorboard, log_merged_to_tensorboard, log_to_tensorboard
@@ -70,14 +70,14 @@ def _write(report: DrawnReport, folder: Path) -> Path:
         (folder / part).mkdir(parents=True, exist_ok=True)
     replace_bytes(folder / "report.html", report.page.encode("utf-8", "replace"))
     for name, picture in report.pictures.items():
-        (folder / "figures" / f"{name}.png").write_bytes(picture)
+        replace_bytes(folder / "figures" / f"{name}.png", picture)
     for table in report.tables:
         write_csv(table, folder / "tables" / f"{table.name}.csv")
     return folder / "report.html"
 
 
-def write_merged(merged: Merged, folder: Path) -> Path:
-    """Write the page of merged runs, its figure and its tables, the main one as ``table.csv``.
+def write_merged(merged: ResultPage, folder: Path) -> Path:
+    """Write a page of results, its figure and its tables, the main one as ``table.csv``; each replaced at once.
 
     Args:
         merged: What to show.
@@ -160,7 +160,7 @@ def _log(report: DrawnReport, logger: Loggers, *, log: str | Path | None, files:
     _save(logger)
 
 
-def log_merged(merged: Merged, logger: MetricsLogger, *, numbers: Mapping[str, float], curves: Curves) -> None:
+def log_merged(merged: ResultPage, logger: MetricsLogger, *, numbers: Mapping[str, float], curves: Curves) -> None:
     """Give the results of an experiment to a Lightning logger.
 
     Every logger gets the numbers. Weights & Biases also gets what each method finds with pictures, tables, figure,
@@ -213,6 +213,9 @@ def metrics(data: ReportData) -> dict[str, float]:
         "largest_harm": float(harm.max()),
         "largest_help": float((-harm).max()),
     }
+    if data.scores.standard_error is not None:
+        errors = data.scores.standard_error[:, data.scores.query_index(data.query)]
+        numbers |= {"standard_error/mean": float(errors.mean()), "standard_error/largest": float(errors.max())}
     for change in data.before_after:
         before, after = change.means
         numbers |= {f"{change.metric}/before": before, f"{change.metric}/after": after}

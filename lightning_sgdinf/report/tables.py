@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
+from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.plain_text import csv_cell
 from lightning_sgdinf.ranking import Ranking, score_name, sign_sentence
@@ -56,14 +58,16 @@ def ranking_table(data: ReportData, ranking: Ranking, name: str) -> Table:
     column = score_name(ranking.query, ranking.better)
     rows: list[tuple[Cell, ...]] = []
     verified = ["yes" if measured else "no" for measured in ranking.verified or ()] or [None] * len(ranking)
-    for row, measured in zip(ranking, verified, strict=True):
+    errors = ranking.standard_errors or (None,) * len(ranking)
+    for row, error, measured in zip(ranking, errors, verified, strict=True):
         example = data.examples.get(row.example_id)
         label = row.label if row.label is not None else (example.label if example is not None else None)
         truth = example.true_label if example is not None else None
         prediction = example.prediction if example is not None else ""
         corrupt = "yes" if row.example_id in data.known_corrupt else ""
-        rows.append((row.rank, row.example_id, label, truth, prediction, corrupt, row.score, measured))
-    columns = ("rank", "example id", "label", "true label", "prediction", "known corrupt", column, "verified")
+        rows.append((row.rank, row.example_id, label, truth, prediction, corrupt, row.score, error, measured))
+    described = ("rank", "example id", "label", "true label", "prediction", "known corrupt")
+    columns = (*described, column, "standard error", "verified")
     shown = [data.examples.get(i) for i in ranking.example_ids]
     own = list(dict.fromkeys(name for example in shown if example is not None for name in example.row))[:_MOST_COLUMNS]
     more = [_uniform([None if example is None else example.row.get(name) for example in shown]) for name in own]
@@ -154,10 +158,13 @@ def all_tables(data: ReportData) -> tuple[Table, ...]:
 
 
 def write_csv(table: Table, path: Path) -> None:
-    """Write a table as CSV, UTF-8, numbers in full precision, unknown cells empty; texts are never formulas."""
-    with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
-        writer = csv.writer(file)
-        writer.writerows([csv_cell(value) for value in row] for row in (table.columns, *table.rows))
+    """Write a table as CSV, UTF-8, numbers in full precision, unknown cells empty; texts are never formulas.
+
+    A file of the same name is replaced at once.
+    """
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([csv_cell(value) for value in row] for row in (table.columns, *table.rows))
+    replace_bytes(path, text.getvalue().encode("utf-8", "replace"))
 
 
 def _without_empty_columns(table: Table) -> Table:

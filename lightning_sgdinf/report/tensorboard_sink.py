@@ -14,7 +14,7 @@ import numpy as np
 
 from lightning_sgdinf.extras import require
 from lightning_sgdinf.report.drawn import DrawnReport
-from lightning_sgdinf.report.merged import Curves, Merged
+from lightning_sgdinf.report.merged import Curves, ResultPage
 from lightning_sgdinf.report.model import said_of_trust
 from lightning_sgdinf.report.sparkline import sparkline_text
 from lightning_sgdinf.report.tables import Table
@@ -52,7 +52,7 @@ def log_to_tensorboard(report: DrawnReport, logger: Any) -> None:
         writer.add_text(f"report/{table.name}", markdown(table))
 
 
-def log_merged_to_tensorboard(merged: Merged, logger: Any, *, curves: Curves) -> None:
+def log_merged_to_tensorboard(merged: ResultPage, logger: Any, *, curves: Curves) -> None:
     """Write figure, tables and curves with a `TensorBoardLogger`'s writer; see `log_to_tensorboard`."""
     writer = logger.experiment
     if merged.figure is not None:

@@ -9,16 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.report import fragments
 from lightning_sgdinf.report.example import Example
+from lightning_sgdinf.report.merged import Sheet
 from lightning_sgdinf.report.style import INK, MUTED, SIZE, dress, new_figure, plain, series, to_png, to_svg
-from lightning_sgdinf.report.tables import Table, write_csv
+from lightning_sgdinf.report.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,13 +63,26 @@ class ForgettingPage:
     class_names: tuple[str, ...] = ()
     examples: tuple[tuple[int, Example], ...] = ()
 
+    @property
+    def sheets(self) -> tuple[Sheet, ...]:
+        """The examples of the set, for dashboards."""
+        return (Sheet(title=self.about, rows={"the set": self.examples}),) if self.examples else ()
+
     @cached_property
-    def html(self) -> str:
+    def figure(self) -> tuple[str, bytes] | None:
+        """Quality against cost, as SVG and PNG; ``None`` without points."""
+        if not self.points:
+            return None
+        figure = quality_against_cost(self.points)
+        return to_svg(figure), to_png(figure)
+
+    @cached_property
+    def page(self) -> str:
         """The whole page, one file that needs no network."""
         sections = [fragments.section(t.name, "Comparison", fragments.table(t)) for t in self.tables]
-        if self.points:
+        if self.figure is not None:
             caption = "Means over seeds, bars one standard deviation; down and to the left is better. Logarithmic axes."
-            drawn = fragments.chart(to_svg(quality_against_cost(self.points)), caption, "Divergence against cost")
+            drawn = fragments.chart(self.figure[0], caption, "Divergence against cost")
             sections.append(fragments.section("cost", "Quality against cost", drawn))
         if self.confusions:
             figure = to_svg(confusion_matrices(self.confusions, self.class_names))
@@ -82,25 +94,6 @@ class ForgettingPage:
         head = f'<header><h1>{escape(self.title)}</h1><p class="about">{escape(self.about)}</p></header>'
         body = f"{head}\n<main>{''.join(sections)}</main>\n"
         return fragments.document(self.title, body, style=fragments.resource("page.css"))
-
-
-def write_forgetting(page: ForgettingPage, folder: Path) -> Path:
-    """Write the page, its tables, the main one as ``table.csv``, and the figure of quality against cost.
-
-    Args:
-        page: What to show.
-        folder: Made if missing; files of the same names are replaced.
-
-    Returns:
-        Path of the page.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for position, table in enumerate(page.tables):
-        write_csv(table, folder / ("table.csv" if position == 0 else f"{table.name}.csv"))
-    if page.points:
-        replace_bytes(folder / "figure.png", to_png(quality_against_cost(page.points)))
-    replace_bytes(folder / "page.html", page.html.encode())
-    return folder / "page.html"
 
 
 def quality_against_cost(points: Sequence[CostPoint]) -> Figure:

@@ -21,7 +21,7 @@ from lightning_sgdinf.report.drawn import DrawnReport
 from lightning_sgdinf.report.example import Example
 from lightning_sgdinf.report.extremes import Extremes
 from lightning_sgdinf.report.images import pixels, png
-from lightning_sgdinf.report.merged import Curves, Merged, Sheet
+from lightning_sgdinf.report.merged import Curves, ResultPage, Sheet
 from lightning_sgdinf.report.model import ReportData, said_first
 from lightning_sgdinf.report.sparkline import sparkline_png
 from lightning_sgdinf.report.tables import Table
@@ -79,7 +79,7 @@ def log_to_wandb(report: DrawnReport, logger: Any, *, log: str | Path | None = N
         _log_artifacts(wandb, run, data, None if log is None else Path(log))
 
 
-def log_merged_to_wandb(merged: Merged, logger: Any, *, curves: Curves) -> None:
+def log_merged_to_wandb(merged: ResultPage, logger: Any, *, curves: Curves) -> None:
     """Log what each method finds with pictures, tables, figure, curves and the page.
 
     Args:

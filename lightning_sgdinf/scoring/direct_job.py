@@ -52,7 +52,7 @@ class DirectJob:
             wrong = int((~torch.isfinite(values)).any(dim=1).nonzero()[0])
             raise NonFiniteError(f"the score of training example {wrong} is {values[wrong].tolist()}")
         began = time.perf_counter()
-        trust = self._trust(values, elapsed, notes) if estimate.predicts_removal else None
+        trust = None if estimate.meaning else self._trust(values, elapsed, notes)
         return JobResult(
             values=values,
             queries=self.query.names,
@@ -63,6 +63,7 @@ class DirectJob:
                 trust=trust,
                 seconds=time.perf_counter() - began if trust else 0.0,
                 notes=tuple(notes),
+                meaning=estimate.meaning,
             ),
             provenance=answer_provenance(self.estimator, self.query, asked),
         )

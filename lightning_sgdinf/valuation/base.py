@@ -60,6 +60,14 @@ class Value(ABC):
         """Return what predicts the players' gains, if this value takes a control variate."""
         return None
 
+    @property
+    def meaning(self) -> str:
+        """Return what the scores are, in a sentence."""
+        return (
+            f"{type(self).__name__}: what leaving the example out of a coalition of the others changes, on average "
+            "over coalitions; not the change of this run without it."
+        )
+
     def estimate(self, run: OpenedRun, query: BoundQuery) -> Estimate:
         """Return minus the values, see `DirectEstimator`, with their standard errors.
 
@@ -71,12 +79,11 @@ class Value(ABC):
         gains = None if self.predictor is None else predicted_gains(self.predictor, run, query, made.members)
         valuation = self.value(made, gains=gains, progress=run.progress)
         error = valuation.standard_error
-        kind = f"{type(self).__name__}: an average over what else is trained on, not the change by leaving out alone."
         return Estimate(
             values=-_of_examples(valuation.values, made.members, run.examples),
-            notes=(kind, *valuation.notes(), *made.notes, *_of_groups(valuation, made.groups)),
+            notes=(*valuation.notes(), *made.notes, *_of_groups(valuation, made.groups)),
             standard_error=None if error is None else _of_examples(error, made.members, run.examples),
-            predicts_removal=False,
+            meaning=self.meaning,
         )
 
     def utility(self, run: OpenedRun, query: BoundQuery) -> RecordedUtility:

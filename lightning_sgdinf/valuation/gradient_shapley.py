@@ -99,10 +99,14 @@ class GradientShapley:
         sampled = mean_of_rounds(credited)
         agreement = halves_agree(len(orders), lambda start, stop: credited[start:stop].mean(0))
         notes = (
-            f"Gradient Shapley: an epoch of single examples at learning rate {rate:.3g}, not the recorded training.",
+            f"An epoch of single examples at learning rate {rate:.3g}, for each order.",
             f"{len(orders)} orders; as many others would rank alike to {agreement.min():.2f}.",
         )
-        return Estimate(-sampled.values, notes, sampled.standard_error, predicts_removal=False)
+        meaning = (
+            "GradientShapley: minus what the step on the example changes in an epoch of single examples, on average "
+            "over orders; not the change of the recorded run without it."
+        )
+        return Estimate(-sampled.values, notes, sampled.standard_error, meaning)
 
     def _best_rate(self, epoch: _Epoch, orders: Tensor) -> float:
         sign = 1.0 if epoch.query.query.better == "higher" else -1.0

@@ -7,14 +7,11 @@ nothing by it; Shapley values look at smaller coalitions, too.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint import BoundQuery
-from lightning_sgdinf.estimators import Estimate
-from lightning_sgdinf.replay import OpenedRun
 from lightning_sgdinf.valuation.base import Value
 from lightning_sgdinf.valuation.play import Asking
 from lightning_sgdinf.valuation.schemes import Ends
@@ -53,9 +50,11 @@ class LeaveOneOut(Value):
             agreement=None,
             seconds=time.perf_counter() - began,
             process_seconds=time.process_time() - process,
+            exact=True,
         )
 
-    def estimate(self, run: OpenedRun, query: BoundQuery) -> Estimate:
-        """Return the change without each example, see `DirectEstimator`."""
-        estimate = super().estimate(run, query)
-        return replace(estimate, notes=estimate.notes[1:])
+    @property
+    def meaning(self) -> str:
+        """See `Value`."""
+        left_out = "example was" if self.groups is None else "group of examples was"
+        return f"LeaveOneOut: every {left_out} really left out of the training, whose means are over what is left."

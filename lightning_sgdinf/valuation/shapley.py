@@ -166,6 +166,7 @@ def exact_valuation(utility: Utility, sizes: Sizes, jobs: int = 1) -> Valuation:
         agreement=None,
         seconds=time.perf_counter() - began,
         process_seconds=time.process_time() - process,
+        exact=True,
     )
 
 

@@ -21,9 +21,10 @@ class Valuation:
         rounds: Permutations, or rounds of coalitions, that were used.
         trainings: Coalitions asked by this computation; what an earlier one left in a file does not count.
         agreement: Rank correlation to be expected with another such computation, ``[Q]``, from two halves of this one
-            (Spearman-Brown); ``None`` for exact values.
+            (Spearman-Brown); ``None`` for exact values, and where a single block of rounds was sampled.
         seconds: Wall time.
         process_seconds: Processor time of this process.
+        exact: Nothing was sampled.
     """
 
     values: Tensor
@@ -35,17 +36,20 @@ class Valuation:
     agreement: Tensor | None
     seconds: float
     process_seconds: float
+    exact: bool = False
 
     def notes(self) -> tuple[str, ...]:
         """Return the sentences that a reader of the values must know."""
         rows = list(zip(self.queries, self.ends.empty.tolist(), self.ends.full.tolist(), strict=True))[:3]
         ends = ", ".join(f"{name} from {empty:.6g} to {full:.6g}" for name, empty, full in rows)
         lines = [f"Training on nobody and on everybody: {ends}{' ...' if len(self.queries) > 3 else ''}."]
+        if self.exact:
+            return (*lines, f"Exact: {self.trainings} coalitions were trained on.")
+        taken = f"{self.rounds} rounds, {self.trainings} trainings in {self.seconds:.1f} s"
         if self.agreement is None:
-            lines.append(f"Exact: {self.trainings} coalitions were trained on.")
-        else:
-            lines.append(
-                f"{self.rounds} rounds, {self.trainings} trainings in {self.seconds:.1f} s; another computation as "
-                f"long would rank alike to {self.agreement.min():.2f} (rank correlation, from two halves)."
-            )
-        return tuple(lines)
+            return (*lines, f"{taken}; how far another computation would rank alike is not known from so few.")
+        return (
+            *lines,
+            f"{taken}; another computation as long would rank alike to {self.agreement.min():.2f} (rank correlation, "
+            "from two halves).",
+        )

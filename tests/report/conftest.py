@@ -204,10 +204,11 @@ def visit(shown: Visit) -> Iterator[Visit]:
 
 @pytest.fixture(scope="session")
 def worded(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Visit:
-    """A page of texts and rows."""
+    """A page of texts and rows, whose scores were sampled."""
     values = torch.tensor(np.random.default_rng(2).normal(size=(30, 1)))
     examples = {
         i: Example(text=f"post {i} on\n<b>drives</b> &amp; {'long ' * 200}end{i}", label="ab"[i % 2]) for i in range(15)
     } | {i: Example(row={"age": 90 - i, "work": f"kind {i % 3}", "gain": None}, label="c") for i in range(15, 30)}
-    data = ReportData(title="Words", scores=Scores(values=values, queries=("loss",)), examples=examples)
+    scores = Scores(values=values, queries=("loss",), standard_error=values.abs() / 7)
+    data = ReportData(title="Words", scores=scores, examples=examples)
     return Visit(browser, data, tmp_path_factory.mktemp("words"), color_scheme="dark", reduced_motion="reduce")

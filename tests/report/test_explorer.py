@@ -344,6 +344,20 @@ def test_rows_show_their_columns_and_can_be_sorted_by_them(worded: Visit) -> Non
     page.select_option("#x-sort", "rank")
 
 
+def test_scores_that_were_sampled_have_their_errors(worded: Visit) -> None:
+    page, scores = worded.page, worded.data.scores
+    assert scores.standard_error is not None
+    first = worded.ids()[0]
+    written = f"{signed(scores.values[first, 0].item())} ± {number(scores.standard_error[first, 0].item(), 2)}"
+    assert cell(worded, first, "score") == written
+    page.click(f".x-row[data-number='{first}'] .x-label")
+    assert written in page.inner_text("#x-detail .x-ranks")
+    page.keyboard.press("Escape")
+    rows = downloaded(page)
+    expected = scores.standard_error[[int(row["example id"]) for row in rows], 0].tolist()
+    assert [float(row["standard error of loss"]) for row in rows] == pytest.approx(expected, rel=1e-6)
+
+
 def test_those_who_want_less_motion_get_none(worded: Visit, visit: Visit) -> None:
     durations = "() => getComputedStyle(document.querySelector('.x-row')).transitionDuration"
     assert worded.page.evaluate(durations) == "0s"

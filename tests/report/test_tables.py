@@ -9,6 +9,8 @@ import torch
 
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.report import BeforeAfter, ReportData
+from lightning_sgdinf.report.extremes import collect_extremes
+from lightning_sgdinf.report.sinks import metrics
 from lightning_sgdinf.report.tables import (
     Table,
     all_tables,
@@ -44,6 +46,22 @@ def test_a_ranking_shows_whose_scores_are_verified(bare: ReportData) -> None:
     table = ranking_table(data, data.scores.most_harmful(4, "margin"), "most-harmful")
     assert table.columns[-1] == "verified"
     assert [row[-1] for row in table.rows] == ["yes" if row[1] % 2 == 0 else "no" for row in table.rows]
+
+
+def test_a_ranking_shows_the_errors_of_sampling(bare: ReportData) -> None:
+    errors = torch.rand(len(bare.scores), 2, generator=torch.Generator().manual_seed(0)).double()
+    data = dataclasses.replace(bare, scores=dataclasses.replace(bare.scores, standard_error=errors))
+    ranking = data.scores.most_harmful(4, "margin")
+    table = ranking_table(data, ranking, "most-harmful")
+    assert table.columns[-1] == "standard error"
+    assert [row[-1] for row in table.rows] == [errors[row[1], 1].item() for row in table.rows]
+    assert f"± {errors[ranking.example_ids[0], 1]:.2g}" in repr(ranking)
+    numbers = metrics(data)
+    assert numbers["report/standard_error/mean"] == pytest.approx(errors[:, 0].mean().item())
+    assert numbers["report/standard_error/largest"] == errors[:, 0].max().item()
+    both = collect_extremes(data)
+    assert len(set(both.table.rows)) == len(both.table.rows) == 40
+    assert [row[-1] for row in both.table.rows] == [errors[i, 0].item() for i in both.example_ids]
 
 
 def test_columns_of_which_nothing_is_known_are_left_out(bare: ReportData) -> None:

@@ -39,6 +39,29 @@ def test_baselines_rank_and_cleanse(in_folder: Path, monkeypatch: pytest.MonkeyP
     assert all(torch.isfinite(scores.values).all() for scores in files)
 
 
+def test_values_rank_and_cleanse(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their errors, also beside scores of single examples."""
+    chosen = ["estimator=shapley", "estimator.permutations=2", "query=accuracy", "+estimator@compare.knn=knn_shapley"]
+    more = ["+estimator@compare.banzhaf=banzhaf", "compare.banzhaf.coalitions=40", "compare.banzhaf.control=null"]
+    run(monkeypatch, *chosen, *more, "cleansing=negative", "report.explained=2", "dataset.label_noise=0.3")
+    shapley, banzhaf, knn = (
+        Scores.load(in_folder / "out" / "scores" / f"{name}.h5") for name in ("shapley", "banzhaf", "knn")
+    )
+    for scores in (shapley, banzhaf):
+        assert scores.queries == ("validation accuracy",)
+        assert scores.standard_error is not None
+        assert scores.standard_error.shape == (48, 1)
+        assert scores.standard_error.max() > 0
+    assert knn.better == ("order",)
+    page = (in_folder / "out" / "report" / "report.html").read_text()
+    worst = shapley.most_harmful(1)
+    assert worst.standard_errors == (shapley.standard_error[worst.example_ids[0], 0],)  # type: ignore[index]
+    assert page.count("Shapley: what leaving the example out of a coalition of the others changes") >= 2
+    table = (in_folder / "out" / "report" / "tables" / "most-harmful.csv").read_text().splitlines()
+    assert "standard error" in table[0].split(",")
+    assert str(worst.standard_errors[0]) in table[1].split(",")
+
+
 def test_too_many_removals_with_a_warning(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,6 +120,7 @@ def test_scores_have_the_sign_of_the_product(small: SmallRun) -> None:
     runner = InfluenceRunner(accelerator="cpu", progress=False)
     truth = runner.counterfactuals(small.model, small.train, small.validation, log=small.log, divisor="reduced")
     assert (left_out.values - truth.values).abs().max() < 1e-12
+    assert "every example was really left out" in left_out.most_harmful(1).reach[0]
     by_accuracy = scored(small, Shapley(permutations=30, seed=2), Accuracy())
     assert by_accuracy.better == ("higher",)
     ends = [
@@ -140,9 +141,13 @@ def test_scores_say_their_error_and_that_they_predict_no_removal(small: SmallRun
     assert scores.standard_error[NEVER_DRAWN] == 0
     assert scores.certificate is not None
     assert scores.certificate.trust is None
-    assert "not the change by leaving out alone" in scores.certificate.notes[0] + scores.certificate.notes[1]
+    said = scores.certificate.meaning
+    assert "not the change of this run without it" in said
+    assert scores.certificate.summary()[0] == said == scores.most_harmful(3).reach[0]
     scores.save(tmp_path / "scores.h5")
-    assert torch.equal(Scores.load(tmp_path / "scores.h5").standard_error, scores.standard_error)  # type: ignore[arg-type]
+    loaded = Scores.load(tmp_path / "scores.h5")
+    assert torch.equal(loaded.standard_error, scores.standard_error)  # type: ignore[arg-type]
+    assert loaded.certificate == scores.certificate
     assert "standard_error_of_mean validation loss" in scores.to_frame().columns
     with pytest.raises(ConfigurationError, match="standard_error"):
         Scores(values=scores.values, queries=("loss",), standard_error=scores.standard_error[:3])
@@ -213,7 +218,7 @@ def test_gradient_shapley_by_hand(small: SmallRun) -> None:
     assert (scores.values[:, 0] + expected).abs().max() < 1e-12
     chosen = scored(small, GradientShapley(permutations=4, seed=3))
     assert chosen.certificate is not None
-    assert "learning rate 0.1," in " ".join(chosen.certificate.notes)
+    assert "learning rate 0.1, for" in " ".join(chosen.certificate.notes)
     late = SmallRun(small.model, small.train, small.validation, thinned(small.log, [3, 9]))
     with pytest.raises(StateNotStoredError, match="every_step"):
         scored(late, GradientShapley())

@@ -184,6 +184,16 @@ def test_what_was_saved_before_a_crash_is_not_asked_again(tmp_path: Path) -> Non
     assert torch.equal(rest.values, Play(rounds=8).values(game, scheme).values)
 
 
+def test_few_rounds_are_not_called_exact() -> None:
+    game, _ = additive_game(13, 0.1)
+    one = Shapley(permutations=1).value(game)
+    assert one.standard_error is None
+    assert one.agreement is None
+    assert "not known from so few" in one.notes()[1]
+    assert "rank alike to" in Shapley(permutations=2).value(game).notes()[1]
+    assert "Exact: 16 coalitions" in Shapley().value(table_game(4)).notes()[1]
+
+
 def test_stopping_rules() -> None:
     game, _ = additive_game(20, noise=1.0)
     scheme = Orders(20, shapley_sizes, 0, "uniform")

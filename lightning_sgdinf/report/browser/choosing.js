@@ -81,17 +81,18 @@ function csvRows(examples, column, ids) {
     ["verified", examples.verified, (i) => (examples.verified[i] ? "yes" : "no")],
   ].filter(([, there]) => there);
   const heads = ["rank", "example id", ...optional.map(([name]) => name)];
-  const score = (one, i) => Number(one.score(i).toPrecision(7));
+  const rounded = (value) => Number(value.toPrecision(7));
+  const scores = (one, i) => [rounded(one.score(i)), ...(one.errors ? [rounded(one.error(i))] : [])];
   const body = ids.map((i) => {
     const row = examples.row(i).map(([, value]) => value);
     while (row.length < cells.length) row.push("");
-    return [column.ranks[i], i, ...optional.map(([, , at]) => at(i)), ...columns.map((one) => score(one, i)),
+    return [column.ranks[i], i, ...optional.map(([, , at]) => at(i)), ...columns.flatMap((one) => scores(one, i)),
       ...row, ...(examples.texts ? [examples.text(i)] : [])];
   });
-  return [[...heads, ...columns.map(scoreHead), ...cells, ...(examples.texts ? ["text"] : [])], ...body];
+  return [[...heads, ...columns.flatMap(scoreHeads), ...cells, ...(examples.texts ? ["text"] : [])], ...body];
 }
 
-function scoreHead(column) {
+function scoreHeads(column) {
   const method = column.group === "method" ? ` (${column.name})` : "";
-  return `${column.head}${method}`;
+  return [`${column.head}${method}`, ...(column.errors ? [`standard error of ${column.query}${method}`] : [])];
 }

@@ -88,7 +88,7 @@ class Detail {
     const rows = shown.map((column) => element("tr", {},
       element("th", { scope: "row" }, column.name),
       element("td", {}, `${countText(column.ranks[i])} of ${countText(count)}`),
-      element("td", {}, signedText(column.score(i)))));
+      element("td", {}, column.scoreText(i))));
     const table = element("div", { class: "scroll" },
       element("table", { class: "x-ranks" }, element("thead", {}, head), element("tbody", {}, ...rows)));
     if (verified && verified[i]) table.append(element("p", { class: "sign" }, "Its score was measured by training again."));

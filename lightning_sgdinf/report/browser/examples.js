@@ -52,18 +52,30 @@ class Payload {
 
 /** A ranking: of a query of this report, of another method, or of one held-out example. */
 class Column {
-  constructor(entry, values, ranks) {
+  constructor(entry, values, ranks, errors) {
     Object.assign(this, { name: entry.name, group: entry.group, better: entry.better, scale: entry.scale });
-    Object.assign(this, { query: entry.query, about: entry.about ?? null, values, known: ranks });
+    Object.assign(this, { query: entry.query, about: entry.about ?? null, values, known: ranks, errors });
   }
 
   static async read(embedded, entry) {
     const ranks = entry.ranks ? await embedded.array(entry.ranks) : null;
-    return new Column(entry, await embedded.array(entry.values), ranks);
+    const errors = entry.errors ? await embedded.array(entry.errors) : null;
+    return new Column(entry, await embedded.array(entry.values), ranks, errors);
   }
 
   score(i) {
     return this.values[i] * this.scale;
+  }
+
+  /** Standard error of the score's sampling. */
+  error(i) {
+    return this.errors[i] * this.scale;
+  }
+
+  /** The score, with the standard error of its sampling where it was sampled. */
+  scoreText(i) {
+    const text = signedText(this.score(i));
+    return this.errors ? `${text} ± ${numberText(this.error(i), 2)}` : text;
   }
 
   harms(i) {

@@ -201,7 +201,7 @@ class Explorer {
     const truth = examples.truth(i);
     parts.truth.textContent = examples.wrong(i) ? (truth && truth !== examples.label(i) ? `truly ${truth}` : "corrupt") : "";
     const score = column.score(i);
-    parts.score.textContent = signedText(score);
+    parts.score.textContent = column.scoreText(i);
     const share = column.largest ? (50 * Math.abs(score)) / column.largest : 0;
     parts.bar.className = column.harms(i) ? "x-harm-fill" : "x-help-fill";
     Object.assign(parts.bar.style, { width: `${share}%`, left: column.harms(i) ? "50%" : `${50 - share}%` });

@@ -13,6 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from lightning_sgdinf import random_state
@@ -207,19 +208,16 @@ def _curves(ranked: Ranked, outcomes: RetrainingCache, counts: tuple[int, ...]) 
 
 def _split(scores: Scores, count: int) -> tuple[Scores, Scores]:
     """Return the scores of the first ``count`` queries, and those of the others."""
-    epochs = scores.per_epoch
-    first = replace(
-        scores,
-        values=scores.values[:, :count],
-        queries=scores.queries[:count],
-        better=scores.better[:count],
-        per_epoch=None if epochs is None else epochs[:, :, :count],
-    )
-    rest = replace(
-        scores,
-        values=scores.values[:, count:],
-        queries=scores.queries[count:],
-        better=scores.better[count:],
-        per_epoch=None,
-    )
-    return first, rest
+
+    def part(columns: slice, epochs: Tensor | None) -> Scores:
+        errors = scores.standard_error
+        return replace(
+            scores,
+            values=scores.values[:, columns],
+            queries=scores.queries[columns],
+            better=scores.better[columns],
+            standard_error=None if errors is None else errors[:, columns],
+            per_epoch=None if epochs is None else epochs[:, :, columns],
+        )
+
+    return part(slice(count), scores.per_epoch), part(slice(count, None), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from pathlib import Path
 
-from lightning_sgdinf.report import Merged, Sheet, log_merged
+from lightning_sgdinf.report import log_merged
 from lightning_sgdinf.report.unlearning import ForgettingPage
 from lightning_sgdinf.studies.job import Parts, main_groups
 from lightning_sgdinf.studies.unlearning.tables import Rows
@@ -39,6 +39,4 @@ def log_seed(
         for name, value in {**row.get("measures", {}), "epochs": row.get("epochs"), "r": row.get("factor")}.items()
         if value is not None
     }
-    sheet = Sheet(title=page.about, rows={"the set": page.examples})
-    merged = Merged(title=page.title, about=page.about, tables=page.tables, sheets=(sheet,))
-    log_merged(merged, logger, numbers=numbers, curves={})
+    log_merged(page, logger, numbers=numbers, curves={})

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.report.unlearning import ForgettingPage, write_forgetting
+from lightning_sgdinf.report import write_merged
+from lightning_sgdinf.report.unlearning import ForgettingPage
 from lightning_sgdinf.studies.cache import pin_settings, read_json
 from lightning_sgdinf.studies.console import Console
 from lightning_sgdinf.studies.console import Table as ConsoleTable
@@ -107,7 +108,7 @@ class UnlearningJob:
         rows = cell.measure(self.chosen)
         seeds = read_seeds(folder, (*OTHERS, *self.methods))
         page = forgetting_page(self.forget.prepare(parts.dataset, parts.seed), rows, seeds, folder.name)
-        write_forgetting(page, folder)
+        write_merged(page, folder)
         replace_bytes(folder / "table.md", "\n".join(markdown(table) for table in page.tables).encode())
         log_seed(parts, page, rows, folder=cell.folder, cell=folder.name, ignored=self.ignored_groups)
         _print(page, folder)
