@@ -9,6 +9,9 @@ from lightning_sgdinf.studies.job import Job as Job
 from lightning_sgdinf.studies.job import Parts as Parts
 from lightning_sgdinf.studies.lds import LdsJob as LdsJob
 from lightning_sgdinf.studies.merged import merge as merge
+from lightning_sgdinf.studies.module_run import ModuleParts as ModuleParts
+from lightning_sgdinf.studies.module_run import ModuleResult as ModuleResult
+from lightning_sgdinf.studies.module_run import run_module as run_module
 from lightning_sgdinf.studies.pipeline import PipelineParts as PipelineParts
 from lightning_sgdinf.studies.pipeline import PipelineResult as PipelineResult
 from lightning_sgdinf.studies.pipeline import ReportSettings as ReportSettings

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning import LightningDataModule, LightningModule
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
-from lightning_sgdinf.studies import Job, Parts, PipelineParts
+from lightning_sgdinf.studies import Job, ModuleParts, Parts, PipelineParts, Training
 from lightning_sgdinf.studies.recorded_run import classifier_training
 from lightning_sgdinf.studies.suggestion import suggestion
-from lightning_sgdinf.tasks.validation import check_targets
+from lightning_sgdinf.tasks.validation import TARGET, check_targets
 from lightning_sgdinf.zoo import ImageData, VectorData
 
 
@@ -123,38 +126,115 @@ def make_pipeline(config: DictConfig, choices: Mapping[str, str]) -> PipelinePar
     """
     network = build(config.model, "model")
     optimizer = build(config.optimizer, "optimizer")
+    _check_optimizer(optimizer)
     data = build(config.dataset, "dataset")
     if not isinstance(data, (ImageData, VectorData)):
-        raise ConfigurationError(
-            f"dataset: the main job needs ImageData or VectorData, got {type(data).__name__}; that data set is for "
-            "experiment=agreement"
-        )
+        raise ConfigurationError(_no_network_for(data, config))
 
     return PipelineParts(
         training=classifier_training(
-            data,
-            network=network,
-            optimizer=optimizer,
-            seed=config.seed,
-            new_trainer=lambda **arguments: build(config.trainer, "trainer", **arguments),
+            data, network=network, optimizer=optimizer, seed=config.seed, new_trainer=_trainer_of(config)
         ),
-        folder=Path(config.output_dir),
         data=data,
-        new_logger=lambda: build(config.logger, "logger") if config.logger else None,
-        recorder=build(config.recorder, "recorder"),
-        runner=build(config.runner, "runner"),
-        query=build(config.query, "query"),
-        methods={
+        choose_by=config.choose_by.value,
+        **_parts_of(config, choices),
+    )
+
+
+def is_module(config: DictConfig) -> bool:
+    """Tell if the model of a configuration is a whole LightningModule, and not a network for one of ours."""
+    return TARGET in config.model and not config.model.get("_partial_", False)
+
+
+def make_module_parts(config: DictConfig, choices: Mapping[str, str]) -> ModuleParts:
+    """Make all parts of the main job of a LightningModule and a data module of the caller's.
+
+    Args:
+        config: As `checked` returned it.
+        choices: The file that was taken of each group.
+
+    Raises:
+        ConfigurationError: A part refused its arguments, or is none.
+    """
+    data = build(config.dataset, "dataset")
+    if not isinstance(data, LightningDataModule):
+        raise ConfigurationError(
+            f"dataset._target_: expected a LightningDataModule to train {config.model[TARGET]} on, got "
+            f"{type(data).__name__}"
+        )
+    if config.choose_by is not Metric.loss:
+        raise ConfigurationError(
+            f"choose_by={config.choose_by.value}: a LightningModule of your own is judged by the query; give "
+            "query=accuracy, or a query of your own, and leave choose_by as it is"
+        )
+
+    def new_model() -> LightningModule:
+        model = build(config.model, "model")
+        if not isinstance(model, LightningModule):
+            raise ConfigurationError(
+                f"model._target_: expected a LightningModule, got {type(model).__name__} from {config.model[TARGET]}; "
+                "wrap it in one that has training_step and configure_optimizers"
+            )
+        return model
+
+    with random_state.preserved():
+        new_model()  # what is wrong with its arguments is said before anything begins
+    return ModuleParts(
+        training=Training(seed=config.seed, new_model=new_model, new_trainer=_trainer_of(config)),
+        data=data,
+        **_parts_of(config, choices),
+    )
+
+
+def _trainer_of(config: DictConfig) -> Callable[..., Any]:
+    return lambda **arguments: build(config.trainer, "trainer", **arguments)
+
+
+def _parts_of(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
+    """Return the parts that both kinds of the main job have."""
+    return {
+        "folder": Path(config.output_dir),
+        "new_logger": lambda: build(config.logger, "logger") if config.logger else None,
+        "recorder": build(config.recorder, "recorder"),
+        "runner": build(config.runner, "runner"),
+        "query": build(config.query, "query"),
+        "methods": {
             choices.get("estimator", "estimator"): build(config.estimator, "estimator"),
             **{name: build(node, f"compare.{name}") for name, node in config.compare.items()},
         },
-        cleansing=build(config.cleansing, "cleansing"),
-        retraining=build(config.retrain, "retrain"),
-        choose_by=config.choose_by.value,
-        on_excess=config.on_excess.value,
-        report=build(config.report, "report"),
-        choices=dict(choices),
-        config_text=OmegaConf.to_yaml(config, resolve=True),
+        "cleansing": build(config.cleansing, "cleansing"),
+        "retraining": build(config.retrain, "retrain"),
+        "on_excess": config.on_excess.value,
+        "report": build(config.report, "report"),
+        "choices": dict(choices),
+        "config_text": OmegaConf.to_yaml(config, resolve=True),
+    }
+
+
+def _check_optimizer(optimizer: Callable[..., Any]) -> None:
+    """Make an optimizer of one number, to hear what it says of its settings before anything is trained.
+
+    Raises:
+        ConfigurationError: It refused them.
+    """
+    try:
+        optimizer([torch.nn.Parameter(torch.zeros(1))])
+    except Exception as error:  # whatever an optimizer of the caller's says
+        raise ConfigurationError(f"optimizer: {error}") from error
+
+
+def _no_network_for(data: Any, config: DictConfig) -> str:
+    """Return what is wrong with a data set for which none of our networks can be made."""
+    name, network = type(data).__name__, config.model.get(TARGET, "nothing")
+    if isinstance(data, LightningDataModule):
+        return (
+            f"model: {network} makes a network for a data set of lightning_sgdinf.zoo, and {name} is a data module of "
+            "your own; give a LightningModule of your own beside it: model._target_=my_module.MyModel, or "
+            "model=<a file of conf/model in your --config-dir>. `sgdinf init` writes an example"
+        )
+    return (
+        f"dataset: expected a LightningDataModule, got {name} from {config.dataset.get(TARGET, 'nothing')}. If it is "
+        "the binary data of the agreement study, that is experiment=agreement"
     )
 
 

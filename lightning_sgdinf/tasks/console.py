@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_sgdinf.evaluation import Detection
-from lightning_sgdinf.studies import PipelineParts, PipelineResult
+from lightning_sgdinf.scores import Scores
+from lightning_sgdinf.studies import ModuleResult, PipelineParts, PipelineResult
 from lightning_sgdinf.studies.console import Console, Table
 from lightning_sgdinf.studies.pipeline.stages import Ranked
 
@@ -14,12 +15,8 @@ from lightning_sgdinf.studies.pipeline.stages import Ranked
 def print_outcome(parts: PipelineParts, result: PipelineResult, page: Path, console: Console | None = None) -> None:
     """Print the checks, the most harmful examples, the effect of cleansing, and the path of the report."""
     console = console or Console(highlight=False)
-    ranked, cleansed, scores = result.ranked, result.cleansed, result.ranked.main
-    if scores.certificate is not None:
-        for warning in scores.certificate.warnings:
-            console.print(f"[bold red]Warning:[/] {warning}")
-        for line in scores.certificate.summary():
-            console.print(f"[dim]{line}[/]")
+    ranked, cleansed = result.ranked, result.cleansed
+    _print_certificate(ranked.main, console)
     console.print(_harmful(parts, ranked))
     if result.detections:
         console.print(_detected(result.detections))
@@ -30,6 +27,32 @@ def print_outcome(parts: PipelineParts, result: PipelineResult, page: Path, cons
         f"{before.loss:.4f} before, {after.loss:.4f} after."
     )
     console.print(f"Report: [bold]{page}[/]", soft_wrap=True)
+
+
+def print_module_outcome(result: ModuleResult, page: Path, console: Console | None = None) -> None:
+    """Print the checks, the most harmful examples, the effect of leaving some out, and the path of the report."""
+    console = console or Console(highlight=False)
+    _print_certificate(result.main, console)
+    for warning in result.warnings:
+        console.print(f"[bold red]Warning:[/] {warning}.", soft_wrap=True)
+    ranking = result.main.most_harmful(8)
+    table = Table(title="Most harmful training examples", caption=ranking.header, title_justify="left")
+    for name in ("rank", "example", "label", "score"):
+        table.add_column(name, justify="left" if name == "label" else "right")
+    for row in ranking:
+        table.add_row(str(row.rank), str(row.example_id), row.label or "", f"{row.score:+.2e}")
+    console.print(table)
+    console.print(f"Cleansing: {result.selection.reason}.")
+    console.print(f"{result.measured}: [bold]{result.before:.4g}[/] before, [bold]{result.after:.4g}[/] after.")
+    console.print(f"Report: [bold]{page}[/]", soft_wrap=True)
+
+
+def _print_certificate(scores: Scores, console: Console) -> None:
+    if scores.certificate is not None:
+        for warning in scores.certificate.warnings:
+            console.print(f"[bold red]Warning:[/] {warning}")
+        for line in scores.certificate.summary():
+            console.print(f"[dim]{line}[/]")
 
 
 def _harmful(parts: PipelineParts, ranked: Ranked) -> Table:

@@ -5,6 +5,8 @@
     sgdinf                                                  # digits with wrong labels
     sgdinf dataset=mnist model=mnistnet data_dir=~/data estimator=last_epochs
     sgdinf -m estimator=sgd_influence,last_epochs,random seed=0,1,2
+    sgdinf init wine                                        # a folder with data and a model of one's own
+    sgdinf --config-dir conf dataset=wine model=wine_net    # in that folder
 
 A sweep ends with a row per job (``summary.csv``) and, in ``merged``, one table, one figure and one page over all jobs
 (`lightning_sgdinf.tasks.merging`).
@@ -14,9 +16,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import signal
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +32,22 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_sgdinf.errors import SgdInfluenceError
 from lightning_sgdinf.renamed import warn_renamed
 from lightning_sgdinf.report import finish_run
-from lightning_sgdinf.studies import PipelineParts, run_pipeline, summary
+from lightning_sgdinf.studies import run_module, run_pipeline, summary
 from lightning_sgdinf.studies.job import ignored_groups, main_groups
+from lightning_sgdinf.studies.module_run import IGNORED_GROUPS
+from lightning_sgdinf.studies.module_run import row_of as row_of_module
 from lightning_sgdinf.studies.pipeline.run_results import row_of
-from lightning_sgdinf.tasks.configuration import checked, conf_dir, make_job, make_pipeline
-from lightning_sgdinf.tasks.console import print_outcome
+from lightning_sgdinf.tasks.configuration import (
+    checked,
+    conf_dir,
+    is_module,
+    make_job,
+    make_module_parts,
+    make_pipeline,
+)
+from lightning_sgdinf.tasks.console import print_module_outcome, print_outcome
 from lightning_sgdinf.tasks.progress import JobProgress
+from lightning_sgdinf.tasks.project import init
 from lightning_sgdinf.tasks.refusals import refuse_ignored_groups, refuse_processes_in_a_sweep
 
 logger = logging.getLogger(__name__)
@@ -47,6 +60,8 @@ UNWRITABLE: Mapping[int | None, str] = {
 """Advice on a folder that takes no file, by the number of the system's error."""
 RENAMED_EXPERIMENTS: Mapping[str, str] = {"lie": "agreement"}
 """Old names of files in ``conf/experiment``, kept for one release."""
+_SHOWS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}
+"""Options that print something and do nothing."""
 
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")
@@ -106,8 +121,11 @@ def _run(config: DictConfig, choices: Mapping[str, str], context: Any) -> float:
         row = {"seed": config.seed, **groups, "result": result}
         summary.write_row(Path(context.runtime.output_dir), row | _columns(overrides))
         return result
+    if is_module(config):
+        refuse_ignored_groups(context.overrides.task, IGNORED_GROUPS)
+    main_job = _module_job if is_module(config) else _main_job
     if context.mode != RunMode.MULTIRUN:
-        return _main_job(make_pipeline(config, choices), overrides)
+        return main_job(config, choices, overrides)
     progress = JobProgress(Path(config.output_dir), OmegaConf.to_yaml(config, resolve=True))
     if progress.result is not None:
         logger.info("%s is done; it is not run again", config.output_dir)
@@ -115,18 +133,43 @@ def _run(config: DictConfig, choices: Mapping[str, str], context: Any) -> float:
     if progress.begun:  # a record that it began in this very sweep is written anew
         config.recorder.overwrite = True
         warnings.filterwarnings("ignore", ".*exists and is not empty.*")
-    parts = make_pipeline(config, choices)
-    progress.begin()
-    result = _main_job(parts, overrides)
+    result = main_job(config, choices, overrides, begun=progress.begin)
     progress.end(result)
     return result
 
 
-def _main_job(parts: PipelineParts, overrides: Mapping[str, str]) -> float:
-    result, page = run_pipeline(parts, command=" ".join(["sgdinf", *sys.argv[1:]]), overrides=overrides)
+def _main_job(
+    config: DictConfig,
+    choices: Mapping[str, str],
+    overrides: Mapping[str, str],
+    *,
+    begun: Callable[[], None] = lambda: None,
+) -> float:
+    parts = make_pipeline(config, choices)
+    begun()
+    result, page = run_pipeline(parts, command=_command(), overrides=overrides)
     print_outcome(parts, result, page)
     summary.write_row(parts.folder, row_of(parts, result) | _columns(overrides))
     return result.cleansed.after.error
+
+
+def _module_job(
+    config: DictConfig,
+    choices: Mapping[str, str],
+    overrides: Mapping[str, str],
+    *,
+    begun: Callable[[], None] = lambda: None,
+) -> float:
+    parts = make_module_parts(config, choices)
+    begun()
+    result, page = run_module(parts, command=_command())
+    print_module_outcome(result, page)
+    summary.write_row(parts.folder, row_of_module(parts, result) | _columns(overrides))
+    return result.after
+
+
+def _command() -> str:
+    return " ".join(["sgdinf", *sys.argv[1:]])
 
 
 def _columns(overrides: Mapping[str, str]) -> dict[str, summary.Cell]:
@@ -141,4 +184,10 @@ def _overrides(arguments: list[str]) -> list[tuple[str, str]]:
 
 def main() -> None:
     """Run the command."""
+    if sys.argv[1:2] == ["init"]:
+        raise SystemExit(init(sys.argv[2:]))
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # modules of the caller's, beside the configuration that names them
+    if any(argument in _SHOWS for argument in sys.argv[1:]) and hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever pipes a text into `head` has read enough
     _job()

@@ -1,0 +1,284 @@
+"""The job for a module of the caller's from end to end: train and record, rank, cleanse, measure, report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+
+from lightning_sgdinf.cleansing import CleansingContext, ModelPredictions
+from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
+from lightning_sgdinf.evaluation import CleansingCurve
+from lightning_sgdinf.query import ExampleLoss
+from lightning_sgdinf.replay import OpenedRun
+from lightning_sgdinf.report import BeforeAfter, Cost, Rendered, ReportData, publish_report
+from lightning_sgdinf.scores import Scores
+from lightning_sgdinf.selection import Selection
+from lightning_sgdinf.state import ModelState
+from lightning_sgdinf.studies import summary
+from lightning_sgdinf.studies.job import main_groups
+from lightning_sgdinf.studies.module_run.held_out import HeldOut, Measure, classes_of
+from lightning_sgdinf.studies.module_run.parts import ModuleParts
+from lightning_sgdinf.studies.recorded_run import TrainedRun
+from lightning_sgdinf.studies.retraining import model_update
+from lightning_sgdinf.updates import ModelUpdate
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleResult:
+    """The results of the job.
+
+    Attributes:
+        scores: By name of the method, the job's own first.
+        selection: The examples left out or relabelled.
+        measured: What ``before`` and ``after`` are, and of which data.
+        before: The query's value of the trained model.
+        after: And after training again.
+        better: The good direction of both.
+        curves: The same against the number of examples left out, one per method; of test data only.
+        seconds: Wall time of the parts, by name.
+        warnings: What could not be done.
+    """
+
+    scores: Mapping[str, Scores]
+    selection: Selection
+    measured: str
+    before: float
+    after: float
+    better: str
+    curves: tuple[CleansingCurve, ...]
+    seconds: Mapping[str, float]
+    warnings: tuple[str, ...]
+
+    @property
+    def main(self) -> Scores:
+        """Return the scores of the job's own method."""
+        return next(iter(self.scores.values()))
+
+
+def run_module(parts: ModuleParts, command: str = "") -> tuple[ModuleResult, Path]:
+    """Run the job and write scores, report and results.
+
+    Args:
+        parts: Of the job.
+        command: The command line, for the report.
+
+    Returns:
+        The result, and the path of the report.
+
+    Raises:
+        ConfigurationError: Data or module do not offer what the job needs; says what.
+    """
+    logger.info("training, recorded")
+    train_logger = parts.new_logger()
+    trained = parts.training.fit(recorder=parts.recorder, data={"datamodule": parts.data}, logger=train_logger or False)
+    with _opened(parts, trained) as run:
+        held_out = HeldOut.of(parts.data, run.validation_loader, parts.training.seed)
+        dataset = run.dataset
+    scores, seconds, warnings = _rank(parts, trained, held_out)
+    (parts.folder / "scores").mkdir(parents=True, exist_ok=True)
+    for name, ranking in scores.items():  # before anything else can go wrong: a walk may have taken hours
+        ranking.save(parts.folder / "scores" / f"{name}.h5", overwrite=True)
+    logger.info("choosing what to leave out, and training again")
+    began = perf_counter()
+    outcome = _cleanse(parts, trained, held_out, scores)
+    seconds["choosing, retraining and curves"] = perf_counter() - began
+    result = ModuleResult(
+        scores=scores,
+        seconds={"training, recorded": trained.seconds, **seconds},
+        warnings=(*warnings, *_reservations(held_out)),
+        **outcome,
+    )
+    page = publish_report(
+        _contents(parts, result, dataset, command), parts.folder / "report", train_logger, log=parts.recorder.path
+    )
+    return result, page
+
+
+def row_of(parts: ModuleParts, result: ModuleResult) -> dict[str, summary.Cell]:
+    """Return the row in the table of a sweep."""
+    return {
+        "seed": parts.training.seed,
+        **main_groups(parts.choices),
+        "measured": result.measured,
+        "before": result.before,
+        "after": result.after,
+        "changed": len(result.selection),
+        "seconds_training": result.seconds["training, recorded"],
+    }
+
+
+@contextmanager
+def _opened(parts: ModuleParts, trained: TrainedRun, loader: DataLoader[Any] | None = None) -> Iterator[OpenedRun]:
+    with parts.runner.open(trained.model, None, loader, parts.data, log=parts.recorder.path) as run:
+        yield run
+
+
+def _rank(
+    parts: ModuleParts, trained: TrainedRun, held_out: HeldOut
+) -> tuple[dict[str, Scores], dict[str, float], list[str]]:
+    """Score every training example by every method; a method for comparison that cannot is left out."""
+    scores: dict[str, Scores] = {}
+    seconds: dict[str, float] = {}
+    warnings: list[str] = []
+    for name, method in parts.methods.items():
+        logger.info("ranking by %s", name)
+        began = perf_counter()
+        run = partial(parts.runner.run, trained.model, None, held_out.scoring, parts.data, log=parts.recorder.path)
+        try:
+            scores[name] = run(query=parts.query, estimator=method)
+        except SgdInfluenceError as error:
+            if not scores:
+                raise
+            warnings.append(f"no comparison with {name}: {error}")
+            logger.warning("%s", warnings[-1])
+            continue
+        seconds[f"ranking by {name}"] = perf_counter() - began
+    return scores, seconds, warnings
+
+
+def _cleanse(
+    parts: ModuleParts, trained: TrainedRun, held_out: HeldOut, scores: Mapping[str, Scores]
+) -> dict[str, Any]:
+    """Choose what to leave out, train again, and measure."""
+    ranking = next(iter(scores.values()))
+    with _opened(parts, trained, held_out.choosing) as run:
+        choosing = Measure(parts.runner.bind(run, parts.query))
+        each = Measure(parts.runner.bind(run, ExampleLoss(range(len(held_out.choosing.dataset)))))  # type: ignore[arg-type]
+        measure = choosing if held_out.test is None else choosing.on(held_out.test)
+        states = _States(model_update(parts.retraining, lambda data: _fit(parts, run, data)), run)
+        context = CleansingContext(
+            labels=classes_of(run.dataset),
+            predictions=_predictions(trained, run),
+            evaluate=lambda selection: choosing(states(selection)),
+            evaluate_each=lambda selection: each.bound.value(states(selection)),
+            on_excess=parts.on_excess,
+            seed=parts.training.seed,
+        )
+        selection = parts.cleansing.select(ranking, context)
+        before, after = measure(states(Selection())), measure(states(selection))
+        counts = parts.report.counts_below(len(ranking)) if held_out.test is not None else ()
+        curves = _curves(scores, lambda chosen: measure.sign * measure(states(chosen)), counts, measure.name)
+    return {
+        "selection": selection,
+        "measured": f"{measure.name}, {'choosing half of the validation' if held_out.test is None else 'test'} data",
+        "before": measure.sign * before,
+        "after": measure.sign * after,
+        "better": measure.bound.query.better,
+        "curves": curves,
+    }
+
+
+class _States:
+    """States after training again with selections, each trained once."""
+
+    def __init__(self, update: ModelUpdate, run: OpenedRun) -> None:
+        self._update, self._run = update, run
+        self._known: dict[object, ModelState] = {}
+
+    def __call__(self, selection: Selection) -> ModelState:
+        key = frozenset(selection.drop), frozenset(selection.relabel.items())
+        if key not in self._known:
+            self._known[key] = self._update.update(self._run, selection).state
+        return self._known[key]
+
+
+def _curves(
+    scores: Mapping[str, Scores], evaluate: Callable[[Selection], float], counts: tuple[int, ...], name: str
+) -> tuple[CleansingCurve, ...]:
+    curves = []
+    for method, ranking in scores.items() if counts else ():
+        order = ranking.order().tolist()
+        values = [evaluate(Selection(drop=tuple(order[:count]))) for count in (0, *counts)]
+        metric = f"test {name}"
+        curves.append(CleansingCurve(method=method, counts=(0, *counts), errors=values, metric=metric, percent=False))
+    return tuple(curves)
+
+
+def _fit(parts: ModuleParts, run: OpenedRun, dataset: Any) -> Any:
+    """Train a new model on a data set, in batches as the recorded run's.
+
+    Raises:
+        ConfigurationError: Its batches are made in a way that another data set cannot be cut by.
+    """
+    loader = parts.data.train_dataloader()
+    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, (RandomSampler, SequentialSampler)):
+        raise ConfigurationError(
+            "retrain=scratch: expected one training DataLoader with shuffle=True or False, got "
+            f"{type(loader).__name__}; use retrain=all, which takes the recorded batches"
+        )
+    shuffle = isinstance(loader.sampler, RandomSampler)
+    again = DataLoader(
+        dataset,
+        batch_size=loader.batch_size,
+        shuffle=shuffle,
+        drop_last=loader.drop_last,
+        collate_fn=loader.collate_fn,
+        generator=torch.Generator().manual_seed(parts.training.seed),
+    )
+    return parts.training.fit(
+        data={"train_dataloaders": again, "val_dataloaders": parts.data.val_dataloader()}, limit_val_batches=0
+    ).model
+
+
+def _predictions(trained: TrainedRun, run: OpenedRun) -> Callable[[Any], Tensor] | None:
+    return None if run.dataset is None else ModelPredictions(trained.model, run.dataset)
+
+
+def _reservations(held_out: HeldOut) -> tuple[str, ...]:
+    if held_out.test is not None:
+        return ()
+    return (
+        "the data module has no test_dataloader: the effect of leaving examples out is measured on the validation "
+        "examples that the choice was made by, and looks better than it is",
+    )
+
+
+def _contents(parts: ModuleParts, result: ModuleResult, dataset: Any, command: str) -> ReportData:
+    subject = " and ".join(parts.choices[group] for group in ("dataset", "model") if group in parts.choices)
+    costs = [Cost(part=part, seconds=seconds) for part, seconds in result.seconds.items()]
+    changed = BeforeAfter(
+        metric=result.measured,
+        before=(result.before,),
+        after=(result.after,),
+        removed=len(result.selection),
+        better="lower" if result.better == "lower" else "higher",
+        percent=False,
+    )
+    return ReportData(
+        title=f"Training examples that helped and harmed: {subject or type(parts.data).__name__}",
+        scores=result.main,
+        asked={name: parts.choices[name] for name in sorted(parts.choices) if not name.startswith("hydra")},
+        command=command,
+        config=parts.config_text,
+        examples=_examples(dataset),
+        shown=parts.report.shown,
+        before_after=(changed,),
+        curves=result.curves,
+        costs=tuple(costs),
+        warnings=result.warnings,
+        compared={name: scores for name, scores in result.scores.items() if scores is not result.main},
+    )
+
+
+def _examples(dataset: Any) -> Mapping[int, Any]:
+    """Return the training examples to look at; none where their form is known to their owner alone."""
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        return {}
+    rendered = Rendered(dataset)
+    try:
+        rendered[0]
+    except ConfigurationError:
+        return {}
+    return rendered
