@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -342,12 +343,15 @@ FACES = {
         "LdsJob",
         "load_or_compute",
         "merge",
+        "ModuleParts",
+        "ModuleResult",
         "Parts",
         "pin_settings",
         "PIPELINE_GROUPS",
         "PipelineParts",
         "PipelineResult",
         "ReportSettings",
+        "run_module",
         "run_pipeline",
         "RunResults",
         "Scratch",
@@ -470,6 +474,7 @@ FACES = {
 }
 
 
+@cache
 def imports(file: Path) -> list[tuple[str, ast.alias]]:
     """Every name that a file imports, with the module that it comes from."""
     tree = ast.parse(file.read_text(encoding="utf-8"))

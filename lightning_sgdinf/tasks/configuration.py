@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning import LightningDataModule, LightningModule
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
 from lightning_sgdinf.studies import Job, ModuleParts, Parts, PipelineParts, Training
+from lightning_sgdinf.studies.module_run import is_data_module, is_lightning_module
 from lightning_sgdinf.studies.recorded_run import classifier_training
 from lightning_sgdinf.studies.suggestion import suggestion
 from lightning_sgdinf.tasks.validation import TARGET, check_targets
@@ -157,7 +157,7 @@ def make_module_parts(config: DictConfig, choices: Mapping[str, str]) -> ModuleP
         ConfigurationError: A part refused its arguments, or is none.
     """
     data = build(config.dataset, "dataset")
-    if not isinstance(data, LightningDataModule):
+    if not is_data_module(data):
         raise ConfigurationError(
             f"dataset._target_: expected a LightningDataModule to train {config.model[TARGET]} on, got "
             f"{type(data).__name__}"
@@ -168,9 +168,9 @@ def make_module_parts(config: DictConfig, choices: Mapping[str, str]) -> ModuleP
             "query=accuracy, or a query of your own, and leave choose_by as it is"
         )
 
-    def new_model() -> LightningModule:
+    def new_model() -> Any:
         model = build(config.model, "model")
-        if not isinstance(model, LightningModule):
+        if not is_lightning_module(model):
             raise ConfigurationError(
                 f"model._target_: expected a LightningModule, got {type(model).__name__} from {config.model[TARGET]}; "
                 "wrap it in one that has training_step and configure_optimizers"
@@ -226,7 +226,7 @@ def _check_optimizer(optimizer: Callable[..., Any]) -> None:
 def _no_network_for(data: Any, config: DictConfig) -> str:
     """Return what is wrong with a data set for which none of our networks can be made."""
     name, network = type(data).__name__, config.model.get(TARGET, "nothing")
-    if isinstance(data, LightningDataModule):
+    if is_data_module(data):
         return (
             f"model: {network} makes a network for a data set of lightning_sgdinf.zoo, and {name} is a data module of "
             "your own; give a LightningModule of your own beside it: model._target_=my_module.MyModel, or "

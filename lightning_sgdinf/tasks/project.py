@@ -27,7 +27,9 @@ def init(arguments: Sequence[str]) -> int:
     )
     folder: Path = parser.parse_args(arguments).folder
     files = {
-        path.relative_to(TEMPLATE): path for path in sorted(TEMPLATE.rglob("*")) if path.suffix in (".py", ".yaml")
+        path.relative_to(TEMPLATE).as_posix().removesuffix(".txt"): path  # a template is no module of this package
+        for path in sorted(TEMPLATE.rglob("*"))
+        if path.suffix in (".txt", ".yaml")
     }
     present = [str(folder / name) for name in files if (folder / name).exists()]
     if present:
@@ -43,6 +45,6 @@ def init(arguments: Sequence[str]) -> int:
     except OSError as error:
         print(f"sgdinf init: {folder}: {error.strerror}; give a folder that can be written to", file=sys.stderr)
         return 1
-    print(f"Wrote {', '.join(map(str, files))} to {folder}. Now:\n")
+    print(f"Wrote {', '.join(files)} to {folder}. Now:\n")
     print(f"    cd {folder}\n    sgdinf --config-dir conf experiment=wine\n")
     return 0

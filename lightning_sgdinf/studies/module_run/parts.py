@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningDataModule
+from lightning import LightningDataModule, LightningModule
 
 from lightning_sgdinf.cleansing import CleansingStrategy, OnExcess
 from lightning_sgdinf.query import Query
@@ -58,3 +58,13 @@ class ModuleParts:
     report: ReportSettings
     choices: Mapping[str, str]
     config_text: str = ""
+
+
+def is_data_module(data: Any) -> bool:
+    """Tell if something is a LightningDataModule."""
+    return isinstance(data, LightningDataModule)
+
+
+def is_lightning_module(model: Any) -> bool:
+    """Tell if something is a LightningModule."""
+    return isinstance(model, LightningModule)
