@@ -32,7 +32,7 @@ from lightning_sgdinf.replay import (
     RowShards,
     replace_second,
 )
-from lightning_sgdinf.replay.dataloaders import display_labels
+from lightning_sgdinf.replay.display_labels import display_labels
 from lightning_sgdinf.replay.opening import open_run
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.scoring import Method, Settings, job_for

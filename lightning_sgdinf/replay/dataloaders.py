@@ -82,21 +82,6 @@ def validation_loader(model: Any, val_dataloaders: Any, datamodule: Any, number:
     return loader
 
 
-def display_labels(dataset: Any) -> tuple[str, ...] | None:
-    """Return the labels of a data set where it names them (targets, labels, second tensor of a TensorDataset)."""
-    tensors = getattr(dataset, "tensors", None)
-    for labels in (
-        getattr(dataset, "targets", None),
-        getattr(dataset, "labels", None),
-        tensors[1] if tensors and len(tensors) > 1 else None,
-    ):
-        if labels is not None and hasattr(labels, "__len__") and len(labels) == len(dataset):
-            values = labels.tolist() if hasattr(labels, "tolist") else list(labels)
-            if all(isinstance(v, (int, str, bool)) for v in values):
-                return tuple(str(v) for v in values)
-    return None
-
-
 def _resolve(model: Any, given: Any, datamodule: Any, hook: str, argument: str) -> list[Any]:
     if given is not None and datamodule is not None and hook == "train_dataloader":
         raise ConfigurationError(f"got both {argument} and a datamodule; pass one of them, as to Trainer.fit")
