@@ -75,4 +75,7 @@ def test_a_wrapper_that_makes_other_items_is_not_seen_through() -> None:
         def __getitem__(self, index: Any) -> Any:
             return super().__getitem__(random.randrange(len(self)))
 
+        def __getitems__(self, indices: list[int]) -> list[Any]:
+            return [self[i] for i in indices]
+
     assert display_labels(Shuffled(tensors(1, 2, 3), [0, 1])) is None
