@@ -20,6 +20,7 @@ from lightning_sgdinf.evaluation.removals import Removal as Removal
 from lightning_sgdinf.evaluation.removals import compare_removals as compare_removals
 from lightning_sgdinf.evaluation.significance import Comparison as Comparison
 from lightning_sgdinf.evaluation.significance import holm as holm
+from lightning_sgdinf.evaluation.significance import mcnemar_test as mcnemar_test
 from lightning_sgdinf.evaluation.significance import paired_t_test as paired_t_test
 from lightning_sgdinf.evaluation.significance import sign_flip_test as sign_flip_test
 from lightning_sgdinf.evaluation.significance import unpaired_t_test as unpaired_t_test

@@ -4,10 +4,11 @@ Which one: runs that share their seed before and after are *paired*. With more t
 with few, `sign_flip_test` assumes only that luck is symmetric, at the price of a smallest p of ``2 / 2^n``, which is
 why five pairs can never reach 0.05. Runs that have nothing to do with each other need `unpaired_t_test`. All are
 two-sided. `wilcoxon_test` goes by the ranks of the differences, for runs with outliers. Who tests several numbers of
-removed examples corrects for it: `holm`.
+removed examples corrects for it: `holm`. One run alone: `mcnemar_test`, of what each test example was taken for.
 
 References:
     Holm. *A simple sequentially rejective multiple test procedure*. Scandinavian Journal of Statistics 6, 1979.
+    McNemar. *Note on the sampling error of the difference between correlated proportions*. Psychometrika 12, 1947.
     Hartigan. *Using subsample values as typical values*. JASA 64, 1969 (the interval of `sign_flip_test`).
 """
 
@@ -40,6 +41,7 @@ class Comparison:
         p_value: Two-sided; NaN if undefined because no run differs from another.
         n: Number of pairs, or of runs in the smaller group.
         confidence: Coverage of the interval.
+        of: The things that were compared, in the plural.
     """
 
     test: str
@@ -49,6 +51,7 @@ class Comparison:
     p_value: float
     n: int
     confidence: float = 0.95
+    of: str = "runs"
 
     @property
     def significant(self) -> bool:
@@ -58,9 +61,9 @@ class Comparison:
     def sentence(self) -> str:
         """Test, number of runs and p value in words."""
         if math.isnan(self.p_value):
-            return f"{self.test} over {self.n} runs: undefined, every run changed by the same amount"
+            return f"{self.test} over {self.n} {self.of}: undefined, all changed by the same amount"
         p_value = f"p = {self.p_value:.3f}" if self.p_value >= 0.001 else f"p = {self.p_value:.1e}"
-        return f"{self.test} over {self.n} runs: {p_value}"
+        return f"{self.test} over {self.n} {self.of}: {p_value}"
 
 
 def paired_t_test(before: ArrayLike, after: ArrayLike, *, confidence: float = 0.95) -> Comparison:
@@ -147,6 +150,36 @@ def wilcoxon_test(before: ArrayLike, after: ArrayLike) -> Comparison:
     p_value = float(stats.wilcoxon(difference, method=method).pvalue) if len(difference) > 1 else 1.0
     nan = math.nan
     return Comparison(test=name, mean_difference=mean, low=nan, high=nan, p_value=p_value, n=len(a))
+
+
+def mcnemar_test(before: ArrayLike, after: ArrayLike) -> Comparison:
+    """Apply McNemar's exact test to one run before and after: of the examples that changed sides, did half go each way?
+
+    ``p = min(1, 2 P[Binomial(b + c, 1/2) <= min(b, c)])``, with ``b`` examples wrong only before and ``c`` only after.
+    It tells whether the two models differ on examples like these, not whether another run would.
+
+    Args:
+        before: ``[n]`` true where an example was classified wrongly before.
+        after: ``[n]`` the same after, of the same examples in the same order.
+
+    Returns:
+        Mean difference of the errors and p value; no interval (NaN). p is 1 if no example changed sides.
+
+    Raises:
+        ConfigurationError: Different lengths, or none at all.
+    """
+    a, b = np.asarray(before, bool), np.asarray(after, bool)
+    if a.shape != b.shape or a.ndim != 1 or not a.size:
+        raise ConfigurationError(
+            f"mcnemar_test: expected the same examples before and after, at least 1, got shapes {a.shape} and {b.shape}"
+        )
+    mended, broken = int((a & ~b).sum()), int((b & ~a).sum())
+    p_value = float(stats.binomtest(mended, mended + broken).pvalue) if mended + broken else 1.0
+    nan, difference = math.nan, float(b.mean() - a.mean())
+    test = "McNemar's exact test"
+    return Comparison(
+        test=test, mean_difference=difference, low=nan, high=nan, p_value=p_value, n=len(a), of="examples"
+    )
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:

@@ -4,6 +4,7 @@ Needs the ``report`` extra (matplotlib); `log_report` to Weights & Biases also n
 the ``tensorboard`` extra.
 """
 
+from lightning_sgdinf.report.brief import said_first as said_first
 from lightning_sgdinf.report.drawn import DrawnReport as DrawnReport
 from lightning_sgdinf.report.example import Example as Example
 from lightning_sgdinf.report.example import SafeHtml as SafeHtml
@@ -15,7 +16,6 @@ from lightning_sgdinf.report.model import BeforeAfter as BeforeAfter
 from lightning_sgdinf.report.model import Cost as Cost
 from lightning_sgdinf.report.model import Explanation as Explanation
 from lightning_sgdinf.report.model import ReportData as ReportData
-from lightning_sgdinf.report.model import said_first as said_first
 from lightning_sgdinf.report.rendering import Rendered as Rendered
 from lightning_sgdinf.report.rendering import Renderer as Renderer
 from lightning_sgdinf.report.rendering import as_example as as_example

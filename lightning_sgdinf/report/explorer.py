@@ -31,7 +31,7 @@ class Column(NamedTuple):
 
     Attributes:
         group: ``"query"`` of the report, ``"method"`` beside it, or ``"single"`` for one held-out example.
-        name: What it is called where it can be chosen.
+        method: What made it.
         query: What its scores are changes of.
         better: The good direction of that.
         values: The scores, float64 ``[N]``.
@@ -41,7 +41,7 @@ class Column(NamedTuple):
     """
 
     group: str
-    name: str
+    method: str
     query: str
     better: Better
     values: np.ndarray
@@ -135,34 +135,34 @@ def _rankings(data: ReportData) -> Iterator[Column]:
     own = data.scores.query_index(data.query)
     for q in sorted(range(len(data.scores.queries)), key=lambda q: q != own):
         if q == own or data.scores.queries[q] not in data.held_out:
-            yield _column("query", data.scores, q, data.scores.queries[q])
+            yield _column("query", data.scores, q, data.method_name)
     for method, other in data.compared.items():
         q = other.queries.index(data.query_name) if data.query_name in other.queries else 0
-        yield _column("method", other, q, method)
+        yield _column("method", other, q, data.describe(method))
 
 
 def _singles(data: ReportData) -> Iterator[Column]:
     own = data.scores.query_index(data.query)
     for q, name in enumerate(data.scores.queries):
         if q != own and name in data.held_out:
-            yield _column("single", data.scores, q, name)._replace(ranks=None, about=data.held_out[name])
+            yield _column("single", data.scores, q, data.method_name)._replace(ranks=None, about=data.held_out[name])
     for q, name in enumerate(() if data.single is None else data.single.queries):
         assert data.single is not None
-        yield _column("single", data.single, q, name)._replace(ranks=None, about=data.held_out.get(name))
+        yield _column("single", data.single, q, data.method_name)._replace(ranks=None, about=data.held_out.get(name))
 
 
-def _column(group: str, scores: Scores, q: int, name: str) -> Column:
+def _column(group: str, scores: Scores, q: int, method: str) -> Column:
     ranks = scores.ranks(q).numpy().astype(np.uint32)
     errors = None if scores.standard_error is None else scores.standard_error[:, q].numpy()
     values = scores.values[:, q].numpy()
-    return Column(group, name, scores.queries[q], scores.better[q], values, ranks, errors=errors)
+    return Column(group, method, scores.queries[q], scores.better[q], values, ranks, errors=errors)
 
 
 def _entry(embedded: EmbeddedData, column: Column) -> dict[str, Any]:
     scale = float(np.abs(column.values).max()) or 1.0  # keeps what is very small or very large within four-byte numbers
     return {
         "group": column.group,
-        "name": column.name,
+        "method": column.method,
         "query": column.query,
         "better": column.better,
         "scale": scale,

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lightning_sgdinf.evaluation import Detection
 from lightning_sgdinf.ranking import Better, sign_sentence
 from lightning_sgdinf.report.example import Example
 from lightning_sgdinf.report.model import BeforeAfter, ReportData, collect_contributions
-from lightning_sgdinf.report.style import HARM, HELP, INK, MUTED, SIZE, dress, legend, new_figure, plain, series
+from lightning_sgdinf.report.style import (
+    HARM,
+    HELP,
+    INK,
+    MUTED,
+    SIZE,
+    dress,
+    from_zero,
+    legend,
+    new_figure,
+    plain,
+    series,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +52,8 @@ def score_distribution(data: ReportData) -> Figure:
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.7)
+    if data.better == "higher":
+        axes.invert_xaxis()  # harm is on the left of every picture
     dress(axes, x=score_axis(data.query_name, data.better), y="training examples (log scale)")
     return figure
 
@@ -54,7 +66,7 @@ def cleansing_curves(data: ReportData) -> Figure:
     for index, curve in enumerate(data.curves):
         low, high = curve.interval()
         look = series(index)
-        name = plain(curve.method)
+        name = plain(data.describe(curve.method))
         axes.plot(curve.counts, scale * curve.mean, **look, markersize=4, linewidth=1.6, label=name)
         if curve.runs > 1:
             axes.fill_between(curve.counts, scale * low, scale * high, color=look["color"], alpha=0.1, linewidth=0)
@@ -68,6 +80,7 @@ def cleansing_curves(data: ReportData) -> Figure:
         x="training examples left out",
         y=f"{data.curves[0].metric}{' in %' if data.curves[0].percent else ''}{band}",
     )
+    from_zero(axes)
     legend(figure)
     return figure
 
@@ -101,19 +114,20 @@ def before_after(changes: tuple[BeforeAfter, ...]) -> Figure:
         axes.set_xlim(-0.55, 1.55)
         axes.set_xticks([0, 1], ["before", "after"])
         dress(axes, x="", y=f"{change.metric}{' in %' if change.percent else ''} ({change.better} is better)")
+        axes.set_ylim(bottom=0)
     return figure
 
 
-def detection_curve(detections: Mapping[str, Detection]) -> Figure:
+def detection_curve(data: ReportData) -> Figure:
     """Draw the share of the corrupt examples found against the share inspected, one line per method."""
     figure = new_figure()
     axes = figure.subplots()
-    for index, (method, detection) in enumerate(detections.items()):
+    for index, (method, detection) in enumerate(data.detections.items()):
         inspected = 100 * np.arange(detection.total + 1) / detection.total
         colour = series(index)["color"]
         hits = 100 * detection.cumulative_hits / detection.corrupt
-        axes.plot(inspected, hits, color=colour, linewidth=1.6, label=plain(method))
-    share = 100 * max(detection.corrupt / detection.total for detection in detections.values())
+        axes.plot(inspected, hits, color=colour, linewidth=1.6, label=plain(data.describe(method)))
+    share = 100 * max(detection.corrupt / detection.total for detection in data.detections.values())
     axes.plot([0, share, 100], [0, 100, 100], color=INK, linewidth=0.8, linestyle=":", label="perfect")
     axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, linestyle="--", label="chance")
     dress(axes, x="training examples inspected in %, most harmful first", y="corrupt examples found in %")
@@ -121,15 +135,15 @@ def detection_curve(detections: Mapping[str, Detection]) -> Figure:
     return figure
 
 
-def precision_recall(detections: Mapping[str, Detection]) -> Figure:
+def precision_recall(data: ReportData) -> Figure:
     """Draw precision against recall of finding the corrupt examples, one line per method."""
     figure = new_figure()
     axes = figure.subplots()
-    for index, (method, detection) in enumerate(detections.items()):
-        label = plain(f"{method} (AP {detection.average_precision:.2f})")
+    for index, (method, detection) in enumerate(data.detections.items()):
+        label = plain(f"{data.describe(method)}, AP {detection.average_precision:.2f}")
         colour = series(index)["color"]
         axes.plot(detection.recall[:-1], detection.precision[:-1], color=colour, linewidth=1.6, label=label)
-    chance = max(detection.corrupt / detection.total for detection in detections.values())
+    chance = max(detection.corrupt / detection.total for detection in data.detections.values())
     axes.axhline(chance, color=MUTED, linewidth=0.8, linestyle="--", label="chance")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.03)
@@ -156,6 +170,8 @@ def epoch_contributions(data: ReportData) -> Figure:
         axes.plot(epochs, mean, color=colour, marker=marker, markersize=4, linewidth=1.6, label=label)
     axes.axhline(0, color=INK, linewidth=0.6)
     axes.locator_params(axis="x", integer=True)
+    if data.better == "higher":
+        axes.invert_yaxis()  # harm is at the bottom of every picture
     name = f"mean contribution to the\nchange of {data.query_name}"
     dress(axes, x="training epoch", y=name)
     legend(figure)
@@ -203,7 +219,7 @@ def contact_sheet(data: ReportData, end: Literal["harmful", "helpful"], columns:
     for axes, (row, example) in zip(grid, shown, strict=False):
         _picture(axes, example, corrupt=row.example_id in data.known_corrupt)
         label = row.label if row.label is not None else example.label
-        truth = f", truly {example.true_label}" if example.mislabelled else ""
+        truth = f", should be {example.true_label}" if example.mislabelled else ""
         colour = HARM if truth or row.example_id in data.known_corrupt else INK
         axes.set_title(plain(f"{label}{truth}"), fontsize=SIZE, color=colour)
         axes.set_xlabel(f"#{row.example_id}\n{row.score:+.2g}", fontsize=SIZE - 2, color=INK)
@@ -228,8 +244,8 @@ def all_figures(data: ReportData) -> dict[str, Figure]:
     if data.curves:
         figures["cleansing-curves"] = cleansing_curves(data)
     if data.detections:
-        figures["corrupt-found"] = detection_curve(data.detections)
-        figures["precision-recall"] = precision_recall(data.detections)
+        figures["corrupt-found"] = detection_curve(data)
+        figures["precision-recall"] = precision_recall(data)
     if collect_contributions(data) is not None:
         figures["epoch-contributions"] = epoch_contributions(data)
     certificate = data.scores.certificate

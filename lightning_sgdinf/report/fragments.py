@@ -73,7 +73,8 @@ def table(content: Table) -> str:
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in content.columns)
     body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in content.rows)
     return (
-        f'<div class="block"><p class="caption">{escape(content.caption)}</p><div class="scroll">'
+        f'<div class="block"><p class="caption">{escape(content.caption)}</p>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Table: {escape(content.name)}">'
         f'<table aria-label="{escape(content.name)}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div></div>"
     )
@@ -126,7 +127,7 @@ def tile(
     wrong = corrupt or (example is not None and example.mislabelled)
     truth = ""
     if example is not None and example.mislabelled:
-        truth = f'<span class="truth">truly {escape(str(example.true_label))}</span>'
+        truth = f'<span class="truth">should be {escape(str(example.true_label))}</span>'
     elif corrupt:
         truth = '<span class="truth">corrupt</span>'
     opens = "" if training_id is None else f' data-example="{training_id}"'

@@ -18,7 +18,7 @@ import numpy as np
 from lightning_sgdinf.evaluation import Removal
 from lightning_sgdinf.report import fragments
 from lightning_sgdinf.report.example import Example
-from lightning_sgdinf.report.style import INK, MUTED, SIZE, dress, new_figure, plain, series, to_png, to_svg
+from lightning_sgdinf.report.style import INK, MUTED, SIZE, dress, from_zero, new_figure, plain, series, to_png, to_svg
 from lightning_sgdinf.report.tables import Table
 
 if TYPE_CHECKING:
@@ -189,6 +189,7 @@ def _panel(axes: Axes, panel: Panel, methods: Sequence[str]) -> dict[str, Any]:
     runs = f"{panel.runs} runs" if panel.runs > 1 else "1 run"
     axes.set_title(plain(f"{panel.title} ({runs})"), fontsize=SIZE, color=INK, loc="left")
     dress(axes, x="\n".join(["training examples left out", *_of_fewer(panel)]), y="test error in %")
+    from_zero(axes)
     return handles
 
 

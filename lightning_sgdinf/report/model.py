@@ -47,6 +47,9 @@ class BeforeAfter:
         better: The good direction of the metric.
         removed: How many examples were left out.
         percent: The values are shares, to be shown in percent.
+        measured_on: Number of examples that it was measured on; ``None`` if not known. Shares are then told in
+            examples, too.
+        noun: The name of these in the plural, e.g. ``"test images"``.
     """
 
     metric: str
@@ -56,10 +59,14 @@ class BeforeAfter:
     better: Better = "lower"
     removed: int | None = None
     percent: bool = True
+    measured_on: int | None = None
+    noun: str = "test examples"
 
     def __post_init__(self) -> None:
         if not self.before or not self.after:
             raise ConfigurationError(f"{self.metric}: expected at least one value before and one after")
+        if self.measured_on is not None and self.measured_on < 1:
+            raise ConfigurationError(f"{self.metric}: expected measured_on of at least 1, got {self.measured_on}")
 
     @property
     def means(self) -> tuple[float, float]:
@@ -71,6 +78,19 @@ class BeforeAfter:
         """True if the mean moved in the good direction."""
         before, after = self.means
         return after < before if self.better == "lower" else after > before
+
+    @property
+    def counts(self) -> tuple[float, float] | None:
+        """Mean numbers of examples that the shares before and after are; ``None`` where that is not known."""
+        if self.measured_on is None or not self.percent:
+            return None
+        before, after = (self.measured_on * mean for mean in self.means)
+        return before, after
+
+    @property
+    def where(self) -> str:
+        """Return what it was measured on, in words; empty if that is not known."""
+        return "" if self.measured_on is None else f"{self.measured_on:,} {self.noun}"
 
     def show(self, value: float) -> str:
         """Format a value of the metric."""
@@ -189,55 +209,26 @@ class ReportData:
             return frozenset(self.corrupt)
         return frozenset(i for i, example in self.examples.items() if example.mislabelled)
 
-    def result(self) -> str:
-        """Return the result in one sentence."""
-        if self.headline:
-            return self.headline
-        if self.before_after:
-            return _cleansing_result(self.before_after[0])
-        if self.detections:
-            method, detection = next(iter(self.detections.items()))
-            return (
-                f"Of the {detection.corrupt} examples that {method} ranks most harmful, {detection.hits} are known to "
-                f"be corrupt; chance would find {detection.corrupt**2 / detection.total:.1f}."
-            )
-        (worst,) = self.scores.most_harmful(1, self.query)
-        if self.better == "order":
-            return f"By {self.query_name} the most harmful training example is {worst.example_id}."
-        if self.scores.harm(self.query).max() <= 0:
-            return f"No training example harms {self.query_name}: leaving out any one is not predicted to improve it."
-        change = "lower" if self.better == "lower" else "raise"
-        verified = self.scores.verified
-        measured = verified is not None and bool(verified[worst.example_id])
-        moves = {"lower": "lowered", "raise": "raised"}[change] if measured else f"is predicted to {change}"
-        return (
-            f"The most harmful training example is {worst.example_id}: leaving it out {moves} {self.query_name} by "
-            f"{abs(worst.score):.3g}."
-        )
+    @property
+    def method_name(self) -> str:
+        """Name of the method that made the report's own scores, as far as it is known."""
+        if self.detections or self.curves:
+            return next(iter(self.detections), None) or self.curves[0].method
+        repr_of = self.scores.provenance.get("estimator")
+        return self.asked.get("estimator") or (str(repr_of).partition("(")[0] if repr_of else "") or "this ranking"
+
+    def describe(self, method: str) -> str:
+        """Return a method's name with what it goes by, where that is not a predicted change: ``"loss (minus the
+        training loss)"``."""
+        scores = self.compared.get(method)
+        if scores is None or scores.better[0] != "order" or scores.queries[0].startswith(method):
+            return method
+        return f"{method} ({scores.queries[0]})"
 
 
 def said_of_trust(data: ReportData) -> tuple[str, ...]:
     """Return the sentences on true removals that belong beside every number, without the warnings."""
     return tuple(s for s in reach(data.scores, data.query) if s.removeprefix("Warning: ") not in data.all_warnings)
-
-
-def said_first(data: ReportData) -> tuple[str, ...]:
-    """Return the result in a sentence, what is known of true removals, and the warnings."""
-    return (data.result(), *said_of_trust(data), *(f"Warning: {warning}" for warning in data.all_warnings))
-
-
-def _cleansing_result(change: BeforeAfter) -> str:
-    before, after = change.means
-    left_out = "" if change.removed is None else f"the {change.removed:,} most harmful examples "
-    moved = "left" if before == after else "lowered" if after < before else "raised"
-    values = f"at {change.show(before)}" if before == after else f"from {change.show(before)} to {change.show(after)}"
-    doubt = "" if change.test is None or change.test.significant else "; this may be chance"
-    if change.test is not None:
-        test = f" ({change.test.sentence()}){doubt}"
-    else:
-        test = " (one run)" if len(change.before) == 1 else f" (means of {len(change.before)} runs)"
-    subject = f"Leaving out {left_out}" if left_out else "Cleansing "
-    return f"{subject}{moved} {change.metric} {values}{test}."
 
 
 def collect_contributions(data: ReportData) -> np.ndarray | None:

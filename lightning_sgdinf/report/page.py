@@ -17,10 +17,35 @@ from typing import Literal
 from lightning_sgdinf.random_state import preserved
 from lightning_sgdinf.ranking import Ranking, score_name, sign_sentence
 from lightning_sgdinf.report import explorer, fragments, tables
-from lightning_sgdinf.report.model import Explanation, ReportData, said_of_trust
+from lightning_sgdinf.report.brief import asked, chance, found, sureness
+from lightning_sgdinf.report.model import BeforeAfter, Explanation, ReportData
 
+EPOCH_LEGEND = "Down: leaving the example out of that epoch helps (it harmed); up: it helped."
+_LONGEST_NAME = 40  # of a check
+_CHECKED = (
+    "The training was recorded step by step. Each line names one thing that was compared, where, and how far apart "
+    "both sides were. Replay: the recorded steps taken again. Gradient: the scores against trainings in which single "
+    "examples weigh a little more or less. Trust: examples really left out, and the training taken again without them."
+)
 PAGE_BYTES = 14_500_000
 """Size that a page keeps below, as long as its printed part leaves room."""
+
+
+SECTIONS: Mapping[str, str] = {
+    "before-after": "Before and after leaving out",
+    "most-harmful": "Most harmful examples",
+    "most-helpful": "Most helpful examples",
+    "explore": "All examples",
+    "scores": "All scores",
+    "detection": "Known corrupt examples found",
+    "explanations": "Behind single predictions",
+    "certificate": "How sure it is",
+    "epochs": "When in training it happened",
+    "costs": "What it took",
+    "asked": "What was asked",
+}
+"""The parts of a page in their order: the name in an address, and the heading. Tables, figures and keys of loggers have
+the same names."""
 
 
 def render_page(data: ReportData, charts: Mapping[str, str]) -> str:
@@ -31,19 +56,17 @@ def render_page(data: ReportData, charts: Mapping[str, str]) -> str:
         charts: SVG of the figures for which there are data, by the names of `figures.all_figures`.
     """
     with preserved():  # data sets may draw from global generators when they are looked at
-        sections = list(_sections(data, charts))
+        sections = {name: "".join(content) for name, content in _sections(data, charts)}
         script, style = explorer.script(), fragments.resource("page.css") + fragments.resource("browser/explorer.css")
-        body = "".join(fragments.section(name, heading, *content) for name, heading, content in sections)
-        room = PAGE_BYTES - sum(len(part.encode()) for part in (body, script, style)) - len(data.config) - 50_000
-        embedded, notes = explorer.content(data, room=room)
-    everything = ("explore", f"All {len(data.scores):,} examples")
-    links = "".join(
-        f'<a href="#{name}">{escape(heading)}</a> ' for name, heading in (everything, *(part[:2] for part in sections))
-    )
+        printed = sum(len(part.encode()) for part in (*sections.values(), script, style))
+        embedded, notes = explorer.content(data, room=PAGE_BYTES - printed - len(data.config) - 50_000)
     said = "".join(f'<p class="sign">{escape(note)}</p>' for note in notes)
-    explore = fragments.section(*everything, fragments.resource("browser/explorer.html"), said)
+    sections["explore"] = fragments.resource("browser/explorer.html") + said
+    names = [name for name in SECTIONS if name in sections]
+    links = "".join(f'<a href="#{name}">{escape(SECTIONS[name])}</a> ' for name in names)
+    body = "".join(fragments.section(name, SECTIONS[name], sections[name]) for name in names)
     content = (
-        f'{_head(data)}<nav aria-label="Sections">{links}</nav>\n<main>{explore}{body}</main>\n{_foot(data)}'
+        f'{_head(data)}<nav aria-label="Parts of this page">{links}</nav>\n<main>{body}</main>\n{_foot(data)}'
         f"{embedded}<script>{script}</script>"
     )
     policy = f'<meta http-equiv="Content-Security-Policy" content="{_policy(script)}">'
@@ -59,65 +82,88 @@ def _policy(script: str) -> str:
 
 
 def _head(data: ReportData) -> str:
-    judged = "ranked by" if data.better == "order" else "judged by their effect on"
-    about = f"{len(data.scores):,} training examples, {judged} {data.query_name}"
     warnings = "".join(f"<p><strong>Warning.</strong> {escape(warning)}</p>" for warning in data.all_warnings)
-    reach = "".join(f'<p class="sign">{escape(sentence)}</p>' for sentence in said_of_trust(data))
+    verdict, reason = sureness(data)
+    more = '<a href="#certificate">What was checked</a>'
+    doubt = f"<p>{_unbroken(chance(data))}</p>" if chance(data) else ""
+    lines = {
+        "Asked": f"<p>{escape(asked(data))}</p>",
+        "Found": f'<p class="headline">{_unbroken(found(data))}</p>',
+        "How sure": f"{doubt}<p>The scores: <strong>{escape(verdict)}</strong> {escape(reason)} {more}</p>",
+    }
+    brief = "".join(f"<dt>{name}</dt><dd>{content}</dd>" for name, content in lines.items())
     return (
-        f'<header><h1>{escape(data.title)}</h1><p class="about">{escape(about)}</p>{fragments.aside(warnings)}'
-        f'<p class="headline">{_result(data)}</p>{reach}<div class="facts">{"".join(_facts(data))}</div></header>\n'
+        f'<header><h1>{escape(data.title)}</h1>{fragments.aside(warnings)}<dl class="brief">{brief}</dl>'
+        f'<div class="facts">{"".join(_facts(data))}</div></header>\n'
     )
 
 
-def _result(data: ReportData) -> str:
-    return re.sub(r"\bp = ", "p&nbsp;=&nbsp;", escape(data.result()))  # never broken across lines
+def _unbroken(text: str) -> str:
+    return re.sub(r"\bp = ", "p&nbsp;=&nbsp;", escape(text))  # never broken across lines
 
 
 def _facts(data: ReportData) -> Iterator[str]:
-    yield fragments.fact(f"{len(data.scores):,}", "training examples ranked")
+    total = f"{len(data.scores):,}"
     if data.better != "order":
         harmful = int((data.scores.harm(data.query) > 0).sum())
-        share = f"{100 * harmful / len(data.scores):.0f} %"
-        yield fragments.fact(share, f"predicted to improve {data.query_name} if left out")
+        share = f"({100 * harmful / len(data.scores):.0f} %)"
+        meaning = f"training examples {share} are predicted to improve {data.query_name} if left out"
+        yield fragments.fact(f"{harmful:,} of {total}", meaning)
     for change in data.before_after[:1]:
-        before, after = (change.show(value) for value in change.means)
-        yield fragments.fact(f"{before} → {after}", f"{change.metric}, before → after")
+        yield _change(change)
     for method, detection in list(data.detections.items())[:1]:
+        first = (
+            f"first {detection.corrupt:,} of {method}; chance would find {detection.corrupt**2 / detection.total:.2g}"
+        )
+        rival, most = max(((name, d.hits) for name, d in data.detections.items()), key=lambda pair: pair[1])
+        better = f", {data.describe(rival)} {most:,}" if most > detection.hits else ""
         yield fragments.fact(
-            f"{detection.hits} of {detection.corrupt}", f"known corrupt examples at the top of {method}"
+            f"{detection.hits:,} of {detection.corrupt:,}", f"known corrupt examples are among the {first}{better}"
         )
     trust = None if data.scores.certificate is None else data.scores.certificate.trust
     if trust is not None and trust.headline is not None:
         left_out = f"by {len(trust.example_ids)} of {trust.population} left out of {trust.where}"
         interval = "" if trust.low == trust.high else f", 95 % interval {trust.low:.2f} to {trust.high:.2f}"
         yield fragments.fact(
-            f"{trust.headline:.2f}", f"correlation of predicted and true removals, {left_out}{interval}"
+            f"{trust.headline:.2f}", f"correlation of predicted and true effects, {left_out}{interval}"
         )
 
 
-def _sections(data: ReportData, drawn: Mapping[str, str]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+def _change(change: BeforeAfter) -> str:
+    """Return a metric before and after as a fact, in examples where it is a share of them."""
+    before, after = (change.show(value) for value in change.means)
+    runs = f", means of {len(change.before)} runs" if len(change.before) > 1 else ""
+    left_out = "" if change.removed is None else f" leaving out {change.removed:,}"
+    if change.counts is None:
+        on = f" on {change.where}" if change.where else ""
+        return fragments.fact(f"{before} → {after}", f"{change.metric}{on}, before → after{left_out}{runs}")
+    was, now = (f"{count:.4g}" for count in change.counts)
+    meaning = f"{change.noun} wrong, before → after{left_out} ({change.metric} {before} → {after}{runs})"
+    return fragments.fact(f"{was} → {now} of {change.measured_on:,}", meaning)
+
+
+def _sections(data: ReportData, drawn: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield every part of the page for which there are data, by its name in `SECTIONS`."""
     if data.before_after or data.curves:
-        yield "effect", "Did leaving them out help?", _effect(data, drawn)
+        yield "before-after", _effect(data, drawn)
     harmful = data.scores.most_harmful(data.shown, data.query)
     helpful = data.scores.most_helpful(data.shown, data.query)
-    yield "harmful", "Most harmful examples", _sheet(data, harmful, "harmful")
-    yield "helpful", "Most helpful examples", _sheet(data, helpful, "helpful")
-    yield "scores", "All scores" if not data.detections else "Scores and corrupt examples", _distribution(data, drawn)
+    yield "most-harmful", _sheet(data, harmful, "harmful")
+    yield "most-helpful", _sheet(data, helpful, "helpful")
+    yield "scores", _distribution(data, drawn)
+    if data.detections:
+        yield "detection", _detection(data, drawn)
     if data.explanations:
-        yield (
-            "causes",
-            "Behind single predictions",
-            tuple(_case(data, explanation) for explanation in data.explanations),
-        )
-    yield "trust", "Can the scores be trusted?", _trust(data, drawn)
+        yield "explanations", tuple(_case(data, explanation) for explanation in data.explanations)
+    yield "certificate", _trust(data, drawn)
     if "epoch-contributions" in drawn:
-        caption = "Each epoch's share of the scores; the shares of all epochs add up to the score."
+        caption = f"Each epoch's share of the scores; the shares of all epochs add up to the score. {EPOCH_LEGEND}"
         chart = fragments.chart(drawn["epoch-contributions"], caption, "Mean contribution of each epoch to the scores")
-        yield "epochs", "When in training it happened", (_charts(chart),)
+        yield "epochs", (_charts(chart),)
     if data.costs:
-        yield "costs", "What it took", (fragments.table(tables.cost_table(data)),)
+        yield "costs", (fragments.table(tables.cost_table(data)),)
     if data.asked or data.command or data.config or data.scores.provenance:
-        yield "asked", "What was asked", _asked(data)
+        yield "asked", _asked(data)
 
 
 def _charts(*charts: str) -> str:
@@ -171,14 +217,16 @@ def _sheet(data: ReportData, ranking: Ranking, end: Literal["harmful", "helpful"
 
 def _distribution(data: ReportData, drawn: Mapping[str, str]) -> tuple[str, ...]:
     caption = f"Distribution of all scores; {sign_sentence(data.query_name, data.better)}."
-    charts = [fragments.chart(drawn["score-distribution"], caption, "Histogram of the scores")]
-    if not data.detections:
-        return (_charts(*charts),)
+    return (_charts(fragments.chart(drawn["score-distribution"], caption, "Histogram of the scores")),)
+
+
+def _detection(data: ReportData, drawn: Mapping[str, str]) -> tuple[str, ...]:
     caption = "How many of the known corrupt examples a person finds who inspects in the order of each ranking."
-    charts.append(fragments.chart(drawn["corrupt-found"], caption, "Corrupt examples found against examples inspected"))
+    alternative = "Corrupt examples found against examples inspected"
+    inspected = fragments.chart(drawn["corrupt-found"], caption, alternative)
     caption = "Precision and recall of finding them; AP is the average precision."
-    charts.append(fragments.chart(drawn["precision-recall"], caption, "Precision against recall, per method"))
-    return (_charts(*charts, fragments.table(tables.detection_table(data))),)
+    recalled = fragments.chart(drawn["precision-recall"], caption, "Precision against recall, per method")
+    return (_charts(inspected, recalled, fragments.table(tables.detection_table(data))),)
 
 
 def _case(data: ReportData, explanation: Explanation) -> str:
@@ -208,12 +256,20 @@ def _trust(data: ReportData, drawn: Mapping[str, str]) -> tuple[str, ...]:
     certificate = data.scores.certificate
     if certificate is None:
         return (fragments.paragraphs(("This ranking carries no certificate: nothing was checked.",)),)
-    text = fragments.paragraphs(certificate.summary())
+    text = f'<p class="sign">{escape(_CHECKED)}</p>{"".join(map(_check, certificate.summary()))}'
     if "predicted-measured" not in drawn:
         return (text,)
     caption = "Each point is a sampled training example whose effect was measured by really running the steps again."
     text = f"<div>{text}</div>"
     return (_charts(text, fragments.chart(drawn["predicted-measured"], caption, "Predicted against measured change")),)
+
+
+def _check(sentence: str) -> str:
+    """Return a sentence on a check, what it checked in bold."""
+    name, colon, rest = sentence.partition(":")
+    if not colon or len(name) > _LONGEST_NAME:
+        return f"<p>{escape(sentence)}</p>"
+    return f"<p><strong>{escape(name)}:</strong>{escape(rest)}</p>"
 
 
 def _asked(data: ReportData) -> tuple[str, ...]:

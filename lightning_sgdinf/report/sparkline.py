@@ -30,7 +30,7 @@ def harm_per_epoch(contributions: ArrayLike, better: str) -> np.ndarray:
 
 
 def sparkline_png(harm: Sequence[float] | np.ndarray) -> bytes:
-    """Draw one bar per epoch, up and orange where it harmed, down and blue where it helped; the tallest fills its half.
+    """Draw one bar per epoch, down and orange where it harmed, up and blue where it helped; the tallest fills its half.
 
     With more epochs than there is room for, neighbours are summed, so that nothing is left out.
 
@@ -50,7 +50,7 @@ def sparkline_png(harm: Sequence[float] | np.ndarray) -> bytes:
     edges = np.linspace(0, WIDTH, len(values) + 1).astype(int)
     for left, right, value in zip(edges[:-1], edges[1:], values / largest if largest else values, strict=True):
         length = round(abs(value) * (middle - 1))
-        rows = slice(middle - length, middle) if value > 0 else slice(middle + 1, middle + 1 + length)
+        rows = slice(middle + 1, middle + 1 + length) if value > 0 else slice(middle - length, middle)
         image[rows, left : max(right - 1, left + 1)] = (*(HARMFUL if value > 0 else HELPFUL), 255)
     buffer = io.BytesIO()
     require("PIL.Image", extra="report").fromarray(image).save(buffer, format="PNG", optimize=True)
@@ -58,8 +58,8 @@ def sparkline_png(harm: Sequence[float] | np.ndarray) -> bytes:
 
 
 def sparkline_text(harm: Sequence[float] | np.ndarray) -> str:
-    """Write the same in eight heights of block characters, from the least to the greatest."""
-    values = np.asarray(harm, np.float64)
+    """Write the same in eight heights of block characters, from the greatest harm to the greatest help."""
+    values = -np.asarray(harm, np.float64)
     low, high = values.min(), values.max()
     heights = np.zeros(len(values)) if low == high else (values - low) / (high - low)
     return "".join(_STEPS[round(height * (len(_STEPS) - 1))] for height in heights)

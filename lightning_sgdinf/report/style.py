@@ -48,6 +48,18 @@ def dress(axes: Axes, *, x: str, y: str) -> None:
     axes.set_axisbelow(True)
 
 
+def from_zero(axes: Axes) -> None:
+    """Let a vertical axis of values that cannot be negative begin at zero; where that would flatten them, mark it."""
+    low, high = axes.get_ylim()
+    if low < high / 2:
+        axes.set_ylim(bottom=0)
+    else:
+        cut: dict[str, Any] = {"marker": [(-1, -0.5), (1, 0.5)], "markersize": 9, "linestyle": "none", "color": INK}
+        axes.plot([0, 0], [0.03, 0.06], transform=axes.transAxes, clip_on=False, label="_cut", **cut)
+        axes.set_ylabel(f"{axes.get_ylabel()}\n(axis does not begin at 0)", fontsize=SIZE - 1, color=INK)
+        axes.set_ylim(low, high)
+
+
 def legend(figure: Figure) -> None:
     """Draw a legend above the axes, where it hides nothing."""
     handles, labels = figure.axes[0].get_legend_handles_labels()

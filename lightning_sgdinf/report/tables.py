@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,7 +88,14 @@ def _uniform(cells: list[Cell]) -> list[Cell]:
 def detection_table(data: ReportData) -> Table:
     """Return the measures of finding the known corrupt examples, a row per method."""
     rows = tuple(
-        (method, detection.auroc, detection.average_precision, detection.hits, detection.corrupt, detection.total)
+        (
+            data.describe(method),
+            detection.auroc,
+            detection.average_precision,
+            detection.hits,
+            detection.corrupt,
+            detection.total,
+        )
         for method, detection in data.detections.items()
     )
     columns = ("method", "AUROC", "average precision", "found at the top", "corrupt", "examples")
@@ -101,7 +109,7 @@ def before_after_table(data: ReportData) -> Table:
     for change in data.before_after:
         before, after = change.means
         test = change.test
-        bounds = (None, None, None) if test is None else (test.low, test.high, test.p_value)
+        bounds = (None,) * 3 if test is None else tuple(map(_known, (test.low, test.high, test.p_value)))
         name = None if test is None else test.test
         rows.append((change.metric, change.removed, before, after, after - before, *bounds, name, len(change.before)))
     columns = ("metric", "left out", "before", "after", "change", "change, low", "change, high", "p", "test", "runs")
@@ -113,6 +121,10 @@ def before_after_table(data: ReportData) -> Table:
     return _without_empty_columns(Table("before-after", caption, columns, tuple(rows)))
 
 
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
 def curve_table(data: ReportData) -> Table:
     """Return every point of the cleansing curves."""
     rows: list[tuple[Cell, ...]] = []
@@ -120,7 +132,14 @@ def curve_table(data: ReportData) -> Table:
         low, high = curve.interval()
         for column, count in enumerate(curve.counts):
             rows.append(
-                (curve.method, count, float(curve.mean[column]), float(low[column]), float(high[column]), curve.runs)
+                (
+                    data.describe(curve.method),
+                    count,
+                    float(curve.mean[column]),
+                    float(low[column]),
+                    float(high[column]),
+                    curve.runs,
+                )
             )
     columns = ("method", "left out", "error", "error, low", "error, high", "runs")
     return Table("curves", "Mean over runs with its 95 % interval.", columns, tuple(rows))

@@ -17,12 +17,13 @@ import numpy as np
 from lightning_sgdinf.extras import require
 from lightning_sgdinf.log import RunLog
 from lightning_sgdinf.ranking import Ranking
+from lightning_sgdinf.report.brief import said_first
 from lightning_sgdinf.report.drawn import DrawnReport
 from lightning_sgdinf.report.example import Example
 from lightning_sgdinf.report.extremes import Extremes
 from lightning_sgdinf.report.images import pixels, png
 from lightning_sgdinf.report.merged import Curves, ResultPage, Sheet
-from lightning_sgdinf.report.model import ReportData, said_first
+from lightning_sgdinf.report.model import ReportData
 from lightning_sgdinf.report.sparkline import sparkline_png
 from lightning_sgdinf.report.tables import Table
 

@@ -37,5 +37,11 @@ class JobResult:
 
 
 def answer_provenance(estimator: Any, query: BoundQuery, values: Tensor) -> dict[str, Any]:
-    """Return what is particular to an estimator's answer to a query: both, and the query's ``values``, ``[Q]``."""
-    return {"estimator": repr(estimator), "query": repr(query.query), "query_values": values.tolist()}
+    """Return what is particular to an estimator's answer to a query: both, the query's ``values``, ``[Q]``, and the
+    number of examples it is asked of."""
+    return {
+        "estimator": repr(estimator),
+        "query": repr(query.query),
+        "query_values": values.tolist(),
+        "validation_examples": query.data.size,
+    }

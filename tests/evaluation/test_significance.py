@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
-from lightning_sgdinf.evaluation import paired_t_test, sign_flip_test, unpaired_t_test
+from lightning_sgdinf.evaluation import mcnemar_test, paired_t_test, sign_flip_test, unpaired_t_test
 
 # Student's sleep data (Biometrika 1908): extra hours of sleep of the same ten patients under two drugs.
 FIRST = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
@@ -91,9 +91,25 @@ def test_a_tiny_p_value_is_written_out() -> None:
     assert "p = 0.000" not in paired_t_test(before, before * 0.1).sentence()
 
 
+@given(sides=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=14))
+def test_mcnemar_counts_the_ways_in_which_those_that_changed_could_have(sides: list[tuple[bool, bool]]) -> None:
+    before, after = zip(*sides, strict=True)
+    comparison = mcnemar_test(before, after)
+    changed = [b for b, a in sides if b != a]
+    mended = sum(changed)
+    ways = [sum(way) for way in itertools.product((0, 1), repeat=len(changed))]
+    as_far = sum(abs(2 * way - len(changed)) >= abs(2 * mended - len(changed)) for way in ways)
+    assert comparison.p_value == pytest.approx(as_far / len(ways))
+    assert comparison.mean_difference == pytest.approx((sum(after) - sum(before)) / len(sides))
+    assert "over 1 runs" not in comparison.sentence()
+    assert f"over {len(sides)} examples: p = " in comparison.sentence()
+
+
 @pytest.mark.parametrize(
     ("test", "before", "after", "message"),
     [
+        (mcnemar_test, [True], [True, False], "the same examples"),
+        (mcnemar_test, [], [], "at least 1"),
         (paired_t_test, [1.0], [2.0], "at least 2"),
         (paired_t_test, [1.0, 2.0], [2.0, 3.0, 4.0], "as many runs after as before"),
         (unpaired_t_test, [1.0, 2.0], [2.0], "at least 2 runs"),

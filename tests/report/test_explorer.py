@@ -84,6 +84,9 @@ def test_filters(visit: Visit, hostile: str) -> None:
 
 
 def test_another_ranking_brings_another_order(visit: Visit) -> None:
+    menu = "() => [...document.getElementById('x-column').options].map((one) => one.textContent)"
+    singles = [f"loss of validation example {i}" for i in range(5)]
+    assert visit.page.evaluate(menu) == ["validation loss", "margin", *singles], "questions, and no methods"
     visit.page.select_option("#x-column", label="margin")
     worst = np.argsort(-visit.data.scores.values[:, 1].numpy(), kind="stable").tolist()
     assert visit.ids()[:5] == worst[:5]
@@ -93,6 +96,34 @@ def test_another_ranking_brings_another_order(visit: Visit) -> None:
     single = visit.data.single.values[:, 2].numpy()
     assert visit.ids()[:5] == np.argsort(single, kind="stable").tolist()[:5]
     assert cell(visit, int(single.argmin()), "rank") == "1"
+    visit.page.select_option("#x-method", label="random")
+    assert visit.page.evaluate(menu) == ["random"]
+    ranked = visit.data.compared["random"].order().tolist()
+    assert visit.ids()[:5] == ranked[:5]
+    visit.page.click("button[type=reset]")
+    visit.page.wait_for_function("() => document.getElementById('x-column').value === '0'")
+    assert visit.ids()[:5] == order_of(visit.data)[:5]
+
+
+def test_harm_is_on_the_left_and_at_the_bottom_whichever_way_a_question_points(visit: Visit) -> None:
+    page = visit.page
+    side = """(example) => {
+      const bar = document.querySelector(`.x-row[data-number="${example}"] .x-diverging > span`);
+      const [own, whole] = [bar.getBoundingClientRect(), bar.parentElement.getBoundingClientRect()];
+      return [bar.className, (own.left + own.right) / 2 < (whole.left + whole.right) / 2];
+    }"""
+    for query, sign in (("validation loss", -1), ("margin", 1)):
+        page.select_option("#x-column", label=query)
+        for reverse, harms in ((False, True), (True, False)):
+            page.set_checked("#x-reversed", reverse)
+            example = visit.ids()[0]
+            q = visit.data.scores.queries.index(query)
+            assert (sign * visit.data.scores.values[example, q].item() > 0) == harms, "the test is degenerate"
+            assert page.evaluate(side, example) == ["x-harm-fill" if harms else "x-help-fill", harms]
+    for better in ("lower", "higher"):
+        paths = page.evaluate("(better) => sgdinf.barPaths([-1, 2], better, 20, 30)", better)
+        ends = {name: float(re.findall(r"V([\d.]+)h", paths[name])[0]) for name in ("harm", "help")}
+        assert ends["help"] < paths["zero"] < ends["harm"], "pixels are counted from above"
 
 
 def test_a_click_shows_the_example_its_epochs_and_whom_it_hurts(visit: Visit) -> None:
@@ -196,7 +227,7 @@ def test_marked_examples_are_the_selection(visit: Visit) -> None:
 
 def test_two_rankings_are_compared(visit: Visit) -> None:
     page, data = visit.page, visit.data
-    page.select_option("#x-second", label="random")
+    page.select_option("#x-second", label="random, by random")
     ranks = [scores.ranks().numpy() for scores in (data.scores, data.compared["random"])]
     common = int(((ranks[0] <= 4) & (ranks[1] <= 4)).sum())
     told = page.inner_text("#x-agreement")
@@ -210,7 +241,7 @@ def test_two_rankings_are_compared(visit: Visit) -> None:
 
 def test_a_box_in_the_comparison_chooses_what_is_in_it(visit: Visit) -> None:
     page, data = visit.page, visit.data
-    page.select_option("#x-second", label="random")
+    page.select_option("#x-second", label="random, by random")
     canvas = page.locator("#x-scatter")
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
@@ -226,6 +257,72 @@ def test_a_box_in_the_comparison_chooses_what_is_in_it(visit: Visit) -> None:
     assert set(visit.ids()) <= {i for i in range(40) if ranks[0][i] <= 22 and ranks[1][i] <= 22}
     page.click("#x-box")
     assert visit.count() == "40 examples"
+
+
+def test_the_comparison_is_reached_with_keys_alone(visit: Visit) -> None:
+    page, data = visit.page, visit.data
+    page.select_option("#x-second", label="random, by random")
+    ranks = [scores.ranks().numpy().astype(int) for scores in (data.scores, data.compared["random"])]
+
+    def pointed() -> int:
+        said = page.inner_text("#x-pointed")
+        here = int(re.findall(r"#(\d+)", said)[0])
+        assert said.endswith(f"rank {ranks[0][here]} and {ranks[1][here]}")
+        return here
+
+    page.focus("#x-second")
+    page.keyboard.press("Tab")
+    assert page.evaluate("() => document.activeElement.id") == "x-scatter"
+    page.keyboard.press("ArrowRight")
+    assert pointed() == min(range(40), key=lambda i: float(np.hypot(ranks[0][i], ranks[1][i])))
+    for _ in range(39):
+        page.keyboard.press("ArrowRight")
+    here = pointed()
+    assert here == ranks[0].argmax(), "to the right until there is nothing further right"
+    page.keyboard.press("ArrowLeft")
+    left = pointed()
+    assert ranks[0][left] < ranks[0][here]
+    page.keyboard.press("Enter")
+    assert page.inner_text("#x-detail-title") == f"Example {left}"
+    page.keyboard.press("Escape")
+    page.focus("#x-scatter")
+    for key in ("ArrowLeft", "ArrowDown") * 6:
+        page.keyboard.press(f"Shift+{key}")
+    a, b = (r[left] for r in ranks)  # the box reaches twelve of forty ranks, or to the edge, a pixel more or less
+    inside = {i for i in range(40) if a - 13 <= ranks[0][i] <= a + 1 and b - 13 <= ranks[1][i] <= b + 1}
+    assert left in visit.ids()
+    assert set(visit.ids()) <= inside
+    page.focus("#x-scatter")
+    page.keyboard.press("Escape")
+    assert visit.count() == "40 examples"
+
+
+def test_the_example_that_is_open_has_an_address(visit: Visit) -> None:
+    page, order = visit.page, order_of(visit.data)
+    fragment = "() => location.hash"
+    page.click(f".x-row[data-number='{order[1]}'] .x-label")
+    assert page.evaluate(fragment) == f"#example-{order[1]}"
+    page.click("#x-next")
+    assert page.evaluate(fragment) == f"#example-{order[2]}"
+    page.keyboard.press("Escape")
+    page.wait_for_function("() => location.hash === ''")
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("example-40", "There is no training example 40: they are numbered from 0 to 39."),
+        ("nowhere", "#nowhere, which is no part of it"),
+        ("example-%", "#example-%, which is no part of it"),
+    ],
+)
+def test_an_address_that_leads_nowhere_says_so(visit: Visit, address: str, said: str) -> None:
+    page = visit.page
+    page.evaluate("(name) => { location.hash = name; }", address)
+    page.wait_for_selector("#x-address", state="visible")
+    assert said in page.inner_text("#x-address")
+    page.evaluate("() => { location.hash = 'most-helpful'; }")
+    page.wait_for_selector("#x-address", state="hidden")
 
 
 def test_a_tile_of_the_printed_part_opens_its_example(visit: Visit) -> None:
@@ -275,7 +372,7 @@ def test_hostile_text_is_only_shown(visit: Visit, hostile: str) -> None:
     assert visit.page.inner_text(".x-text") == f"a text with {hostile}"
     visit.page.keyboard.press("Escape")
     visit.page.click(f".x-row[data-number='{order[0]}'] .x-label")
-    assert f"truly {hostile}" in visit.page.inner_text("#x-detail")
+    assert f"should be {hostile}" in visit.page.inner_text("#x-detail")
     assert visit.page.evaluate("() => document.scripts.length") == 3
 
 
@@ -356,6 +453,58 @@ def test_scores_that_were_sampled_have_their_errors(worded: Visit) -> None:
     rows = downloaded(page)
     expected = scores.standard_error[[int(row["example id"]) for row in rows], 0].tolist()
     assert [float(row["standard error of loss"]) for row in rows] == pytest.approx(expected, rel=1e-6)
+
+
+def test_targets_of_a_regression_are_numbers_with_a_range(browser: Any, tmp_path: Path) -> None:
+    targets = [7.5, -2.0, 10.25, 3.0, 0.5, 9.0]
+    examples = {i: Example(row={"acidity": float(i)}, label=f"{y:g}") for i, y in enumerate(targets)}
+    scores = Scores(values=torch.arange(6.0)[:, None], queries=("loss",))
+    visit = Visit(browser, ReportData(title="Wine", scores=scores, examples=examples), tmp_path)
+    page = visit.page
+    assert not page.is_visible("#x-label")
+    assert page.inner_text("#x-label-head") == "target"
+    assert [page.get_attribute(name, "placeholder") for name in ("#x-least", "#x-most")] == [f"{MINUS}2", "10.25"]
+    page.select_option("#x-sort", "label")
+    assert visit.ids() == [1, 4, 3, 0, 5, 2], "9 comes before 10.25"
+    page.fill("#x-least", "0.5")
+    page.fill("#x-most", "9")
+    assert visit.ids() == [4, 3, 0, 5]
+    page.click(".x-row[data-number='0'] .x-label")
+    assert "target 7.5" in page.inner_text("#x-detail")
+    assert visit.problems == []
+    visit.context.close()
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [
+        (["0", "1", "9"], None),
+        (["cat", "1.5"], None),
+        (["1.5", "", "2"], [1.5, None, 2]),
+        ([str(i) for i in range(1900, 2110)], list(range(1900, 2110))),
+        (["1e-3", "-2"], [0.001, -2]),
+        (["", ""], None),
+    ],
+)
+def test_classes_that_are_called_by_numbers_are_no_targets(visit: Visit, names: list[str], numbers: object) -> None:
+    told = visit.page.evaluate("(names) => sgdinf.numbersOf(names)?.map((n) => (Number.isNaN(n) ? null : n))", names)
+    assert told == numbers
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_axe_finds_nothing(browser: Any, full: ReportData, text: str, tmp_path: Path, width: int, scheme: str) -> None:
+    package = pytest.importorskip("axe_playwright_python")
+    axe = Path(package.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+    options = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme, "bypass_csp": True}
+    visit = Visit(browser, full, tmp_path, text, **options)
+    visit.page.evaluate(f"{axe};0")
+    for opened in (False, True):
+        if opened:
+            visit.page.click(".x-row .x-label")
+        result = visit.page.evaluate("() => axe.run({resultTypes: ['violations']})")
+        assert len(result["passes"]) > 20, "the test is degenerate"
+        assert [(v["impact"], v["id"], v["nodes"][0]["html"]) for v in result["violations"]] == []
+    visit.context.close()
 
 
 def test_those_who_want_less_motion_get_none(worded: Visit, visit: Visit) -> None:

@@ -53,6 +53,10 @@ def test_axes_of_scores_spell_the_sign(full: ReportData) -> None:
     )
     ((x, _),) = labels(figures.score_distribution(dataclasses.replace(full, query="margin")))
     assert "change of margin" in x
+    for query, inverted in (("validation loss", False), ("margin", True)):  # harm is on the left
+        data = dataclasses.replace(full, query=query)
+        assert figures.score_distribution(data).axes[0].xaxis_inverted() == inverted
+        assert figures.epoch_contributions(data).axes[0].yaxis_inverted() == inverted
     assert "positive = harmful" in x
     sheet = figures.contact_sheet(full, "helpful")
     assert sheet is not None
@@ -72,13 +76,26 @@ def test_curves_show_means_in_percent_and_the_start(full: ReportData) -> None:
     assert first.get_ydata() == pytest.approx([25, 11, 17.5])
     assert axes.lines[-1].get_ydata() == pytest.approx([25, 25])
     assert "test error in %" in axes.get_ylabel()
+    assert axes.get_ylim()[0] == 0
+
+
+def test_an_axis_that_does_not_begin_at_zero_says_so(bare: ReportData) -> None:
+    for errors, marked in (([0.21, 0.2], True), ([0.2, 0.02], False)):
+        curve = CleansingCurve(method="a", counts=(0, 2), errors=errors)
+        (axes,) = figures.cleansing_curves(dataclasses.replace(bare, curves=(curve,))).axes
+        assert (axes.get_ylim()[0] > 0) == marked
+        assert ("axis does not begin at 0" in axes.get_ylabel()) == marked
+        cuts = [line for line in axes.lines if line.get_label() == "_cut"]
+        assert bool(cuts) == marked
+    (axes,) = figures.before_after((BeforeAfter(metric="error", before=(0.5,), after=(0.49,)),)).axes
+    assert axes.get_ylim()[0] == 0
 
 
 def test_curves_of_another_metric_are_not_in_percent(bare: ReportData) -> None:
     curve = CleansingCurve(method="a", counts=(1, 2), errors=[3.0, 2.0], metric="loss", percent=False)
     (axes,) = figures.cleansing_curves(dataclasses.replace(bare, curves=(curve,))).axes
-    assert [line.get_ydata().tolist() for line in axes.lines] == [[3.0, 2.0]]
-    assert axes.get_ylabel() == "loss"
+    assert axes.lines[0].get_ydata().tolist() == [3.0, 2.0]
+    assert axes.get_ylabel().startswith("loss\n")
 
 
 @pytest.mark.parametrize(("after", "colour"), [(0.1, HELP), (0.9, HARM)])
@@ -107,7 +124,7 @@ def test_mislabelled_examples_are_outlined_and_named(full: ReportData, hostile: 
     shown = [i for i in full.scores.most_harmful(full.shown).example_ids if i in full.examples]
     shown = [i for i in shown if full.examples[i].image is not None]
     assert len(outlined) == len([i for i in shown if i in full.known_corrupt]) > 0
-    assert outlined[0].get_title().endswith(f"truly {hostile}")
+    assert outlined[0].get_title().endswith(f"should be {hostile}")
 
 
 def test_a_sheet_has_no_more_columns_than_pictures() -> None:

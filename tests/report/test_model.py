@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_sgdinf.certificate import Certificate, Trust
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.evaluation import Comparison, detect
 from lightning_sgdinf.report import BeforeAfter, Example, Explanation, ReportData
+from lightning_sgdinf.report.brief import asked, chance, found, said_first, sureness
 from lightning_sgdinf.scores import Scores
 
 
@@ -67,22 +69,24 @@ def test_unknown_queries_and_empty_sheets_are_refused() -> None:
         data_of([1.0], query="other")
     with pytest.raises(ConfigurationError, match="at least 1"):
         data_of([1.0], shown=0)
+    with pytest.raises(ConfigurationError, match="measured_on of at least 1, got 0"):
+        BeforeAfter(metric="test error", before=(1.0,), after=(1.0,), measured_on=0)
     with pytest.raises(ConfigurationError, match="test error"):
         BeforeAfter(metric="test error", before=(), after=(1.0,))
 
 
 def test_the_result_without_more_is_the_worst_example() -> None:
-    assert data_of([0.5, -0.25, 0.0]).result() == (
+    assert found(data_of([0.5, -0.25, 0.0])) == (
         "The most harmful training example is 1: leaving it out is predicted to lower loss by 0.25."
     )
-    assert "is 0: leaving it out is predicted to raise loss by 0.5" in data_of([0.5, -0.25], better="higher").result()
-    assert data_of([0.5, 0.25]).result().startswith("No training example harms loss")
+    assert "is 0: leaving it out is predicted to raise loss by 0.5" in found(data_of([0.5, -0.25], better="higher"))
+    assert found(data_of([0.5, 0.25])).startswith("No training example harms loss")
 
 
 def test_the_result_of_detection_counts_what_was_found() -> None:
     harm = torch.tensor([5.0, 4.0, 3.0, 2.0])
     data = data_of([0.0] * 4, detections={"loss": detect(harm, [0, 3])})
-    assert data.result() == (
+    assert found(data) == (
         "Of the 2 examples that loss ranks most harmful, 1 are known to be corrupt; chance would find 1.0."
     )
 
@@ -92,7 +96,8 @@ def test_the_result_of_detection_counts_what_was_found() -> None:
     [
         (
             BeforeAfter(metric="test error", before=(0.25,), after=(0.05,), removed=1200),
-            "Leaving out the 1,200 most harmful examples lowered test error from 25.0 % to 5.00 % (one run).",
+            "Leaving out the 1,200 most harmful of 1 training examples lowered test error from 25.0 % to 5.00 % (one "
+            "run).",
         ),
         (
             BeforeAfter(metric="loss", before=(1.0, 2.0), after=(2.0, 3.0), percent=False),
@@ -100,23 +105,92 @@ def test_the_result_of_detection_counts_what_was_found() -> None:
         ),
         (
             BeforeAfter(metric="test error", before=(0.25,), after=(0.25,), removed=5),
-            "Leaving out the 5 most harmful examples left test error at 25.0 % (one run).",
+            "Leaving out the 5 most harmful of 1 training examples left test error at 25.0 % (one run).",
+        ),
+        (
+            BeforeAfter(
+                metric="test error", before=(40 / 497,), after=(34 / 497,), measured_on=497, noun="test images"
+            ),
+            "Cleansing lowered test error from 8.05 % to 6.84 %: 6 of 497 test images fewer (one run).",
+        ),
+        (
+            BeforeAfter(metric="test error", before=(0.1, 0.2), after=(0.2, 0.25), measured_on=10),
+            "Cleansing raised test error from 15.0 % to 22.5 %: 0.75 of 10 test examples more (means of 2 runs).",
+        ),
+        (
+            BeforeAfter(metric="loss", before=(1.0,), after=(2.0,), percent=False, measured_on=10),
+            "Cleansing raised loss from 1 to 2 on 10 test examples (one run).",
         ),
     ],
 )
 def test_the_result_of_cleansing_says_which_way_and_how_far(change: BeforeAfter, sentence: str) -> None:
-    assert data_of([1.0], before_after=(change,)).result().replace("\N{NO-BREAK SPACE}", " ") == sentence
+    assert found(data_of([1.0], before_after=(change,))).replace("\N{NO-BREAK SPACE}", " ") == sentence
 
 
 @pytest.mark.parametrize(("p_value", "doubted"), [(0.01, False), (0.3, True), (math.nan, True)])
 def test_a_change_that_may_be_chance_is_called_so(p_value: float, doubted: bool) -> None:
     test = Comparison(test="paired t test", mean_difference=-1, low=-2, high=0, p_value=p_value, n=3)
     change = BeforeAfter(metric="test error", before=(0.2,) * 3, after=(0.1,) * 3, test=test)
-    assert ("may be chance" in data_of([1.0], before_after=(change,)).result()) == doubted
+    data = data_of([1.0], before_after=(change,))
+    assert ("may be chance" in chance(data)) == doubted
+    assert ("is beyond chance" in chance(data)) != doubted
+    assert chance(data) in said_first(data)
+    assert chance(dataclasses.replace(data, before_after=())) == ""
 
 
 def test_the_callers_own_headline_wins(full: ReportData) -> None:
-    assert dataclasses.replace(full, headline="All is well.").result() == "All is well."
+    assert found(dataclasses.replace(full, headline="All is well.")) == "All is well."
+
+
+def test_the_question_says_of_what_and_by_what() -> None:
+    provenance = {"estimator": "SgdInfluence(curvature_scale=1)", "query_values": [0.5], "validation_examples": 1200}
+    scores = Scores(values=torch.tensor([[-0.25], [1.0]]), queries=("mean validation loss",), provenance=provenance)
+    data = ReportData(title="", scores=scores)
+    assert "2 training examples made the mean validation loss on 1,200 validation examples better" in asked(data)
+    assert "Answered by SgdInfluence:" in asked(data)
+    assert found(data).endswith("lower mean validation loss by 0.25 (it is 0.5 on 1,200 validation examples).")
+    ranked = Scores(values=scores.values, queries=("minus the training loss",), better=("order",))
+    assert "ranked by minus the training loss" in asked(ReportData(title="", scores=ranked))
+    assert ReportData(title="", scores=scores, compared={"loss": ranked}).describe("loss") == (
+        "loss (minus the training loss)"
+    )
+
+
+def certified(**fields: object) -> ReportData:
+    trust = Trust(
+        **{
+            **{"first_step": 0, "example_ids": (0, 1, 2), "predicted": (1.0,) * 3, "measured": (1.0,) * 3},
+            **{"correlation": 0.95, "low": 0.93, "high": 0.97, "population": 3, "steps": 50, "query": "loss"},
+            **fields,
+        }  # type: ignore[arg-type]
+    )
+    scores = data_of([1.0, 2.0, 3.0]).scores
+    return ReportData(title="", scores=dataclasses.replace(scores, certificate=Certificate(level="fast", trust=trust)))
+
+
+@pytest.mark.parametrize(
+    ("data", "verdict", "reason"),
+    [
+        (certified(), "Predicted well.", "correlation 0.95 (1 is perfect, 95 % interval 0.93 to 0.97)"),
+        (certified(correlation=0.7, low=0.7, high=0.7), "Predicted in part.", "correlation 0.70 (1 is perfect)."),
+        (certified(correlation=-0.2, low=-0.2, high=-0.2), "Predicted badly.", "-0.20"),
+        (certified(correlation=math.nan, low=math.nan, high=math.nan), "Not known well.", "nan"),
+        (certified(low=0.5), "Not known well.", "between 0.50 and 0.97"),
+        (certified(first_step=30), "Known for the end of the training only.", "out of the last 20 of 50 steps"),
+        (certified(query="margin"), "Predicted well.", "This was measured for margin, not for loss."),
+        (data_of([1.0]), "Not known.", "no example was really left out"),
+        (data_of([1.0], better="order"), "A ranking, not a prediction.", "whom to look at first"),
+    ],
+)
+def test_how_sure_it_is_follows_from_what_was_really_measured(data: ReportData, verdict: str, reason: str) -> None:
+    told = sureness(data)
+    assert told.verdict == verdict
+    assert reason in told.reason
+
+
+def test_scores_that_were_all_measured_are_sure() -> None:
+    scores = dataclasses.replace(data_of([1.0, 2.0]).scores, verified=torch.tensor([True, True]))
+    assert sureness(ReportData(title="", scores=scores)).verdict == "Measured."
 
 
 def test_warnings_of_the_certificate_come_first(full: ReportData) -> None:

@@ -19,6 +19,8 @@ from lightning_sgdinf.report import Example, ReportData, SafeHtml
 from lightning_sgdinf.report.drawn import DrawnReport
 from lightning_sgdinf.report.extremes import collect_extremes
 from lightning_sgdinf.report.fragments import number, signed
+from lightning_sgdinf.report.page import SECTIONS
+from lightning_sgdinf.report.tables import all_tables
 from lightning_sgdinf.scores import Scores
 
 MINUS = "\N{MINUS SIGN}"
@@ -143,7 +145,29 @@ def test_every_link_has_its_target(page: Reader) -> None:
     targets = {attributes["id"] for tag, attributes in page.tags if tag == "section"}
     links = {attributes["href"].removeprefix("#") for tag, attributes in page.tags if tag == "a"}  # type: ignore[union-attr]
     assert links == targets
-    assert links == {"effect", "harmful", "helpful", "scores", "causes", "trust", "epochs", "costs", "asked", "explore"}
+    assert links == set(SECTIONS)
+
+
+def test_a_part_has_one_name_wherever_it_is_spoken_of(text: str, full: ReportData) -> None:
+    named = dict(re.findall(r'<a href="#([a-z-]+)">([^<]+)</a> ', text))
+    headed = dict(re.findall(r'<section id="([a-z-]+)"><h2>([^<]+)</h2>', text))
+    assert named == headed == dict(SECTIONS)
+    assert list(headed) == list(SECTIONS), "in this order"
+    for table in all_tables(full):
+        assert table.name in {*SECTIONS, "curves"}, "tables, their files and keys of loggers have the same names"
+
+
+def test_asked_found_and_how_sure_come_first_with_what_they_were_measured_on(full: ReportData) -> None:
+    (change, *_), scores = full.before_after, full.scores
+    change = dataclasses.replace(change, measured_on=400, noun="test images")
+    reader = read(DrawnReport(dataclasses.replace(full, before_after=(change,))).page)
+    head = reader.text[: reader.text.index("Before and after")].replace("\N{NO-BREAK SPACE}", " ")
+    places = [head.index(word) for word in ("Asked", "Found", "How sure", f"{(scores.harm() > 0).sum()} of 40")]
+    assert places == sorted(places)
+    assert "lowered test error from 24.2 % to 16.8 %: 30 of 400 test images fewer" in head
+    assert "97 → 67 of 400" in head
+    assert "The change of test error may be chance (paired t test over 4 runs: p = " in head
+    assert "Known for the end of the training only." in head
 
 
 def test_every_picture_has_words_for_those_who_do_not_see_it(page: Reader) -> None:
@@ -204,7 +228,7 @@ def test_the_sign_is_spelled_out_for_every_query(scores: Scores, query: str) -> 
     text = read(DrawnReport(ReportData(title="", query=query, scores=scores)).page).text
     sign = "negative" if query == "validation loss" else "positive"
     assert f"{sign} = harmful" in text
-    assert f"judged by their effect on {query}" in text
+    assert f"Which of the 40 training examples made the {query} better" in text
 
 
 def test_of_what_only_ranks_no_change_is_promised(scores: Scores) -> None:
@@ -213,7 +237,7 @@ def test_of_what_only_ranks_no_change_is_promised(scores: Scores) -> None:
     worst = ranked.order()[0].item()
     assert f"By margin of the label the most harmful training example is {worst}." in text
     assert "lowest = most harmful: a ranking, not a predicted change" in text
-    assert "training examples, ranked by margin of the label" in text
+    assert "They are ranked by margin of the label." in text
     for promise in (
         "change of margin",
         "predicted to improve margin",

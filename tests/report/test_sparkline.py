@@ -21,7 +21,7 @@ def count(image: np.ndarray, colour: tuple[int, ...]) -> int:
     return int((image == colour).all(-1).sum())
 
 
-def test_harm_points_up_whichever_way_the_query_points() -> None:
+def test_harm_is_positive_whichever_way_the_query_points() -> None:
     assert harm_per_epoch([-2.0, 1.0], "lower").tolist() == [2.0, -1.0]
     assert harm_per_epoch([-2.0, 1.0], "higher").tolist() == [-2.0, 1.0]
     with pytest.raises(ConfigurationError, match=r"expected shape \[E\]"):
@@ -31,10 +31,10 @@ def test_harm_points_up_whichever_way_the_query_points() -> None:
 def test_bars_are_as_long_as_their_epochs_harmed_or_helped() -> None:
     image = drawn([4.0, -2.0, 0.0, 1.0])
     assert image.shape == (HEIGHT, WIDTH, 4)
-    up, down = (image == ORANGE).all(-1), (image == BLUE).all(-1)
-    assert not up[HEIGHT // 2 :].any()
-    assert not down[: HEIGHT // 2].any()
-    lengths = [int(up[:, 30 * i + 5].sum() - down[:, 30 * i + 5].sum()) for i in range(4)]
+    harmed, helped = (image == ORANGE).all(-1), (image == BLUE).all(-1)
+    assert not harmed[: HEIGHT // 2].any(), "harm is below"
+    assert not helped[HEIGHT // 2 :].any()
+    lengths = [int(harmed[:, 30 * i + 5].sum() - helped[:, 30 * i + 5].sum()) for i in range(4)]
     longest = HEIGHT // 2 - 1
     assert lengths == [longest, -round(longest / 2), 0, round(longest / 4)]
 
@@ -47,5 +47,5 @@ def test_nothing_is_left_out_of_many_epochs() -> None:
 
 
 def test_in_words() -> None:
-    assert sparkline_text([0.0, 7.0, 3.0]) == "▁█▄"
+    assert sparkline_text([0.0, 7.0, 3.0]) == "█▁▅", "low where it harmed"
     assert sparkline_text([2.0, 2.0]) == "▁▁"

@@ -36,8 +36,9 @@ function showPicture(target, examples, i, size) {
   style.imageRendering = zoom >= 1.5 ? "pixelated" : "auto";
 }
 
-/** Bars of contributions as two paths, harmful and helpful ones, in a box of the given size. */
-function barPaths(values, better, width, height) {
+/** Bars of contributions as two paths in a box of the given size: harmful ones down, helpful ones up. */
+function barPaths(contributions, better, width, height) {
+  const values = contributions.map((value) => (better === "higher" ? -value : value));
   const [low, high] = [Math.min(0, ...values), Math.max(0, ...values)];
   const step = width / values.length;
   const gap = step > 3 ? 1 : 0;
@@ -45,14 +46,15 @@ function barPaths(values, better, width, height) {
   const paths = { harm: "", help: "" };
   values.forEach((value, k) => {
     const bar = `M${(k * step).toFixed(2)} ${y(0).toFixed(2)}h${(step - gap).toFixed(2)}V${y(value).toFixed(2)}h${(gap - step).toFixed(2)}z`;
-    paths[(better !== "higher") === value < 0 ? "harm" : "help"] += bar;
+    paths[value < 0 ? "harm" : "help"] += bar;
   });
   return { ...paths, zero: y(0) };
 }
 
 /** The chart of what each epoch contributed. */
 function epochChart(values, column) {
-  const [low, high] = [Math.min(0, ...values), Math.max(0, ...values)];
+  const ends = [Math.min(0, ...values), Math.max(0, ...values)];
+  const [low, high] = column.better === "higher" ? ends.reverse() : ends; // of the axis, from below
   const widest = Math.max(signedText(low).length, signedText(high).length);
   const [width, height, left] = [520, 150, 14 + 7.5 * widest]; // room for the numbers beside the axis
   const bars = barPaths(values, column.better, width, height);
@@ -67,12 +69,17 @@ function epochChart(values, column) {
     drawing("path", { d: bars.help, class: "x-help-fill" }),
     drawing("path", { d: `M0 ${bars.zero}H${width}`, class: "x-zero" }));
   chart.append(plot, edge(high));
-  if (low < high) chart.append(edge(low));
+  if (low !== high) chart.append(edge(low));
   const step = width / values.length;
   chart.append(word(left + step / 2, height + 16, "middle", "0"));
   if (values.length > 1) chart.append(word(left + width - step / 2, height + 16, "middle", String(values.length - 1)));
   chart.append(word(left + width / 2, height + 32, "middle", "training epoch"));
   return chart;
+}
+
+/** A table that scrolls by itself where it is wider than its place, with the keyboard, too. */
+function scrolled(name, table) {
+  return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name }, table);
 }
 
 /** Names and values in two columns. */

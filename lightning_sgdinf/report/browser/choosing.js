@@ -1,7 +1,7 @@
 // Selects and orders the examples to show. Nothing here touches the page.
 
 const EVERYTHING = Object.freeze({
-  text: "", label: "", known: "", from: null, to: null, marked: null, box: null,
+  text: "", label: "", least: null, most: null, known: "", from: null, to: null, marked: null, box: null,
 });
 
 /** The words of a search, in lower case; what stands in quotation marks is one of them. */
@@ -25,6 +25,8 @@ function filterOf(examples, column, filter) {
     const code = Number(filter.label);
     tests.push((i) => examples.labels.codes[i] === code);
   }
+  if (filter.least !== null) tests.push((i) => examples.labels.number(i) >= filter.least);
+  if (filter.most !== null) tests.push((i) => examples.labels.number(i) <= filter.most);
   if (filter.known === "corrupt") tests.push((i) => examples.wrong(i));
   if (filter.known === "other") tests.push((i) => !examples.wrong(i));
   if (filter.marked) tests.push((i) => filter.marked.has(i));
@@ -93,6 +95,6 @@ function csvRows(examples, column, ids) {
 }
 
 function scoreHeads(column) {
-  const method = column.group === "method" ? ` (${column.name})` : "";
+  const method = column.group === "method" ? ` (${column.method})` : "";
   return [`${column.head}${method}`, ...(column.errors ? [`standard error of ${column.query}${method}`] : [])];
 }

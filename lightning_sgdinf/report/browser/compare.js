@@ -11,12 +11,14 @@ class Comparison {
     this.tip = document.getElementById("x-tip");
     this.selects = ["x-first", "x-second"].map((name) => document.getElementById(name));
     this.drag = null;
+    this.pointed = null; // the example that the keyboard points at
     this.due = null; // what to do when it comes into view: "all" or "points"
     this.visible = false;
     this.selects.forEach((select, k) => {
       fillColumns(select, examples.columns);
       select.value = String(k);
       select.addEventListener("change", () => {
+        this.drag = null;
         this.steps.box(null);
         this.compute();
       });
@@ -63,10 +65,62 @@ class Comparison {
     canvas.addEventListener("pointerleave", () => { this.tip.hidden = true; });
     canvas.addEventListener("pointercancel", () => { this.drag = null; });
     canvas.addEventListener("pointerup", () => this.release());
+    canvas.addEventListener("keydown", (event) => this.key(event));
+    for (const name of ["focus", "blur"]) canvas.addEventListener(name, () => this.draw());
     canvas.addEventListener("click", (event) => {
       const nearest = this.nearest(event.offsetX, event.offsetY);
       if (!this.dragged && nearest !== null) this.steps.open(nearest);
     });
+  }
+
+  /** Arrows go from point to point; with Shift they draw a box from there. */
+  key(event) {
+    const [x, y] = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key] ?? [0, 0];
+    if (x || y) {
+      if (event.shiftKey) this.stretch(x, y);
+      else this.walk(x, y);
+    } else if (event.key === "Enter" && this.pointed !== null) this.steps.open(this.pointed);
+    else if (event.key === "Escape") {
+      this.drag = null;
+      this.steps.box(null);
+    } else return;
+    event.preventDefault();
+    this.draw();
+  }
+
+  /** Point at the nearest point that way; at first at the one that both find most harmful. */
+  walk(x, y) {
+    const frame = this.frame();
+    const ranks = this.columns.map((column) => column.ranks);
+    const [fromX, fromY] = this.pointed === null ? [-1, frame.height + 1] : this.place(ranks, this.pointed, frame);
+    let [best, least] = [null, Infinity];
+    for (const i of this.steps.shown()) {
+      const [px, py] = this.place(ranks, i, frame);
+      const [along, aside] = [(px - fromX) * x + (py - fromY) * y, Math.abs((px - fromX) * y) + Math.abs((py - fromY) * x)];
+      const distance = this.pointed === null ? Math.hypot(px - fromX, py - fromY) : along + 2 * aside;
+      if ((this.pointed === null || along > 0.01) && i !== this.pointed && distance < least) [best, least] = [i, distance];
+    }
+    this.drag = null;
+    this.pointed = best ?? this.pointed;
+    document.getElementById("x-pointed").textContent = this.pointed === null ? "" : this.said(this.pointed);
+  }
+
+  stretch(x, y) {
+    const frame = this.frame();
+    const ranks = this.columns.map((column) => column.ranks);
+    const from = this.pointed === null ? [frame.left, frame.top + frame.side] : this.place(ranks, this.pointed, frame);
+    this.drag ??= { from, to: [...from] };
+    const step = frame.side / 20;
+    const within = (value, start) => Math.min(start + frame.side, Math.max(start, value));
+    this.drag.to = [within(this.drag.to[0] + x * step, frame.left), within(this.drag.to[1] + y * step, frame.top)];
+    this.steps.box(this.boxOf(this.drag));
+  }
+
+  /** An example with its ranks, in words. */
+  said(i) {
+    const [a, b] = this.columns;
+    const label = this.examples.label(i);
+    return `#${i}${label ? `, ${label}` : ""}: rank ${countText(a.ranks[i])} and ${countText(b.ranks[i])}`;
   }
 
   release() {
@@ -120,9 +174,7 @@ class Comparison {
     this.tip.hidden = i === null;
     this.canvas.style.cursor = i === null ? "crosshair" : "pointer";
     if (i === null) return;
-    const [a, b] = this.columns;
-    const label = this.examples.label(i);
-    this.tip.textContent = `#${i}${label ? `, ${label}` : ""}: rank ${countText(a.ranks[i])} and ${countText(b.ranks[i])}`;
+    this.tip.textContent = this.said(i);
     const right = x > this.canvas.clientWidth / 2;
     Object.assign(this.tip.style, {
       top: `${y + 12}px`, left: right ? "auto" : `${x + 12}px`, right: right ? `${this.canvas.clientWidth - x + 12}px` : "auto",
@@ -138,9 +190,9 @@ class Comparison {
     const words = `Rank correlation ${agreement}. Of the ${k} most harmful by each, ${common} are the same; `
       + `chance would make it ${numberText((k * k) / count, 2)}.`;
     document.getElementById("x-agreement").textContent = words;
-    this.canvas.setAttribute("aria-label", `Ranks by ${b.name} against ranks by ${a.name}, a point per example. ${words}`);
-    document.getElementById("x-axis-x").textContent = `rank by ${a.name} →`;
-    document.getElementById("x-axis-y").textContent = `rank by ${b.name} →`;
+    this.canvas.setAttribute("aria-label", `Ranks: ${b.name}, against ${a.name}; a point per example. ${words}`);
+    document.getElementById("x-axis-x").textContent = `rank: ${a.name} →`;
+    document.getElementById("x-axis-y").textContent = `rank: ${b.name} →`;
     this.disagreements(a, b);
     this.paint();
   }
@@ -159,8 +211,8 @@ class Comparison {
     const show = (name, ids) => document.getElementById(name).replaceChildren(...ids.map(button));
     show("x-first-only", ids.filter((i) => gap(i) < 0).slice(0, 6));
     show("x-second-only", ids.reverse().filter((i) => gap(i) > 0).slice(0, 6));
-    document.getElementById("x-first-only-head").textContent = `More harmful by ${a.name}`;
-    document.getElementById("x-second-only-head").textContent = `More harmful by ${b.name}`;
+    document.getElementById("x-first-only-head").textContent = `More harmful: ${a.name}`;
+    document.getElementById("x-second-only-head").textContent = `More harmful: ${b.name}`;
   }
 
   paint() {
@@ -192,6 +244,13 @@ class Comparison {
     if (shown.length < examples.count) dots(examples.everyone(), colour("--soft"), 0.12, size);
     dots(shown.filter((i) => !examples.wrong(i)), colour("--help"), examples.count > 5000 ? 0.3 : 0.55, size);
     dots(shown.filter((i) => examples.wrong(i)), colour("--harm"), 0.9, size + 1);
+    if (this.pointed !== null && document.activeElement === canvas) {
+      const [x, y] = this.place(ranks, this.pointed, frame);
+      pen.strokeStyle = colour("--ink");
+      pen.lineWidth = 2;
+      pen.strokeRect(x - 7, y - 7, 14, 14);
+      pen.lineWidth = 1;
+    }
     if (this.drag) {
       const [[x, y], [toX, toY]] = [this.drag.from, this.drag.to];
       pen.strokeStyle = colour("--ink");
@@ -201,13 +260,13 @@ class Comparison {
   }
 }
 
-/** The rankings as options, those of a kind together. */
-function fillColumns(select, columns) {
-  const headings = { query: "Of this report", method: "By other methods", single: "Of single held-out examples" };
+/** Rankings as options, those of a kind together. */
+function fillColumns(select, columns, all = columns, text = (column) => column.name) {
+  const headings = { query: "This report", method: "Other methods", single: "Single held-out examples" };
   for (const [group, heading] of Object.entries(headings)) {
     const members = columns.filter((column) => column.group === group);
     if (!members.length) continue;
-    const options = members.map((column) => element("option", { value: String(columns.indexOf(column)) }, column.name));
+    const options = members.map((column) => element("option", { value: String(all.indexOf(column)) }, text(column)));
     select.append(element("optgroup", { label: heading }, ...options));
   }
 }

@@ -5,7 +5,7 @@ const HELD_OUT_SHOWN = 12; // most affected held-out examples to name
 class Detail {
   constructor(examples, steps) {
     this.examples = examples;
-    this.steps = steps; // {column(), neighbour(i, by), place(i), mark(i), marked(i)}
+    this.steps = steps; // {column(), neighbour(i, by), mark(i), marked(i), opened(i), closed(i)}
     this.dialog = document.getElementById("x-detail");
     this.body = document.getElementById("x-detail-body");
     this.shown = null;
@@ -35,6 +35,7 @@ class Detail {
 
   open(i) {
     this.shown = i;
+    this.steps.opened(i);
     document.getElementById("x-detail-title").textContent = `Example ${i}`;
     document.getElementById("x-mark").checked = this.steps.marked(i);
     document.getElementById("x-previous").disabled = this.steps.neighbour(i, -1) === null;
@@ -70,11 +71,11 @@ class Detail {
   names(i) {
     const { examples } = this;
     const parts = [];
-    if (examples.labels) parts.push("labelled ", element("strong", {}, examples.label(i) || "(nothing)"));
+    if (examples.labels) parts.push(examples.labels.numbers ? "target " : "labelled ", element("strong", {}, examples.label(i) || "(nothing)"));
     if (examples.wrong(i)) {
       const truth = examples.truth(i);
       const named = truth && truth !== examples.label(i);
-      parts.push(", ", element("span", { class: "x-wrong" }, named ? `truly ${truth}` : "known to be corrupt"));
+      parts.push(", ", element("span", { class: "x-wrong" }, named ? `should be ${truth}` : "known to be corrupt"));
     }
     const prediction = examples.prediction(i);
     if (prediction) parts.push(parts.length ? ", " : "", "predicted ", element("strong", {}, prediction));
@@ -84,12 +85,14 @@ class Detail {
   ranks(i) {
     const { columns, verified, count } = this.examples;
     const shown = columns.filter((column) => column.group !== "single");
-    const head = element("tr", {}, ...["ranked by", "rank", "score"].map((name) => element("th", { scope: "col" }, name)));
+    const heads = ["effect on", "by", "rank", "score"];
+    const head = element("tr", {}, ...heads.map((name) => element("th", { scope: "col" }, name)));
     const rows = shown.map((column) => element("tr", {},
-      element("th", { scope: "row" }, column.name),
+      element("th", { scope: "row" }, column.better === "order" ? "(a ranking only)" : column.query),
+      element("th", { scope: "row" }, column.method),
       element("td", {}, `${countText(column.ranks[i])} of ${countText(count)}`),
       element("td", {}, column.scoreText(i))));
-    const table = element("div", { class: "scroll" },
+    const table = scrolled("Ranks of this example",
       element("table", { class: "x-ranks" }, element("thead", {}, head), element("tbody", {}, ...rows)));
     if (verified && verified[i]) table.append(element("p", { class: "sign" }, "Its score was measured by training again."));
     return table;
@@ -148,8 +151,8 @@ class Detail {
     const rows = values.map((value, k) => element("tr", {}, element("td", {}, String(k)), element("td", {}, signedText(value))));
     const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
     return element("section", {}, element("h4", {}, "When in training it happened"),
-      element("p", { class: "sign" }, `Each epoch's share of the change of ${column.query}.`),
+      element("p", { class: "sign" }, `Each epoch's share of the change of ${column.query}: down, it harmed; up, it helped.`),
       epochChart(values, column),
-      element("details", {}, element("summary", {}, "As numbers"), element("div", { class: "scroll" }, table)));
+      element("details", {}, element("summary", {}, "As numbers"), scrolled("Contributions of the epochs", table)));
   }
 }

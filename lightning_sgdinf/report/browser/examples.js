@@ -13,6 +13,7 @@ class Names {
   constructor(names, codes) {
     this.names = names;
     this.codes = codes;
+    this.numbers = numbersOf(names);
   }
 
   static async read(embedded, part) {
@@ -23,8 +24,14 @@ class Names {
     return this.names[this.codes[i]];
   }
 
+  /** The target of an example, where labels are targets of a regression; NaN if it has none. */
+  number(i) {
+    return this.numbers[this.codes[i]];
+  }
+
   /** For sorting: each example's place in the alphabet, numbers by their size. */
   sortKeys() {
+    if (this.numbers) return Float64Array.from(this.codes, (code) => this.numbers[code]);
     const collator = new Intl.Collator(undefined, { numeric: true });
     const order = this.names.map((_, code) => code).sort((a, b) => collator.compare(this.names[a], this.names[b]));
     const places = new Uint32Array(order.length);
@@ -53,7 +60,7 @@ class Payload {
 /** A ranking: of a query of this report, of another method, or of one held-out example. */
 class Column {
   constructor(entry, values, ranks, errors) {
-    Object.assign(this, { name: entry.name, group: entry.group, better: entry.better, scale: entry.scale });
+    Object.assign(this, { method: entry.method, group: entry.group, better: entry.better, scale: entry.scale });
     Object.assign(this, { query: entry.query, about: entry.about ?? null, values, known: ranks, errors });
   }
 
@@ -61,6 +68,11 @@ class Column {
     const ranks = entry.ranks ? await embedded.array(entry.ranks) : null;
     const errors = entry.errors ? await embedded.array(entry.errors) : null;
     return new Column(entry, await embedded.array(entry.values), ranks, errors);
+  }
+
+  /** What it ranks by, and for whom: two methods may answer one question. */
+  get name() {
+    return `${this.query}, by ${this.method}`;
   }
 
   score(i) {

@@ -2,6 +2,15 @@
 
 const at = (name) => document.getElementById(name);
 
+/** Part of an address as a person reads it. */
+function unescaped(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // a percent sign that begins nothing
+  }
+}
+
 class Explorer {
   constructor(examples) {
     this.examples = examples;
@@ -19,6 +28,7 @@ class Explorer {
       mark: (i) => this.mark(i),
       marked: (i) => this.marked.has(i),
       closed: (i) => this.closed(i),
+      opened: (i) => this.show(i),
     });
     this.comparison = null;
     if (examples.columns.length > 1) {
@@ -41,13 +51,17 @@ class Explorer {
 
   fillControls() {
     const { examples } = this;
-    fillColumns(at("x-column"), examples.columns);
-    at("x-column").value = "0";
-    at("x-column-field").hidden = examples.columns.length < 2;
-    at("x-label-field").hidden = !examples.labels;
-    at("x-known-field").hidden = !examples.corrupt;
     const option = (value, text) => element("option", { value }, text);
-    if (examples.labels) {
+    const methods = [...new Set(examples.columns.map((column) => column.method))];
+    at("x-method").append(...methods.map((name) => option(name, name)));
+    at("x-method-field").hidden = methods.length < 2;
+    this.fillQuestions();
+    const targets = examples.labels?.numbers ?? null;
+    at("x-label-field").hidden = !examples.labels || targets !== null;
+    at("x-target-field").hidden = targets === null;
+    at("x-known-field").hidden = !examples.corrupt;
+    if (targets !== null) this.fillTargets(targets);
+    else if (examples.labels) {
       const keys = examples.labels.names.map((name, code) => [name, code]);
       const collator = new Intl.Collator(undefined, { numeric: true });
       keys.sort(([a], [b]) => collator.compare(a, b));
@@ -61,7 +75,27 @@ class Explorer {
       ["labels", examples.labels], ["epochs", examples.epochs]]) at("explorer").classList.toggle(`x-has-${kind}`, Boolean(there));
   }
 
+  /** What the chosen method can be asked about. */
+  fillQuestions() {
+    const { columns } = this.examples;
+    const own = columns.filter((column) => column.method === at("x-method").value);
+    at("x-column").replaceChildren();
+    fillColumns(at("x-column"), own, columns, (column) => column.query);
+    at("x-column").value = String(columns.indexOf(own[0]));
+    at("x-column-field").hidden = columns.length < 2 || own[0].better === "order";
+  }
+
+  /** Targets of a regression are chosen by a range, and sorted as numbers. */
+  fillTargets(targets) {
+    const known = targets.filter((value) => !Number.isNaN(value));
+    at("x-least").placeholder = cellText(known.reduce((a, b) => Math.min(a, b), Infinity));
+    at("x-most").placeholder = cellText(known.reduce((a, b) => Math.max(a, b), -Infinity));
+    at("x-label-head").textContent = "target";
+    at("x-sort").append(element("option", { value: "label" }, "target"));
+  }
+
   listen() {
+    at("x-method").addEventListener("input", () => this.fillQuestions()); // before the form hears of it
     at("x-controls").addEventListener("input", () => this.read());
     at("x-controls").addEventListener("submit", (event) => event.preventDefault());
     at("x-controls").addEventListener("reset", () => setTimeout(() => this.reset()));
@@ -95,7 +129,7 @@ class Explorer {
     const whole = (name) => (at(name).value === "" ? null : Number(at(name).value));
     Object.assign(this.filter, {
       text: at("x-search").value, label: at("x-label").value, known: at("x-known").value,
-      from: whole("x-from"), to: whole("x-to"), marked: at("x-marked-only").checked ? this.marked : null,
+      least: whole("x-least"), most: whole("x-most"), from: whole("x-from"), to: whole("x-to"), marked: at("x-marked-only").checked ? this.marked : null,
     });
     this.sort = { key: at("x-sort").value, reversed: at("x-reversed").checked };
     this.update();
@@ -103,6 +137,7 @@ class Explorer {
 
   reset() {
     this.filter.box = null;
+    this.fillQuestions();
     this.read();
   }
 
@@ -199,12 +234,12 @@ class Explorer {
     parts.words.textContent = examples.summary(i);
     parts.label.textContent = examples.label(i);
     const truth = examples.truth(i);
-    parts.truth.textContent = examples.wrong(i) ? (truth && truth !== examples.label(i) ? `truly ${truth}` : "corrupt") : "";
+    parts.truth.textContent = examples.wrong(i) ? (truth && truth !== examples.label(i) ? `should be ${truth}` : "corrupt") : "";
     const score = column.score(i);
     parts.score.textContent = column.scoreText(i);
     const share = column.largest ? (50 * Math.abs(score)) / column.largest : 0;
     parts.bar.className = column.harms(i) ? "x-harm-fill" : "x-help-fill";
-    Object.assign(parts.bar.style, { width: `${share}%`, left: column.harms(i) ? "50%" : `${50 - share}%` });
+    Object.assign(parts.bar.style, { width: `${share}%`, left: column.harms(i) ? `${50 - share}%` : "50%" });
     const values = examples.contributions(i);
     const bars = values ? barPaths(values, examples.columns[0].better, 96, 30) : { harm: "", help: "" };
     parts.harm.setAttribute("d", bars.harm);
@@ -246,20 +281,38 @@ class Explorer {
   }
 
   open(i) {
+    at("x-address").hidden = true;
     this.detail.open(i);
+  }
+
+  /** The address in the browser is that of the example that is open. */
+  show(i) {
+    const { pathname, search } = globalThis.location;
+    history.replaceState(null, "", i === null ? pathname + search : `#example-${i}`);
   }
 
   /** After the dialog: the list stands at the example that was seen last. */
   closed(i) {
+    this.show(null);
     if (this.filter.marked) this.update();
     const position = this.shown.indexOf(i);
     if (position >= 0) this.setActive(position);
   }
 
-  /** A link to `#example-12` opens example 12. */
+  /** An address that ends in `#example-12` opens example 12; one that leads nowhere says so. */
   openLinked() {
-    const match = /^#example-(\d+)$/.exec(globalThis.location.hash);
-    if (match && Number(match[1]) < this.examples.count) this.open(Number(match[1]));
+    const name = unescaped(globalThis.location.hash.slice(1));
+    const [, number] = /^example-(\d+)$/.exec(name) ?? [];
+    const { count } = this.examples;
+    at("x-address").hidden = true;
+    if (number !== undefined && Number(number) < count) this.open(Number(number));
+    else if (name !== "" && !document.getElementById(name)) {
+      at("x-address").textContent = number === undefined
+        ? `The address of this page ends in #${name}, which is no part of it; an example is #example-0 to #example-${count - 1}.`
+        : `There is no training example ${number}: they are numbered from 0 to ${count - 1}.`;
+      at("x-address").hidden = false;
+      at("x-address").scrollIntoView({ block: "center" });
+    }
   }
 
   csv() {
@@ -295,6 +348,6 @@ async function start() {
 }
 
 globalThis.sgdinf = {
-  VirtualList, numberText, signedText, cellText, ranksOf, correlation, overlap, csvText, chosen, csvRows, barPaths, unshuffled, base64Bytes,
+  VirtualList, numberText, signedText, cellText, numbersOf, ranksOf, correlation, overlap, csvText, chosen, csvRows, barPaths, unshuffled, base64Bytes,
   ready: start(),
 };

@@ -1,6 +1,7 @@
 // Numbers as a person writes them, and what is computed from rankings. Nothing here touches the page.
 
 const MINUS = "\u2212";
+const MOST_CLASSES = 200; // that are called by numbers; more are targets
 
 /** A number with three digits that count and a true minus sign. */
 function numberText(value, digits = 3) {
@@ -29,6 +30,14 @@ function countText(count) {
 function cellText(value) {
   if (typeof value === "string") return value;
   return Number.isInteger(value) ? String(value).replace("-", MINUS) : numberText(value, 4);
+}
+
+/** Numbers of labels that are targets of a regression; null for names, and for classes that are called by numbers. */
+function numbersOf(names) {
+  const numbers = names.map((name) => (name.trim() === "" ? NaN : Number(name)));
+  const known = numbers.filter((value) => !Number.isNaN(value));
+  if (names.some((name, k) => name.trim() !== "" && !Number.isFinite(numbers[k]))) return null;
+  return known.some((value) => !Number.isInteger(value)) || known.length > MOST_CLASSES ? numbers : null;
 }
 
 /** 1 plus the number of examples that are more harmful. */

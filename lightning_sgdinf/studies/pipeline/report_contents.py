@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from lightning_sgdinf.cleansing import ModelPredictions
+from lightning_sgdinf.evaluation import mcnemar_test
 from lightning_sgdinf.report import BeforeAfter, Cost, Example, Explanation, Rendered, ReportData
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.studies.pipeline.parts import PipelineParts
 from lightning_sgdinf.studies.pipeline.stages import Cleansed, PipelineResult, Ranked, Trained
+from lightning_sgdinf.zoo import ImageData
 
 
 def report_contents(parts: PipelineParts, result: PipelineResult, command: str) -> ReportData:
@@ -39,7 +41,7 @@ def report_contents(parts: PipelineParts, result: PipelineResult, command: str) 
         shown=parts.report.shown,
         corrupt=frozenset(flipped),
         detections=dict(result.detections),
-        before_after=_changes(result.cleansed),
+        before_after=_changes(result.cleansed, noun="test images" if isinstance(data, ImageData) else "test examples"),
         curves=result.cleansed.curves,
         explanations=() if single is None else tuple(_explanations(parts, single, held_out)),
         costs=_costs(trained, ranked, result.cleansed),
@@ -49,19 +51,18 @@ def report_contents(parts: PipelineParts, result: PipelineResult, command: str) 
     )
 
 
-def _changes(cleansed: Cleansed) -> tuple[BeforeAfter, ...]:
-    removed = len(cleansed.selection)
+def _changes(cleansed: Cleansed, *, noun: str) -> tuple[BeforeAfter, ...]:
+    before, after = cleansed.before, cleansed.after
+    where = {"removed": len(cleansed.selection), "measured_on": before.count, "noun": noun}
     return (
         BeforeAfter(
-            metric="test error", before=(cleansed.before.error,), after=(cleansed.after.error,), removed=removed
+            metric="test error",
+            before=(before.error,),
+            after=(after.error,),
+            test=mcnemar_test(before.wrong, after.wrong),
+            **where,
         ),
-        BeforeAfter(
-            metric="test loss",
-            before=(cleansed.before.loss,),
-            after=(cleansed.after.loss,),
-            removed=removed,
-            percent=False,
-        ),
+        BeforeAfter(metric="mean test loss", before=(before.loss,), after=(after.loss,), percent=False, **where),
     )
 
 

@@ -208,6 +208,7 @@ def _curves(ranked: Ranked, outcomes: RetrainingCache, counts: tuple[int, ...]) 
 
 def _split(scores: Scores, count: int) -> tuple[Scores, Scores]:
     """Return the scores of the first ``count`` queries, and those of the others."""
+    asked: Any = scores.provenance.get("query_values", [])
 
     def part(columns: slice, epochs: Tensor | None) -> Scores:
         errors = scores.standard_error
@@ -218,6 +219,7 @@ def _split(scores: Scores, count: int) -> tuple[Scores, Scores]:
             better=scores.better[columns],
             standard_error=None if errors is None else errors[:, columns],
             per_epoch=None if epochs is None else epochs[:, :, columns],
+            provenance={**scores.provenance, "query_values": asked[columns]},
         )
 
     return part(slice(count), scores.per_epoch), part(slice(count, None), None)
