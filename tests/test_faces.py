@@ -159,6 +159,7 @@ FACES = {
         "jaccard_of_extremes",
         "kendall_tau",
         "margin_divergence",
+        "mcnemar_test",
         "measure_agreement",
         "membership_accuracy",
         "paired_t_test",

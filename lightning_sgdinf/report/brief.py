@@ -1,4 +1,4 @@
-"""What a reader wants to know first, in words: what was asked, what was found, and how sure that is."""
+"""The first words of a report: the question, the answer, and how sure that is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _VERDICTS = ((0.9, "Predicted well."), (0.5, "Predicted in part."), (-1.0, "Pred
 
 
 class Sureness(NamedTuple):
-    """How sure a result is.
+    """The degree to which a result is sure.
 
     Attributes:
         verdict: In a few words.
@@ -23,19 +23,20 @@ class Sureness(NamedTuple):
     reason: str
 
 
-def asked(data: ReportData) -> str:
+def question(data: ReportData) -> str:
     """Return what was asked, of what, and how it was answered."""
     count = f"{len(data.scores):,} training examples"
     if data.better == "order":
         return f"Which of the {count} to look at first? They are ranked by {data.query_name}."
-    where = _asked_of(data)
+    where, meaning = _asked_of(data), "" if data.scores.certificate is None else data.scores.certificate.meaning
+    meaning = meaning.removeprefix(f"{data.method_name}: ")
     return (
         f"Which of the {count} made the {data.query_name}{where} better, and which made it worse? "
-        f"Answered by {data.method_name}: how it would change had each been left out of the training."
+        f"Answered by {data.method_name}: {meaning or 'how it would change had each been left out of the training.'}"
     )
 
 
-def found(data: ReportData) -> str:
+def answer(data: ReportData) -> str:
     """Return the result in one sentence."""
     if data.headline:
         return data.headline
@@ -76,6 +77,10 @@ def sureness(data: ReportData) -> Sureness:
     if certificate is None or certificate.level == "off":
         return Sureness("Not known.", "Nothing was checked, and no example was really left out.")
     trust = certificate.trust
+    if certificate.meaning:
+        return Sureness(
+            "An average, not this run.", "No example was left out of this very training to compare with; see the notes."
+        )
     if trust is None:
         return Sureness("Not known.", "The computation was checked, but no example was really left out.")
     verdict, reason = _by_trust(trust)
@@ -118,7 +123,7 @@ def _by_trust(trust: Trust) -> Sureness:
 def said_first(data: ReportData) -> tuple[str, ...]:
     """Return the result in a sentence, what is known of true removals, and the warnings."""
     doubt = (chance(data),) if chance(data) else ()
-    return (found(data), *doubt, *said_of_trust(data), *(f"Warning: {warning}" for warning in data.all_warnings))
+    return (answer(data), *doubt, *said_of_trust(data), *(f"Warning: {warning}" for warning in data.all_warnings))
 
 
 def _asked_of(data: ReportData) -> str:

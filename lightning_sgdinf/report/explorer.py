@@ -14,7 +14,7 @@ from lightning_sgdinf.report.embedded_data import EmbeddedData, Reference, chara
 from lightning_sgdinf.report.example import Example
 from lightning_sgdinf.report.fragments import resource, shortened
 from lightning_sgdinf.report.images import data_address, pixels, png
-from lightning_sgdinf.report.model import ReportData, collect_contributions
+from lightning_sgdinf.report.model import ReportData, collect_contributions, method_label
 from lightning_sgdinf.scores import Scores
 
 SINGLE = 4_000_000
@@ -138,7 +138,7 @@ def _rankings(data: ReportData) -> Iterator[Column]:
             yield _column("query", data.scores, q, data.method_name)
     for method, other in data.compared.items():
         q = other.queries.index(data.query_name) if data.query_name in other.queries else 0
-        yield _column("method", other, q, data.describe(method))
+        yield _column("method", other, q, method_label(data, method))
 
 
 def _singles(data: ReportData) -> Iterator[Column]:

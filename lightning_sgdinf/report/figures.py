@@ -9,7 +9,7 @@ import numpy as np
 
 from lightning_sgdinf.ranking import Better, sign_sentence
 from lightning_sgdinf.report.example import Example
-from lightning_sgdinf.report.model import BeforeAfter, ReportData, collect_contributions
+from lightning_sgdinf.report.model import BeforeAfter, ReportData, collect_contributions, method_label
 from lightning_sgdinf.report.style import (
     HARM,
     HELP,
@@ -66,7 +66,7 @@ def cleansing_curves(data: ReportData) -> Figure:
     for index, curve in enumerate(data.curves):
         low, high = curve.interval()
         look = series(index)
-        name = plain(data.describe(curve.method))
+        name = plain(method_label(data, curve.method))
         axes.plot(curve.counts, scale * curve.mean, **look, markersize=4, linewidth=1.6, label=name)
         if curve.runs > 1:
             axes.fill_between(curve.counts, scale * low, scale * high, color=look["color"], alpha=0.1, linewidth=0)
@@ -126,7 +126,7 @@ def detection_curve(data: ReportData) -> Figure:
         inspected = 100 * np.arange(detection.total + 1) / detection.total
         colour = series(index)["color"]
         hits = 100 * detection.cumulative_hits / detection.corrupt
-        axes.plot(inspected, hits, color=colour, linewidth=1.6, label=plain(data.describe(method)))
+        axes.plot(inspected, hits, color=colour, linewidth=1.6, label=plain(method_label(data, method)))
     share = 100 * max(detection.corrupt / detection.total for detection in data.detections.values())
     axes.plot([0, share, 100], [0, 100, 100], color=INK, linewidth=0.8, linestyle=":", label="perfect")
     axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, linestyle="--", label="chance")
@@ -140,7 +140,7 @@ def precision_recall(data: ReportData) -> Figure:
     figure = new_figure()
     axes = figure.subplots()
     for index, (method, detection) in enumerate(data.detections.items()):
-        label = plain(f"{data.describe(method)}, AP {detection.average_precision:.2f}")
+        label = plain(f"{method_label(data, method)}, AP {detection.average_precision:.2f}")
         colour = series(index)["color"]
         axes.plot(detection.recall[:-1], detection.precision[:-1], color=colour, linewidth=1.6, label=label)
     chance = max(detection.corrupt / detection.total for detection in data.detections.values())

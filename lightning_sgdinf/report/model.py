@@ -217,13 +217,14 @@ class ReportData:
         repr_of = self.scores.provenance.get("estimator")
         return self.asked.get("estimator") or (str(repr_of).partition("(")[0] if repr_of else "") or "this ranking"
 
-    def describe(self, method: str) -> str:
-        """Return a method's name with what it goes by, where that is not a predicted change: ``"loss (minus the
-        training loss)"``."""
-        scores = self.compared.get(method)
-        if scores is None or scores.better[0] != "order" or scores.queries[0].startswith(method):
-            return method
-        return f"{method} ({scores.queries[0]})"
+
+def method_label(data: ReportData, method: str) -> str:
+    """Return a method's name with what it goes by, where that is not a predicted change: ``"loss (minus the training
+    loss)"``."""
+    scores = data.compared.get(method)
+    if scores is None or scores.better[0] != "order" or scores.queries[0].startswith(method):
+        return method
+    return f"{method} ({scores.queries[0]})"
 
 
 def said_of_trust(data: ReportData) -> tuple[str, ...]:

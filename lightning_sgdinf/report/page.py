@@ -17,8 +17,8 @@ from typing import Literal
 from lightning_sgdinf.random_state import preserved
 from lightning_sgdinf.ranking import Ranking, score_name, sign_sentence
 from lightning_sgdinf.report import explorer, fragments, tables
-from lightning_sgdinf.report.brief import asked, chance, found, sureness
-from lightning_sgdinf.report.model import BeforeAfter, Explanation, ReportData
+from lightning_sgdinf.report.brief import answer, chance, question, sureness
+from lightning_sgdinf.report.model import BeforeAfter, Explanation, ReportData, method_label
 
 EPOCH_LEGEND = "Down: leaving the example out of that epoch helps (it harmed); up: it helped."
 _LONGEST_NAME = 40  # of a check
@@ -87,8 +87,8 @@ def _head(data: ReportData) -> str:
     more = '<a href="#certificate">What was checked</a>'
     doubt = f"<p>{_unbroken(chance(data))}</p>" if chance(data) else ""
     lines = {
-        "Asked": f"<p>{escape(asked(data))}</p>",
-        "Found": f'<p class="headline">{_unbroken(found(data))}</p>',
+        "Asked": f"<p>{escape(question(data))}</p>",
+        "Found": f'<p class="headline">{_unbroken(answer(data))}</p>',
         "How sure": f"{doubt}<p>The scores: <strong>{escape(verdict)}</strong> {escape(reason)} {more}</p>",
     }
     brief = "".join(f"<dt>{name}</dt><dd>{content}</dd>" for name, content in lines.items())
@@ -116,7 +116,7 @@ def _facts(data: ReportData) -> Iterator[str]:
             f"first {detection.corrupt:,} of {method}; chance would find {detection.corrupt**2 / detection.total:.2g}"
         )
         rival, most = max(((name, d.hits) for name, d in data.detections.items()), key=lambda pair: pair[1])
-        better = f", {data.describe(rival)} {most:,}" if most > detection.hits else ""
+        better = f", {method_label(data, rival)} {most:,}" if most > detection.hits else ""
         yield fragments.fact(
             f"{detection.hits:,} of {detection.corrupt:,}", f"known corrupt examples are among the {first}{better}"
         )

@@ -14,7 +14,7 @@ from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.plain_text import csv_cell
 from lightning_sgdinf.ranking import Ranking, score_name, sign_sentence
-from lightning_sgdinf.report.model import ReportData
+from lightning_sgdinf.report.model import ReportData, method_label
 
 Cell: TypeAlias = "str | int | float | None"
 
@@ -89,7 +89,7 @@ def detection_table(data: ReportData) -> Table:
     """Return the measures of finding the known corrupt examples, a row per method."""
     rows = tuple(
         (
-            data.describe(method),
+            method_label(data, method),
             detection.auroc,
             detection.average_precision,
             detection.hits,
@@ -133,7 +133,7 @@ def curve_table(data: ReportData) -> Table:
         for column, count in enumerate(curve.counts):
             rows.append(
                 (
-                    data.describe(curve.method),
+                    method_label(data, curve.method),
                     count,
                     float(curve.mean[column]),
                     float(low[column]),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.report.brief import found
+from lightning_sgdinf.report.brief import answer
 from lightning_sgdinf.report.drawn import DrawnReport
 from lightning_sgdinf.report.merged import Curves, ResultPage
 from lightning_sgdinf.report.model import said_of_trust
@@ -41,7 +41,7 @@ def log_to_tensorboard(report: DrawnReport, logger: Any) -> None:
             for count, error in zip(curve.counts, curve.mean, strict=True):
                 writer.add_scalar(f"report/curve/{_tag(tag)}", float(error), global_step=count)
     said = [
-        f"**{_plain(found(data))}**",
+        f"**{_plain(answer(data))}**",
         *map(_plain, said_of_trust(data)),
         *(f"Warning: {_plain(warning)}" for warning in data.all_warnings),
     ]

@@ -11,7 +11,8 @@ from lightning_sgdinf.certificate import Certificate, Trust
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.evaluation import Comparison, detect
 from lightning_sgdinf.report import BeforeAfter, Example, Explanation, ReportData
-from lightning_sgdinf.report.brief import asked, chance, found, said_first, sureness
+from lightning_sgdinf.report.brief import answer, chance, question, said_first, sureness
+from lightning_sgdinf.report.model import method_label
 from lightning_sgdinf.scores import Scores
 
 
@@ -76,17 +77,17 @@ def test_unknown_queries_and_empty_sheets_are_refused() -> None:
 
 
 def test_the_result_without_more_is_the_worst_example() -> None:
-    assert found(data_of([0.5, -0.25, 0.0])) == (
+    assert answer(data_of([0.5, -0.25, 0.0])) == (
         "The most harmful training example is 1: leaving it out is predicted to lower loss by 0.25."
     )
-    assert "is 0: leaving it out is predicted to raise loss by 0.5" in found(data_of([0.5, -0.25], better="higher"))
-    assert found(data_of([0.5, 0.25])).startswith("No training example harms loss")
+    assert "is 0: leaving it out is predicted to raise loss by 0.5" in answer(data_of([0.5, -0.25], better="higher"))
+    assert answer(data_of([0.5, 0.25])).startswith("No training example harms loss")
 
 
 def test_the_result_of_detection_counts_what_was_found() -> None:
     harm = torch.tensor([5.0, 4.0, 3.0, 2.0])
     data = data_of([0.0] * 4, detections={"loss": detect(harm, [0, 3])})
-    assert found(data) == (
+    assert answer(data) == (
         "Of the 2 examples that loss ranks most harmful, 1 are known to be corrupt; chance would find 1.0."
     )
 
@@ -124,7 +125,7 @@ def test_the_result_of_detection_counts_what_was_found() -> None:
     ],
 )
 def test_the_result_of_cleansing_says_which_way_and_how_far(change: BeforeAfter, sentence: str) -> None:
-    assert found(data_of([1.0], before_after=(change,))).replace("\N{NO-BREAK SPACE}", " ") == sentence
+    assert answer(data_of([1.0], before_after=(change,))).replace("\N{NO-BREAK SPACE}", " ") == sentence
 
 
 @pytest.mark.parametrize(("p_value", "doubted"), [(0.01, False), (0.3, True), (math.nan, True)])
@@ -139,24 +140,23 @@ def test_a_change_that_may_be_chance_is_called_so(p_value: float, doubted: bool)
 
 
 def test_the_callers_own_headline_wins(full: ReportData) -> None:
-    assert found(dataclasses.replace(full, headline="All is well.")) == "All is well."
+    assert answer(dataclasses.replace(full, headline="All is well.")) == "All is well."
 
 
 def test_the_question_says_of_what_and_by_what() -> None:
     provenance = {"estimator": "SgdInfluence(curvature_scale=1)", "query_values": [0.5], "validation_examples": 1200}
     scores = Scores(values=torch.tensor([[-0.25], [1.0]]), queries=("mean validation loss",), provenance=provenance)
     data = ReportData(title="", scores=scores)
-    assert "2 training examples made the mean validation loss on 1,200 validation examples better" in asked(data)
-    assert "Answered by SgdInfluence:" in asked(data)
-    assert found(data).endswith("lower mean validation loss by 0.25 (it is 0.5 on 1,200 validation examples).")
+    assert "2 training examples made the mean validation loss on 1,200 validation examples better" in question(data)
+    assert "Answered by SgdInfluence:" in question(data)
+    assert answer(data).endswith("lower mean validation loss by 0.25 (it is 0.5 on 1,200 validation examples).")
     ranked = Scores(values=scores.values, queries=("minus the training loss",), better=("order",))
-    assert "ranked by minus the training loss" in asked(ReportData(title="", scores=ranked))
-    assert ReportData(title="", scores=scores, compared={"loss": ranked}).describe("loss") == (
-        "loss (minus the training loss)"
-    )
+    assert "ranked by minus the training loss" in question(ReportData(title="", scores=ranked))
+    compared = ReportData(title="", scores=scores, compared={"loss": ranked})
+    assert method_label(compared, "loss") == "loss (minus the training loss)"
 
 
-def certified(**fields: object) -> ReportData:
+def certified(meaning: str = "", **fields: object) -> ReportData:
     trust = Trust(
         **{
             **{"first_step": 0, "example_ids": (0, 1, 2), "predicted": (1.0,) * 3, "measured": (1.0,) * 3},
@@ -165,7 +165,8 @@ def certified(**fields: object) -> ReportData:
         }  # type: ignore[arg-type]
     )
     scores = data_of([1.0, 2.0, 3.0]).scores
-    return ReportData(title="", scores=dataclasses.replace(scores, certificate=Certificate(level="fast", trust=trust)))
+    certificate = Certificate(level="fast", trust=trust, meaning=meaning)
+    return ReportData(title="", scores=dataclasses.replace(scores, certificate=certificate))
 
 
 @pytest.mark.parametrize(
@@ -179,6 +180,7 @@ def certified(**fields: object) -> ReportData:
         (certified(first_step=30), "Known for the end of the training only.", "out of the last 20 of 50 steps"),
         (certified(query="margin"), "Predicted well.", "This was measured for margin, not for loss."),
         (data_of([1.0]), "Not known.", "no example was really left out"),
+        (certified(meaning="Shapley: a mean."), "An average, not this run.", "left out of this very training"),
         (data_of([1.0], better="order"), "A ranking, not a prediction.", "whom to look at first"),
     ],
 )
@@ -186,6 +188,11 @@ def test_how_sure_it_is_follows_from_what_was_really_measured(data: ReportData, 
     told = sureness(data)
     assert told.verdict == verdict
     assert reason in told.reason
+
+
+def test_what_a_value_means_stands_in_the_question() -> None:
+    data = dataclasses.replace(certified(meaning="Shapley: a mean over coalitions."), asked={"estimator": "Shapley"})
+    assert question(data).endswith("Answered by Shapley: a mean over coalitions.")
 
 
 def test_scores_that_were_all_measured_are_sure() -> None:
