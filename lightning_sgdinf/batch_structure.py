@@ -33,13 +33,26 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if callable(getattr(batch, "apply", None)) and callable(getattr(batch, "to", None)):
         graphs: Any = copy.copy(batch)
         return graphs.apply(function)
-    attributes = getattr(batch, "__dict__", None)
-    if not attributes or isinstance(batch, type) or callable(batch):
+    attributes = {} if isinstance(batch, type) or callable(batch) else attributes_of(batch)
+    if not attributes:
         return batch
     changed = copy.copy(batch)
     for name, value in attributes.items():
         object.__setattr__(changed, name, map_tensors(value, function))
     return changed
+
+
+def attributes_of(value: Any) -> dict[str, Any]:
+    """Return the attributes that an object has itself, those in slots included."""
+    slots = (slot for kind in type(value).__mro__ for slot in _slots_of(kind))
+    in_slots = {slot: getattr(value, slot) for slot in slots if hasattr(value, slot)}
+    return {**in_slots, **getattr(value, "__dict__", {})}
+
+
+def _slots_of(kind: type) -> tuple[str, ...]:
+    slots = kind.__dict__.get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
 
 
 def tensors_in(batch: Any) -> Iterator[Tensor]:

@@ -7,79 +7,20 @@ Its gradient, in the parameters and in the buffers that an eval-mode model reads
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Subset
 
-from lightning_sgdinf import random_state
-from lightning_sgdinf.batch_structure import tensors_in
-from lightning_sgdinf.dtypes import tensors_made_in
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.validation_data import ValidationData as ValidationData
+from lightning_sgdinf.validation_data import batch_size as batch_size
+from lightning_sgdinf.validation_data import not_labelled
 
 Better = Literal["lower", "higher"]
 Term = tuple[int, float, Tensor]
 """Number of the query, weight of the term in its mean, scalar with a graph."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValidationData:
-    """The examples a query is computed from.
-
-    Attributes:
-        loader: The validation loader; its order does not matter.
-        transfer: Brings a batch to the model's device.
-        made_in: The floating-point type that data sets make tensors in if they do not say.
-        seed: Where random numbers begin in every pass over the examples; ``None`` leaves them to the caller.
-        dataloader_idx: Number of the loader among several, for ``validation_step``; ``None`` if it is the only one.
-    """
-
-    loader: DataLoader[Any]
-    transfer: Callable[[Any], Any]
-    made_in: torch.dtype = field(default_factory=torch.get_default_dtype)
-    seed: int | None = 0
-    dataloader_idx: int | None = None
-
-    @property
-    def size(self) -> int:
-        """Return the number of validation examples."""
-        return len(self.loader.dataset)  # type: ignore[arg-type]
-
-    def batches(self, ids: Sequence[int] | None = None) -> Iterator[tuple[Any, int, int]]:
-        """Yield ``(batch, batch index, number of examples)`` of all examples, or of chosen ones.
-
-        Random masks or crops come out the same each time, from one seed: a query is a function of the model.
-        """
-        loader = self.loader
-        if ids is not None:
-            size = loader.batch_size or 1
-            loader = DataLoader(Subset(loader.dataset, list(ids)), batch_size=size, collate_fn=loader.collate_fn)
-        with nullcontext() if self.seed is None else random_state.seeded(self.seed):
-            batches, sizes, end = iter(loader), batch_sizes(loader), object()
-            for index in itertools.count():
-                with tensors_made_in(self.made_in):  # whatever the model computes in
-                    batch: Any = next(batches, end)
-                if batch is end:
-                    return
-                size = next(sizes, None)
-                yield self.transfer(batch), index, batch_size(batch) if size is None else size
-
-    def labels(self) -> list[int]:
-        """Return the second item of every example, as integers.
-
-        Raises:
-            ConfigurationError: If examples are not ``(x, y)`` with an integer ``y``.
-        """
-        dataset = self.loader.dataset
-        try:
-            return [int(dataset[i][1]) for i in range(self.size)]
-        except (TypeError, ValueError, IndexError, KeyError) as error:
-            raise _not_labelled(dataset[0]) from error
 
 
 class Query(Protocol):
@@ -334,53 +275,14 @@ def call_step(step: Callable[..., Any], batch: Any, batch_idx: Any) -> Any:
     return step(batch, batch_idx)
 
 
-def batch_size(batch: Any) -> int:
-    """Return the number of examples in a batch that somebody made: graphs, or rows of the first tensor.
-
-    Raises:
-        ConfigurationError: There is no such thing in the batch.
-    """
-    graphs = getattr(batch, "num_graphs", None)
-    if isinstance(graphs, int):
-        return graphs
-    for tensor in tensors_in(batch):
-        if tensor.ndim:
-            return len(tensor)
-    raise ConfigurationError(
-        f"cannot tell how many examples a validation batch of type {type(batch).__name__} has: expected a tensor with "
-        "one row per example in it, got none. Give a DataLoader with a batch_size, or a FunctionQuery that computes "
-        "its own mean."
-    )
-
-
-def batch_sizes(loader: DataLoader[Any]) -> Iterator[int | None]:
-    """Yield the number of examples in each batch that a loader will give; ``None`` where only the batch can tell."""
-    sampler = getattr(loader, "batch_sampler", None)
-    if type(sampler) is not BatchSampler or not hasattr(sampler.sampler, "__len__"):
-        yield from itertools.repeat(None)
-        return
-    whole, rest = divmod(len(sampler.sampler), sampler.batch_size)  # type: ignore[arg-type]
-    yield from itertools.repeat(sampler.batch_size, whole)
-    if rest and not sampler.drop_last:
-        yield rest
-
-
 def _inputs_and_labels(batch: Any) -> tuple[Any, Tensor]:
     """Return the first two parts of a batch, the second of them ``[B]`` integers."""
     if not isinstance(batch, Sequence) or len(batch) < 2:
-        raise _not_labelled(batch)
+        raise not_labelled(batch)
     labels = batch[1]
     if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
-        raise _not_labelled(batch)
+        raise not_labelled(batch)
     return batch[0], labels
-
-
-def _not_labelled(examples: Any) -> ConfigurationError:
-    parts = f" of {', '.join(type(v).__name__ for v in examples)}" if isinstance(examples, (tuple, list)) else ""
-    return ConfigurationError(
-        "this query needs examples (x, y) with an integer label y; the validation set gives "
-        f"{type(examples).__name__}{parts}. Use MeanLoss, ExampleLoss, or FunctionQuery with a function of your own."
-    )
 
 
 def _loss(output: Any) -> Tensor | None:

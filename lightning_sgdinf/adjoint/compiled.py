@@ -25,6 +25,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from lightning_sgdinf import random_state
 from lightning_sgdinf.adjoint.second_order import FirstOrder, Products, differentiate
 from lightning_sgdinf.errors import NonFiniteError, UnsupportedRunError
+from lightning_sgdinf.held_tensors import call_with
 from lightning_sgdinf.log import MicroBatch, Step
 from lightning_sgdinf.replay import Objective
 
@@ -237,9 +238,7 @@ class _Recipe:
         parameters = list(trained.values())
         shell = _Shell(objective, self._step)
         batch = tree_unflatten(leaves, signature.structure)
-        trace = torch.func.functional_call(
-            shell, {f"module.{n}": v for n, v in {**named, **trained}.items()}, (batch, weights)
-        )
+        trace = call_with(shell, {f"module.{n}": v for n, v in {**named, **trained}.items()}, batch, weights)
         with objective.passes.phase.taking_gradient():
             grads = torch.autograd.grad(trace.loss, parameters, create_graph=True, allow_unused=True)
         first = FirstOrder(trace.loss, weights, trace.statistics, grads)
@@ -251,7 +250,7 @@ class _Recipe:
 
 
 class _Shell(nn.Module):
-    """A step as a module's forward pass, which is what ``functional_call`` can call."""
+    """A step as a module's forward pass, which is what ``call_with`` can call."""
 
     def __init__(self, objective: Objective, step: Step) -> None:
         super().__init__()

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.held_tensors import call_with
 from lightning_sgdinf.query import Better, Term, ValidationData
 
 
@@ -70,4 +70,4 @@ class EnsembleLoss:
         tensors = {**dict(other.named_parameters()), **dict(other.named_buffers())}
         cast = {n: t.to(like.device, like.dtype if t.is_floating_point() else t.dtype) for n, t in tensors.items()}
         with torch.no_grad():
-            return functional_call(other, cast, (x,))
+            return call_with(other, cast, x)

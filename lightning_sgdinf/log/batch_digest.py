@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from zlib_ng.zlib_ng import crc32
 
+from lightning_sgdinf.batch_structure import attributes_of
+
 
 def batch_digest(batch: Any, seed: int = 0) -> int:
     """Return the CRC-32 of the structure and the values of a batch.
 
     Tensors and arrays contribute dtype, shape and bytes; mappings and sequences their items in order; dataclass-like
-    objects their ``__dict__``; anything else its type name and, if it is a string or number, its value.
+    objects their attributes; anything else its type name and, if it is a string or number, its value.
 
     Args:
         batch: As a data loader yields it.
@@ -44,6 +46,6 @@ def batch_digest(batch: Any, seed: int = 0) -> int:
         for value in batch:
             seed = batch_digest(value, seed)
         return crc32(b"]", seed)
-    if hasattr(batch, "__dict__"):
-        return batch_digest(vars(batch), crc32(type(batch).__qualname__.encode(), seed))
-    return crc32(type(batch).__qualname__.encode(), seed)
+    seed = crc32(type(batch).__qualname__.encode(), seed)
+    attributes = attributes_of(batch)
+    return batch_digest(attributes, seed) if attributes or hasattr(batch, "__dict__") else seed

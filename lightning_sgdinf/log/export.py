@@ -195,7 +195,13 @@ def _document(step: Step) -> Json:
                 "batch_idx": micro.batch_idx,
                 "rank": micro.rank,
                 "draws": [
-                    {"n": len(d.example_ids), "loader": d.loader, "digest": d.digest, "single": d.single}
+                    {
+                        "n": len(d.example_ids),
+                        "loader": d.loader,
+                        "digest": d.digest,
+                        "single": d.single,
+                        "listed": d.listed,
+                    }
                     for d in micro.draws
                 ],
             }

@@ -31,6 +31,7 @@ class Draw:
             fetched; empty if it was not taken.
         digest: Checksum of the collated batch, see `lightning_sgdinf.log.batch_digest`; ``None`` if it was not taken.
         single: The loader has ``batch_size=None``: the dataset's item is the batch, and is not collated.
+        listed: Of a single draw: the data set was asked for the whole list of indices at once.
         batch: Reads the collated batch itself, as `lightning_sgdinf.log.batch_bytes` writes it; ``None`` if it was not
             stored.
     """
@@ -40,6 +41,7 @@ class Draw:
     random: RandomState = field(default_factory=dict)
     digest: int | None = None
     single: bool = False
+    listed: bool = False
     batch: Callable[[], bytes] | None = None
 
 

@@ -254,6 +254,8 @@ def _micro_batch_document(
             entry["digest"] = draw.digest
         if draw.single:
             entry["single"] = True
+        if draw.listed:
+            entry["listed"] = True
         if draw.random:
             entry["random"] = random(draw.random)
         if draw.batch is not None:
@@ -284,6 +286,7 @@ def _draw_of(entry: dict[str, Any], ids: np.ndarray, blobs: Sequence[bytes], bat
         random=_random_of(entry.get("random"), blobs),
         digest=None if entry.get("digest") is None else whole(entry["digest"], "digest"),
         single=bool(entry.get("single", False)),
+        listed=bool(entry.get("listed", False)),
         batch=batch,
     )
 

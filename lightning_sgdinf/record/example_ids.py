@@ -37,6 +37,7 @@ class TrackedBatch:
         random: The producing process's generators just before the first example was fetched.
         digest: Checksum of the batch, if it was asked for.
         single: The loader has ``batch_size=None``.
+        listed: Its sampler yielded a list of indices.
         failure: What went wrong in tracking it; empty if nothing did.
     """
 
@@ -49,6 +50,7 @@ class TrackedBatch:
         random: RandomState,
         digest: int | None,
         single: bool,
+        listed: bool = False,
         failure: str = "",
     ) -> None:
         self.batch = batch
@@ -57,6 +59,7 @@ class TrackedBatch:
         self.random = random
         self.digest = digest
         self.single = single
+        self.listed = listed
         self.failure = failure
 
     def pin_memory(self, device: str | None = None) -> TrackedBatch:
@@ -73,11 +76,12 @@ class _Tag:
         self._digest = digest
         self._watch = watch
         self._noted: tuple[np.ndarray | None, RandomState] | None = None
+        self._listed = False
         self._failure = ""
 
     def write(self, indices: Any) -> None:
         """Note indices and generators, just before the first example is fetched."""
-        self._noted = None, {}
+        self._noted, self._listed = (None, {}), isinstance(indices, list)
         try:
             self._noted = integer_ids(indices), self._watch.capture(devices=get_worker_info() is None)
         except Exception as error:  # told where it ends the recording, and not the worker
@@ -101,6 +105,7 @@ class _Tag:
             random=random,
             digest=digest,
             single=single,
+            listed=single and self._listed,
             failure=self._failure,
         )
 

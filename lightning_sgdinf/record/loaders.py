@@ -139,6 +139,12 @@ class LoaderTap:
 
             return convert_input
 
+        def give_back() -> None:
+            combined = getattr(trainer.fit_loop, "_combined_loader", None)
+            if combined is not None:
+                combined.flattened = [[*_layers(loader)][-1] for loader in combined.flattened]
+
+        patches.afterwards(give_back)
         patches.place(trainer.fit_loop, "setup_data", tap_setup)
         patches.place(trainer.strategy, "process_dataloader", tap_process)
         patches.place(trainer.precision_plugin, "convert_input", tap_convert)
@@ -239,11 +245,11 @@ class LoaderTap:
                     f"and look other things up in the data set, or keep the batches in the log: {STORE_BATCHES}"
                 )
             return []
-        if tracked.single and len(tracked.ids) != 1 and self.store is None:
+        if tracked.single and not tracked.listed and len(tracked.ids) != 1 and self.store is None:
             self._problem(
-                "the loader has batch_size=None and a sampler that yields lists of indices; which examples make up a "
-                "batch is known, but not how the data set joins them. Pass the sampler as batch_sampler and let "
-                f"collate_fn join the examples, or keep the batches in the log: {STORE_BATCHES}"
+                "the loader has batch_size=None and a sampler that yields several indices at once, and not in a list; "
+                "let it yield lists, pass it as batch_sampler and let collate_fn join the examples, or keep the "
+                f"batches in the log: {STORE_BATCHES}"
             )
         position = self._position(tracked.token)
         if (twin := self._loaders.get(tracked.token)) is not None:
@@ -258,6 +264,7 @@ class LoaderTap:
                 random={name: self._intern(data) for name, data in tracked.random.items()},
                 digest=tracked.digest,
                 single=tracked.single,
+                listed=tracked.listed,
             )
         ]
 

@@ -14,6 +14,7 @@ class Patches:
 
     def __init__(self) -> None:
         self._placed: list[tuple[Any, str, Callable[..., Any], bool, Any]] = []
+        self._last: list[Callable[[], None]] = []
 
     def place(self, owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
         """Replace ``owner.name`` by ``wrap(owner.name)``."""
@@ -22,6 +23,10 @@ class Patches:
         was_own = name in vars(owner)
         self._placed.append((owner, name, replacement, was_own, original))
         setattr(owner, name, replacement)
+
+    def afterwards(self, action: Callable[[], None]) -> None:
+        """Let something be done when everything has been put back."""
+        self._last.append(action)
 
     def undo(self) -> None:
         """Put everything back, last first; what somebody else has since replaced is left to them."""
@@ -33,3 +38,5 @@ class Patches:
                 else:
                     delattr(owner, name)
             self._placed.pop()
+        while self._last:
+            self._last.pop()()

@@ -14,6 +14,7 @@ from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import DataMismatchError, UnsupportedRunError
 from lightning_sgdinf.log import Draw, Header, MicroBatch, decode_batch
 from lightning_sgdinf.log.batch_digest import batch_digest
+from lightning_sgdinf.replay.loader_forms import ListedItems, by_item
 
 
 class Loader(Protocol):
@@ -135,10 +136,10 @@ class BatchSource:
     def _chooser(self, micro: MicroBatch, step: int) -> Callable[[list[int]], Any]:
         """Return what makes batches of the examples at some places of a recorded one, drawn as they were then."""
         draw = micro.draws[0]
-        if draw.batch is not None or draw.single:
+        if draw.batch is not None or (draw.single and not draw.listed):
             whole = self.batch(replace(micro, draws=(replace(draw, digest=None),)), step=step)
             return lambda places: _rows_of(whole, places, len(micro.example_ids))
-        items, collate = self._items(draw), self.loader(draw.loader).collate_fn
+        items, collate = self._items(draw), self._loader_of(draw).collate_fn
 
         def choose(places: list[int]) -> Any:
             try:
@@ -148,16 +149,20 @@ class BatchSource:
 
         return choose
 
+    def _loader_of(self, draw: Draw) -> Loader:
+        loader: Any = self.loader(draw.loader)
+        return by_item(loader) if draw.listed and not isinstance(loader.dataset, ListedItems) else loader
+
     def _items(self, draw: Draw) -> list[Any]:
-        loader = self.loader(draw.loader)
+        loader = self._loader_of(draw)
         random_state.restore(draw.random)
         return fetch(loader.dataset, draw.example_ids.tolist())
 
     def _produce(self, draw: Draw) -> Any:
         if draw.batch is not None:
             return decode_batch(draw.batch())
-        loader = self.loader(draw.loader)
-        if not draw.single:
+        loader = self._loader_of(draw)
+        if not draw.single or draw.listed:
             return loader.collate_fn(self._items(draw))
         random_state.restore(draw.random)
         return loader.collate_fn(loader.dataset[int(draw.example_ids[0])])
@@ -176,7 +181,7 @@ class _Exchanged(BatchSource):
         items = list(self._source._items(self._was))
         with random_state.preserved():
             places = list(self._others)
-            new = fetch(self.loader(draw.loader).dataset, [int(draw.example_ids[place]) for place in places])
+            new = fetch(self._loader_of(draw).dataset, [int(draw.example_ids[place]) for place in places])
         for place, item in zip(places, new, strict=True):
             items[place] = item
         return items

@@ -13,7 +13,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.errors import DataMismatchError, UnsupportedRunError
+from lightning_sgdinf.errors import ConfigurationError, DataMismatchError, SgdInfluenceError, UnsupportedRunError
 from lightning_sgdinf.log import Header, MicroBatch, Trajectory
 from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.replay.batches import BatchSource
@@ -53,14 +53,25 @@ def set_up(datamodule: Any, loaders_of: Callable[[], Loaders], log: Trajectory, 
         was_set_up: A fit has set it up.
 
     Raises:
+        ConfigurationError: Its ``setup`` fails.
         DataMismatchError: Its ``setup`` gives another split each time, and none is that of the run.
     """
     if was_set_up:
         with suppress(Exception):  # a data module that was torn down may fail in any way
             if _gives_recorded_batches(loaders_of(), log):
                 return
-    datamodule.prepare_data()
-    datamodule.setup("fit")
+    try:
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+    except SgdInfluenceError:
+        raise
+    except Exception as error:
+        name = type(datamodule).__qualname__
+        raise ConfigurationError(
+            f"{name}.setup('fit') raised {type(error).__name__}: {error}. A data module that was set up by hand or by "
+            "a library and does not let itself be set up again gives its loaders all the same: pass these, "
+            "run(model, datamodule.train_dataloader(), datamodule.val_dataloader(), log=...)."
+        ) from error
     if log.header.extra.get("stores_batches"):
         return
     with suppress(UnsupportedRunError):

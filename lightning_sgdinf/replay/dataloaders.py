@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_sgdinf.errors import ConfigurationError, UnsupportedRunError
 from lightning_sgdinf.log import Header
+from lightning_sgdinf.replay.loader_forms import by_item, is_stream, read_stream, takes_lists
 
 
 def given_data(train_dataloaders: Any, datamodule: Any) -> tuple[Any, Any]:
@@ -50,7 +52,9 @@ def stored_run_loaders(train_dataloaders: Any, header: Header) -> list[DataLoade
     return loaders if usable and indexed == [True] * len(loaders) else []
 
 
-def validation_loader(model: Any, val_dataloaders: Any, datamodule: Any, number: int | None = None) -> DataLoader[Any]:
+def validation_loader(
+    model: Any, val_dataloaders: Any, datamodule: Any, number: int | None = None, limit: float = math.inf
+) -> DataLoader[Any]:
     """Return the validation loader.
 
     Args:
@@ -58,10 +62,10 @@ def validation_loader(model: Any, val_dataloaders: Any, datamodule: Any, number:
         val_dataloaders: As given.
         datamodule: As given.
         number: Of the loader, where there are several.
+        limit: How many batches to read of one that is a stream.
 
     Raises:
-        ConfigurationError: If there are several and it is not said which, if there is none, or if its data set has no
-            length.
+        ConfigurationError: If there are several and it is not said which, if there is none, or if it is no loader.
     """
     loaders = _resolve(model, val_dataloaders, datamodule, "val_dataloader", "val_dataloaders")
     if len(loaders) > 1 and number is not None:
@@ -75,11 +79,28 @@ def validation_loader(model: Any, val_dataloaders: Any, datamodule: Any, number:
             "val_dataloaders"
         )
     loader = loaders[0]
-    if not hasattr(loader, "dataset") or not hasattr(loader.dataset, "__len__"):
+    if is_stream(loader):
+        return read_stream(loader, limit)
+    if not hasattr(loader, "dataset"):
         raise ConfigurationError(
-            "the validation loader needs a map-style data set (a Dataset with __getitem__ and __len__)"
+            f"the validation loader, a {type(loader).__name__}, gives no batches; pass the DataLoader that the fit had"
         )
-    return loader
+    return by_item(loader) if takes_lists(loader) else loader
+
+
+def validation_batches(header: Header, number: int | None = None) -> float:
+    """Return how many batches a validation of the run had, as far as its record says; ``inf`` if it does not.
+
+    Args:
+        header: Of the record.
+        number: Of the loader, where there are several.
+    """
+    facts = header.extra.get("trainer")
+    known = facts.get("num_val_batches") if isinstance(facts, dict) else None
+    place = number or 0
+    if not isinstance(known, list) or place >= len(known) or not isinstance(known[place], (int, float)):
+        return math.inf
+    return known[place]
 
 
 def _resolve(model: Any, given: Any, datamodule: Any, hook: str, argument: str) -> list[Any]:

@@ -24,6 +24,7 @@ from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.objective import Objective
 from lightning_sgdinf.replay.weight_audit import LossAudit, audit_loss
 from lightning_sgdinf.state import ModelState
+from lightning_sgdinf.validation_data import KeptBatches
 
 Result = TypeVar("Result")
 
@@ -161,6 +162,11 @@ class OpenedRun:
             with objective.host.stand_in.validating_at_end():
                 return objective.bring(batch)
 
+        if isinstance(self.validation_loader.dataset, KeptBatches):
+            raise ConfigurationError(
+                "the validation data are a stream, whose examples cannot be asked for one by one; pass a loader of a "
+                "map-style data set (with __getitem__ and __len__)"
+            )
         return replace(self._examples(self.validation_loader), bring=bring)
 
     @contextmanager

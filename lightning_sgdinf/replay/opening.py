@@ -16,8 +16,15 @@ from lightning_sgdinf.errors import UnsupportedRunError
 from lightning_sgdinf.log import RunLog, Trajectory, reindex, with_late_parameters, with_names_of
 from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.data_module import set_up, with_trainer
-from lightning_sgdinf.replay.dataloaders import given_data, stored_run_loaders, training_loaders, validation_loader
+from lightning_sgdinf.replay.dataloaders import (
+    given_data,
+    stored_run_loaders,
+    training_loaders,
+    validation_batches,
+    validation_loader,
+)
 from lightning_sgdinf.replay.lightning_host import recorded_host
+from lightning_sgdinf.replay.loader_forms import by_item
 from lightning_sgdinf.replay.loss_metrics import wake_loss_metrics
 from lightning_sgdinf.replay.objective import open_objective
 from lightning_sgdinf.replay.opened import OpenedRun
@@ -103,6 +110,9 @@ def open_run(
                 loaders = []
         else:
             loaders, size = training_loaders(model, train_dataloaders, datamodule), None
+        dataset = loaders[0].dataset if loaders else None
+        if any(draw.listed for draw in log.step(0).first_pass.draws):
+            loaders = [by_item(loader) for loader in loaders]
         source = BatchSource(loaders, header, size=size)
         host.stand_in.know(train_dataloader=loaders[0] if len(loaders) == 1 else loaders or None)
         arguments = {"tap": tap, "dtype": dtype, "per_example_loss": per_example_loss, "rows": rows}
@@ -112,8 +122,10 @@ def open_run(
         yield OpenedRun(
             log=log,
             objective=objective,
-            dataset=loaders[0].dataset if loaders else None,
-            find_validation_loader=lambda: validation_loader(model, val_dataloaders, datamodule, val_loader),
+            dataset=dataset,
+            find_validation_loader=lambda: validation_loader(
+                model, val_dataloaders, datamodule, val_loader, validation_batches(header, val_loader)
+            ),
             val_loader=val_loader,
             memory_bytes=memory_bytes,
             progress=progress,

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from lightning_sgdinf.batch_structure import map_tensors
 from lightning_sgdinf.errors import NonFiniteError
+from lightning_sgdinf.held_tensors import call_with
 from lightning_sgdinf.log import Clip, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.replay import (
     Divisor,
@@ -311,7 +312,7 @@ class OnePass(nn.Module):
         reduced: bool = False,
     ) -> None:
         super().__init__()
-        self.module = objective.module  # ``functional_call`` puts tensors into it
+        self.module = objective.module  # ``call_with`` puts tensors into it
         self.taps: tuple[Sequence[str], Sequence[Tensor]] = (), ()
 
         def run(batch: Any, weights: Tensor) -> Tensor:
@@ -326,10 +327,10 @@ class OnePass(nn.Module):
     def loss(self, tensors: Mapping[str, Tensor], batch: Any, weights: Tensor | None) -> Tensor:
         """Compute the loss at some parameters and buffers; weights ``[B]`` enter its gradient."""
         named = {f"module.{n}": v for n, v in tensors.items()}
-        return torch.func.functional_call(self, named, (batch, weights))
+        return call_with(self, named, batch, weights)
 
     def forward(self, batch: Any, weights: Tensor) -> Tensor:
-        """Run the pass; called by ``functional_call``."""
+        """Run the pass; called by ``call_with``."""
         return self._forward(batch, weights)
 
 

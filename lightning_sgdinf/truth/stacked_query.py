@@ -15,6 +15,7 @@ from lightning_sgdinf import random_state
 from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.dtypes import tensors_made_in
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
+from lightning_sgdinf.held_tensors import call_with
 from lightning_sgdinf.kernels import ATTENTION, Interceptor
 from lightning_sgdinf.replay import Objective, validation_pass
 from lightning_sgdinf.replay.validation_hooks import start_hooks
@@ -115,7 +116,7 @@ class StackedQuery:
         def values_of(params: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
             def with_buffers(params: dict[str, Tensor]) -> Tensor:
                 tensors = {f"module.{n}": v for n, v in (*params.items(), *buffers.items())}
-                return torch.func.functional_call(shell, tensors, ())
+                return call_with(shell, tensors)
 
             # Queries look whether a loss carries a gradient; inside a vjp it does, and the gradient is not computed.
             return torch.func.vjp(with_buffers, params)[0]
@@ -140,7 +141,7 @@ class StackedQuery:
 
 
 class _Shell(nn.Module):
-    """A query as a module's forward pass, for ``functional_call``."""
+    """A query as a module's forward pass, for ``call_with``."""
 
     def __init__(self, objective: Objective, terms: Callable[[], Tensor]) -> None:
         super().__init__()

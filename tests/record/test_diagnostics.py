@@ -123,8 +123,8 @@ CASES = {
         "indices that are not integers",
         False,
     ),
-    "lists of ids": (
-        lambda lab: DataLoader(ListedExamples(lab), batch_size=None, sampler=[[1, 2, 3], [4, 5, 6]]),
+    "tuples of ids": (
+        lambda lab: DataLoader(ListedExamples(lab), batch_size=None, sampler=[(1, 2, 3), (4, 5, 6)]),
         lambda lab: lab.Net(),
         "batch_sampler",
         True,
