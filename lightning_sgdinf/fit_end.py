@@ -14,14 +14,16 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_sgdinf import random_state
+from lightning_sgdinf.arguments import path_of, require_instance, whole_number
 from lightning_sgdinf.baselines import Baseline
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.estimators import DirectEstimator, Estimator
 from lightning_sgdinf.extras import require
-from lightning_sgdinf.query import Query
+from lightning_sgdinf.query import Query, require_query
 from lightning_sgdinf.record import TrajectoryRecorder
 from lightning_sgdinf.runner import InfluenceRunner
 from lightning_sgdinf.scores import Scores
+from lightning_sgdinf.scoring import require_method
 
 
 class ScoreOnFitEnd(Callback):
@@ -51,7 +53,8 @@ class ScoreOnFitEnd(Callback):
             ``None``, pictures, texts and rows are told by their form.
 
     Raises:
-        ConfigurationError: Both a path and a recorder, or less than one example to show.
+        ConfigurationError: Both a path and a recorder, less than one example to show, or a class or name in place of
+            an estimator, a query, a runner or a recorder.
 
     Attributes:
         scores: Of the last fit; ``None`` before, and if it was not scored.
@@ -72,12 +75,18 @@ class ScoreOnFitEnd(Callback):
     ) -> None:
         if path is not None and recorder is not None:
             raise ConfigurationError(f"expected a path or a recorder, got {path} and a recorder of {recorder.path}")
-        if shown < 1:
-            raise ConfigurationError(f"shown: expected at least 1, got {shown}")
-        self._given = TrajectoryRecorder(path) if path is not None else recorder
+        if estimator is not None:
+            require_method(estimator)
+        if query is not None:
+            require_query(query)
+        if runner is not None:
+            require_instance(runner, "runner", ("run",), ("InfluenceRunner",))
+        if recorder is not None:
+            require_instance(recorder, "recorder", ("on_train_start",), ("TrajectoryRecorder",))
+        self._given = TrajectoryRecorder(path_of(path)) if path is not None else recorder
         self._recorder: TrajectoryRecorder | None = None
         self._query, self._estimator, self._runner = query, estimator, runner
-        self._shown, self._show = shown, show
+        self._shown, self._show = whole_number(shown, "shown", least=1), show
         self._completed = False
         self.scores: Scores | None = None
         self.failure: str | None = None
@@ -102,6 +111,12 @@ class ScoreOnFitEnd(Callback):
         if not isinstance(self._estimator, Baseline) and not _validation_source(trainer).is_defined():
             raise ConfigurationError(
                 "ScoreOnFitEnd: no validation data to ask the trained model about; pass val_dataloaders to fit"
+            )
+        number = None if self._runner is None else self._runner.settings.val_loader
+        if not isinstance(self._estimator, Baseline) and number is None and _several(_validation_source(trainer)):
+            raise ConfigurationError(
+                "ScoreOnFitEnd: there are several validation loaders; say which one to ask about: "
+                "runner=InfluenceRunner(val_loader=0)"
             )
         self._recorder = self._given or recorders[0]
         if self._given is not None and all(callback is not self._given for callback in trainer.callbacks):
@@ -191,6 +206,12 @@ class ScoreOnFitEnd(Callback):
 def _validation_source(trainer: Any) -> Any:
     """Return the Trainer's source of validation data; it offers no other way to ask before it is needed."""
     return trainer.fit_loop.epoch_loop.val_loop._data_source
+
+
+def _several(source: Any) -> bool:
+    """Tell if validation loaders that were given to the fit are more than one; what a hook will make is not known."""
+    given = source.instance
+    return isinstance(given, (list, tuple, dict)) and len(given) > 1
 
 
 def _validation_loaders(trainer: Any) -> Any:

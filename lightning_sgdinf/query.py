@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
+from lightning_sgdinf.arguments import require_instance
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.validation_data import ValidationData as ValidationData
 from lightning_sgdinf.validation_data import batch_size as batch_size
@@ -38,6 +39,16 @@ class Query(Protocol):
     def terms(self, model: nn.Module, data: ValidationData) -> Iterator[Term]:
         """Yield the terms whose weighted means are the scalars; each with its own graph, freed after use."""
         ...
+
+
+def require_query(query: Any) -> None:
+    """Refuse what is no query, such as a class or its name.
+
+    Raises:
+        ConfigurationError: Says what to write.
+    """
+    known = (MeanLoss, PerClassLoss, ExampleLoss, Margin, Accuracy, FunctionQuery)
+    require_instance(query, "query", ("terms",), [kind.__name__ for kind in known])
 
 
 class _LossQuery:
@@ -291,6 +302,8 @@ def _loss(output: Any) -> Tensor | None:
 
 
 def _check_ids(ids: Sequence[int], data: ValidationData) -> None:
+    if not hasattr(ids, "__len__"):
+        raise ConfigurationError(f"ids: expected a list of validation ids, got {ids!r}; write [{ids}]")
     wrong = [i for i in ids if not 0 <= i < data.size]
     if wrong or not len(ids):
         raise ConfigurationError(

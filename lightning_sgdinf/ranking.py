@@ -111,9 +111,9 @@ class Ranking:
         lines = ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
         return "\n".join((self.header, *lines, *self.reach))
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self, *, reach: bool = True) -> str:
         head, *body = ([html.escape(cell) for cell in row] for row in self.rows())
         lines = ("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body)
         columns = "".join(f"<th>{cell}</th>" for cell in head)
-        reach = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in self.reach)
-        return f"<p>{html.escape(self.header)}</p><table><tr>{columns}</tr>{''.join(lines)}</table>{reach}"
+        said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in self.reach if reach)
+        return f"<p>{html.escape(self.header)}</p><table><tr>{columns}</tr>{''.join(lines)}</table>{said}"

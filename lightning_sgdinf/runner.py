@@ -14,6 +14,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from lightning_sgdinf.adjoint import BoundQuery
+from lightning_sgdinf.arguments import require_instance, whole_number
 from lightning_sgdinf.certificate import Level
 from lightning_sgdinf.checkpointing import MEMORY_BYTES
 from lightning_sgdinf.errors import ConfigurationError
@@ -106,9 +107,7 @@ class InfluenceRunner:
             memory_bytes = room_bytes
         if rows is not None and per_example_loss is not None:
             raise ConfigurationError("rows= and per_example_loss= were both given: losses of examples have no rows")
-        if devices < 1:
-            raise ConfigurationError(f"devices: expected a number of at least 1, got {devices}")
-        self.accelerator, self.devices = accelerator, devices
+        self.accelerator, self.devices = accelerator, whole_number(devices, "devices", least=1)
         self.strategy = "ddp_spawn" if strategy == "auto" and devices > 1 else strategy
         self.settings = Settings(
             precision=precision,
@@ -118,7 +117,7 @@ class InfluenceRunner:
             val_loader=val_loader,
             rows=rows,
             per_epoch=per_epoch,
-            memory_bytes=memory_bytes,
+            memory_bytes=whole_number(memory_bytes, "memory_bytes", least=1),
             progress=progress,
             compile=compile,
         )
@@ -279,6 +278,8 @@ class InfluenceRunner:
         Raises:
             SgdInfluenceError: What `run` raises, but for queries; and what the update says of itself.
         """
+        require_instance(update, "update", ("update",), ("ExtrapolatedReplay", "CounterfactualReplay"))
+        require_instance(selection, "selection", ("check",), ("Selection",))
         with self.open(model, train_dataloaders, val_dataloaders, datamodule, log=log) as run:
             return update.update(run, selection)
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_sgdinf.arguments import whole_number
 from lightning_sgdinf.certificate import Certificate
 from lightning_sgdinf.errors import (
     ConfigurationError,
@@ -27,6 +28,7 @@ from lightning_sgdinf.errors import (
 )
 from lightning_sgdinf.extras import require
 from lightning_sgdinf.log import Json, read_arrays, write_arrays
+from lightning_sgdinf.notebook import html_of
 from lightning_sgdinf.plain_text import csv_cell, encodable, printable
 from lightning_sgdinf.ranking import Better, Ranking
 from lightning_sgdinf.score_columns import check_directions, check_epochs, check_matrix, check_names
@@ -128,6 +130,9 @@ class Scores(_Tables):
         checked = "none" if self.certificate is None else self.certificate.level
         return f"Scores({len(self)} training examples, queries={list(self.queries)}, certificate={checked})"
 
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
     def query_index(self, query: int | str) -> int:
         """Return the column of a query.
 
@@ -169,11 +174,11 @@ class Scores(_Tables):
         Raises:
             ConfigurationError: ``k`` is below 1, or there is no such query.
         """
-        return _ranked(self, self.order(query)[: _count(k)], query)
+        return _ranked(self, self.order(query)[: whole_number(k, "k", least=1)], query)
 
     def most_helpful(self, k: int, query: int | str = 0) -> Ranking:
         """Rank the examples without which the query would be worst; arguments as for `most_harmful`."""
-        return _ranked(self, torch.argsort(self.harm(query), stable=True)[: _count(k)], query)
+        return _ranked(self, torch.argsort(self.harm(query), stable=True)[: whole_number(k, "k", least=1)], query)
 
     def summary(self, query: int | str = 0) -> tuple[str, ...]:
         """Return the result in a few sentences, each number with what is known of it.
@@ -350,12 +355,6 @@ def _ranked(scores: Scores, ids: Tensor, query: int | str) -> Ranking:
 
 def _stored(arrays: Mapping[str, np.ndarray], name: str) -> Tensor | None:
     return torch.from_numpy(np.array(arrays[name])) if name in arrays else None
-
-
-def _count(k: int) -> int:
-    if k < 1:
-        raise ConfigurationError(f"k: expected at least 1 example, got {k}")
-    return k
 
 
 def refuse_taken(path: str | Path, *, overwrite: bool) -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
-from lightning_sgdinf import RunLog, Scores, TrajectoryRecorder
+from lightning_sgdinf import RunLog, ScoreOnFitEnd, Scores, TrajectoryRecorder
 
 cli = pytest.importorskip("lightning.pytorch.cli")
 pytest.importorskip("jsonargparse")
@@ -91,6 +91,25 @@ def test_a_configuration_file_records_and_scores(tmp_path: Path) -> None:
     run("fit", f"--config={config}", "--trainer.logger=false", save_config_callback=None)
     assert Scores.load(tmp_path / "run.report" / "scores.h5").values.shape == (64, 2)
     assert (tmp_path / "run.report" / "report.html").exists()
+
+
+METHODS = [
+    *(f"estimators.{name}" for name in ("AccumulatedInfluence", "FinalParameters", "KohLiang", "LastEpochs")),
+    *(f"estimators.{name}" for name in ("NoHessian", "SgdInfluence", "TracIn")),
+    *(f"baselines.{name}" for name in ("AreaUnderMargin", "LossBaseline", "MarginBaseline", "RandomBaseline")),
+    *("valuation.Banzhaf", "valuation.KnnShapley", "valuation.Shapley"),
+]
+
+
+def test_every_way_to_answer_can_be_named() -> None:
+    parser = cli.LightningArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(ScoreOnFitEnd, "end")
+    for name in METHODS:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            chosen = parser.parse_args(["--end.path=x.tlog", f"--end.estimator=lightning_sgdinf.{name}"])
+        made = parser.instantiate_classes(chosen).end
+        assert type(made._estimator).__name__ == name.partition(".")[2]
 
 
 def test_the_recorders_types_are_known() -> None:

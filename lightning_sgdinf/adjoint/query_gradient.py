@@ -15,7 +15,7 @@ from lightning_sgdinf.adjoint.adjoint import Adjoint
 from lightning_sgdinf.dtypes import cast_floats, tensors_made_in
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.kernels import ATTENTION, HeldConstants, Interceptor, RunningStatistics, Twins, lookup_handlers
-from lightning_sgdinf.query import Query, ValidationData
+from lightning_sgdinf.query import Query, ValidationData, require_query
 from lightning_sgdinf.replay import Objective, OpenedRun, validation_pass
 from lightning_sgdinf.replay.borrowed_module import lasting_tensors
 from lightning_sgdinf.replay.moving_buffers import differentiable_buffers, moved_in_log
@@ -52,6 +52,7 @@ class BoundQuery:
         Raises:
             ConfigurationError: If there is not one validation loader to ask, or its data set has no length.
         """
+        require_query(query)
         host, loader, number = run.host, run.validation_loader, run.val_loader
 
         def transfer(batch: Any) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+from lightning_sgdinf.arguments import whole_number
 from lightning_sgdinf.cleansing.base import CleansingContext, most_harmful_ids
-from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.selection import Selection
 
@@ -34,8 +34,7 @@ class TopK:
     k: int
 
     def __post_init__(self) -> None:
-        if self.k < 0:
-            raise ConfigurationError(f"k: expected 0 or more examples to drop, got {self.k}.")
+        whole_number(self.k, "k", least=0)
 
     def select(self, scores: Scores, context: CleansingContext, query: int | str = 0) -> Selection:
         """Choose what to drop; see `TopK`.

@@ -25,7 +25,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.curvature import ConjugateGradient, Solver, System, TrainingCurvature
@@ -49,7 +49,7 @@ class KohLiang:
             depth: 5000
 
     Attributes:
-        solver: Solves the system.
+        solver: Solves the system; `ConjugateGradient` if ``None``.
         damping: Added to the curvature's diagonal, at least 0. A network's Hessian needs some; a strictly convex loss
             needs none.
         curvature: ``"hessian"``, or ``"gauss_newton"``, which is never negative.
@@ -57,12 +57,14 @@ class KohLiang:
             solvers.
     """
 
-    solver: Solver = field(default_factory=ConjugateGradient)
+    solver: Solver = None  # type: ignore[assignment]  # a LightningCLI takes no object for a default of a protocol
     damping: float = 0.01
     curvature: Kind = "hessian"
     batch_size: int = 500
 
     def __post_init__(self) -> None:
+        if self.solver is None:
+            object.__setattr__(self, "solver", ConjugateGradient())
         if not self.damping >= 0:
             raise ConfigurationError(f"KohLiang(damping): expected a value >= 0, got {self.damping}")
         if self.curvature not in ("hessian", "gauss_newton"):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lightning_sgdinf.adjoint import Adjoint, AdjointStep, PulledStep
-from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.arguments import whole_number
 from lightning_sgdinf.estimators.base import Estimator
 from lightning_sgdinf.estimators.sgd_influence import SgdInfluence
 from lightning_sgdinf.log import Trajectory
@@ -30,15 +30,16 @@ class LastEpochs:
 
     Attributes:
         n: Number of epochs, at least 1.
-        inner: The estimator that visits each of their steps.
+        inner: The estimator that visits each of their steps; `SgdInfluence` if ``None``.
     """
 
     n: int = 1
-    inner: Estimator = field(default_factory=SgdInfluence)
+    inner: Estimator = None  # type: ignore[assignment]  # a LightningCLI takes no object for a default of a protocol
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ConfigurationError(f"LastEpochs(n): expected n >= 1, got {self.n}")
+        whole_number(self.n, "n", least=1)
+        if self.inner is None:
+            object.__setattr__(self, "inner", SgdInfluence())
 
     @property
     def exact(self) -> bool:

@@ -85,7 +85,10 @@ class LogDirectory:
             LogNotFoundError: There is not; says what is there instead.
         """
         if not self.path.exists():
-            raise LogNotFoundError(f"{self.path}: no such directory, expected the log of a run")
+            raise LogNotFoundError(
+                f"{self.path}: no such directory, expected the log of a run. Was a TrajectoryRecorder with this path "
+                "among the callbacks of the Trainer, and did the fit take a step?"
+            )
         if not self.path.is_dir():
             raise LogNotFoundError(
                 f"{self.path} is a file, expected a directory; give the log itself, not a part of it"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_sgdinf.arguments import path_of
 from lightning_sgdinf.errors import ConfigurationError, LogWriteError
 from lightning_sgdinf.log import LogWriter
 from lightning_sgdinf.log.codecs import check_codec
@@ -46,7 +47,9 @@ class TrajectoryRecorder(ValidationHooks):
     step. BatchNorm's statistics are those of process 0, as in its checkpoints.
 
     Args:
-        path: Directory to write the log to; by convention it ends in ``.tlog``.
+        path: Directory to write the log to; by convention it ends in ``.tlog``. ``{name}`` and ``{version}`` are those
+            of the Trainer's logger, so that a script can be run twice: ``"runs/{name}-{version}.tlog"``. Without a
+            logger they are the class of the module, and the first number that is free.
         keep: The states to store: ``"every_step"``, ``"every(k)"`` (``1/k`` of the bytes; the others are
             recomputed), ``"last_epochs(n)"``, ``"final"``, or a `Keep` of your own. Of the others there are checksums.
             ``"budget:2GB"`` stores as many as fit: all of them, every ``k``-th, or those of the last epochs. It says
@@ -98,7 +101,7 @@ class TrajectoryRecorder(ValidationHooks):
             raise ConfigurationError(
                 "example_key= names the examples of batches that are kept in the log; pass store_batches=True with it"
             )
-        self._location = LogLocation(Path(path), overwrite=overwrite, resume=resume)
+        self._location = LogLocation(os.fspath(path_of(path)), overwrite=overwrite, resume=resume)
         self._settings = Settings(
             keep=parse_keep(keep),
             store_batches=store_batches,

@@ -181,6 +181,11 @@ class LoaderTap:
 
     def _wrap(self, loader: Any, by_iterator: bool) -> Any:
         stored = self.store is not None
+        if _length(getattr(loader, "dataset", None)) == 0:
+            self._problem(
+                f"the training data set {type(loader.dataset).__name__} is empty, so there will be no step to record"
+            )
+            return None
         if not isinstance(loader, DataLoader):
             if not stored:
                 self._problem(

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_sgdinf.errors import ConfigurationError, LogExistsError
 from lightning_sgdinf.log import Header
+from lightning_sgdinf.record.path_template import PathTemplate
 from lightning_sgdinf.record.resume import Bookmark, Continuation, NoLogError, continued_header, find_continuation
 from lightning_sgdinf.record.writer import Writer
 
@@ -20,12 +21,12 @@ class LogLocation:
     """Finds the location for each fit of a recorder.
 
     Args:
-        path: As the user wants it.
+        path: As the user wants it, perhaps with fields; see `PathTemplate`.
         overwrite: Replace a log that is there.
         resume: One of `RESUME_MODES`.
 
     Raises:
-        ConfigurationError: There is no such mode.
+        ConfigurationError: There is no such mode, or no such field.
 
     Attributes:
         path: Of the present log.
@@ -36,11 +37,12 @@ class LogLocation:
         bookmarks: Of the checkpoint that the coming fit starts from; ``None`` if it starts from none.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool, resume: str) -> None:
+    def __init__(self, path: str, *, overwrite: bool, resume: str) -> None:
         if resume not in RESUME_MODES:
             modes = ", ".join(map(repr, RESUME_MODES))
             raise ConfigurationError(f"resume is {resume!r}, expected one of {modes}")
-        self.path = self._first_path = path
+        self._template = PathTemplate(path)
+        self.path = self._first_path = Path(path)
         self.continued: Continuation | None = None
         self.run_id = self.usable = ""
         self.bookmarks: Sequence[Bookmark] | None = None
@@ -48,18 +50,27 @@ class LogLocation:
         self._overwrite, self._resume = overwrite, resume
         self._logs = 0
 
-    def find(self) -> tuple[Path, Continuation | None]:
+    def find(self, trainer: Any, module: Any) -> tuple[Path, Continuation | None]:
         """Return the location for the coming fit; `take` it.
+
+        Args:
+            trainer: Of the fit; its logger has a name and a version.
+            module: Whose class is the name where there is no logger.
 
         Raises:
             LogExistsError: The path is taken.
             ResumeError: The log does not go as far as the checkpoint, or went another way.
             LogLockedError: Another process is writing the log.
         """
+        if self._template.has_fields:
+            first = self._template.filled(trainer, module)
+            self._logs = self._logs if first == self._first_path else 0
+            self._first_path = first
         if self.bookmarks is not None and self._resume != "never":
             numbered = sorted(self._first_path.parent.glob(_numbered(self._first_path, "*").name))
             try:
-                continuation = find_continuation((self._first_path, *numbered), self.bookmarks, tell=rank_zero_warn)
+                paths = (self._first_path, *numbered, *self._template.present())
+                continuation = find_continuation(paths, self.bookmarks, tell=rank_zero_warn)
             except NoLogError as error:
                 if self._resume == "require":
                     raise

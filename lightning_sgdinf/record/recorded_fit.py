@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -143,7 +144,7 @@ class RecordedFit:
             LogLockedError: Another process is writing the log.
         """
         location = self._location
-        location.take(*agreed(self._trainer, location.find))
+        location.take(*agreed(self._trainer, partial(location.find, self._trainer, self._module)))
         if advice := compatibility.advice_on_location(location.path):
             self._diagnostics.remark(advice)
         if location.continued is not None and self._loaders.store is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from lightning_sgdinf import baselines, estimators
 from lightning_sgdinf.adjoint import BoundQuery
+from lightning_sgdinf.arguments import require_instance
 from lightning_sgdinf.baselines import Baseline
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.estimators import DirectEstimator, Estimator
@@ -21,6 +23,17 @@ Method: TypeAlias = Estimator | DirectEstimator | Baseline
 
 Job: TypeAlias = WalkJob | DirectJob | BaselineJob
 """A run and a way to answer, ready: ``result()`` gives a `JobResult`."""
+
+
+def require_method(method: Any) -> None:
+    """Refuse what is no way to answer, such as a class or its name.
+
+    Raises:
+        ConfigurationError: Says what to write.
+    """
+    known = (*vars(estimators), *vars(baselines))
+    names = ["SgdInfluence", *(name for name in known if name[:1].isupper())]
+    require_instance(method, "estimator", ("visit", "estimate", "answer", "rank"), names)
 
 
 def asks_a_query(method: Method) -> bool:
@@ -43,6 +56,7 @@ def job_for(
     Raises:
         ConfigurationError: The method is of no known kind.
     """
+    require_method(method)
     if callable(getattr(method, "answer", None)) and not isinstance(method, DirectEstimator):
         method = AnsweringEstimator(method)
     if isinstance(method, Baseline):

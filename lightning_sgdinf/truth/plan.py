@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 import torch
@@ -78,7 +79,12 @@ def make_plan(
             f"{first_step} and {stop}"
         )
     given: Iterable[Iterable[int]] = ((j,) for j in range(examples)) if leave_out is None else leave_out
-    sets = tuple(tuple(sorted({int(j) for j in ids})) for ids in given)
+    try:
+        sets = tuple(tuple(sorted({index(j) for j in ids})) for ids in given)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"leave_out: expected sets of example ids, as [[3], [5, 8]] to leave out 3, then 5 and 8 together ({error})"
+        ) from error
     for number, ids in enumerate(sets):
         if not ids or ids[0] < 0 or ids[-1] >= examples:
             raise ConfigurationError(

@@ -56,7 +56,7 @@ def test_top_k_goes_by_the_query_asked_for() -> None:
 def test_top_k_leaves_something_to_train_on() -> None:
     with pytest.raises(ConfigurationError, match="expected 0 to 2 of 3, got 3"):
         TopK(3).select(scores_of([1.0, 2.0, 3.0]), NOTHING)
-    with pytest.raises(ConfigurationError, match="k: expected 0 or more"):
+    with pytest.raises(ConfigurationError, match="k: expected a whole number of at least 0, got -1"):
         TopK(-1)
 
 
