@@ -60,12 +60,37 @@ def require_instance(value: Any, name: str, methods: Sequence[str], examples: Se
         )
 
 
-def require_model(model: Any) -> None:
-    """Refuse what is no module.
+def path_of(path: Any, name: str = "path") -> str | os.PathLike[str]:
+    """Return a path.
 
     Raises:
-        ConfigurationError: Says what to give.
+        ConfigurationError: It is none; says what to give.
     """
+    if isinstance(path, (str, os.PathLike)):
+        return path
+    advice = "; write recorder=..." if hasattr(path, "on_train_start") else ", such as 'runs/first.tlog'"
+    raise ConfigurationError(f"{name}: expected a path, got {type(path).__name__}{advice}")
+
+
+def check_given(model: Any, train_dataloaders: Any, val_dataloaders: Any, log: Any) -> None:
+    """Check that what is given for a recorded run can be what it is given for.
+
+    Args:
+        model: The LightningModule that was trained.
+        train_dataloaders: As given to ``Trainer.fit``.
+        val_dataloaders: As given to ``Trainer.fit``.
+        log: Path of the record, or an open one.
+
+    Raises:
+        ConfigurationError: One of them cannot be; says what to write.
+    """
+    _require_model(model)
+    _require_log(log)
+    _require_loaders(train_dataloaders, "train_dataloaders")
+    _require_loaders(val_dataloaders, "val_dataloaders")
+
+
+def _require_model(model: Any) -> None:
     if isinstance(model, nn.Module):
         return
     if isinstance(model, (str, os.PathLike)):
@@ -77,12 +102,7 @@ def require_model(model: Any) -> None:
     raise ConfigurationError(f"model: expected the LightningModule that was trained, {advice}")
 
 
-def require_log(log: Any) -> None:
-    """Refuse what is neither the path of a log nor an open one.
-
-    Raises:
-        ConfigurationError: Says what to give.
-    """
+def _require_log(log: Any) -> None:
     if isinstance(log, (str, os.PathLike)) or (hasattr(log, "header") and hasattr(log, "step")):
         return
     path = getattr(log, "path", None)
@@ -90,26 +110,9 @@ def require_log(log: Any) -> None:
     raise ConfigurationError(f"log: expected the path of a record, or an open one, got {type(log).__name__}{advice}")
 
 
-def require_loaders(loaders: Any, name: str) -> None:
-    """Refuse a data set in the place of a loader.
-
-    Raises:
-        ConfigurationError: Says what to write.
-    """
+def _require_loaders(loaders: Any, name: str) -> None:
     if hasattr(loaders, "__getitem__") and hasattr(loaders, "__len__") and not hasattr(loaders, "__iter__"):
         raise ConfigurationError(
             f"{name}: expected a loader, got the data set {type(loaders).__name__}; write DataLoader(data_set, "
             "batch_size=...), as for Trainer.fit"
         )
-
-
-def path_of(path: Any, name: str = "path") -> str | os.PathLike[str]:
-    """Return a path.
-
-    Raises:
-        ConfigurationError: It is none; says what to give.
-    """
-    if isinstance(path, (str, os.PathLike)):
-        return path
-    advice = "; write recorder=..." if hasattr(path, "on_train_start") else ", such as 'runs/first.tlog'"
-    raise ConfigurationError(f"{name}: expected a path, got {type(path).__name__}{advice}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_sgdinf.arguments import require_loaders, require_log, require_model
+from lightning_sgdinf.arguments import check_given
 from lightning_sgdinf.checkpointing import MEMORY_BYTES
 from lightning_sgdinf.errors import UnsupportedRunError
 from lightning_sgdinf.log import RunLog, Trajectory, reindex, with_late_parameters, with_names_of
@@ -73,10 +73,7 @@ def open_run(
         ModelMismatchError: Another model.
         DataMismatchError: Another data set.
     """
-    require_model(model)
-    require_log(log)
-    require_loaders(train_dataloaders, "train_dataloaders")
-    require_loaders(val_dataloaders, "val_dataloaders")
+    check_given(model, train_dataloaders, val_dataloaders, log)
     arguments: dict[str, Any] = {"device": device, "tap": tap, "dtype": dtype, "memory_bytes": memory_bytes}
     arguments |= {"per_example_loss": per_example_loss, "rows": rows, "val_loader": val_loader, "progress": progress}
     if isinstance(log, (str, Path)):
