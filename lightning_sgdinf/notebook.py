@@ -1,4 +1,4 @@
-"""What a notebook shows of scores: the result in words, and both ends of the ranking."""
+"""Scores as a notebook shows them: the result in words, and both ends of the ranking."""
 
 from __future__ import annotations
 

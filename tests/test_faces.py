@@ -330,6 +330,7 @@ FACES = {
         "job_for",
         "JobResult",
         "Method",
+        "require_method",
         "Settings",
         "Walk",
     ),

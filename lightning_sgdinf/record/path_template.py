@@ -58,7 +58,7 @@ class PathTemplate:
 
     def present(self) -> list[Path]:
         """Return all paths of this form at which there is something."""
-        return [Path(found) for found in sorted(glob.glob(str(self._with("*", "*"))))] if self._fields else []
+        return [Path(path) for path in sorted(glob.glob(str(self._with("*", "*"))))] if self._fields else []
 
     def _with(self, name: str, version: str) -> Path:
         return Path(self._text.format(name=name, version=version))
