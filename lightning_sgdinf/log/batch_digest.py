@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,9 @@ from lightning_sgdinf.batch_structure import attributes_of
 def batch_digest(batch: Any, seed: int = 0) -> int:
     """Return the CRC-32 of the structure and the values of a batch.
 
-    Tensors and arrays contribute dtype, shape and bytes; mappings and sequences their items in order; dataclass-like
-    objects their attributes; anything else its type name and, if it is a string or number, its value.
+    Tensors and arrays contribute dtype, shape and bytes; mappings and sequences their items in order; classes,
+    functions and members of an Enum their names; dataclass-like objects their attributes; anything else its type name
+    and, if it is a string or number, its value.
 
     Args:
         batch: As a data loader yields it.
@@ -46,6 +49,9 @@ def batch_digest(batch: Any, seed: int = 0) -> int:
         for value in batch:
             seed = batch_digest(value, seed)
         return crc32(b"]", seed)
+    if isinstance(batch, (type, Enum, FunctionType, BuiltinFunctionType, MethodType)):
+        name = batch.name if isinstance(batch, Enum) else batch.__qualname__
+        return crc32(f"{type(batch).__qualname__}:{name}".encode(), seed)
     seed = crc32(type(batch).__qualname__.encode(), seed)
     attributes = attributes_of(batch)
     return batch_digest(attributes, seed) if attributes or hasattr(batch, "__dict__") else seed
