@@ -16,8 +16,9 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.errors import LogCorruptError
+from lightning_sgdinf.log.chunk_frames import Frames
 from lightning_sgdinf.log.codecs import ZSTD
-from lightning_sgdinf.log.hdf5 import Growing, checked_dataset, dataset, reading
+from lightning_sgdinf.log.hdf5 import Growing, ReadHdf5, checked_dataset, dataset, reading
 from lightning_sgdinf.log.step_documents import BatchEntry
 
 _MIN_CHUNK, _MAX_CHUNK = 4 << 10, 256 << 10
@@ -97,7 +98,7 @@ class BatchReader:
         ends: Byte at which the batches of each step end, 0 first.
     """
 
-    def __init__(self, file: h5py.File, path: Path, first: int, ends: Sequence[int]) -> None:
+    def __init__(self, file: ReadHdf5, path: Path, first: int, ends: Sequence[int]) -> None:
         self._path, self._first, self._ends = path, first, ends
         self._bytes: h5py.Dataset | None = None
         if "batch" not in file:
@@ -108,6 +109,7 @@ class BatchReader:
             if not 0 < self._chunk <= _LARGEST_CHUNK:
                 raise ValueError(f"chunks of {self._chunk} bytes")
             self._there = self._chunk * self._bytes.id.get_num_chunks()
+            self._frames = Frames(self._bytes, file.fileno())
 
     def read(self, index: int, entries: tuple[BatchEntry, ...], place: int) -> bytes:
         """Read batch ``place`` of step ``index``.
@@ -130,6 +132,7 @@ class BatchReader:
             size = entries[place].size
             if not 0 <= start <= start + size <= stop <= min(len(self._bytes), self._there):
                 raise ValueError(f"bytes {start} to {start + size} of {min(stop, self._there)}")
+            self._frames.check(start, start + size)
             data = self._bytes[start : start + size].tobytes()
         if crc32(data) != entries[place].crc:
             raise LogCorruptError(f"{self._path}: {what} differs from its checksum; restore the file from a copy")

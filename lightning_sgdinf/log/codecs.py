@@ -18,7 +18,7 @@ from lightning_sgdinf.errors import ConfigurationError
 AUTO = "auto"
 """The name under which users ask for a trial, see `lightning_sgdinf.log.codec_choice`."""
 
-_SHUFFLE, _BLOSC, ZSTD = 2, 32001, 32015  # numbers of HDF5 filters
+_SHUFFLE, BLOSC, ZSTD = 2, 32001, 32015  # numbers of HDF5 filters
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ CODECS: Mapping[str, Codec] = {
     codec.name: codec
     for codec in (
         Codec("none", order=0),
-        Codec("delta", order=1, filter=_LZ4, filters=(_BLOSC,)),
+        Codec("delta", order=1, filter=_LZ4, filters=(BLOSC,)),
         Codec("small", order=1, filter=_ZSTD, filters=(_SHUFFLE, ZSTD)),
         Codec("delta2", order=2, filter=_ZSTD, filters=(_SHUFFLE, ZSTD)),
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import shutil
 import socket
 import stat
 import time
@@ -95,10 +94,24 @@ class LogDirectory:
             )
         names = sorted(p.name for p in self.path.iterdir())
         if not any(_CONTENT.fullmatch(name) for name in names):
-            shown = ", ".join(map(printable, names[:8])) + (", ..." if len(names) > 8 else "") if names else "nothing"
-            raise LogNotFoundError(f"{self.path} holds no segments of a log, but {shown}")
-        if odd := next((n for n in names if n.startswith(("seg-", "live-")) and not _CONTENT.fullmatch(n)), None):
-            raise LogCorruptError(f"{self.path} holds {odd!r}, which no log has; remove it, or restore a copy")
+            raise LogNotFoundError(f"{self.path} holds no segments of a log, but {_listed(names) or 'nothing'}")
+        if strangers := self.strangers():
+            raise LogCorruptError(
+                f"{self.path} holds {_listed(strangers)}, which no log has; move it elsewhere, or restore a copy"
+            )
+
+    def strangers(self) -> list[str]:
+        """Return the names of what no log has: other names, links, pipes, devices, directories.
+
+        Hidden files, which file systems and desktops leave everywhere, do not count: nobody opens them.
+        """
+        names = []
+        for path in self.path.iterdir():
+            with suppress(FileNotFoundError):  # a living writer gives its files other names
+                ours = bool(_OURS.fullmatch(path.name)) and stat.S_ISREG(path.lstat().st_mode)
+                if not ours and not path.name.startswith("."):
+                    names.append(path.name)
+        return sorted(names)
 
     def status(self) -> bytes:
         """Return what the present or the last writer has told of itself; empty if nothing."""
@@ -225,9 +238,14 @@ class WritableDirectory(LogDirectory):
             lock.close()
 
     def _refuse_strangers(self) -> None:
-        strangers = sorted(printable(p.name) for p in self.path.iterdir() if not _OURS.fullmatch(p.name))
-        if strangers:
-            raise LogExistsError(f"{self.path} holds {', '.join(strangers[:5])}, which no log has; choose another path")
+        if self.path.is_symlink():
+            raise LogExistsError(
+                f"{self.path} is a link to {os.path.realpath(self.path)}; write there, if that is what is wanted"
+            )
+        if strangers := self.strangers():
+            raise LogExistsError(
+                f"{self.path} holds {_listed(strangers)}, which no log has; move it elsewhere, or choose another path"
+            )
 
     def _clear(self, present: str) -> None:
         content = sorted((p for p in self.path.iterdir() if _CONTENT.fullmatch(p.name)), reverse=True)
@@ -239,10 +257,12 @@ class WritableDirectory(LogDirectory):
         for path in content if present == "delete" else ():
             path.unlink()  # newest segments first, so that no hole is left if this is interrupted
         for path in (*self.path.glob("tmp-*"), *(self.path.glob("damaged-*") if present == "delete" else ())):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            path.unlink()
+
+
+def _listed(names: list[str]) -> str:
+    """Return some names as text."""
+    return ", ".join(repr(printable(name)) for name in names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def sync_file(path: Path) -> None:

@@ -26,6 +26,7 @@ from lightning_sgdinf.log.documents import (
     whole,
 )
 from lightning_sgdinf.log.hdf5 import (
+    ReadHdf5,
     checked_dataset,
     dataset,
     integer,
@@ -161,7 +162,7 @@ def _write_state(file: h5py.File, name: str, layout: Layout, flat: Mapping[str, 
             group.create_dataset(dtype, data=values.view(word_type(dtype).plain), track_times=False)
 
 
-def _read_state(file: h5py.File, name: str, path: Path) -> tuple[ModelState, int]:
+def _read_state(file: ReadHdf5, name: str, path: Path) -> tuple[ModelState, int]:
     with reading(path, f"layout of {name}"):
         layout = layout_from_json(read_document(file, f"{name}/layout", path))
         for dtype, words in word_counts(layout).items():

@@ -14,12 +14,13 @@ from uuid import uuid4
 import h5py
 import hdf5plugin  # noqa: F401  registers the filters
 import numpy as np
+from h5py._objects import phil
 from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.errors import LogCorruptError, LogError, LogNotFoundError, LogVersionError
 from lightning_sgdinf.log.descriptors import identity, large_files_allowed, redirect, replace_by_copy
 from lightning_sgdinf.log.file_objects import ReadFile, WrittenFile, open_regular
-from lightning_sgdinf.log.superblock import SIZE, repaired
+from lightning_sgdinf.log.superblock import SIZE, check, repaired
 from lightning_sgdinf.plain_text import printable
 
 LIBVER = ("v110", "v110")  # checksummed metadata, and what a single writer with readers needs
@@ -34,6 +35,11 @@ _DAMAGE = (
 
 _unclosed: set[tuple[int, int]] = set()
 """Files that HDF5 could not close. It takes the next file that gets the same number in the file system for them."""
+
+
+def holds_lock() -> bool:
+    """Tell if this thread is inside of h5py, so that no other thread gets on with any file."""
+    return phil._is_owned()
 
 
 @contextmanager
@@ -149,7 +155,28 @@ def discard(file: h5py.File) -> None:
             _unclosed.add(number)
 
 
-def open_file(path: Path, format_name: str, *, sealed: bool = True) -> h5py.File:
+class ReadHdf5(h5py.File):
+    """A file that is read through a file object of ours.
+
+    Args:
+        raw: The file object.
+    """
+
+    def __init__(self, raw: ReadFile) -> None:
+        super().__init__(raw, "r")
+        self._raw: ReadFile | None = raw
+
+    def fileno(self) -> int:
+        """Return the descriptor; -1 once the file is closed."""
+        return -1 if self._raw is None else self._raw.fileno()
+
+    def close(self) -> None:
+        """Close the file; harmless when done twice."""
+        self._raw = None
+        super().close()
+
+
+def open_file(path: Path, format_name: str, *, sealed: bool = True) -> ReadHdf5:
     """Open a file for reading, and nothing else: no link at its name is followed, no pipe waited for.
 
     Args:
@@ -165,7 +192,7 @@ def open_file(path: Path, format_name: str, *, sealed: bool = True) -> h5py.File
     if not os.path.lexists(path):
         raise LogNotFoundError(f"{path}: no such file, expected one of a log; restore it from a copy")
     with reading(path, "the file"):
-        file = h5py.File(ReadFile(path) if sealed else _repaired(path), "r")
+        file = ReadHdf5(_plain(path) if sealed else _repaired(path))
     try:
         with reading(path, "attribute format"):
             present = file.attrs.get("format")
@@ -177,12 +204,28 @@ def open_file(path: Path, format_name: str, *, sealed: bool = True) -> h5py.File
     return file
 
 
+def _plain(path: Path) -> ReadFile:
+    """Open a file that was closed."""
+    file = ReadFile(path)
+    try:
+        check(_head(file))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _head(file: ReadFile) -> bytes:
+    head = bytearray(SIZE)
+    file.seek(0)
+    file.readinto(memoryview(head))
+    return bytes(head)
+
+
 def _repaired(path: Path) -> ReadFile:
     """Open a file that was never closed; it stays as it is."""
     with ReadFile(path) as plain:
-        head = bytearray(SIZE)
-        plain.readinto(memoryview(head))
-        block, end = repaired(bytes(head), plain.size())
+        block, end = repaired(_head(plain), plain.size())
     return ReadFile(path, head=block, size=end)
 
 
@@ -229,7 +272,7 @@ def write_document(file: h5py.File, name: str, data: bytes) -> None:
     created.attrs["crc32"] = np.uint32(crc32(data))
 
 
-def read_document(file: h5py.File, name: str, path: Path) -> bytes:
+def read_document(file: ReadHdf5, name: str, path: Path) -> bytes:
     """Read what `write_document` stored, and check it."""
     data = read_column(file, name, path, "|u1").tobytes()
     with reading(path, f"attribute crc32 of {name}"):
@@ -240,7 +283,7 @@ def read_document(file: h5py.File, name: str, path: Path) -> bytes:
 
 
 def read_column(
-    file: h5py.File, name: str, path: Path, dtype: str, columns: int | None = None, *, sealed: bool = True
+    file: ReadHdf5, name: str, path: Path, dtype: str, columns: int | None = None, *, sealed: bool = True
 ) -> np.ndarray:
     """Read a whole unfiltered dataset, after its claims were compared with the bytes that are there.
 
@@ -257,7 +300,7 @@ def read_column(
 
 
 def checked_dataset(
-    file: h5py.File,
+    file: ReadHdf5,
     name: str,
     dtype: str,
     columns: int | None = None,

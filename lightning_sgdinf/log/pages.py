@@ -20,7 +20,7 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.errors import LogCorruptError
-from lightning_sgdinf.log.hdf5 import Growing, checked_dataset, dataset, reading
+from lightning_sgdinf.log.hdf5 import Growing, ReadHdf5, checked_dataset, dataset, reading
 from lightning_sgdinf.log.step_documents import EncodedStep
 from lightning_sgdinf.log.twister import StreamEncoder
 
@@ -226,7 +226,7 @@ class PageWriter:
         return known
 
 
-def read_pages(file: h5py.File, path: Path, *, sealed: bool) -> Page:
+def read_pages(file: ReadHdf5, path: Path, *, sealed: bool) -> Page:
     """Read all steps of a segment.
 
     Args:

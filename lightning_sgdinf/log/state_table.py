@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 from torch import Tensor
 
 from lightning_sgdinf.errors import LogCorruptError
 from lightning_sgdinf.log.bit_patterns import row_bytes, state_patterns, word_counts, word_type
 from lightning_sgdinf.log.checksum import StateChecksum
+from lightning_sgdinf.log.chunk_frames import Frames
 from lightning_sgdinf.log.codecs import Codec
 from lightning_sgdinf.log.delta_coding import DeltaCursor
-from lightning_sgdinf.log.hdf5 import checked_dataset, read_rows, reading
+from lightning_sgdinf.log.hdf5 import ReadHdf5, checked_dataset, read_rows, reading
 from lightning_sgdinf.state import Layout
 
 _READ_AHEAD_BYTES = 1 << 20
@@ -36,7 +36,7 @@ class StateTable:
     """
 
     def __init__(
-        self, file: h5py.File, path: Path, layout: Layout, codec: Codec, length: int, *, sealed: bool = True
+        self, file: ReadHdf5, path: Path, layout: Layout, codec: Codec, length: int, *, sealed: bool = True
     ) -> None:
         self._path, self._layout, self._length, self._sealed = path, layout, length, sealed
         self._order = codec.order
@@ -144,7 +144,7 @@ class _BufferReader:
 
     cursor: DeltaCursor
 
-    def __init__(self, file: h5py.File, dtype: str, words: int, codec: Codec, length: int, sealed: bool) -> None:
+    def __init__(self, file: ReadHdf5, dtype: str, words: int, codec: Codec, length: int, sealed: bool) -> None:
         kind = word_type(dtype)
         self._order = codec.order
         self._known = min(codec.order, length)
@@ -156,6 +156,7 @@ class _BufferReader:
                 raise ValueError(f"anchor/{dtype} has {len(self._anchors)} rows, expected {2 * codec.order}")
         stored = kind.pattern if codec.order else np.dtype(kind.plain)
         self._dataset = checked_dataset(file, f"state/{dtype}", stored.str, words, sealed=sealed, filters=codec.filters)
+        self._frames = Frames(self._dataset, file.fileno())
         self.rows = int(self._dataset.shape[0])
         if sealed and self.rows != max(0, length - codec.order):
             raise ValueError(f"state/{dtype} has {self.rows} rows, expected {max(0, length - codec.order)}")
@@ -176,6 +177,7 @@ class _BufferReader:
     def read(self, row: int, out: np.ndarray, *, backwards: bool) -> None:
         """Read one row as patterns into ``out``."""
         if self._ahead == 1 and row < self.rows:
+            self._frames.check(row, row + 1)
             read_rows(self._dataset, row, out.view(self._dataset.dtype)[None])
         else:
             out[:] = self.row(row, backwards=backwards)
@@ -188,6 +190,7 @@ class _BufferReader:
             if not 0 <= start < stop <= self.rows:
                 raise IndexError(f"row {row} of {self.rows}")
             self._start = self._stop = 0
+            self._frames.check(start, stop)
             read_rows(self._dataset, start, self._buffer[: stop - start])
             self._start, self._stop = start, stop
         return self._buffer[row - self._start].view(self._pattern)

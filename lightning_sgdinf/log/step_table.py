@@ -5,13 +5,12 @@ from __future__ import annotations
 from itertools import accumulate
 from pathlib import Path
 
-import h5py
 import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.errors import LogCorruptError
 from lightning_sgdinf.log.checksum import step_checksum
-from lightning_sgdinf.log.hdf5 import reading
+from lightning_sgdinf.log.hdf5 import ReadHdf5, reading
 from lightning_sgdinf.log.pages import read_pages
 from lightning_sgdinf.log.records import Step
 from lightning_sgdinf.log.step_documents import EncodedStep, Frame, ReadBatch, batches_of, decode_step, read_frame
@@ -28,7 +27,7 @@ class StepTable:
         partial: The writer did not seal it: the last pages may be damaged.
     """
 
-    def __init__(self, file: h5py.File, path: Path, first: int, *, partial: bool = False) -> None:
+    def __init__(self, file: ReadHdf5, path: Path, first: int, *, partial: bool = False) -> None:
         self._path, self._first = path, first
         page = read_pages(file, path, sealed=not partial)
         self.length = len(page.crc)

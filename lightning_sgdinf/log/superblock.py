@@ -14,9 +14,26 @@ import struct
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SIZE = 48
-_CHECKED, _FLAGS, _END = 44, 11, 28
+_CHECKED, _FLAGS, _BASE, _END = 44, 11, 12, 28
 _MASK = 0xFFFFFFFF
 _MISSING_BYTES = 16 << 20  # of a tail, at most
+
+
+def check(block: bytes) -> None:
+    """Check a superblock: as new as those of logs, at the beginning of the file, and so are all addresses counted.
+
+    Args:
+        block: The first bytes of the file.
+
+    Raises:
+        ValueError: It is none, or another.
+    """
+    if len(block) < SIZE or not block.startswith(_SIGNATURE) or block[8] not in (2, 3):
+        raise ValueError("no HDF5 superblock of version 2 or 3")
+    if struct.unpack_from("<I", block, _CHECKED)[0] != lookup3(block[:_CHECKED]):
+        raise ValueError("the superblock differs from its checksum")
+    if struct.unpack_from("<Q", block, _BASE)[0]:
+        raise ValueError("its addresses are counted from elsewhere than its beginning")
 
 
 def repaired(block: bytes, size: int) -> tuple[bytes, int]:
@@ -31,11 +48,8 @@ def repaired(block: bytes, size: int) -> tuple[bytes, int]:
     Raises:
         ValueError: Its superblock is not one that can be repaired.
     """
+    check(block)
     changed = bytearray(block[:SIZE])
-    if len(changed) < SIZE or not changed.startswith(_SIGNATURE) or changed[8] < 2:
-        raise ValueError("no HDF5 superblock of version 2 or 3")
-    if struct.unpack_from("<I", changed, _CHECKED)[0] != lookup3(bytes(changed[:_CHECKED])):
-        raise ValueError("the superblock differs from its checksum")
     end = min(max(size, struct.unpack_from("<Q", changed, _END)[0]), size + _MISSING_BYTES)
     struct.pack_into("<Q", changed, _END, end)
     changed[_FLAGS] = 0

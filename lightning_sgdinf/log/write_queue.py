@@ -6,6 +6,9 @@ are left to gather, a few of them, unless somebody waits for something.
 A signal's handler may raise between any two bytecodes of the training thread, or call in here once more. So that
 thread never holds a lock across two of them: a job is queued by a single ``append``, which has happened or has not, and
 to wait is a single ``SimpleQueue.get`` with a time limit. A job may be queued twice; it is done once.
+
+A handler may also find that thread inside of h5py, reading examples: then the writer cannot get on before the handler
+ends, so nothing is waited for.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from torch import Tensor
 
 from lightning_sgdinf.errors import LogWriteError
 from lightning_sgdinf.log.bit_patterns import row_bytes
+from lightning_sgdinf.log.hdf5 import holds_lock
 from lightning_sgdinf.state import Layout
 
 _LOOK_AGAIN_SECONDS = 1.0  # how often a waiting thread makes sure that the other one is alive
@@ -168,9 +172,9 @@ class WriteQueue:
                 pool.capacity += 1
                 continue
             self._alarm.ring()
+            patience.check()
             with suppress(Empty):
                 return pool.free.get(timeout=_LOOK_AGAIN_SECONDS)
-            patience.check()
 
     def submit(self, job: Job, *, may_wait: bool = False) -> None:
         """Queue a job.
@@ -196,9 +200,9 @@ class WriteQueue:
         patience = _Patience(self)
         while not job.done:
             self.check()
+            patience.check()
             with suppress(Empty):
                 job.bell.get(timeout=_LOOK_AGAIN_SECONDS)
-            patience.check()
 
     def close(self) -> None:
         """Take no more jobs; the writer ends when it has done those it has."""
@@ -210,9 +214,14 @@ class WriteQueue:
         patience = _Patience(self)
         with suppress(LogWriteError):
             while not self.ended:
+                patience.check()
                 with suppress(Empty):
                     self._farewell.get(timeout=_LOOK_AGAIN_SECONDS)
-                patience.check()
+
+    @property
+    def failed(self) -> bool:
+        """True if the writer has run into something, or its thread is gone before its work is done."""
+        return self.error is not None or (self.ended and (bool(self._jobs) or not self._closed))
 
     @property
     def closed(self) -> bool:
@@ -231,7 +240,7 @@ class WriteQueue:
                 f"writing the log failed: {reason}; what was flushed before is readable. Free some space, or "
                 "mend what else is wrong, and resume from a checkpoint"
             ) from self.error
-        if self.ended and (self._jobs or not self._closed):
+        if self.failed:
             raise LogWriteError(
                 "the thread that writes the log is gone; what was flushed before is readable. Resume from a checkpoint"
             )
@@ -285,11 +294,16 @@ class _Patience:
         self._seen, self._since = queue.progress, time.monotonic()
 
     def check(self) -> None:
-        """Raise if nothing has been done for long.
+        """Raise if nothing has been done for long, or nothing can be done.
 
         Raises:
-            LogWriteError: The disk does not answer.
+            LogWriteError: The disk does not answer; or this thread holds the lock that the writer needs.
         """
+        if holds_lock():
+            raise LogWriteError(
+                "nothing can be written while this thread is inside of h5py, where a signal has interrupted it; what "
+                "was flushed before is readable. Ask again when the signal has been handled"
+            )
         now = time.monotonic()
         if self._queue.progress != self._seen:
             self._seen, self._since = self._queue.progress, now

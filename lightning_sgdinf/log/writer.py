@@ -143,13 +143,10 @@ class LogWriter:
             LogWriteError: The writer thread has failed.
         """
         self._check_process()
-        if self._queue.error is not None:
-            self._failed()
-            return layout.empty()
         try:
             return self._queue.take_buffers(layout)
-        except LogWriteError:
-            self._failed()
+        except LogWriteError as error:
+            self._failed(error)
             return layout.empty()
 
     def lanes(self, layout: Layout) -> dict[str, Tensor]:
@@ -255,8 +252,8 @@ class LogWriter:
             return None
         try:
             self._queue.submit(job, may_wait=may_wait)
-        except LogWriteError:
-            self._failed()
+        except LogWriteError as error:
+            self._failed(error)
             return None
         return job
 
@@ -265,8 +262,8 @@ class LogWriter:
             return
         try:
             self._queue.wait_for(job)
-        except LogWriteError:
-            self._failed()
+        except LogWriteError as error:
+            self._failed(error)
 
     def _end_with(self, action: Callable[[], object]) -> None:
         """End the log, once: if that was begun and interrupted, go on with it."""
@@ -278,18 +275,13 @@ class LogWriter:
         self._queue.wait_for_end()
         self._close.detach()
 
-    def _failed(self) -> None:
-        """Raise what the queue has raised or would raise, or stop logging."""
-        try:
-            self._queue.check()
-        except LogWriteError as error:
-            if self._raises:
-                raise
-            if not self.stopped:
-                self.stopped = str(error)
-                warnings.warn(f"{self.path}: {error}; training goes on without a log", stacklevel=4)
-            return
-        raise LogWriteError(f"{self.path} is closed: nothing can be written after finish or abandon")
+    def _failed(self, error: LogWriteError) -> None:
+        """Raise what the queue has raised; if the writer has failed and is to stop logging then, stop."""
+        if self._raises or not self._queue.failed:
+            raise LogWriteError(f"{self.path}: {error}") from error
+        if not self.stopped:
+            self.stopped = str(error)
+            warnings.warn(f"{self.path}: {error}; training goes on without a log", stacklevel=4)
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:
@@ -304,7 +296,7 @@ def _take_directory(
 ) -> tuple[WritableDirectory, list[SegmentEntry]]:
     """Return the directory, and the segments that stay."""
     for thread in list(_threads):  # lost writers, which are about to seal theirs
-        if thread.queue.closed and thread.store.directory.path == Path(path):
+        if thread.queue.closed and os.path.realpath(thread.store.directory.path) == os.path.realpath(path):
             thread.queue.wait_for_end()
     if continue_at is None:
         return WritableDirectory(path, present="delete" if overwrite else "refuse"), []

@@ -5,22 +5,29 @@ own, and the gradient is the mean of theirs. So process 0 writes the log, states
 they fed into each step, some ten kilobytes, through a key-value store of their own. No collective operation is added to
 the training: a process sends and goes on, and process 0 fetches the others' part of a step when the next one begins,
 when it has long been there.
+
+A process that stops recording says so, and then all of them do; the training goes on. One that ends without a word, on
+this machine, is missed within a second.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import struct
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from lightning_sgdinf.errors import LogWriteError, SgdInfluenceError
+from lightning_sgdinf.errors import SgdInfluenceError, UnsupportedRunError
 from lightning_sgdinf.log import Draw, MicroBatch, Step
 from lightning_sgdinf.log.step_documents import EncodedStep, decode_step, encode_step
 from lightning_sgdinf.random_state import RandomState
@@ -29,7 +36,10 @@ from lightning_sgdinf.state import Layout
 
 Result = TypeVar("Result")
 
-_PATIENCE = timedelta(seconds=60)  # with a process that has taken a step and not yet told of it
+_PATIENCE = timedelta(minutes=10)  # with a process that has taken a step and not yet told of it
+_LOOK_AGAIN = timedelta(seconds=1)
+_ANSWER = timedelta(seconds=60)  # of the store, which process 0 keeps
+_LOOK_EVERY = 64  # steps, for whether process 0 still records
 _OWN_DEVICE = "device"
 
 
@@ -61,42 +71,74 @@ class Mailbox:
     def __init__(self, rank: int, world: int, store: TCPStore) -> None:
         self.rank, self.world = rank, world
         self._store = store
+        self._store.set(_of(rank, "process"), f"{os.getpid()}@{socket.gethostname()}")
 
     @classmethod
     def of(cls, trainer: Any) -> Mailbox:
         """Return the mailbox of a Trainer's processes; all of them must ask for it at the same time."""
         strategy, rank = trainer.strategy, trainer.global_rank
-        own = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE) if not rank else None
+        own = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=_ANSWER) if not rank else None
         port = strategy.broadcast(own.port if own is not None else 0)
         if own is None:
             host = os.environ.get("MASTER_ADDR", "localhost")
-            own = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_PATIENCE)
+            own = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_ANSWER)
         return cls(rank, trainer.world_size, own)
 
     def send(self, index: int, message: bytes) -> None:
         """Send, from any process but 0, its message about step ``index``.
 
         Raises:
-            LogWriteError: Process 0 is gone.
+            UnsupportedRunError: Process 0 is gone, or has stopped recording.
         """
         try:
             self._store.set(_key(self.rank, index), message)  # pyright: ignore[reportArgumentType]
+            reason = self._farewell(0) if not index % _LOOK_EVERY else None
         except RuntimeError as error:
-            raise LogWriteError(f"process 0, which writes the log, cannot be reached ({error}); it is gone") from error
+            reason = f"it cannot be reached: {error}"
+        if reason is not None:
+            raise UnsupportedRunError(f"process 0, which writes the log, has stopped recording ({reason})")
+
+    def stop(self, reason: str) -> None:
+        """Tell the others that this process records no more."""
+        with suppress(RuntimeError):
+            self._store.set(_of(self.rank, "stopped"), reason)
 
     def fetch(self, rank: int, index: int) -> bytes:
         """Return, in process 0, the message of process ``rank`` about step ``index``; `drop` it then.
 
         Raises:
-            LogWriteError: It does not come; the process is gone.
+            UnsupportedRunError: It does not come; the process is gone, or has stopped recording.
         """
+        key, until, reason = _key(rank, index), time.monotonic() + _PATIENCE.total_seconds(), None
         try:
-            return self._store.get(_key(rank, index))
+            while not self._store.check([key]):
+                if time.monotonic() > until:
+                    reason = f"no word for {_PATIENCE.total_seconds():.0f} s"
+                if reason is not None:
+                    break
+                reason = self._farewell(rank) or self._death(rank)  # before which a message may have come
+                if reason is None:
+                    with suppress(RuntimeError):  # nothing has come yet
+                        self._store.wait([key], _LOOK_AGAIN)
+            else:
+                return self._store.get(key)
         except RuntimeError as error:
-            raise LogWriteError(
-                f"process {rank} has not told what it fed into step {index} ({error}); it is gone or has stopped "
-                "recording. The log holds the steps before"
-            ) from error
+            reason = str(error)
+        raise UnsupportedRunError(
+            f"process {rank} has not told what it fed into step {index} ({reason}); the log holds the steps before"
+        )
+
+    def _farewell(self, rank: int) -> str | None:
+        """Return why a process has stopped recording; ``None`` if it has not."""
+        key = _of(rank, "stopped")
+        return self._store.get(key).decode(errors="replace") if self._store.check([key]) else None
+
+    def _death(self, rank: int) -> str | None:
+        """Return that a process is gone; ``None`` if it lives, or nobody can tell."""
+        if not self._store.check([_of(rank, "process")]):  # it is about to tell
+            return None
+        process, _, host = self._store.get(_of(rank, "process")).decode().partition("@")
+        return f"process {process} is gone" if host == socket.gethostname() and not _lives(int(process)) else None
 
     def drop(self, rank: int, index: int) -> None:
         """Forget, in process 0, a message that is not needed any more."""
@@ -121,6 +163,21 @@ class Sender(SilentWriter):
         own = [_renamed(micro, self._device, _OWN_DEVICE) for micro in step.micro_batches]
         self._mailbox.send(step.index, pack(encode_step(replace(step, micro_batches=tuple(own)))))
 
+    def finish(
+        self,
+        layout: Layout,
+        flat: dict[str, Tensor],
+        *,
+        average: Mapping[str, Tensor] | None = None,
+        reason: str = "completed",
+    ) -> None:
+        """Say that there is no more to come."""
+        self._mailbox.stop(reason)
+
+    def abandon(self, reason: str) -> None:
+        """Say that there is no more to come."""
+        self._mailbox.stop(reason)
+
 
 class Collector:
     """The writer of a recording in process 0: joins each step with what the other processes fed into it.
@@ -138,7 +195,7 @@ class Collector:
         self._take_buffers = take_buffers_of(writer)
         self._joined: tuple[Step, Step] | None = None  # the last step, of this process and of all
         self._put: Step | None = None
-        self.flush, self.sizes, self.finish, self.abandon = writer.flush, writer.sizes, writer.finish, writer.abandon
+        self.flush, self.sizes, self.finish = writer.flush, writer.sizes, writer.finish
 
     @property
     def stopped(self) -> str:
@@ -149,11 +206,17 @@ class Collector:
         """Return a free set of flat buffers of the log's."""
         return self._take_buffers(layout)
 
+    def abandon(self, reason: str) -> None:
+        """End the log, and let the others know."""
+        self._mailbox.stop(reason)
+        self._writer.abandon(reason)
+
     def put(self, step: Step, layout: Layout, flat: dict[str, Tensor], *, store: bool = True) -> None:
         """Write the step of all processes, and the state before it.
 
         Raises:
-            LogWriteError: A process is gone, or writing failed.
+            LogWriteError: Writing failed.
+            UnsupportedRunError: A process is gone, or has stopped recording.
         """
         if step is self._put:  # again, after an interrupt
             return
@@ -209,6 +272,21 @@ def unpack(index: int, message: bytes) -> Step:
 
 def _key(rank: int, index: int) -> str:
     return f"{rank}/{index}"
+
+
+def _of(rank: int, fact: str) -> str:
+    return f"{rank}/{fact}"
+
+
+def _lives(process: int) -> bool:
+    """Tell if a process of this machine runs; one that has ended and was not waited for does not."""
+    try:
+        os.kill(process, 0)
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's, or no Linux: nobody can tell
+        return True
 
 
 def _renamed(micro: MicroBatch, name: str, other: str) -> MicroBatch:

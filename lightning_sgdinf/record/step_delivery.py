@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from lightning_sgdinf.errors import SgdInfluenceError
+from lightning_sgdinf.errors import SgdInfluenceError, UnsupportedRunError
 from lightning_sgdinf.log import Json, Step, state_checksum
 from lightning_sgdinf.record.keep import Keep
 from lightning_sgdinf.record.resume import footprint
@@ -170,7 +170,10 @@ class StepDelivery:
         if writer is None:
             return
         try:
-            self.hand_over()
+            try:
+                self.hand_over()
+            except UnsupportedRunError:  # another process has not told its part
+                self._waiting = None
             final = final_state(self.written)
             if final is None:
                 writer.abandon(reason)

@@ -29,13 +29,11 @@ from lightning_sgdinf.replay.objective import open_objective as open_objective
 from lightning_sgdinf.replay.opened import OpenedRun as OpenedRun
 from lightning_sgdinf.replay.per_example_loss import PerExampleLoss as PerExampleLoss
 from lightning_sgdinf.replay.recorded_gradients import recorded_gradients as recorded_gradients
+from lightning_sgdinf.replay.recorded_optimizer import RecordedOptimizer as RecordedOptimizer
 from lightning_sgdinf.replay.replayer import Divisor as Divisor
 from lightning_sgdinf.replay.replayer import Replayer as Replayer
 from lightning_sgdinf.replay.replayer import clip_parameters as clip_parameters
-from lightning_sgdinf.replay.replayer import group_options as group_options
-from lightning_sgdinf.replay.replayer import optimizer_class as optimizer_class
 from lightning_sgdinf.replay.replayer import refuse_changes as refuse_changes
-from lightning_sgdinf.replay.replayer import required_options as required_options
 from lightning_sgdinf.replay.retracer import Retracer as Retracer
 from lightning_sgdinf.replay.row_owners import LossRows as LossRows
 from lightning_sgdinf.replay.row_owners import RowOwners as RowOwners

@@ -8,20 +8,20 @@ initial state, learning rates and divisor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lightning_sgdinf.dtypes import dtype_name
-from lightning_sgdinf.errors import ConfigurationError, UnknownOptimizerError, UnsupportedRunError
+from lightning_sgdinf.errors import ConfigurationError, UnsupportedRunError
 from lightning_sgdinf.log import Clip, MicroBatch, ParamGroup, Step, Trajectory
-from lightning_sgdinf.plain_text import printable
 from lightning_sgdinf.replay.edits import Edit
 from lightning_sgdinf.replay.objective import Objective
 from lightning_sgdinf.replay.recorded_gradients import recorded_gradients
+from lightning_sgdinf.replay.recorded_optimizer import RecordedOptimizer
 from lightning_sgdinf.state import ModelState
 
 Divisor: TypeAlias = Literal["kept", "reduced"]
@@ -46,7 +46,7 @@ class Replayer:
         self.objective = objective
         self.gradients = 0
         self._divisor: Divisor = divisor
-        self._optimizer_class = optimizer_class(log.header.optimizer)
+        self._recorded_optimizer = RecordedOptimizer(log.header.optimizer)
 
     def advance(
         self, state: ModelState, step: Step, *, weights: Tensor | None = None, edit: Edit | None = None
@@ -102,7 +102,7 @@ class Replayer:
                     optimizer_state = self._read(optimizer, grouping)
                 optimizer, grouping = self._optimizer(step.groups, optimizer_state), names
             for group, recorded in zip(optimizer.param_groups, step.groups, strict=True):
-                group.update(group_options(recorded))
+                group.update(self._recorded_optimizer.options(recorded))
             optimizer.step()
             for parameter in objective.parameters:
                 parameter.grad = None
@@ -145,9 +145,7 @@ class Replayer:
         self, groups: Sequence[ParamGroup], state: Mapping[str, Mapping[str, Tensor]]
     ) -> torch.optim.Optimizer:
         by_name = dict(zip(self.objective.vector.names, self.objective.parameters, strict=True))
-        optimizer = self._optimizer_class(
-            [{"params": [by_name[n] for n in g.params], **group_options(g)} for g in groups], **required_options(groups)
-        )
+        optimizer = self._recorded_optimizer.make([([by_name[n] for n in g.params], g) for g in groups])
         recorded = {name: dtype for name, _, dtype in self.log.header.parameters}
         for name, entries in state.items():
             parameter = by_name[name]
@@ -204,56 +202,7 @@ def clip_parameters(parameters: Sequence[torch.nn.Parameter], step: Step, names:
         torch.nn.utils.clip_grad_value_(own, clip.value)
 
 
-def group_options(group: ParamGroup) -> dict[str, Any]:
-    """Return the hyper-parameters of a param group, as the optimizer's constructor takes them.
-
-    Raises:
-        UnknownOptimizerError: One is neither a number, a word, nor a list of such: no optimizer takes it.
-    """
-    odd = [name for name, value in group.options.items() if name == "params" or not _is_plain(value)]
-    if odd:
-        raise UnknownOptimizerError(
-            f"the option {printable(odd[0])} of the recorded optimizer is {group.options[odd[0]]!r:.80}, expected a "
-            "number, a word, or a list of such; train with an optimizer whose options are plain values"
-        )
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in group.options.items()}
-
-
-def _is_plain(value: Any) -> bool:
-    return all(
-        type(v) in (bool, int, float, str, type(None)) for v in (value if isinstance(value, (list, tuple)) else [value])
-    )
-
-
-def required_options(groups: Sequence[ParamGroup]) -> dict[str, Any]:
-    """Return ``lr``, a required argument of some constructors even if every group has its own."""
-    return {"lr": groups[0].options["lr"]} if "lr" in groups[0].options else {}
-
-
 def _like(value: Tensor, parameter: Tensor, recorded: str) -> bool:
     """Tell if an optimizer's tensor holds numbers as its parameter does; without dimensions it may be a counter."""
     alike = value.is_floating_point() and value.shape == parameter.shape
     return alike and (value.ndim > 0 or dtype_name(value.dtype) == recorded)
-
-
-def optimizer_class(path: str) -> Callable[..., torch.optim.Optimizer]:
-    """Return the optimizer class that a log's header names, if it is one that is here already.
-
-    A log may come from anybody: nothing is imported because a file says so, and what is no optimizer is not called.
-
-    Raises:
-        UnknownOptimizerError: No class derived from ``torch.optim.Optimizer`` of that name has been imported.
-    """
-    known, named = [torch.optim.Optimizer], None
-    while known:
-        kind = known.pop()
-        known += kind.__subclasses__()
-        if f"{kind.__module__}.{kind.__qualname__}" == path:
-            named = kind
-    if named is None:
-        raise UnknownOptimizerError(
-            f"the run used the optimizer {printable(path)}, which is not here: no such class derived from "
-            "torch.optim.Optimizer has been imported. Import the module that defines it before; a log never does that "
-            "by itself"
-        )
-    return named

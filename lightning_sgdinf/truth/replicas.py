@@ -31,12 +31,10 @@ from lightning_sgdinf.replay import (
     LossRows,
     Objective,
     OpenedRun,
+    RecordedOptimizer,
     feed,
-    group_options,
-    optimizer_class,
     recorded_gradients,
     refuse_changes,
-    required_options,
 )
 from lightning_sgdinf.replay.pass_structure import PassStructure
 from lightning_sgdinf.state import ModelState
@@ -78,7 +76,7 @@ class Replicas:
         self.objective, self.keep = run.objective, keep
         objective = run.objective
         self._divisor: Divisor = divisor
-        self._kind = optimizer_class(run.log.header.optimizer)
+        self._kind = RecordedOptimizer(run.log.header.optimizer)
         like = objective.parameters[0]
         count = len(keep)
         spread = lambda v: _stacked(v.to(like.device, like.dtype if v.is_floating_point() else v.dtype), count)  # noqa: E731
@@ -235,16 +233,13 @@ class Replicas:
         if self._optimizer is None or layout != self._layout:
             self._memory = self._read()
             self._layout = layout
-            optimizer = self._kind(
-                [{"params": [self._params[n] for n in g.params], **group_options(g)} for g in groups],
-                **required_options(groups),
-            )
+            optimizer = self._kind.make([([self._params[n] for n in g.params], g) for g in groups])
             self._spread_scalars(groups)
             for name, entries in self._memory.items():
                 optimizer.state[self._params[name]] = entries
             self._optimizer = optimizer
         for param_group, recorded in zip(self._optimizer.param_groups, groups, strict=True):
-            param_group.update(group_options(recorded))
+            param_group.update(self._kind.options(recorded))
         return self._optimizer
 
     def _spread_scalars(self, groups: Sequence[ParamGroup]) -> None:
@@ -258,7 +253,7 @@ class Replicas:
                 continue
             trial = nn.Parameter(torch.zeros(2))
             trial.grad = torch.ones(2)
-            optimizer = self._kind([{"params": [trial], **group_options(group)}], **required_options(groups))
+            optimizer = self._kind.make([([trial], group)])
             optimizer.step()
             entrywise = {
                 k for k, v in optimizer.state[trial].items() if isinstance(v, Tensor) and v.shape == trial.shape

@@ -249,7 +249,7 @@ def test_what_is_no_log_is_said(tmp_path: Path) -> None:
     with pytest.raises(LogNotFoundError, match="no such directory"):
         RunLog.open(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(LogNotFoundError, match=r"holds no segments of a log, but notes\.txt"):
+    with pytest.raises(LogNotFoundError, match=r"holds no segments of a log, but 'notes\.txt'"):
         RunLog.open(tmp_path)
     with pytest.raises(LogNotFoundError, match="is a file"):
         RunLog.open(tmp_path / "notes.txt")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import socket
 import struct
 import threading
 import zlib
@@ -17,13 +19,14 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_sgdinf.errors import LogCorruptError, LogError, LogVersionError
-from lightning_sgdinf.log import RunLog, recover
+from lightning_sgdinf.errors import LogCorruptError, LogError, LogExistsError, LogVersionError
+from lightning_sgdinf.log import LogWriter, RunLog, recover
 from lightning_sgdinf.log.command import main
+from lightning_sgdinf.log.watch import progress
 from lightning_sgdinf.plain_text import csv_cell, printable
 from lightning_sgdinf.report import SafeHtml
 from lightning_sgdinf.scores import Scores
-from tests.log.cases import assert_same_state, make_state, write_run
+from tests.log.cases import assert_same_state, make_header, make_state, write_run
 from tests.log.test_fuzz import replace
 
 
@@ -140,11 +143,42 @@ def test_an_attribute_of_another_form(log: Path) -> None:
 
 
 def test_names_that_no_log_has(log: Path) -> None:
-    for name in (f"seg-{chr(0x660) * 10}.h5", "seg-0000000001.h5\n", "live-1.h5"):
+    acts = (RunLog.open, progress, recover, lambda path: LogWriter(path, header=make_header(), overwrite=True))
+    for name in (f"seg-{chr(0x660) * 10}.h5", "seg-0000000001.h5\n", "live-1.h5", "notes.txt", "END.h5", "a\x1b[2J"):
         (log / name).touch()
-        with pytest.raises(LogCorruptError, match="which no log has"):
-            RunLog.open(log)
+        for act in acts:
+            with pytest.raises(LogError, match="which no log has") as told:
+                act(log)
+            assert "\x1b" not in str(told.value)
         (log / name).unlink()
+    (log / ".nfs0001").touch()  # as file systems and desktops leave them
+    RunLog.open(log).close()
+
+
+@pytest.mark.parametrize("name", ["LOCK", "reserve", "end.h5", "seg-0000000000.h5", "tmp-1", "damaged-1-end.h5", "x"])
+def test_what_is_no_file(log: Path, tmp_path: Path, name: str) -> None:
+    def make_socket(path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(path.parent):
+            server.bind(path.name)
+
+    for make in (Path.mkdir, os.mkfifo, make_socket, lambda path: path.symlink_to("/dev/zero")):
+        path = Path(shutil.copytree(log, tmp_path / "copy"))
+        (path / name).unlink(missing_ok=True)
+        make(path / name)
+        for act in (RunLog.open, recover, progress, lambda p: LogWriter(p, header=make_header(), overwrite=True)):
+            with pytest.raises(LogError, match=r"which no log has|holds no segments"):
+                act(path)
+        shutil.rmtree(path)
+
+
+def test_a_link_to_a_log_is_read_and_not_written(log: Path, tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to(log)
+    with RunLog.open(tmp_path / "latest") as opened:
+        assert len(opened) == 20
+    with pytest.raises(LogExistsError, match=f"is a link to {log}"):
+        LogWriter(tmp_path / "latest", header=make_header(), overwrite=True)
+    with RunLog.open(log) as opened:
+        assert len(opened) == 20
 
 
 def test_what_is_shown_cannot_steer_a_terminal_or_a_spreadsheet() -> None:

@@ -5,6 +5,7 @@ from queue import Empty
 
 import pytest
 import torch
+from h5py._objects import phil
 
 from lightning_sgdinf.errors import LogWriteError
 from lightning_sgdinf.log import write_queue
@@ -120,3 +121,20 @@ def test_who_waits_is_told_that_the_writer_has_failed_is_gone_or_does_not_get_on
     for queue, job, said in zip(queues, jobs, ("no space", "is gone", "not answered"), strict=True):
         with pytest.raises(LogWriteError, match=said):
             queue.wait_for(job)
+
+
+def test_nobody_waits_for_the_writer_inside_of_h5py():
+    """As a signal's handler would, that comes while examples are read: the writer needs h5py's lock."""
+    queue, done = WriteQueue(queue_bytes=1, held=0), []
+    job = Job(partial(done.append, 1))
+    mine = [queue.take_buffers(LAYOUT) for _ in range(2)]
+    queue.submit(job)
+    with phil:
+        with pytest.raises(LogWriteError, match="inside of h5py"):
+            queue.wait_for(job)
+        with pytest.raises(LogWriteError, match="inside of h5py"):
+            queue.take_buffers(LAYOUT)
+        queue.close()
+        queue.wait_for_end()
+    take(queue, 1)
+    assert (done, len(mine)) == ([1], 2)

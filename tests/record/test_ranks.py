@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_sgdinf import InfluenceRunner, RunLog
-from lightning_sgdinf.errors import LogExistsError, LogWriteError
+from lightning_sgdinf.errors import LogExistsError, UnsupportedRunError
 from lightning_sgdinf.log import Draw, MicroBatch
 from lightning_sgdinf.log.step_documents import encode_step
 from lightning_sgdinf.query import MeanLoss, PerClassLoss
-from lightning_sgdinf.record import compatibility
+from lightning_sgdinf.record import compatibility, ranks
 from lightning_sgdinf.record.ranks import Collector, Mailbox, Sender, agreed, pack, unpack
 from lightning_sgdinf.state import Layout
 from lightning_sgdinf.testing import Losses, UnrolledRun, UnrolledStep, relative_error, unrolled_scores
@@ -215,13 +216,20 @@ class Post:
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}
 
-    def set(self, key: str, value: bytes) -> None:
-        self.kept[key] = value
+    def set(self, key: str, value: bytes | str) -> None:
+        self.kept[key] = value.encode() if isinstance(value, str) else value
 
     def get(self, key: str) -> bytes:
         if key not in self.kept:
             raise RuntimeError("wait timeout")
         return self.kept[key]
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.kept for key in keys)
+
+    def wait(self, keys: list[str], timeout: Any) -> None:
+        if not self.check(keys):
+            raise RuntimeError("wait timeout")
 
     def delete_key(self, key: str) -> bool:
         return self.kept.pop(key, None) is not None
@@ -270,12 +278,49 @@ def test_random_states_of_a_device_go_to_the_device_of_process_0() -> None:
     assert joined.micro_batches[0].stepped_with == {"torch": b"t", "cuda:0": b"own"}
     assert joined.micro_batches[1].stepped_with == micro.stepped_with
     assert joined.accumulation == 2 * make_step(0).accumulation
-    assert not post.kept
+    assert post.kept.keys() == {"0/process", "1/process"}
 
 
-def test_a_process_that_does_not_tell_is_named() -> None:
-    with pytest.raises(LogWriteError, match=r"process 1 has not told what it fed into step 7"):
+def test_a_process_that_does_not_tell_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "_PATIENCE", timedelta(0))
+    with pytest.raises(UnsupportedRunError, match=r"process 1 has not told what it fed into step 7 \(no word for"):
         Mailbox(0, 2, Post()).fetch(1, 7)
+
+
+def test_a_process_that_stops_recording_is_not_waited_for() -> None:
+    post = Post()
+    one, other = Mailbox(0, 2, post), Mailbox(1, 2, post)
+    sender = Sender(other, "cpu")
+    sender.put(make_step(0), Layout(()), {})
+    sender.abandon("recording stopped: a sampler")
+    collector = Collector(journal := Journal(), one, "cpu")
+    collector.put(make_step(0), Layout(()), {})  # what it told before counts
+    assert len(journal.steps) == 1
+    with pytest.raises(UnsupportedRunError, match=r"fed into step 1 \(recording stopped: a sampler\)"):
+        collector.put(make_step(1), Layout(()), {})
+
+
+def test_a_process_that_is_gone_is_not_waited_for() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    post = Post()
+    Mailbox(1, 2, post)
+    post.set("1/process", f"{gone.pid}@{socket.gethostname()}")
+    with pytest.raises(UnsupportedRunError, match=rf"process {gone.pid} is gone"):
+        Mailbox(0, 2, post).fetch(1, 7)
+
+
+def test_processes_hear_that_process_0_records_no_more() -> None:
+    post, ended = Post(), []
+    journal = Journal()
+    journal.abandon = ended.append
+    collector = Collector(journal, Mailbox(0, 2, post), "cpu")
+    sender = Sender(Mailbox(1, 2, post), "cpu")
+    collector.abandon("the disk is full")
+    assert ended == ["the disk is full"]
+    sender.put(make_step(1), Layout(()), {})  # it looks now and then
+    with pytest.raises(UnsupportedRunError, match=r"has stopped recording \(the disk is full\)"):
+        sender.put(make_step(64), Layout(()), {})
 
 
 def test_what_process_0_refuses_all_refuse() -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.errors import ConfigurationError, UnknownOptimizerError
-from lightning_sgdinf.log import state_checksum
-from lightning_sgdinf.replay import relabelled, replace_second
+from lightning_sgdinf.log import ParamGroup, state_checksum
+from lightning_sgdinf.replay import RecordedOptimizer, relabelled, replace_second
 from lightning_sgdinf.state import ModelState
 from tests.adjoint.cases import BY_NAME, altered, record, replayer, train
 
@@ -100,6 +100,50 @@ def test_an_optimizer_that_cannot_be_imported() -> None:
     object.__setattr__(run.log.header, "optimizer", "gone.Descent")
     with pytest.raises(UnknownOptimizerError, match=r"gone\.Descent, which is not here"), replayer(run):
         pass
+
+
+class Scaled(torch.optim.SGD):
+    """An optimizer of the caller's own."""
+
+    def __init__(self, params, lr, scale=1.0):
+        super().__init__(params, lr)
+        self.scale = scale
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        (torch.optim.SGD, {"lr": 0.1, "maximize": "yes"}, "expected a value such as"),
+        (torch.optim.SGD, {"lr": "0.1"}, "does not take the options"),
+        (torch.optim.SGD, {"lr": 0.1, "momentum": [0.1]}, "does not take the options|expected a value such as"),
+        (torch.optim.SGD, {"lr": 0.1, "momentum": {"a": 1}}, "expected a number, a word"),
+        (torch.optim.SGD, {"lr": 0.1, "params": 1}, "expected a number, a word"),
+        (torch.optim.Adam, {"lr": 0.1, "betas": [0.9]}, "does not take the options|expected a value such as"),
+        (torch.optim.SGD, {"lr": -1.0}, "does not take the options"),
+        (Scaled, {"lr": 0.1, "scaler": 2.0}, "give the constructor an argument of that name"),
+    ],
+)
+def test_options_that_a_constructor_does_not_have_or_take(kind: type, options: dict, said: str) -> None:
+    recorded = RecordedOptimizer(f"{kind.__module__}.{kind.__qualname__}")
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(UnknownOptimizerError, match=said):
+        recorded.make([([parameter], ParamGroup(params=("w",), options=options))])
+
+
+def test_options_that_change_into_another_sort() -> None:
+    recorded = RecordedOptimizer("torch.optim.sgd.SGD")
+    recorded.make([([torch.nn.Parameter(torch.zeros(2))], ParamGroup(params=("w",), options={"lr": 0.1}))])
+    with pytest.raises(UnknownOptimizerError, match="expected a value such as"):
+        recorded.options(ParamGroup(params=("w",), options={"lr": "0.1"}))
+
+
+def test_options_that_nobody_reads_are_not_handed_over() -> None:
+    recorded = RecordedOptimizer("torch.optim.sgd.SGD")
+    group = ParamGroup(params=("w",), options={"lr": 0.1, "initial_lr": 0.2, "anything": "os.system"})
+    assert recorded.options(group) == {"lr": 0.1}
+    own = RecordedOptimizer(f"{Scaled.__module__}.{Scaled.__qualname__}")
+    group = ParamGroup(params=("w",), options={"lr": 0.1, "scale": 2.0, "momentum": 0.5, "name": "x"})
+    assert own.options(group) == {"lr": 0.1, "scale": 2.0, "momentum": 0.5}
 
 
 def test_new_labels_take_the_form_of_the_old_ones() -> None:

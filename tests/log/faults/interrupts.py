@@ -13,10 +13,12 @@ import threading
 import time
 import traceback
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -284,82 +286,84 @@ KINDS: dict[str, Callable[[Path, Place, Truth], None]] = {
 
 
 def interrupts(share: float, rng: np.random.Generator, place: Path) -> list[Tally]:
-    """Each kind at every instruction, or a share of them."""
+    """Each kind at every instruction, or a share of them; and a few hundred signals at random times."""
     known = place / "known"
 
     def uninterrupted() -> None:  # in a child: where torch has been at work, no child can be
+        Fit.make(place / "warm").run()
+        begun = time.monotonic()
         Fit.make(place / "truth").run()
+        took = time.monotonic() - begun
         places = instructions(Fit.make(place / "probe"))
-        known.write_bytes(pickle.dumps((Truth.of(place / "truth"), places)))
+        known.write_bytes(pickle.dumps((Truth.of(place / "truth"), places, took)))
 
     assert not in_child(uninterrupted)
-    truth, places = pickle.loads(known.read_bytes())
+    truth, places, took = pickle.loads(known.read_bytes())
     tallies = []
     for name, kind in KINDS.items():
-        tally = Tally(name)
         every = chosen(places, rng, None)
         some = chosen(places, rng, max(3, round(share * len(every))))
-        for start in range(0, len(some), 25):
-            _many(tally, kind, some[start : start + 25], truth, place)
-        tallies.append(tally)
-    return [*tallies, real_signals(max(2, round(400 * share)), rng, place, truth)]
-
-
-def _many(tally: Tally, kind: Callable[..., None], some: list[Place], truth: Truth, place: Path) -> None:
-    """Several, in one child; one by one, if it does not come through."""
-    report = place / "report"
-
-    def action() -> None:
-        with report.open("w") as file:
-            for at in some:
-                path = place / "run"
-                shutil.rmtree(path, ignore_errors=True)
-                signal.alarm(PATIENCE)
-                try:
-                    kind(path, at, truth)
-                except (Exception, SystemExit) as error:
-                    file.write(f"{name_of(at)}: {type(error).__name__}: {str(error)[:200]!r}\n")
-                else:
-                    file.write("\n")
-                file.flush()
-
-    status = in_child(action)
-    lines = report.read_text().splitlines()
-    tally.faults += len(lines)
-    tally.lost += [line for line in lines if line]
-    if status and len(lines) < len(some):
-        tally.faults += 1
-        tally.lost.append(f"{name_of(some[len(lines)])}: the child ended with {status}")
-        _many(tally, kind, some[len(lines) + 1 :], truth, place)
-
-
-def real_signals(count: int, rng: np.random.Generator, place: Path, truth: Truth) -> Tally:
-    """SIGINT or SIGTERM at a random time, from outside."""
+        faults = [(name_of(at), partial(kind, place=at, truth=truth)) for at in some]
+        tallies.append(done(Tally(name), faults, place))
     tally = Tally("SIGINT and SIGTERM from outside at any time")
-    for number in range(count):
-        path, kind = place / "killed", (signal.SIGINT, signal.SIGTERM)[number % 2]
-        shutil.rmtree(path, ignore_errors=True)
-        delay = float(rng.uniform(0, 0.08))
-        tally.faults += 1
+    shots = []
+    for number in range(max(2, round(400 * share))):
+        kind, delay = (signal.SIGINT, signal.SIGTERM)[number % 2], float(rng.uniform(0, 1.2 * took))
+        shots.append((f"{kind.name} after {delay:.4f} s", partial(shot, kind=kind, delay=delay, truth=truth)))
+    return [*tallies, done(tally, shots, place)]
 
-        def action(path: Path = path, kind: int = kind, delay: float = delay) -> None:
-            fit = Fit.make(path)
 
-            def shoot() -> None:
-                time.sleep(delay)
-                os.kill(os.getpid(), kind)
+Fault = tuple[str, Callable[[Path], None]]
+"""A name, and what does it to a log at a path and looks what came of it."""
 
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, lambda *_: None)
-            with suppress(KeyboardInterrupt):
-                shooter = threading.Thread(target=shoot)
-                shooter.start()
-                fit.run_to_its_end()
-                shooter.join()
-            with suppress(KeyboardInterrupt):
-                shooter.join()
-            _end(fit, truth)
 
-        if status := in_child(action):
-            tally.lost.append(f"signal {kind} after {delay:.4f} s: the child ended with {status}")
+def done(tally: Tally, faults: list[Fault], place: Path) -> Tally:
+    """Do many faults, some in each child; go on with the next where a child does not come through."""
+    report, left = place / "report", deque(faults)
+    while left:
+        some = list(islice(left, 25))
+
+        def action(some: list[Fault] = some) -> None:
+            with report.open("w") as file:
+                for name, do in some:
+                    path = place / "run"
+                    shutil.rmtree(path, ignore_errors=True)
+                    signal.alarm(PATIENCE)
+                    try:
+                        do(path)
+                    except (Exception, SystemExit) as error:
+                        file.write(f"{name}: {type(error).__name__}: {str(error)[:200]!r}\n")
+                    else:
+                        file.write("\n")
+                    file.flush()
+
+        status = in_child(action)
+        lines = report.read_text().splitlines()
+        tally.lost += [line for line in lines if line]
+        if status and len(lines) < len(some):
+            lines.append(f"{some[len(lines)][0]}: the child ended with {status}")
+            tally.lost.append(lines[-1])
+        tally.faults += len(lines)
+        for _ in lines:
+            left.popleft()
     return tally
+
+
+def shot(path: Path, kind: signal.Signals, delay: float, truth: Truth) -> None:
+    """A fit gets a signal from outside after a time."""
+    fit = Fit.make(path)
+
+    def shoot() -> None:
+        time.sleep(delay)
+        os.kill(os.getpid(), kind)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    shooter = threading.Thread(target=shoot)
+    with suppress(KeyboardInterrupt):
+        shooter.start()
+        fit.run_to_its_end()
+        shooter.join()
+    with suppress(KeyboardInterrupt):
+        shooter.join()
+    _end(fit, truth)
