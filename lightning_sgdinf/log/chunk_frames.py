@@ -1,4 +1,4 @@
-"""What a compressed chunk says of its own size, read before it is decompressed.
+"""Compare what a compressed chunk says of its own size with the size it must have, before it is decompressed.
 
 A filter of HDF5 makes as much room as the head of a chunk asks for, whatever the dataset's chunks are. A chunk of a log
 is as large as its dataset says, to the byte, and has the one form that its writer gives it, so both are demanded first.

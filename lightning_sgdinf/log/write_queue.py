@@ -56,24 +56,25 @@ class Job:
 
 @dataclass(slots=True, eq=False)
 class _Pool:
-    """The sets of flat buffers of one layout; at most ``capacity`` exist."""
+    """The sets of flat buffers of one layout.
+
+    Attributes:
+        layout: Of the states.
+        capacity: Sets that there may be at once, those of earlier layouts among them.
+        free: Those that nobody uses.
+    """
 
     layout: Layout
     capacity: int
-    made: int = 0
     free: SimpleQueue[dict[str, Tensor]] = field(default_factory=SimpleQueue)
 
-    def take(self) -> dict[str, Tensor] | None:
-        with suppress(Empty):
-            return self.free.get_nowait()
-        if self.made < self.capacity:
-            self.made += 1
-            return self.layout.empty()
-        return None
+    def fits(self, layout: Layout) -> bool:
+        """Tell if it is the pool of a layout."""
+        return self.layout is layout or self.layout == layout
 
 
 class _Buffers:
-    """The sets of flat buffers of the present layout.
+    """The sets of flat buffers, of the present layout and those of earlier ones that are still in use.
 
     Args:
         size_bytes: Bytes of states that may wait.
@@ -83,20 +84,45 @@ class _Buffers:
     def __init__(self, size_bytes: int, held: int) -> None:
         self._size_bytes, self._held = size_bytes, held
         self._pool: _Pool | None = None
+        self._known: set[int] = set()  # all that there are, by id
+
+    def __len__(self) -> int:
+        """Return the number of sets that there are."""
+        return len(self._known)
 
     def of(self, layout: Layout) -> _Pool:
         """Return those of a layout, which is the present one from now on."""
         pool = self._pool
-        if pool is None or (pool.layout is not layout and pool.layout != layout):
+        if pool is None or not pool.fits(layout):
             wanted = self._size_bytes // max(1, row_bytes(layout))
-            pool = self._pool = _Pool(layout, min(_MAX_SETS, max(_MIN_SETS, wanted)) + self._held)
+            before, capacity = pool, min(_MAX_SETS, max(_MIN_SETS, wanted)) + self._held
+            pool = self._pool = _Pool(layout, capacity)
+            with suppress(Empty):
+                while before is not None:
+                    self._known.discard(id(before.free.get_nowait()))
         return pool
+
+    def take(self, pool: _Pool) -> dict[str, Tensor] | None:
+        """Return a set that is free, or may be made; ``None`` if there is none."""
+        with suppress(Empty):
+            return pool.free.get_nowait()
+        if len(self._known) >= pool.capacity:
+            return None
+        made = pool.layout.empty()
+        self._known.add(id(made))
+        return made
+
+    def adopt(self, flat: dict[str, Tensor]) -> None:
+        """Count a set that was made elsewhere, before there was a writer."""
+        self._known.add(id(flat))
 
     def give_back(self, layout: Layout, flat: dict[str, Tensor]) -> None:
         """Take a set that is free again."""
         pool = self._pool
-        if pool is not None and (pool.layout is layout or pool.layout == layout):
+        if pool is not None and pool.fits(layout):
             pool.free.put(flat)
+        else:
+            self._known.discard(id(flat))
 
 
 class _Alarm:
@@ -141,7 +167,7 @@ class WriteQueue:
     def __init__(self, queue_bytes: int, held: int, gathered: int = 1) -> None:
         self._gathered = gathered
         self._buffers = _Buffers(queue_bytes, held)
-        self.give_back = self._buffers.give_back
+        self.adopt, self.give_back = self._buffers.adopt, self._buffers.give_back
         self._jobs: deque[Job] = deque()  # the first is under way
         self._closed = False
         self._alarm = _Alarm()
@@ -165,7 +191,7 @@ class WriteQueue:
         patience = _Patience(self)
         while True:
             idle = not self._jobs
-            if (taken := pool.take()) is not None:
+            if (taken := self._buffers.take(pool)) is not None:
                 return taken
             self.check()
             if idle:  # nobody will give one back: more are in use, or an interrupt has lost some

@@ -175,6 +175,7 @@ class LogWriter:
                 f"step {step.index} was put, expected step {self._next}: steps are recorded in order"
             )
         self._put = step
+        self._queue.adopt(flat)
         self._submit(Job(partial(self._thread.add, step, layout, flat, store)), may_wait=True)
         self._next = step.index + 1
 

@@ -160,8 +160,9 @@ class StateReader:
         known = self._views.get(id(flat))
         if known is not None and known[0] is flat and known[1] is layout:
             return known[2]
-        if len(self._views) >= _REMEMBERED_BUFFERS:
-            self._views.clear()
+        remembered = [*self._views.values()]
+        if len(remembered) >= _REMEMBERED_BUFFERS or any(known is not layout for _, known, _ in remembered):
+            self._views.clear()  # those of another layout are not in use any more, and would keep their memory
         views = [value for *_, value in layout.unpack(flat).items()]
         self._views[id(flat)] = flat, layout, views
         return views

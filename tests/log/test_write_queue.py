@@ -82,7 +82,7 @@ def test_who_needs_buffers_does_not_wait_for_a_writer_that_waits_for_jobs():
 
     pool.free = Free()
     assert queue.take_buffers(LAYOUT).keys() == {"float32"}
-    assert pool.made == 3
+    assert len(queue._buffers) == 3
 
 
 def test_buffers_that_an_interrupt_has_lost_are_made_anew():
@@ -138,3 +138,21 @@ def test_nobody_waits_for_the_writer_inside_of_h5py():
         queue.wait_for_end()
     take(queue, 1)
     assert (done, len(mine)) == ([1], 2)
+
+
+def test_sets_of_buffers_are_counted_wherever_they_were_made_and_whatever_their_layout():
+    queue = WriteQueue(queue_bytes=1, held=1)  # three: before and after a step, one held
+    other = Layout.of(ModelState(params={"w": torch.zeros(5)}))
+    early = [LAYOUT.empty(), other.empty()]
+    for flat in early:
+        queue.adopt(flat)
+    queue.submit(Job(list), may_wait=True)
+    pool = queue._buffers.of(other)
+    assert queue.take_buffers(other)["float32"].shape == (5,)
+    assert queue._buffers.take(pool) is None  # that of the earlier layout is still in use
+    queue.give_back(LAYOUT, early[0])
+    assert queue.take_buffers(other)["float32"].shape == (5,)
+    assert queue._buffers.take(pool) is None
+    queue.give_back(other, early[1])
+    assert queue.take_buffers(other) is early[1]
+    assert len(queue._buffers) == 3
