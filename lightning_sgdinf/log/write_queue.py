@@ -73,7 +73,7 @@ class _Pool:
         return self.layout is layout or self.layout == layout
 
 
-class _Buffers:
+class StateBuffers:
     """The sets of flat buffers, of the present layout and those of earlier ones that are still in use.
 
     Args:
@@ -159,6 +159,7 @@ class WriteQueue:
         gathered: Jobs that may wait, for which the writer is woken.
 
     Attributes:
+        buffers: The sets of flat buffers.
         progress: Number of jobs that are done.
         error: What the writer ran into.
         ended: The writer's thread is over, or will never begin.
@@ -166,8 +167,7 @@ class WriteQueue:
 
     def __init__(self, queue_bytes: int, held: int, gathered: int = 1) -> None:
         self._gathered = gathered
-        self._buffers = _Buffers(queue_bytes, held)
-        self.adopt, self.give_back = self._buffers.adopt, self._buffers.give_back
+        self.buffers = StateBuffers(queue_bytes, held)
         self._jobs: deque[Job] = deque()  # the first is under way
         self._closed = False
         self._alarm = _Alarm()
@@ -187,11 +187,11 @@ class WriteQueue:
             LogWriteError: The writer has failed.
         """
         self._require_open()
-        pool = self._buffers.of(layout)
+        pool = self.buffers.of(layout)
         patience = _Patience(self)
         while True:
             idle = not self._jobs
-            if (taken := self._buffers.take(pool)) is not None:
+            if (taken := self.buffers.take(pool)) is not None:
                 return taken
             self.check()
             if idle:  # nobody will give one back: more are in use, or an interrupt has lost some

@@ -175,7 +175,7 @@ class LogWriter:
                 f"step {step.index} was put, expected step {self._next}: steps are recorded in order"
             )
         self._put = step
-        self._queue.adopt(flat)
+        self._queue.buffers.adopt(flat)
         self._submit(Job(partial(self._thread.add, step, layout, flat, store)), may_wait=True)
         self._next = step.index + 1
 
@@ -356,7 +356,7 @@ class _WriterThread:
             return
         self._last = step
         for free in self.store.add(step, layout, flat, store=store):
-            self.queue.give_back(*free)
+            self.queue.buffers.give_back(*free)
 
 
 _threads: weakref.WeakSet[_WriterThread] = weakref.WeakSet()

@@ -68,7 +68,7 @@ def test_who_needs_buffers_does_not_wait_for_a_writer_that_waits_for_jobs():
     queue = WriteQueue(queue_bytes=1, held=1, gathered=100)
     mine = [queue.take_buffers(LAYOUT) for _ in range(3)]  # before and after a step, one held
     queue.submit(Job(list), may_wait=True)
-    pool = queue._buffers._pool
+    pool = queue.buffers._pool
 
     class Free:
         """Gives nothing back before the writer has been woken."""
@@ -82,7 +82,7 @@ def test_who_needs_buffers_does_not_wait_for_a_writer_that_waits_for_jobs():
 
     pool.free = Free()
     assert queue.take_buffers(LAYOUT).keys() == {"float32"}
-    assert len(queue._buffers) == 3
+    assert len(queue.buffers) == 3
 
 
 def test_buffers_that_an_interrupt_has_lost_are_made_anew():
@@ -145,14 +145,14 @@ def test_sets_of_buffers_are_counted_wherever_they_were_made_and_whatever_their_
     other = Layout.of(ModelState(params={"w": torch.zeros(5)}))
     early = [LAYOUT.empty(), other.empty()]
     for flat in early:
-        queue.adopt(flat)
+        queue.buffers.adopt(flat)
     queue.submit(Job(list), may_wait=True)
-    pool = queue._buffers.of(other)
+    pool = queue.buffers.of(other)
     assert queue.take_buffers(other)["float32"].shape == (5,)
-    assert queue._buffers.take(pool) is None  # that of the earlier layout is still in use
-    queue.give_back(LAYOUT, early[0])
+    assert queue.buffers.take(pool) is None  # that of the earlier layout is still in use
+    queue.buffers.give_back(LAYOUT, early[0])
     assert queue.take_buffers(other)["float32"].shape == (5,)
-    assert queue._buffers.take(pool) is None
-    queue.give_back(other, early[1])
+    assert queue.buffers.take(pool) is None
+    queue.buffers.give_back(other, early[1])
     assert queue.take_buffers(other) is early[1]
-    assert len(queue._buffers) == 3
+    assert len(queue.buffers) == 3

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.log.faults.access import read_only, second_writers
+from tests.log.faults.crafted import crafted
 from tests.log.faults.damage import files, flips
 from tests.log.faults.disks import dying_threads, failing_calls, full_disks
 from tests.log.faults.interrupts import interrupts
@@ -35,6 +36,7 @@ CAMPAIGNS: dict[str, tuple[Callable[..., Tally | list[Tally]], float, float]] = 
     "prefixes": (prefixes, 0.006, 0.6),
     "flips": (flips, 15, 1500),
     "files": (files, 0.2, 1.0),
+    "crafted": (crafted, 50, 2000),
     "second_writers": (second_writers, 1, 5),
     "full_disks": (full_disks, 2, 60),
     "failing_calls": (failing_calls, 0.01, 0.5),
