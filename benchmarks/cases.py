@@ -43,6 +43,7 @@ class Case:
         quick_steps: The same, when only the benchmark itself is tested.
         optimizer: One of `OPTIMIZERS`.
         batch_size: Examples per step.
+        epochs: How often each example is drawn.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Case:
     quick_steps: int
     optimizer: str = "sgd"
     batch_size: int = 64
+    epochs: int = 1
 
     def module(self) -> Classifier:
         """A fresh one, always of the same initial weights."""
@@ -59,10 +61,10 @@ class Case:
         return Classifier(self.network(self.shape, 10), classes=10, optimizer=OPTIMIZERS[self.optimizer])
 
     def data(self, *, quick: bool = False) -> Images:
-        """One epoch of just so many steps."""
+        """Epochs of just so many steps in all."""
         return Images(
             self.shape,
-            examples=self.batch_size * (self.quick_steps if quick else self.steps),
+            examples=self.batch_size * (self.quick_steps if quick else self.steps) // self.epochs,
             batch_size=self.batch_size,
         )
 
@@ -141,7 +143,7 @@ def fit(case: Case, data: Images, *, log: Path | None = None) -> Seconds:
     module, clock = case.module(), FitClock()
     recorders = [] if log is None else [TrajectoryRecorder(log, overwrite=True)]
     trainer = Trainer(
-        max_epochs=1,
+        max_epochs=case.epochs,
         accelerator="cpu",
         callbacks=[clock, *recorders],
         logger=False,

@@ -47,6 +47,12 @@ class ParameterVector:
         """Return gradients as one vector ``[P]``, with zeros for a parameter that has none."""
         return self.join([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)])
 
+    def add_to(self, total: Tensor, tensors: Sequence[Tensor | None], factor: float = 1.0) -> None:
+        """Add tensors times a factor, one per parameter and ``None`` for zero, to a vector ``[P]`` in place."""
+        for place, tensor in zip(self.slices.values(), tensors, strict=True):
+            if tensor is not None:
+                total[place].add_(tensor.detach().reshape(-1), alpha=factor)
+
     def join_rows(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return tensors ``[Q, *shape]``, one per parameter, as ``[Q, P]``."""
         return torch.cat([t.reshape(t.shape[0], -1) for t in tensors], dim=1)
@@ -56,6 +62,18 @@ class ParameterVector:
         lead = vector.shape[:-1]
         parts = vector.split([prod(s) for s in self.shapes], dim=-1)
         return [p.view((*lead, *s)) for p, s in zip(parts, self.shapes, strict=True)]
+
+
+def joined_view(tensors: Sequence[Tensor]) -> Tensor:
+    """Return tensors as one vector, without a copy where they lie side by side in memory; not to be written to."""
+    first, place = tensors[0], tensors[0].storage_offset()
+    storage = first.untyped_storage().data_ptr()
+    for tensor in tensors:
+        adjacent = tensor.is_contiguous() and tensor.storage_offset() == place and tensor.dtype == first.dtype
+        if not adjacent or tensor.untyped_storage().data_ptr() != storage:
+            return torch.cat([t.reshape(-1) for t in tensors])
+        place += tensor.numel()
+    return first.detach().as_strided((place - first.storage_offset(),), (1,))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

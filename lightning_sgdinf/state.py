@@ -48,6 +48,11 @@ class ModelState:
         """Return a detached copy that shares no memory with this one."""
         return self.map(lambda v: v.detach().clone())
 
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all its tensors."""
+        return sum(v.numel() * v.element_size() for _, _, _, v in self.items())
+
     def items(self) -> Iterator[tuple[Part, str, str, Tensor]]:
         """Yield every tensor as ``(part, name, key, tensor)``; ``key`` is empty but for optimizer tensors."""
         for name, value in self.params.items():

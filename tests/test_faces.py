@@ -29,6 +29,7 @@ FACES = {
         "pull_rows",
         "Pulled",
         "PulledStep",
+        "Settle",
         "register_rule",
         "rule_for",
         "take_step",

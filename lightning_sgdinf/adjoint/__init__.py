@@ -22,5 +22,6 @@ from lightning_sgdinf.adjoint.second_order import differentiate as differentiate
 from lightning_sgdinf.adjoint.step import TOGETHER as TOGETHER
 from lightning_sgdinf.adjoint.step import AdjointStep as AdjointStep
 from lightning_sgdinf.adjoint.step import PulledStep as PulledStep
+from lightning_sgdinf.adjoint.step import Settle as Settle
 from lightning_sgdinf.adjoint.step import after_average as after_average
 from lightning_sgdinf.adjoint.vjp import pull_rows as pull_rows

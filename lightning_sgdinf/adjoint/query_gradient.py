@@ -102,19 +102,18 @@ class BoundQuery:
 
     def at_model(self, run: OpenedRun) -> tuple[Tensor, Adjoint]:
         """Return `gradient` at a run's final model, computed once."""
+        return run.once((self, "gradient"), lambda: self._at_model(run))
 
-        def compute() -> tuple[Tensor, Adjoint]:
-            run.objective.passes.moving |= moved_in_log(run.log, run.objective.module)
-            return self.gradient(run.model)
-
-        return run.once((self, "gradient"), compute)
+    def _at_model(self, run: OpenedRun) -> tuple[Tensor, Adjoint]:
+        run.objective.passes.moving |= moved_in_log(run.log, run.objective.module)
+        return self.gradient(run.model)
 
     def end(self, run: OpenedRun) -> tuple[Tensor, Adjoint]:
         """Return values and adjoint at the end of a run, where a walk starts.
 
-        Where the final model is a running average, the adjoint is that average's.
+        Where the final model is a running average, the adjoint is that average's. It is not kept: a walk leaves it.
         """
-        values, at_model = self.at_model(run)
+        values, at_model = self._at_model(run)
         if not self.averaged:
             return values, at_model
         buffers = at_model.buffers

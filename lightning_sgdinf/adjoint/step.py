@@ -69,6 +69,9 @@ class PulledStep:
     loss: Tensor | None = None
 
 
+Settle = Callable[[TakenStep, Mapping[str, Tensor]], bool]
+
+
 class AdjointStep:
     """A step at the state it is to be differentiated at.
 
@@ -76,6 +79,9 @@ class AdjointStep:
         step: The record.
         before: The state.
         is_epoch_end: Whether it is the last step of its epoch.
+
+    ``settle`` is shown the step that was taken, with the buffers after it, before the second derivatives, which need
+    much memory; if it returns true, nobody wants to see it later.
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class AdjointStep:
         is_epoch_end: bool = False,
         shards: RowShards | None = None,
         compiled: CompiledSteps | None = None,
+        settle: Settle | None = None,
     ) -> None:
         self.step = step
         self.before = before
@@ -98,6 +105,7 @@ class AdjointStep:
         self._query_at = query_at
         self._shards = shards
         self._compiled = compiled if shards is None else None
+        self._settle = settle
         self._reduced = False
 
     def query_gradient(self) -> Adjoint:
@@ -159,36 +167,43 @@ class AdjointStep:
 
     def _pull(self, adjoint: Adjoint, curvature: float) -> PulledStep:
         micros, objective = self.step.micro_batches, self._objective
-        single: FirstOrder | None = None
+        single: list[FirstOrder] = []
         traces: list[Trace] = []
         passes: list[tuple[MicroBatch, Any, dict[str, Tensor]]] = []
         if len(micros) == 1:
-            single = self._trace(micros[0], objective.batch(self.step, micros[0]), traces)
-            grads: Sequence[Tensor | None] = single.grads
+            single.append(self._trace(micros[0], objective.batch(self.step, micros[0]), traces))
+            grads: Sequence[Tensor | None] = single[0].grads
         else:
             grads, passes = self._sum_gradients(micros)
         buffers_after = objective.read_buffers()
         taken = self._take(self._over_processes([_detached(g) for g in grads]))
+        settled: TakenStep | None = taken
+        if self._settle is not None and self._settle(taken, buffers_after):
+            settled, taken = None, taken.only_pull()
         carry, state, push = taken.pull(adjoint)
+        reached = self._along(grads, push)
+        del grads, taken  # of the size of the model, each
         buffers = dict(adjoint.buffers)
         slopes: list[Tensor] = []
-        if single is not None:
+        if single:
             carry, buffers, part = self._differentiate(
-                single, len(micros[0].example_ids), push, carry, buffers, curvature
+                single.pop(), len(micros[0].example_ids), push, carry, buffers, curvature
             )
             slopes.append(part)
-        for micro, batch, before in reversed(passes):
+        while passes:
+            micro, batch, before = passes.pop()
             objective.load_buffers(before)
-            traced = self._trace(micro, batch, traces)
-            carry, buffers, part = self._differentiate(traced, len(micro.example_ids), push, carry, buffers, curvature)
+            carry, buffers, part = self._differentiate(
+                self._trace(micro, batch, traces), len(micro.example_ids), push, carry, buffers, curvature
+            )
             slopes.insert(0, part)
         joined = torch.cat(slopes, dim=1) if len(slopes) > 1 else slopes[0]
         return PulledStep(
             adjoint=replace(adjoint, params=carry, optimizer=state, buffers=buffers),
             slopes=joined,
-            taken=taken,
+            taken=settled,
             buffers=buffers_after,
-            unreached=self._unreached(grads, push, joined),
+            unreached=None if reached is None else _unreached(*reached, joined),
             structures=tuple(t.structure for t in reversed(traces) if t.structure is not None),
             loss=None if self._shards is not None else traces[0].loss.detach() * self.step.accumulation,
         )
@@ -233,23 +248,22 @@ class AdjointStep:
         outcome = compiled.run(kernel, self.step, micro, batch, push, adjoint.buffers)
         buffers_after = objective.read_buffers()
         carry, buffers = self._add(outcome.products, carry, curvature)
+        reached = self._along(outcome.grads, push)
         return PulledStep(
             adjoint=replace(adjoint, params=carry, optimizer=state, buffers=buffers),
             slopes=outcome.products.slopes,
             taken=taken if needed else self._take(outcome.grads),
             buffers=buffers_after,
-            unreached=self._unreached(outcome.grads, push, outcome.products.slopes),
+            unreached=None if reached is None else _unreached(*reached, outcome.products.slopes),
         )
 
-    def _unreached(self, grads: Sequence[Tensor | None], push: Tensor, slopes: Tensor) -> float | None:
-        """See `PulledStep`; not known of some rows only, nor of losses that divide by what is left."""
+    def _along(self, grads: Sequence[Tensor | None], push: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return ``<g, push>`` and ``|g| |push|``; ``None`` of some rows, and where losses divide by what is left."""
         if self._shards is not None or self._reduced:
             return None
         vector = self._objective.vector
         gradient = vector.join_gradients(grads, self._objective.parameters).detach().to(push.dtype)
-        gap = (push @ gradient - slopes.sum(dim=1)).abs()
-        size = gradient.norm() * push.norm(dim=1)
-        return float((gap / size.clamp_min(torch.finfo(size.dtype).tiny)).max())
+        return push @ gradient, gradient.norm() * push.norm(dim=1)
 
     def _take(self, grads: Sequence[Tensor | None]) -> TakenStep:
         return take_step(self._rule, self._objective.vector, self.before, grads, self.step)
@@ -303,6 +317,7 @@ class AdjointStep:
         """Return carry with the scaled ``H push`` added, adjoints of the buffers before the pass, slopes ``[Q, B]``."""
         objective = self._objective
         products = self._products(first, objective.vector.split(push), buffers, curvature != 0)
+        del first
         if self._shards is not None:
             names = list(products.statistics)
             slopes = self._shards.scatter(products.slopes, count)
@@ -325,8 +340,10 @@ class AdjointStep:
 
     def _add(self, products: Products, carry: Tensor, curvature: float) -> tuple[Tensor, dict[str, Tensor]]:
         if products.hessian:
-            moved = self._objective.vector.join_rows(products.hessian).to(carry.dtype)
-            carry = carry + (moved if curvature == 1 else moved * curvature)
+            carry, places = carry.clone(), self._objective.vector.slices.values()
+            for place in places:
+                moved = products.hessian.pop(0).reshape(len(carry), -1).to(carry.dtype)
+                carry[:, place] += moved if curvature == 1 else moved * curvature
         buffers = products.buffers
         for name, value in products.statistics.items():
             buffers[name] = buffers[name] + value if name in buffers else value
@@ -342,6 +359,12 @@ def _disagreement(compiled: PulledStep, eager: PulledStep, dtype: torch.dtype) -
         if not gap <= allowed:
             return f"{name} differs by {gap:.1e} of its norm (allowed {allowed:.0e})"
     return ""
+
+
+def _unreached(along: Tensor, size: Tensor, slopes: Tensor) -> float:
+    """See `PulledStep`."""
+    gap = (along - slopes.sum(dim=1)).abs()
+    return float((gap / size.clamp_min(torch.finfo(size.dtype).tiny)).max())
 
 
 def _length(shards: RowShards | None, count: int) -> int:

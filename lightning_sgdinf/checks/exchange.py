@@ -21,7 +21,7 @@ from lightning_sgdinf.replay.pass_structure import PassStructure
 FITTED = 4
 """Calls of loss functions whose divisors are fitted one by one; of more, one number is fitted for all."""
 ROUNDING = 1e-9
-"""Disagreement below which nothing has to be fitted."""
+"""Disagreement below which nothing has to be fitted, in float64; elsewhere a hundred roundings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +79,20 @@ def compare_exchange(
     before = _Passes(objective, step, micro, objective.source)
     after = _Passes(objective, step, exchange.micro, exchange.source)
     try:
-        plain, changed = before.gradient(), after.gradient()
-        went, came = before.of_examples(chosen, structure), after.of_examples(chosen, structure)
-        rest = (changed - plain) - (came - went)
-        size = went.norm() + came.norm()
-        rounding = 100 * torch.finfo(objective.parameters[0].dtype).eps * plain.norm()
+        rest = before.gradient()  # one vector for all, for large models
+        rounding = 100 * torch.finfo(objective.parameters[0].dtype).eps * rest.norm()
+        rest = after.gradient(into=rest.neg_())
+        went = before.of_examples(chosen, structure)
+        size = went.norm()
+        rest += went
+        del went
+        came = after.of_examples(chosen, structure)
+        size = size + came.norm()
+        rest -= came
+        del came
         scale = torch.maximum(size, rounding).clamp_min(torch.finfo(torch.float64).tiny)
         deviation = float(rest.norm() / scale)
-        if deviation > ROUNDING:
+        if deviation > max(ROUNDING, 100 * torch.finfo(objective.parameters[0].dtype).eps):
             calls = range(len(structure.calls)) if len(structure.calls) <= FITTED else [None]
             stayed = torch.stack([before.of_examples(1 - chosen, structure, only=k) for k in calls], dim=1)
             fitted = stayed @ torch.linalg.lstsq(stayed, rest[:, None], driver="gelsd").solution
@@ -106,10 +112,10 @@ class _Passes:
         self._buffers = objective.read_buffers()
         self.rows: Sequence[Tensor] | None = None  # owners, where they had to be matched
 
-    def gradient(self) -> Tensor:
-        """Return the plain gradient."""
+    def gradient(self, into: Tensor | None = None) -> Tensor:
+        """Return the plain gradient, added to a vector if there is one."""
         self._begin()
-        return self._joined(self._objective.run(self._step, self._micro.batch_idx, self._copy()).loss)
+        return self._joined(self._objective.run(self._step, self._micro.batch_idx, self._copy()).loss, into)
 
     def of_examples(self, weights: Tensor, structure: PassStructure, *, only: int | None = None) -> Tensor:
         """Return what weights say some examples add to the gradient.
@@ -119,10 +125,12 @@ class _Passes:
             structure: Of the pass.
             only: Number of the one loss call to count.
         """
-        added = self._weighted(weights, only)
-        return added - self._weighted(torch.zeros_like(weights), only) if structure.has_unweighted_terms else added
+        if not structure.has_unweighted_terms:
+            return self._weighted(weights, only)
+        rest = self._weighted(torch.zeros_like(weights), only).neg_()
+        return self._weighted(weights, only, rest)
 
-    def _weighted(self, weights: Tensor, only: int | None) -> Tensor:
+    def _weighted(self, weights: Tensor, only: int | None, into: Tensor | None = None) -> Tensor:
         objective, step, micro = self._objective, self._step, self._micro
 
         def take(owners: Sequence[Tensor] | None) -> Tensor:
@@ -138,7 +146,7 @@ class _Passes:
         last = objective.orders.last
         if last is not None and last[0] == (step.index, micro.batch_idx, micro.rank, micro.example_ids.tobytes()):
             self.rows = last[2]
-        return self._joined(loss)
+        return self._joined(loss, into)
 
     def _begin(self) -> None:
         self._objective.load_buffers(self._buffers)
@@ -148,10 +156,11 @@ class _Passes:
     def _copy(self) -> Any:
         return map_tensors(self._batch, torch.clone)
 
-    def _joined(self, loss: Tensor) -> Tensor:
+    def _joined(self, loss: Tensor, into: Tensor | None) -> Tensor:
         objective = self._objective
         grads = objective.gradient(loss)
-        joined = objective.vector.join_gradients(grads, objective.parameters).detach().double()
+        joined = torch.zeros(objective.vector.size, dtype=torch.float64, device=loss.device) if into is None else into
+        objective.vector.add_to(joined, grads)
         if not bool(torch.isfinite(joined).all()):
             raise NonFiniteError("a gradient is not finite")
         return joined

@@ -96,6 +96,7 @@ def open_rerun(run: OpenedRun, query: BoundQuery, *, first_step: int, start: Mod
             per_example_loss=objective.per_example_loss,
             rows=objective.rows,
         ) as wide:
+            wide.known_from(objective)
             other = replace(run, objective=wide, _known={})
             if _agrees(other, first_step, start):
                 yield rerun(other, query.in_float64(wide), _STEPS, GRADIENT_TOLERANCE[torch.float32])

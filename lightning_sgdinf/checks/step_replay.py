@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,12 +13,17 @@ from lightning_sgdinf.adjoint import PulledStep, TakenStep
 from lightning_sgdinf.certificate import StepReplay
 from lightning_sgdinf.errors import StepMismatchError
 from lightning_sgdinf.log import Step
-from lightning_sgdinf.parameters import ParameterVector
+from lightning_sgdinf.parameters import ParameterVector, joined_view
 from lightning_sgdinf.state import ModelState
 
 Difference: TypeAlias = tuple[str, Tensor, Tensor, Tensor]
 """Name, value, recorded value and value before the step of a tensor."""
 
+States: TypeAlias = tuple[ModelState, ModelState]
+"""Before a step and after it."""
+
+CHUNK = 1 << 20
+"""Elements that are compared at once, in float64."""
 STEP_TOLERANCE = 1e-2
 """Largest deviation of a rebuilt state that is let pass, as a part of the recorded step's own size."""
 
@@ -53,6 +58,27 @@ class StepComparison:
             of=of,
         )
 
+    def settles(
+        self, taken: TakenStep, buffers: Mapping[str, Tensor], step: Step, states: States, vector: ParameterVector
+    ) -> bool:
+        """Compare as `add` does, if nothing has to be known about rounding for it.
+
+        Args:
+            taken: The step, taken again.
+            buffers: Those after it.
+            step: Its record.
+            states: Before it, and the recorded one that it must lead to.
+            vector: The order of parameters.
+
+        Returns:
+            True if the state is as recorded, and counted.
+        """
+        differing = _differences(taken, buffers, *states, vector)
+        worst, tensor = _worst(differing)
+        if worst <= STEP_TOLERANCE:
+            self._count(step, worst, tensor, same=not differing)
+        return worst <= STEP_TOLERANCE
+
     def add(
         self,
         pulled: PulledStep,
@@ -76,7 +102,8 @@ class StepComparison:
         Raises:
             StepMismatchError: They differ by more than `STEP_TOLERANCE`; names step and tensor.
         """
-        differing = _differences(pulled, before, after, vector)
+        assert pulled.taken is not None
+        differing = _differences(pulled.taken, pulled.buffers, before, after, vector)
         worst, tensor = _worst(differing)
         if not worst <= STEP_TOLERANCE:
             worst, tensor = _worst(_beyond_rounding(differing, pulled, rounded(), vector))
@@ -88,8 +115,11 @@ class StepComparison:
                 "configure_gradient_clipping), randomness that is not torch's, numpy's or python's global generator, a "
                 "model that was changed after training, kernels that are not deterministic (TF32, other hardware)."
             )
+        self._count(step, worst, tensor, same=not differing)
+
+    def _count(self, step: Step, worst: float, tensor: str, *, same: bool) -> None:
         self.steps += 1
-        self.bitwise += not differing
+        self.bitwise += same
         if worst > self.largest:
             self.largest, self.step, self.tensor = worst, step.index, tensor
 
@@ -135,25 +165,24 @@ def _values(taken: TakenStep, vector: ParameterVector) -> dict[str, Tensor]:
 
 
 def _differences(
-    pulled: PulledStep, before: ModelState, after: ModelState, vector: ParameterVector
+    taken: TakenStep, buffers: Mapping[str, Tensor], before: ModelState, after: ModelState, vector: ParameterVector
 ) -> list[tuple[str, Tensor, Tensor, Tensor]]:
     """Return name, value, recorded value and value before the step of each tensor that differs."""
-    assert pulled.taken is not None
     differing: list[tuple[str, Tensor, Tensor, Tensor]] = []
-    recorded = vector.join([after.params[n] for n in vector.names])
-    rebuilt = pulled.taken.params.to(recorded.device)
+    recorded = joined_view([after.params[n] for n in vector.names])
+    rebuilt = taken.params.to(recorded.device)
     if not torch.equal(rebuilt, recorded.to(rebuilt.dtype)):
-        old = vector.join([before.params[n] for n in vector.names]).to(recorded.device)
+        old = joined_view([before.params[n] for n in vector.names]).to(recorded.device)
         parts = zip(vector.names, *(vector.split(v) for v in (rebuilt, recorded, old)), strict=True)
         differing += [(f"parameter {name}", *values) for name, *values in parts]
-    _, optimizer = pulled.taken.state_after(vector)
+    _, optimizer = taken.state_after(vector)
     for name, entries in optimizer.items():
         for key, value in entries.items():
             kept = after.optimizer.get(name, {}).get(key)
             if kept is not None and value.shape == kept.shape and not _same(value.to(kept.device, kept.dtype), kept):
                 old = before.optimizer.get(name, {}).get(key, torch.zeros_like(kept))
                 differing.append((f"optimizer state {key} of {name}", value, kept, old))
-    for name, value in pulled.buffers.items():
+    for name, value in buffers.items():
         kept = after.buffers.get(name)
         if kept is not None and not _same(value.to(kept.device), kept):
             differing.append((f"buffer {name}", value, kept, before.buffers.get(name, torch.zeros_like(kept))))
@@ -169,10 +198,15 @@ def _same(value: Tensor, recorded: Tensor) -> bool:
 
 def _deviation(value: Tensor, recorded: Tensor, before: Tensor) -> float:
     """Return the largest difference over the largest recorded movement (over the values, where nothing moved)."""
-    recorded, value, before = (t.detach().to("cpu", torch.float64) for t in (recorded, value, before))
-    same = (value == recorded) | (value.isnan() & recorded.isnan())
-    gap = (value - recorded).masked_fill(same, 0).abs().max()
-    finite = recorded.isfinite()
-    moved = (recorded - before).masked_fill(~(finite & before.isfinite()), 0).abs().max()
-    size = moved if moved > 0 else recorded.masked_fill(~finite, 0).abs().max()
+    gap = moved = largest = torch.zeros((), dtype=torch.float64)
+    chunks = (t.detach().reshape(-1).split(CHUNK) for t in (value, recorded, before))
+    for parts in zip(*chunks, strict=True):
+        now, then, earlier = (part.to("cpu", torch.float64) for part in parts)
+        same = (now == then) | (now.isnan() & then.isnan())
+        gap = torch.maximum(gap, (now - then).masked_fill(same, 0).abs().max())
+        finite = then.isfinite()
+        step = (then - earlier).masked_fill(~(finite & earlier.isfinite()), 0)
+        moved = torch.maximum(moved, step.abs().max())
+        largest = torch.maximum(largest, then.masked_fill(~finite, 0).abs().max())
+    size = moved if moved > 0 else largest
     return float(gap / size) if size > 0 else float(gap)

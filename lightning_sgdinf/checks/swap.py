@@ -34,7 +34,6 @@ from lightning_sgdinf.errors import UntappedLossError
 from lightning_sgdinf.log import Draw, MicroBatch, Step
 from lightning_sgdinf.replay import Objective, OpenedRun
 from lightning_sgdinf.replay.pass_structure import PassStructure
-from lightning_sgdinf.replay.row_owners import RowOrders
 from lightning_sgdinf.replay.untapped import WAYS_OUT
 from lightning_sgdinf.state import ModelState
 
@@ -266,13 +265,7 @@ def _shapes(batch: Any) -> list[torch.Size]:
 def _left_as_it_is(objective: Objective) -> Iterator[None]:
     """Let nothing that is learnt inside of the rows, and no moved buffer or generator, stay."""
     buffers, orders = objective.read_buffers(), objective.orders
-    objective.orders = RowOrders(
-        orders=dict(orders.orders),
-        seen={key: set(steps) for key, steps in orders.seen.items()},
-        coupled=set(orders.coupled),
-        verified=orders.verified,
-        last=orders.last,
-    )
+    objective.orders = orders.copy()
     try:
         with random_state.preserved():
             yield

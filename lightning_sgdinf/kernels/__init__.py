@@ -12,5 +12,7 @@ from lightning_sgdinf.kernels.intercept import Interceptor as Interceptor
 from lightning_sgdinf.kernels.lookup import RenormalisedEmbedding as RenormalisedEmbedding
 from lightning_sgdinf.kernels.lookup import lookup_handlers as lookup_handlers
 from lightning_sgdinf.kernels.running_statistics import RunningStatistics as RunningStatistics
+from lightning_sgdinf.kernels.stack import Axes as Axes
+from lightning_sgdinf.kernels.stack import on_stack as on_stack
 from lightning_sgdinf.kernels.vmap_layers import VMAP_LAYERS as VMAP_LAYERS
 from lightning_sgdinf.kernels.weight_norm import WEIGHT_NORM as WEIGHT_NORM

@@ -39,6 +39,9 @@ from lightning_sgdinf.log.hdf5 import (
 from lightning_sgdinf.log.records import Header
 from lightning_sgdinf.state import Layout, ModelState
 
+SMALL_BYTES = 16 << 20
+"""A state of at most this size is kept in memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class SegmentEntry:
@@ -85,8 +88,9 @@ class EndMark:
         steps: Number of recorded steps.
         reason: Of the end, e.g. ``"completed"``.
         segments: All of them, in order.
-        state: The state after the last step; ``None`` if the run was given up.
-        state_crc: Its checksum.
+        path: The file.
+        state_crc: Checksum of the state after the last step; ``None`` if the run was given up.
+        small_state: That state, if it is small; else it is read again when it is asked for.
         average: Averaged parameters, if there are any.
     """
 
@@ -94,9 +98,26 @@ class EndMark:
     steps: int
     reason: str
     segments: tuple[SegmentEntry, ...]
-    state: ModelState | None = None
+    path: Path
     state_crc: int | None = None
+    small_state: ModelState | None = None
     average: Mapping[str, Tensor] | None = None
+
+    @property
+    def has_state(self) -> bool:
+        """Return true if the state after the last step is known."""
+        return self.state_crc is not None
+
+    def read_state(self) -> ModelState:
+        """Return the state after the last step in memory of its own.
+
+        Raises:
+            LogCorruptError: It differs from what was written.
+        """
+        if self.small_state is not None:
+            return self.small_state.clone()
+        with open_file(self.path, END_FORMAT) as file:
+            return _read_state(file, "state", self.path)[0]
 
 
 def write_end_mark(
@@ -149,7 +170,8 @@ def read_end_mark(path: Path) -> EndMark:
             }
         state, crc = _read_state(file, "state", path) if "state" in file else (None, None)
         average = _read_state(file, "average", path)[0].params if "average" in file else None
-    return EndMark(**mark, state=state, state_crc=crc, average=average)
+    small = None if state is None or state.nbytes > SMALL_BYTES else state
+    return EndMark(**mark, path=path, state_crc=crc, small_state=small, average=average)
 
 
 def _write_state(file: h5py.File, name: str, layout: Layout, flat: Mapping[str, Tensor]) -> None:

@@ -46,7 +46,7 @@ class RunLog:
         self._directory, self._end = directory, end
         self._segments = SegmentsOfThreads(directory, end, unsealed)
         self.header: Header = self._segments.header
-        self.finished = end is not None and end.state is not None
+        self.finished = end is not None and end.has_state
         self.end_reason = _no_end(directory) if end is None else end.reason
         self.average: Mapping[str, Tensor] | None = None if end is None else end.average
 
@@ -140,8 +140,7 @@ class RunLog:
         self._require_state(index)
         if index == self._segments.steps:
             assert self._end is not None
-            assert self._end.state is not None
-            return self._end.state.clone()
+            return self._end.read_state()
         try:
             return self._segments.of_step(index).state(index)
         except StateNotStoredError:

@@ -67,7 +67,7 @@ class Segments:
     def stored(self) -> np.ndarray:
         """Indices of the stored states, int64, increasing; that of the end mark is the last."""
         parts = [segment.steps.stored for segment in self]
-        if self._end is not None and self._end.state is not None:
+        if self._end is not None and self._end.has_state:
             parts.append(np.array([self.steps]))
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 from torch.utils._pytree import tree_map_only
 
-from lightning_sgdinf.kernels import Handler
+from lightning_sgdinf.kernels import Axes, Handler, on_stack
 from lightning_sgdinf.replay.losses import (
     INPUTS,
     LOSSES,
@@ -60,14 +60,21 @@ class _WeightRows(torch.autograd.Function):
         return grad * weights.to(grad.dtype), None
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, int | None], x: Tensor, weights: Tensor
-    ) -> tuple[Tensor, int | None]:
-        """Weight many models at once, each with weights of its own."""
-        if in_dims[0] is None:  # the same for all models, such as a target, so nothing that is trained lies behind it
-            return x.view_as(x), None
-        own = weights[None] if in_dims[1] is None else weights.movedim(in_dims[1], 0)
-        return _WeightRows.apply(x.movedim(in_dims[0], 0), own), 0
+    def vmap(info: Any, in_dims: Axes, x: Tensor, weights: Tensor) -> tuple[Tensor, int | None]:
+        """Weight many models at once, also below a transformation that the step makes itself."""
+        return _weighted_of_models(info.batch_size, in_dims, x, weights)
+
+
+def _weighted(x: Tensor, weights: Tensor) -> Tensor:
+    return on_stack(_weighted_of_models, _WeightRows.apply, x, weights)
+
+
+def _weighted_of_models(count: int, axes: Axes, x: Tensor, weights: Tensor) -> tuple[Tensor, int | None]:
+    """Weight many models at once, each with weights of its own."""
+    if axes[0] is None:  # the same for all models, such as a target, so nothing that is trained lies behind it
+        return x, None
+    own = weights[None] if axes[1] is None else weights.movedim(axes[1], 0)
+    return _WeightRows.apply(x.movedim(axes[0], 0), own), 0
 
 
 class LossTap:
@@ -124,7 +131,7 @@ class LossTap:
         if self._reduced:
             raise UnknownDivisor("output")
         owned = self._row_weights("output", value.shape[:1])
-        return _WeightRows.apply(value, owned.view(*owned.shape, *[1] * (value.ndim - 1)))
+        return _weighted(value, owned.view(*owned.shape, *[1] * (value.ndim - 1)))
 
     def _carries(self, value: Any) -> bool:
         return isinstance(value, Tensor) and (value.is_floating_point() if self.stacked else value.requires_grad)
@@ -212,7 +219,7 @@ def _tapped(func: Callable[..., Any], value: Tensor, weights: Tensor) -> Tensor:
         shaped = weights.unsqueeze(-1) if value.ndim > weights.ndim else weights
     else:
         value, shaped = value.expand(weights.shape), weights  # a broadcast input is one of several rows
-    return _WeightRows.apply(value, shaped)
+    return _weighted(value, shaped)
 
 
 @contextmanager

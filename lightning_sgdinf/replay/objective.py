@@ -62,6 +62,16 @@ class Objective(TrainingStep):
         self.others: Sequence[tuple[Step, MicroBatch]] = ()
         self.rows = rows
 
+    def known_from(self, other: Objective) -> None:
+        """Take over what was learnt of the loss by another objective of the same run, as in another precision.
+
+        Whose the rows are, and which structures of passes were audited, does not depend on the precision.
+
+        Args:
+            other: It.
+        """
+        self.orders, self.audits, self.others = other.orders.copy(), other.audits.copy(), other.others
+
     def trace(
         self,
         step: Step,

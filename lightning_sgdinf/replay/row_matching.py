@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import UntappedLossError
 from lightning_sgdinf.log import MicroBatch, Step
+from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.replay.row_owners import (
     EVERYBODY,
     NOBODY,
@@ -59,9 +60,10 @@ def match_batch(
         UntappedLossError: Rows see several examples and are not as many for each of them; says how many of which loss.
     """
     this = (step.index, micro.batch_idx, micro.rank, micro.example_ids.tobytes())
-    state = [p.detach().clone() for p in objective.parameters]
-    if orders.last is not None and orders.last[0] == this and all(map(torch.equal, orders.last[1], state)):
+    there = batch_digest(objective.parameters)
+    if orders.last is not None and orders.last[:2] == (this, there):
         return orders.last[2]
+    state = [p.detach().clone() for p in objective.parameters]
     with _as_it_was(objective, state):
         calls, owners, alike, apart = _match(objective, step, micro, others)
         if alike:
@@ -73,7 +75,7 @@ def match_batch(
             owners[number] = _by_position(call, owner, step, micro, apart)
     orders.learn(calls, owners, len(micro.example_ids), step=step.index)
     orders.coupled |= coupled
-    orders.last = (this, state, owners)
+    orders.last = (this, there, owners)
     return owners
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -286,7 +286,7 @@ class RowOrders:
         coupled: Names of losses that had rows without a single owner, which were given one by their place.
         unverified: Names of losses whose rows were said to be somebody's and could not be matched.
         verified: How many passes' given owners were compared with matched ones.
-        last: The pass that was matched last, the parameters it was matched at, and the owners of its rows.
+        last: The pass that was matched last, the checksum of the parameters it was matched at, the owners of its rows.
     """
 
     orders: dict[tuple[int, str], tuple[int, Order] | None] = field(default_factory=dict)
@@ -294,7 +294,17 @@ class RowOrders:
     coupled: set[str] = field(default_factory=set)
     unverified: set[str] = field(default_factory=set)
     verified: int = 0
-    last: tuple[object, list[Tensor], list[Tensor]] | None = None
+    last: tuple[object, int, list[Tensor]] | None = None
+
+    def copy(self) -> RowOrders:
+        """Return the same, to learn from there separately."""
+        return replace(
+            self,
+            orders=dict(self.orders),
+            seen={key: set(steps) for key, steps in self.seen.items()},
+            coupled=set(self.coupled),
+            unverified=set(self.unverified),
+        )
 
     def known(self, call: int, name: str, rows: int, count: int) -> Tensor | None:
         """Return the owners of a call's rows, if they are known; ``None`` if they must be matched.

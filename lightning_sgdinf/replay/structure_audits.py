@@ -43,6 +43,10 @@ class LossAudits:
 
     known: dict[PassStructure, Audited] = field(default_factory=dict)
 
+    def copy(self) -> LossAudits:
+        """Return the same, to go on from separately."""
+        return LossAudits(dict(self.known))
+
     def is_due(self, structure: PassStructure) -> bool:
         """Return true if a pass of a structure has to be audited."""
         return structure not in self.known or self.known[structure].suspicious

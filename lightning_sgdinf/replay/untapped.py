@@ -61,8 +61,12 @@ def expect_linear(objective: TrainingStep, step: Step, micro: MicroBatch) -> Non
 
 def _bent(objective: TrainingStep, step: Step, micro: MicroBatch, batch: Any) -> float:
     """Return how far the gradient is from being linear in the weights."""
-    none, once, twice = (_gradient(objective, step, micro, batch, w) for w in (0.0, 1.0, 2.0))
-    return float((twice - 2 * once + none).norm() / _size(once))
+    bent = _gradient(objective, step, micro, batch, 1.0)
+    size = _size(bent)
+    bent *= -2
+    for weight in (0.0, 2.0):
+        bent += _gradient(objective, step, micro, batch, weight)
+    return float(bent.norm() / size)
 
 
 def _refuse_bent_hooks(objective: TrainingStep, step: Step, micro: MicroBatch, batch: Any, bent: float) -> None:
@@ -223,8 +227,10 @@ def _gradient(objective: TrainingStep, step: Step, micro: MicroBatch, batch: Any
 
 
 def _joined(objective: TrainingStep, trace: Trace) -> Tensor:
-    grads = objective.gradient(trace.loss)
-    return objective.vector.join_gradients(grads, objective.parameters).detach().double()
+    like = objective.parameters[0]
+    joined = torch.zeros(objective.vector.size, dtype=torch.float64, device=like.device)
+    objective.vector.add_to(joined, objective.gradient(trace.loss))
+    return joined
 
 
 def _size(gradient: Tensor) -> Tensor:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from lightning_sgdinf.adjoint import Adjoint, AdjointStep, BoundQuery, CompiledSteps, PulledStep, rule_for
+from lightning_sgdinf.adjoint import (
+    Adjoint,
+    AdjointStep,
+    BoundQuery,
+    CompiledSteps,
+    PulledStep,
+    Settle,
+    TakenStep,
+    rule_for,
+)
 from lightning_sgdinf.checks import Growth, StepComparison, SwapComparison
 from lightning_sgdinf.errors import NonFiniteError, StepMismatchError, UntappedLossError
 from lightning_sgdinf.estimators import Estimator
 from lightning_sgdinf.estimators.base import visited
+from lightning_sgdinf.log import Step
 from lightning_sgdinf.replay import Objective, OpenedRun, Replayer, RowShards, rebuild, refuse_changes, states_backwards
+from lightning_sgdinf.replay.pass_structure import PassStructure
 from lightning_sgdinf.replay.untapped import WAYS_OUT, expect_mean, expect_penalty
 from lightning_sgdinf.replay.weight_audit import LossAudit
 from lightning_sgdinf.state import ModelState
@@ -107,13 +118,14 @@ class Walk:
         )
         total, first = len(log), self.estimator.first_step(log)
         frozen = total > first and self.estimator.state_for(total - 1, log) == total
-        rule, final = rule_for(log.header.optimizer), self.run.final
-        states = ((t, final) for t in range(total - 1, first - 1, -1)) if frozen else self._states(total, first, tally)
-        after, following = final, None
-        audit = self.run.audit(first)
+        states = self._frozen(total, first) if frozen else self._states(total, first, tally)
+        after = self.run.final if self.compare and not frozen else None
+        following: Step | None = None
+        rule, audit = rule_for(log.header.optimizer), self.run.audit(first)
         for step, (t, before) in zip(log.steps(total, first), states, strict=True):
             if following is not None and not frozen:
                 refuse_changes(following)
+            recorded, after = [] if after is None else [after], before if self.compare and not frozen else None
             at = AdjointStep(
                 step,
                 _on(before, objective.host.device),
@@ -123,17 +135,12 @@ class Walk:
                 is_epoch_end=following is None or following.epoch != step.epoch,
                 shards=self.shards,
                 compiled=self.compiled,
+                settle=self._settle(step, before, recorded, tally.comparison),
             )
-            pulled = self._visit(at, adjoint, None if frozen else after, tally.comparison)
-            self._expect_reached(pulled, at, audit)
+            adjoint, structures = self._take(at, adjoint, recorded, tally, audit)
             if self.swaps is not None:
-                self.swaps.see(step, at.before, pulled.structures)
-            adjoint = pulled.adjoint
-            ids = torch.tensor(step.example_ids)
-            tally.add(ids, pulled.slopes, step.epoch)
-            tally.first[ids] = t
-            tally.growth.see(adjoint, t)
-            after, following = before, step
+                self.swaps.see(step, at.before, structures)
+            following = step
             self.on_step(t, before, tally)
         if not bool(torch.isfinite(tally.scores).all()):
             raise NonFiniteError(
@@ -141,6 +148,42 @@ class Walk:
                 "header"
             )
         return tally
+
+    def _take(
+        self, at: AdjointStep, adjoint: Adjoint, recorded: list[ModelState], tally: Tally, audit: LossAudit
+    ) -> tuple[Adjoint, Sequence[PassStructure]]:
+        """Account for a step; return the adjoint before it, and the structures of its passes."""
+        pulled = self._visit(at, adjoint, recorded, tally.comparison)
+        self._expect_reached(pulled, at, audit)
+        ids = torch.tensor(at.step.example_ids)
+        tally.add(ids, pulled.slopes, at.step.epoch)
+        tally.first[ids] = at.step.index
+        tally.growth.see(pulled.adjoint, at.step.index)
+        return pulled.adjoint, pulled.structures
+
+    def _settle(
+        self, step: Step, before: ModelState, recorded: list[ModelState], comparison: StepComparison
+    ) -> Settle | None:
+        """Return what compares a step as soon as it is taken, and lets go of the recorded state."""
+        if self.compiled is not None:
+            return None
+        vector, device = self.run.objective.vector, self.run.host.device
+
+        def settle(taken: TakenStep, buffers: Mapping[str, Tensor]) -> bool:
+            if not recorded:  # nothing to compare with, or an estimator pulls a step several times
+                return True
+            settled = comparison.settles(taken, buffers, step, (_on(before, device), recorded[0]), vector)
+            if settled:
+                recorded.clear()
+            return settled
+
+        return settle
+
+    def _frozen(self, start: int, stop: int) -> Iterator[tuple[int, ModelState]]:
+        """Yield the final state for every step."""
+        final = self.run.final
+        for t in range(start - 1, stop - 1, -1):
+            yield t, final
 
     def _expect_reached(self, pulled: PulledStep, at: AdjointStep, audit: LossAudit) -> None:
         """Make sure that the slopes of a step's examples add up to what its gradient does along the push.
@@ -195,14 +238,15 @@ class Walk:
         return adjoint if self.columns is None else adjoint.columns(self.columns)
 
     def _visit(
-        self, at: AdjointStep, adjoint: Adjoint, after: ModelState | None, comparison: StepComparison
+        self, at: AdjointStep, adjoint: Adjoint, recorded: Sequence[ModelState], comparison: StepComparison
     ) -> PulledStep:
         """Let the estimator account for a step, and compare the state it led to with the recorded one."""
         pulled = visited(self.estimator, at, adjoint)
         if self.run.objective.per_example_loss is not None:
             self._expect_recorded_loss(pulled, at)
-        if not self.compare or after is None or pulled.taken is None:
+        if not recorded or pulled.taken is None:
             return pulled
+        (after,) = recorded
         vector = self.run.objective.vector
         by_kernel = self.compiled is not None and not self.compiled.note  # whose rounding eager passes do not tell
         try:

@@ -112,7 +112,7 @@ class WalkJob:
         """Walk, check, and put the result together."""
         run, log = self.run, self.run.log
         began = clock(run.host.device)
-        values, adjoint = self.query.end(run)
+        values, end = self.query.end(run)
         findings = Findings(list(run.audit(self.first_step).notes))
         attributes = run.host.attributes
         if attributes is not None and attributes.held:
@@ -124,9 +124,11 @@ class WalkJob:
             checks, notes = check_logged_query(run, self.query, values)
             findings.further.extend(checks)
             findings.notes.extend(notes)
-        part = self._part(adjoint, findings)
+        part, start = self._part(end.queries, findings), []
         epochs = log.step(len(log) - 1).epoch + 1 if self.settings.per_epoch else 0
-        tally = self._walk(adjoint.columns(part.columns), epochs, part, findings)
+        start.append(end.columns(part.columns))
+        del end  # of the size of the model
+        tally = self._walk(start, epochs, part, findings)
         if findings.reached:
             self._measure_trust(clock(run.host.device) - began, findings)
         if tally.rebuilt:
@@ -136,7 +138,7 @@ class WalkJob:
         return JobResult(
             values=part.join(tally.scores),
             queries=self.query.names,
-            better=(self.query.query.better,) * adjoint.queries,
+            better=(self.query.query.better,) * part.queries,
             per_epoch=None if tally.per_epoch is None else part.join(tally.per_epoch),
             certificate=Certificate(
                 level=self.settings.certificate,
@@ -166,7 +168,8 @@ class WalkJob:
             return Plan(first_step=first, directions=4)
         return fast_plan(self.run.log, first)
 
-    def _walk(self, adjoint: Adjoint, epochs: int, part: Part, findings: Findings) -> Tally:
+    def _walk(self, start: list[Adjoint], epochs: int, part: Part, findings: Findings) -> Tally:
+        """Walk from where ``start`` is, which is taken out of it: it should not last as long as the walk."""
         plan, total = self.plan(), len(self.run.log)
         kept = {self.first_step, *(total - length for length in window_lengths(total - self.first_step))}
         compiled = CompiledSteps(self.run.objective) if self.settings.compile else None
@@ -196,7 +199,7 @@ class WalkJob:
                 compiled=compiled,
                 on_step=on_step,
             )
-            tally = walk.start(adjoint, epochs=epochs)
+            tally = walk.start(start.pop(), epochs=epochs)
         if swaps is not None:
             findings.unjudged.extend(swaps.unjudged)
             if (check := swaps.value()) is not None:
@@ -222,9 +225,9 @@ class WalkJob:
             return False
         return True
 
-    def _part(self, adjoint: Adjoint, findings: Findings) -> Part:
+    def _part(self, count: int, findings: Findings) -> Part:
         """Return this process's queries, or its rows of each batch: one of the two is everything."""
-        everything, team, count = slice(0, adjoint.queries), self.team, adjoint.queries
+        everything, team = slice(0, count), self.team
         if team is None or count >= team.world:
             return Part(everything if team is None else team.rows(count), None, team, count)
         run = self.run
@@ -267,8 +270,7 @@ class WalkJob:
         )
 
     def _max_states(self) -> int:
-        size = sum(v.numel() * v.element_size() for _, _, _, v in self.run.final.items())
-        return states_in(self.settings.memory_bytes, size)
+        return states_in(self.settings.memory_bytes, self.run.final.nbytes)
 
 
 def _precision(run: OpenedRun) -> str:

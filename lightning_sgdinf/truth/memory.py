@@ -51,7 +51,7 @@ class Footprint:
 def measure_footprint(run: OpenedRun, query: BoundQuery) -> Footprint:
     """Measure one model by the last step's pass and one computation of the query."""
     objective, state, step = run.objective, run.final, run.log.step(len(run.log) - 1)
-    state_bytes = sum(v.numel() * v.element_size() for _, _, _, v in state.items())
+    state_bytes = state.nbytes
     micro = step.micro_batches[0]
     objective.load(state)
     with _SavedTensors() as step_pass:

@@ -214,6 +214,5 @@ class Removals:
             began = self._now()
             one.run(weights=weights)
             seconds.append(self._now() - began)
-        size = sum(v.numel() * v.element_size() for _, _, _, v in start.items())
-        per_pass = max(1, self._memory_bytes // max(size, 1))
+        per_pass = max(1, self._memory_bytes // max(start.nbytes, 1))
         return Pace(0.0, min(seconds), footprint.query_seconds, per_pass, False, footprint.step, 1)

@@ -60,7 +60,7 @@ class SgdRule:
             else:
                 b = e * mu if nesterov else e
                 if BUFFER in adjoint:
-                    b = b + adjoint[BUFFER]
+                    b.add_(adjoint[BUFFER])
                 a = b if first or damping == 0 else b * (1 - damping)
                 if nesterov:
                     a = a + e

@@ -7,7 +7,7 @@ one stretch.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from lightning_sgdinf.adjoint.optim.base import Update, UpdateRule
 from lightning_sgdinf.adjoint.optim.clipping import Pull, clip_gradient
 from lightning_sgdinf.errors import ModelMismatchError
 from lightning_sgdinf.log import Step
-from lightning_sgdinf.parameters import ParameterVector
+from lightning_sgdinf.parameters import ParameterVector, joined_view
 from lightning_sgdinf.replay import recorded_gradients
 from lightning_sgdinf.state import ModelState
 
@@ -61,6 +61,12 @@ class TakenStep:
                 state.setdefault(key, torch.zeros_like(push))[:, here] = value
         return carry, state, self.unclip(push)
 
+    def only_pull(self) -> TakenStep:
+        """Return the step without the values that it led to, of which pulling back needs none."""
+        nothing = self.params[:0]
+        stretches = tuple((where, replace(update, params=nothing, state={})) for where, update in self.stretches)
+        return replace(self, params=nothing, stretches=stretches)
+
     def state_after(self, vector: ParameterVector) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
         """Return parameters and optimizer state after the step, by name."""
         params = dict(zip(vector.names, vector.split(self.params), strict=True))
@@ -89,7 +95,7 @@ def take_step(
     Raises:
         ModelMismatchError: If the step's groups hold a parameter that is not among the trained ones.
     """
-    theta = vector.join([state.params[n] for n in vector.names])
+    theta = joined_view([state.params[n] for n in vector.names])
     like = next((g for g in grads if g is not None), theta)  # device and precision the step is taken again in
     theta = theta.to(like)
     grads = recorded_gradients(step, vector.names, grads, vector.split(theta))
@@ -115,7 +121,7 @@ def _gather(state: ModelState, stretch: _Stretch, like: Tensor) -> dict[str, Ten
     gathered: dict[str, Tensor] = {}
     for key, value in state.optimizer.get(stretch.names[0], {}).items():
         if value.shape == state.params[stretch.names[0]].shape and value.is_floating_point() and key != "step":
-            gathered[key] = torch.cat([state.optimizer[n][key].reshape(-1) for n in stretch.names]).to(like)
+            gathered[key] = joined_view([state.optimizer[n][key] for n in stretch.names]).to(like)
         else:
             gathered[key] = value
     return gathered
