@@ -11,6 +11,7 @@ from lightning_sgdinf.checks.swap import SwapComparison as SwapComparison
 from lightning_sgdinf.checks.trust import Allowance as Allowance
 from lightning_sgdinf.checks.trust import Reached as Reached
 from lightning_sgdinf.checks.trust import check_trust as check_trust
+from lightning_sgdinf.checks.trust import direct_allowance as direct_allowance
 from lightning_sgdinf.checks.trust import fast_allowance as fast_allowance
 from lightning_sgdinf.checks.trust import full_allowance as full_allowance
 from lightning_sgdinf.checks.trust import window_lengths as window_lengths

@@ -36,6 +36,7 @@ from lightning_sgdinf.replay import Objective, OpenedRun
 from lightning_sgdinf.replay.pass_structure import PassStructure
 from lightning_sgdinf.replay.untapped import WAYS_OUT
 from lightning_sgdinf.state import ModelState
+from lightning_sgdinf.truth import clock
 
 TOLERANCE = {"float64": 1e-6, "float32": 5e-3}
 COARSE = 1e-1
@@ -59,6 +60,7 @@ class SwapComparison:
         largest: Disagreement so far.
         held: True if BatchNorm's statistics were held.
         in_eval_mode: True if some passes were judged in eval mode alone.
+        cost: Time by `clock` that it took.
     """
 
     run: OpenedRun
@@ -67,6 +69,7 @@ class SwapComparison:
     largest: float = 0.0
     held: bool = False
     in_eval_mode: bool = False
+    cost: float = 0.0
     _kinds: set[tuple[PassStructure, int]] = field(default_factory=set)
     _extra: int = 0
     _unjudged: dict[str, int] = field(default_factory=dict)
@@ -92,10 +95,11 @@ class SwapComparison:
                 continue
             self._extra += kind in self._kinds
             self._kinds.add(kind)
-            objective = self.run.objective
+            objective, began = self.run.objective, clock(self.run.host.device)
             objective.load(before)
             with _left_as_it_is(objective):
                 self._judge(step, micro, structure)
+            self.cost += clock(self.run.host.device) - began
 
     @property
     def unjudged(self) -> tuple[str, ...]:

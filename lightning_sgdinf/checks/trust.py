@@ -24,9 +24,12 @@ from lightning_sgdinf.truth import MeasuredRemovals, Pace, Removals, clock
 COUNTS = (200, 100, 64, 48, 32, 24, 16, 12, 8, 6)
 """Numbers of examples to leave out, the largest that can be afforded."""
 SHARE = 0.4
-"""Part of a walk's time that a fast certificate plans for; half of it, where the forecast is off."""
-FLOOR_SECONDS = 1.0
-"""Time that it may take in any case."""
+"""Part of a walk's time that all checks of a fast certificate plan for; half of it, where the forecast is off."""
+FULL_SECONDS = 1.0
+"""Time that a full certificate spends on more examples than it leaves out in any case, and that of an estimate without
+a walk, where nothing else is checked."""
+PROBE_STEPS = 8
+"""Steps of a walk that take about as long as a forecast, with the shortest window; with less time there is none."""
 MEMORY_BYTES = 16 << 20
 """Memory for models that are trained at once; larger ones are trained one after another."""
 SHORTER = 4
@@ -41,11 +44,13 @@ class Allowance:
 
     Attributes:
         seconds: Time by `clock`.
+        least_seconds: Time below which it is not worth to forecast what could be done.
         examples: Number of examples to leave out of the whole run whatever it takes; 0 for none.
         memory_bytes: Memory for models that are trained at once.
     """
 
     seconds: float
+    least_seconds: float = 0.0
     examples: int = 0
     memory_bytes: int = MEMORY_BYTES
 
@@ -63,19 +68,30 @@ class Reached:
     first: Tensor
 
 
-def fast_allowance(walk_seconds: float, spent_seconds: float = 0.0) -> Allowance:
+def fast_allowance(walk_seconds: float, spent_seconds: float, steps: int) -> Allowance:
     """Return what a fast certificate may spend on leaving examples out.
 
     Args:
         walk_seconds: Time by `clock` that the scores took.
         spent_seconds: The same of other checks.
+        steps: That were walked.
     """
-    return Allowance(seconds=max(SHARE * walk_seconds - spent_seconds, FLOOR_SECONDS))
+    least = PROBE_STEPS * walk_seconds / max(steps, 1)
+    return Allowance(seconds=SHARE * walk_seconds - spent_seconds, least_seconds=least)
+
+
+def direct_allowance(elapsed_seconds: float) -> Allowance:
+    """Return what may be spent where nothing was walked, so that leaving examples out is the only check.
+
+    Args:
+        elapsed_seconds: Time by `clock` that the estimate took.
+    """
+    return Allowance(seconds=max(SHARE * elapsed_seconds, FULL_SECONDS))
 
 
 def full_allowance() -> Allowance:
     """Return what a full certificate may: two dozen examples, whatever that takes."""
-    return Allowance(seconds=FLOOR_SECONDS, examples=24)
+    return Allowance(seconds=FULL_SECONDS, examples=24)
 
 
 def window_lengths(steps: int, shortest: int = 3) -> list[int]:
@@ -109,6 +125,11 @@ def check_trust(
     Returns:
         The result, ``None`` if there is none, and sentences that a reader must know.
     """
+    if allowance.seconds < allowance.least_seconds and not allowance.examples:
+        return None, (
+            "Trust was not measured: the scores took so little time that a part of it is not enough to leave examples "
+            "out. certificate='full' does it.",
+        )
     trial = _Trial(run, query, reached, allowance, column, seed)
     try:
         return trial.result()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.certificate import Certificate, Trust
-from lightning_sgdinf.checks import Reached, check_trust, fast_allowance, full_allowance
+from lightning_sgdinf.checks import Reached, check_trust, direct_allowance, full_allowance
 from lightning_sgdinf.errors import NonFiniteError
 from lightning_sgdinf.estimators import DirectEstimator
 from lightning_sgdinf.replay import OpenedRun
@@ -72,7 +72,7 @@ class DirectJob:
         """Leave examples out of the whole run: such an estimate has no part to compare a window with."""
         if self.settings.certificate == "off":
             return None
-        allowance = full_allowance() if self.settings.certificate == "full" else fast_allowance(elapsed)
+        allowance = full_allowance() if self.settings.certificate == "full" else direct_allowance(elapsed)
         first = torch.as_tensor(first_drawn(self.run.log, self.run.examples, first_step=0, last_step=len(self.run.log)))
         trust, more = check_trust(self.run, self.query, {0: Reached(values[:, 0], first)}, allowance)
         notes += more

@@ -201,6 +201,7 @@ class WalkJob:
             )
             tally = walk.start(start.pop(), epochs=epochs)
         if swaps is not None:
+            findings.cost += swaps.cost
             findings.unjudged.extend(swaps.unjudged)
             if (check := swaps.value()) is not None:
                 findings.further.append(check)
@@ -253,7 +254,8 @@ class WalkJob:
         """Leave examples out and compare; ``elapsed`` is the cost of the scores with their checks."""
         began = time.perf_counter()
         full = self.settings.certificate == "full"
-        allowance = full_allowance() if full else fast_allowance(elapsed - findings.cost, findings.cost)
+        walked = len(self.run.log) - self.first_step
+        allowance = full_allowance() if full else fast_allowance(elapsed - findings.cost, findings.cost, walked)
         findings.trust, notes = check_trust(self.run, self.query, findings.reached, allowance)
         findings.notes += notes
         findings.seconds += time.perf_counter() - began

@@ -173,3 +173,22 @@ def test_a_rule_of_ones_own_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     register_rule("mine.Descent", SgdRule)
     assert isinstance(rule_for("mine.Descent"), SgdRule)
     assert "mine.Descent" in known_optimizers()
+
+
+def test_a_step_of_many_elements_is_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    params, grad, u, of_moment = (torch.randn(n, 11, generator=generator, dtype=torch.float64) for n in (1, 1, 2, 2))
+    state = {"step": torch.tensor(3.0), "exp_avg": grad[0] / 2, "exp_avg_sq": grad[0] ** 2}
+    options = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
+    rule = rule_for("torch.optim.adam.Adam")
+
+    def taken() -> list[torch.Tensor]:
+        update = rule.take(params[0], grad[0], state, options)
+        pulled = update.pull(u, {"exp_avg": of_moment, "exp_avg_sq": of_moment})
+        values = [update.params, *(update.state[k] for k in sorted(update.state)), pulled.params, pulled.push]
+        return [*values, *(pulled.state[k] for k in sorted(pulled.state))]
+
+    whole = taken()
+    monkeypatch.setattr("lightning_sgdinf.adjoint.optim.torch_optim.PART", 4)
+    assert len(whole) == 8
+    assert all(map(torch.equal, whole, taken()))

@@ -244,6 +244,19 @@ def test_read_states_own_their_memory(tmp_path: Path) -> None:
         assert log.step(1).example_ids.tolist() == make_step(1).example_ids.tolist()
 
 
+def test_a_large_final_state_is_not_kept_but_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "run.tlog", steps=3)
+    monkeypatch.setattr("lightning_sgdinf.log.end_mark.SMALL_BYTES", 0)
+    with RunLog.open(tmp_path / "run.tlog") as log:
+        assert log._end is not None
+        assert log._end.small_state is None
+        assert log.finished
+        first, second = log.state(3), log.state(3)
+    for state in (first, second):
+        assert_same_state(state, make_state(3))
+    assert first.params["w"].data_ptr() != second.params["w"].data_ptr()
+
+
 def test_large_lanes_in_several_chunks(tmp_path: Path) -> None:
     def state(t: int) -> ModelState:
         weights = torch.linspace(-1, 1, 300_001) * (1 + 1e-4 * t)

@@ -117,6 +117,11 @@ def test_the_window_may_start_at_a_state_that_is_not_stored() -> None:
     sparse = thinned(run.log, range(0, len(run.log), 5))
     dense, sparsely = certificate(run, level="fast"), certificate(run, sparse, level="fast")
     assert sparsely.gradient_check == dense.gradient_check
+
+
+def test_trust_may_start_at_a_state_that_is_not_stored() -> None:
+    run = record(BY_NAME["momentum"])
+    dense, sparsely = certificate(run), certificate(run, thinned(run.log, range(0, len(run.log), 5)))
     assert sparsely.trust is not None
     assert dense.trust is not None
     assert sparsely.trust.measured == dense.trust.measured

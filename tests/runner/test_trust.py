@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sgdinf import InfluenceRunner, TrajectoryRecorder
 from lightning_sgdinf.certificate import Trust
-from lightning_sgdinf.checks import Allowance, Reached, check_trust
+from lightning_sgdinf.checks import Allowance, Reached, check_trust, fast_allowance, full_allowance
 from lightning_sgdinf.estimators import LastEpochs
 from lightning_sgdinf.log import RunLog
 from lightning_sgdinf.query import MeanLoss
-from lightning_sgdinf.truth import Pace, first_drawn
+from lightning_sgdinf.truth import Pace, Removals, first_drawn
 
 EXAMPLES, BATCH, EPOCHS = 12, 4, 3
 STEPS = EPOCHS * EXAMPLES // BATCH
@@ -52,7 +52,7 @@ class Fitted:
     log: Path
 
     def trust(self, **settings: Any) -> Trust:
-        runner = InfluenceRunner(accelerator="cpu", progress=False, certificate=settings.pop("level", "fast"))
+        runner = InfluenceRunner(accelerator="cpu", progress=False, certificate=settings.pop("level", "full"))
         found = runner.run(self.before, self.train, self.validation, log=self.log, **settings).certificate
         assert found is not None
         assert found.trust is not None
@@ -185,7 +185,7 @@ def test_models_one_after_another_measure_the_same(fitted: Fitted, monkeypatch: 
 
 
 def test_no_number_without_its_reach(fitted: Fitted) -> None:
-    runner = InfluenceRunner(accelerator="cpu", progress=False)
+    runner = InfluenceRunner(accelerator="cpu", progress=False, certificate="full")
     scores = runner.run(fitted.before, fitted.train, fitted.validation, log=fitted.log)
     certificate = scores.certificate
     assert certificate is not None
@@ -200,3 +200,32 @@ def test_no_number_without_its_reach(fitted: Fitted) -> None:
     assert unchecked.most_harmful(3).reach == ()
     measured = replace(scores, verified=torch.ones(EXAMPLES, dtype=torch.bool))
     assert measured.most_harmful(3).reach == ("Every score was measured by really leaving the example out.",)
+
+
+def test_no_more_models_are_trained_at_once_than_memory_allows(fitted: Fitted) -> None:
+    runner = InfluenceRunner(accelerator="cpu", progress=False)
+    with runner.open(fitted.before, fitted.train, fitted.validation, log=fitted.log) as run:
+        costs = Costs(fitted, run, runner.bind(run, MeanLoss()))
+        one = Removals(run, costs.query, costs.reached[0].first, first_step=0, memory_bytes=1 << 30).pace.bytes
+        for models in (3, 5, 8):
+            removals = Removals(
+                run, costs.query, costs.reached[0].first, first_step=0, memory_bytes=models * one + one // 2
+            )
+            assert removals.pace.stacked == (models > 3)  # of three, two are not worth the third beside them
+            assert removals.memory_bytes(EXAMPLES) <= models * one
+            assert removals.measure(range(6)).at_once == (min(models - 1, 6) if models > 3 else 1)
+
+
+def test_a_certificate_does_not_begin_what_it_has_no_time_for(fitted: Fitted) -> None:
+    allowance = fast_allowance(walk_seconds=1.0, spent_seconds=0.1, steps=100)
+    assert allowance.seconds == pytest.approx(0.3)
+    assert allowance.least_seconds == pytest.approx(0.08)
+    assert full_allowance().least_seconds == 0
+    runner = InfluenceRunner(accelerator="cpu", progress=False)
+    with runner.open(fitted.before, fitted.train, fitted.validation, log=fitted.log) as run:
+        costs = Costs(fitted, run, runner.bind(run, MeanLoss()))
+        trust, (note,) = costs.trust(0.07, least_seconds=0.08)
+        forced, _ = costs.trust(0.07, least_seconds=0.08, examples=6)
+    assert trust is None
+    assert "certificate='full' does it" in note
+    assert forced is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,12 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf import InfluenceRunner, Scores
+from lightning_sgdinf.adjoint import AdjointStep
+from lightning_sgdinf.checks import StepComparison
 from lightning_sgdinf.errors import ConfigurationError, StateNotStoredError, StepMismatchError
 from lightning_sgdinf.log.memory import MemoryLog
 from lightning_sgdinf.query import ExampleLoss, MeanLoss, PerClassLoss
+from lightning_sgdinf.scoring.walk import Walk
 from tests.adjoint.cases import (
     BY_NAME,
     PLAIN,
@@ -166,3 +170,45 @@ def test_what_is_random_in_training_does_not_depend_on_the_present_generators() 
     first: Tensor = score(run).values
     torch.manual_seed(999)
     assert torch.equal(first, score(run).values)
+
+
+@pytest.mark.parametrize("level", ["off", "fast"])
+def test_states_are_streamed_and_none_is_kept(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = record(BY_NAME["momentum"])
+    read, living = MemoryLog.state, []
+
+    def state(self: MemoryLog, index: int) -> Any:
+        value = read(self, index)
+        living.append(weakref.ref(next(iter(value.params.values()))))
+        return value
+
+    seen = []
+    visit = Walk._visit
+
+    def watched(*args: Any) -> Any:
+        seen.append(sum(ref() is not None for ref in living))
+        return visit(*args)
+
+    monkeypatch.setattr(MemoryLog, "state", state)
+    monkeypatch.setattr(Walk, "_visit", watched)
+    score(run, certificate=level)
+    assert len(seen) == len(run.log)
+    assert max(seen) <= 2  # before the step and, to compare with, after it
+
+
+def test_a_step_is_compared_before_its_second_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, order = record(BY_NAME["momentum"]), []
+    settles, differentiate = StepComparison.settles, AdjointStep._differentiate
+
+    def compared(*args: Any) -> bool:
+        order.append("compared")
+        return settles(*args)
+
+    def differentiated(*args: Any) -> Any:
+        order.append("differentiated")
+        return differentiate(*args)
+
+    monkeypatch.setattr(StepComparison, "settles", compared)
+    monkeypatch.setattr(AdjointStep, "_differentiate", differentiated)
+    score(run, certificate="fast")
+    assert order == ["compared", "differentiated"] * len(run.log)

@@ -67,6 +67,10 @@ def _power_of_step(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 _HANDLERS = {torch.sqrt: _sqrt, Tensor.sqrt: _sqrt, Tensor.sqrt_: _sqrt, Tensor.__rpow__: _power_of_step}
 
 
+PART = 1 << 18
+"""Elements that are stepped at once, with their graph."""
+
+
 class TorchOptimRule:
     """`UpdateRule` of an elementwise ``torch.optim`` optimizer, through its own code.
 
@@ -82,7 +86,37 @@ class TorchOptimRule:
         self._accepted = set(inspect.signature(kind.__init__).parameters) - {"self", "params"}
 
     def take(self, params: Tensor, grad: Tensor, state: Mapping[str, Tensor], options: Options) -> Update:
-        """See `UpdateRule.take`."""
+        """See `UpdateRule.take`; of many elements some at a time, since a graph of all needs ten times their memory."""
+        if len(params) <= PART:
+            return self._take(params, grad, state, options)
+        places = [slice(start, start + PART) for start in range(0, len(params), PART)]
+
+        def part(here: slice) -> Update:
+            own = {k: v[here] if v.shape == params.shape else v for k, v in state.items()}
+            return self._take(params[here], grad[here], own, options)
+
+        after, moments = torch.empty_like(params), {}
+        for here in places:
+            update = part(here)
+            after[here] = update.params
+            for key, value in update.state.items():
+                if value.ndim:
+                    moments.setdefault(key, params.new_empty(params.shape, dtype=value.dtype))[here] = value
+                else:
+                    moments[key] = value
+
+        def pull(u: Tensor, adjoint: Mapping[str, Tensor]) -> Pulled:
+            carry, push, carried = torch.empty_like(u), torch.empty_like(u), {}
+            for here in places:
+                pulled = part(here).pull(u[:, here], {k: v[:, here] for k, v in adjoint.items()})
+                carry[:, here], push[:, here] = pulled.params, pulled.push
+                for key, value in pulled.state.items():
+                    carried.setdefault(key, torch.zeros_like(u))[:, here] = value
+            return Pulled(carry, carried, push)
+
+        return Update(after, moments, pull)
+
+    def _take(self, params: Tensor, grad: Tensor, state: Mapping[str, Tensor], options: Options) -> Update:
         theta, g = params.detach().requires_grad_(), grad.detach().requires_grad_()
         leaves = {k: v.detach().clone() for k, v in state.items()}
         moving = {k: v.requires_grad_() for k, v in leaves.items() if v.shape == theta.shape and v.is_floating_point()}
