@@ -1,5 +1,7 @@
 """Strategies: scores in, a selection out."""
 
+from lightning_sgdinf.cleansing.attempts import SkippedCountWarning as SkippedCountWarning
+from lightning_sgdinf.cleansing.attempts import unless_diverged as unless_diverged
 from lightning_sgdinf.cleansing.base import CleansingContext as CleansingContext
 from lightning_sgdinf.cleansing.base import CleansingStrategy as CleansingStrategy
 from lightning_sgdinf.cleansing.curve import cleansing_curve as cleansing_curve

@@ -6,7 +6,9 @@ ranking with the same ones. Here each is trained once and measured on every data
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
+from time import perf_counter
 from typing import Literal, final
 
 from torch import Tensor
@@ -16,6 +18,8 @@ from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.updates import Retraining
+
+logger = logging.getLogger(__name__)
 
 Metric = Literal["loss", "error"]
 
@@ -43,9 +47,11 @@ class RetrainingCache:
         """Return the evaluations by name, after training again with a selection."""
         key = frozenset(selection.drop), frozenset(selection.relabel.items())
         if key not in self._known:
+            began = perf_counter()
             state = self._retraining(selection).state
             self.trained += 1
             self._known[key] = {name: measure(state) for name, measure in self._measures.items()}
+            logger.info("trained again with %d examples changed in %.1f s", len(selection), perf_counter() - began)
         return self._known[key]
 
     def mean(self, name: str, metric: Metric = "loss") -> Callable[[Selection], float]:

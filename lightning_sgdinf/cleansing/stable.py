@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_sgdinf.cleansing.attempts import unless_diverged
 from lightning_sgdinf.cleansing.base import CleansingContext, CleansingStrategy
 from lightning_sgdinf.cleansing.grid import checked_grid, selections
 from lightning_sgdinf.cleansing.top_k import TopK
@@ -83,7 +85,7 @@ class Stable:
             ConfigurationError: The context has no ``evaluate_each``, or a count leaves too little and the context
                 refuses that; nothing was trained then. Or the confidence needs more resamples.
             MissingExtraError: scipy is not installed.
-            NonFiniteError: A value is NaN or infinite; names the count.
+            NonFiniteError: A value with nothing changed is NaN or infinite. A count with such values is skipped.
         """
         if context.evaluate_each is None:
             raise ConfigurationError(
@@ -100,7 +102,9 @@ class Stable:
         before = _values(Selection(), 0, context.evaluate_each)
         trials = [Trial(0, float(before.mean()), 0.0)]
         for count, selection in candidates.items():
-            after = _values(selection, count, context.evaluate_each)
+            after = unless_diverged(count, partial(_values, selection, count, context.evaluate_each))
+            if after is None:
+                continue
             if after.shape != before.shape:
                 raise ConfigurationError(
                     f"evaluate_each: expected values of the same {len(before)} examples each time, got {len(after)}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import final
 
+from lightning_sgdinf.cleansing.attempts import unless_diverged
 from lightning_sgdinf.cleansing.base import CleansingContext, CleansingStrategy
 from lightning_sgdinf.cleansing.grid import checked_grid, selections
 from lightning_sgdinf.cleansing.top_k import TopK
@@ -61,7 +63,7 @@ class Validated:
         Raises:
             ConfigurationError: The context has no ``evaluate``, or a count leaves too little and the context refuses
                 that; nothing was trained then.
-            NonFiniteError: A value is NaN or infinite; names the count.
+            NonFiniteError: The value with nothing changed is NaN or infinite. A count with such a value is skipped.
         """
         if context.evaluate is None:
             raise ConfigurationError(
@@ -75,8 +77,10 @@ class Validated:
         for count, selection in candidates.items():
             if since == self.patience:
                 break
-            trials.append(_tried(selection, count, context.evaluate))
             since += 1
+            if (tried := unless_diverged(count, partial(_tried, selection, count, context.evaluate))) is None:
+                continue
+            trials.append(tried)
             if trials[-1].value < lowest.value:
                 best, lowest, since = selection, trials[-1], 0
         reason = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -85,6 +86,7 @@ def checked(config: DictConfig) -> DictConfig:
             raise ConfigurationError(f"{key}: no such key{suggestion(str(key), known)} Known: {', '.join(known)}.")
     try:
         typed = OmegaConf.merge(OmegaConf.structured(MainConfig), config)
+        _decide_progress(typed)
         plain = OmegaConf.to_container(typed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         first_line = str(error).splitlines()[0]
@@ -92,6 +94,24 @@ def checked(config: DictConfig) -> DictConfig:
     check_targets(plain)
     assert isinstance(typed, DictConfig)
     return typed
+
+
+SHOWS_PROGRESS = {"trainer": "enable_progress_bar", "runner": "progress"}
+"""Settings that say if progress is shown; ``null`` means: in a terminal."""
+
+
+def _decide_progress(config: Any) -> None:
+    for group, key in SHOWS_PROGRESS.items():
+        if key in config[group] and config[group][key] is None:
+            config[group][key] = sys.stderr.isatty()
+
+
+def identity_of(config: DictConfig) -> str:
+    """Return the configuration as text, without what changes no result."""
+    plain = _plain(config)
+    for group, key in SHOWS_PROGRESS.items():
+        plain[group].pop(key, None)
+    return OmegaConf.to_yaml(OmegaConf.create(plain))
 
 
 def build(node: Any, where: str, **arguments: Any) -> Any:

@@ -27,7 +27,7 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lightning_sgdinf.errors import SgdInfluenceError
 from lightning_sgdinf.renamed import warn_renamed
@@ -40,6 +40,7 @@ from lightning_sgdinf.studies.pipeline.run_results import row_of
 from lightning_sgdinf.tasks.configuration import (
     checked,
     conf_dir,
+    identity_of,
     is_module,
     make_job,
     make_module_parts,
@@ -126,7 +127,7 @@ def _run(config: DictConfig, choices: Mapping[str, str], context: Any) -> float:
     main_job = _module_job if is_module(config) else _main_job
     if context.mode != RunMode.MULTIRUN:
         return main_job(config, choices, overrides)
-    progress = JobProgress(Path(config.output_dir), OmegaConf.to_yaml(config, resolve=True))
+    progress = JobProgress(Path(config.output_dir), identity_of(config))
     if progress.result is not None:
         logger.info("%s is done; it is not run again", config.output_dir)
         return progress.result

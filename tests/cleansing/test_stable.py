@@ -10,7 +10,15 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from lightning_sgdinf.cleansing import CleansingContext, InfeasibleWarning, Relabel, Selection, Stable, Trial
+from lightning_sgdinf.cleansing import (
+    CleansingContext,
+    InfeasibleWarning,
+    Relabel,
+    Selection,
+    SkippedCountWarning,
+    Stable,
+    Trial,
+)
 from lightning_sgdinf.cleansing.stable import lower_bound
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.scores import Scores
@@ -147,8 +155,10 @@ def test_held_out_values_must_be_there_and_finite_and_of_the_same_examples() -> 
     def broken(selection: Selection) -> Tensor:
         return torch.tensor([0.0, float("nan") if len(selection) else 1.0])
 
-    with pytest.raises(NonFiniteError, match="example 1 with 2 examples changed"):
-        Stable(grid=(2,)).select(SCORES, CleansingContext(evaluate_each=broken))
+    with pytest.warns(SkippedCountWarning, match="2 examples changed: skipped.* example 1 with 2 examples changed"):
+        assert not Stable(grid=(2,)).select(SCORES, CleansingContext(evaluate_each=broken)).drop
+    with pytest.raises(NonFiniteError, match="example 0 with 0 examples changed"):
+        Stable(grid=(2,)).select(SCORES, CleansingContext(evaluate_each=lambda _: torch.tensor([float("inf")])))
 
     def shrinking(selection: Selection) -> Tensor:
         return torch.rand(5 - len(selection))

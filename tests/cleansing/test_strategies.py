@@ -14,6 +14,7 @@ from lightning_sgdinf.cleansing import (
     Negative,
     Relabel,
     Selection,
+    SkippedCountWarning,
     TopFraction,
     TopK,
     Trial,
@@ -224,10 +225,16 @@ def test_validated_can_choose_how_many_to_relabel() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_validated_stops_at_a_value_that_is_not_finite(value: float) -> None:
-    context = CleansingContext(evaluate=HeldOut({0: 1.0, 1: value}))
-    with pytest.raises(NonFiniteError, match="with 1 examples changed"):
-        Validated(grid=(1,)).select(scores_of([-1.0, 0.0]), context)
+def test_validated_skips_a_count_that_diverges_and_tries_the_others(value: float) -> None:
+    context = CleansingContext(evaluate=HeldOut({0: 1.0, 1: value, 2: 0.5}))
+    with pytest.warns(
+        SkippedCountWarning, match="1 examples changed: skipped.* with 1 examples changed: expected a fi"
+    ):
+        selection = Validated(grid=(1, 2)).select(scores_of([-2.0, -1.0, 0.0]), context)
+    assert selection.drop == (0, 1)
+    assert [trial.count for trial in selection.trace] == [0, 2]
+    with pytest.raises(NonFiniteError, match="with 0 examples changed"):
+        Validated(grid=(1,)).select(scores_of([-1.0, 0.0]), CleansingContext(evaluate=HeldOut({0: value, 1: 1.0})))
 
 
 @pytest.mark.parametrize(

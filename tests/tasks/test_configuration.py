@@ -179,7 +179,7 @@ def test_what_a_constructor_refuses_says_where(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"dataset: fraction of labels to flip: expected a number in \[0, 1\]"):
         make_pipeline(config, {})
     config = checked(composed(tmp_path, "dataset=adult_lie"))
-    with pytest.raises(ConfigurationError, match=r"dataset: the main job needs ImageData or VectorData, got Adult"):
+    with pytest.raises(ConfigurationError, match=r"dataset: expected a LightningDataModule, got Adult"):
         make_pipeline(config, {})
     config = checked(composed(tmp_path, "dataset.train_size=100000"))
     with pytest.raises(ConfigurationError, match=r"dataset: parts of"):

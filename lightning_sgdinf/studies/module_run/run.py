@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
-from lightning_sgdinf.cleansing import CleansingContext, ModelPredictions
+from lightning_sgdinf.cleansing import CleansingContext, ModelPredictions, unless_diverged
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
 from lightning_sgdinf.evaluation import CleansingCurve
 from lightning_sgdinf.query import ExampleLoss
@@ -190,7 +190,9 @@ class _States:
     def __call__(self, selection: Selection) -> ModelState:
         key = frozenset(selection.drop), frozenset(selection.relabel.items())
         if key not in self._known:
+            began = perf_counter()
             self._known[key] = self._update.update(self._run, selection).state
+            logger.info("trained again with %d examples changed in %.1f s", len(selection), perf_counter() - began)
         return self._known[key]
 
 
@@ -200,9 +202,20 @@ def _curves(
     curves = []
     for method, ranking in scores.items() if counts else ():
         order = ranking.order().tolist()
-        values = [evaluate(Selection(drop=tuple(order[:count]))) for count in (0, *counts)]
-        metric = f"test {name}"
-        curves.append(CleansingCurve(method=method, counts=(0, *counts), errors=values, metric=metric, percent=False))
+        tried = {
+            count: unless_diverged(count, partial(evaluate, Selection(drop=tuple(order[:count]))))
+            for count in (0, *counts)
+        }
+        values = {count: value for count, value in tried.items() if value is not None}
+        curves.append(
+            CleansingCurve(
+                method=method,
+                counts=tuple(values),
+                errors=list(values.values()),
+                metric=f"test {name}",
+                percent=False,
+            )
+        )
     return tuple(curves)
 
 

@@ -6,6 +6,7 @@ other, and the effect is measured on the test set, which nothing else looks at.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +28,7 @@ from lightning_sgdinf.cleansing import (
     StateEvaluation,
     evaluate_classifier,
     halve,
+    unless_diverged,
 )
 from lightning_sgdinf.evaluation import CleansingCurve, Detection
 from lightning_sgdinf.query import Query
@@ -36,6 +38,8 @@ from lightning_sgdinf.studies.pipeline.explanations import JoinedQuery, explaine
 from lightning_sgdinf.studies.pipeline.parts import PipelineParts
 from lightning_sgdinf.studies.retraining import model_update
 from lightning_sgdinf.zoo import Classifier, ImageData, VectorData
+
+log = logging.getLogger(__name__)
 
 CHOOSING, TEST = "choosing", "test"
 
@@ -122,6 +126,7 @@ class PipelineResult:
 
 def train(parts: PipelineParts) -> Trained:
     """Fit a new model with the recorder on."""
+    log.info("training, recorded")
     logger = parts.new_logger()
     run = parts.training.fit(
         recorder=parts.recorder, data={"datamodule": parts.data}, logger=False if logger is None else logger
@@ -138,6 +143,7 @@ def rank(parts: PipelineParts, trained: Trained) -> Ranked:
     positions = [] if isinstance(own, Baseline) else wrongly_classified(trained.model, loader, parts.report.explained)
     scores, seconds, explained = {}, {}, None
     for name, method in parts.methods.items():
+        log.info("ranking by %s", name)
         began = perf_counter()
         query: Query = parts.query
         if not scores and positions:
@@ -153,6 +159,7 @@ def rank(parts: PipelineParts, trained: Trained) -> Ranked:
 
 def cleanse(parts: PipelineParts, trained: Trained, ranked: Ranked) -> Cleansed:
     """Choose what to leave out, train again, and measure on the test set."""
+    log.info("choosing what to leave out, and training again")
     began = perf_counter()
     data = parts.data
     plain = data.train_set.unaugmented()
@@ -201,8 +208,12 @@ def _curves(ranked: Ranked, outcomes: RetrainingCache, counts: tuple[int, ...]) 
     curves = []
     for name, scores in ranked.scores.items() if counts else ():
         order = scores.order().tolist()
-        errors = [outcomes(Selection(drop=tuple(order[:count])))[TEST].error for count in (0, *counts)]
-        curves.append(CleansingCurve(method=name, counts=(0, *counts), errors=errors))
+        tried = {
+            count: unless_diverged(count, partial(outcomes, Selection(drop=tuple(order[:count]))))
+            for count in (0, *counts)
+        }
+        errors = {count: outcome[TEST].error for count, outcome in tried.items() if outcome is not None}
+        curves.append(CleansingCurve(method=name, counts=tuple(errors), errors=list(errors.values())))
     return tuple(curves)
 
 
