@@ -48,6 +48,7 @@ class Trust:
         at_once: Number of models trained at once; 1 if one after another.
         memory_bytes: About what these needed.
         shorter: What windows that are shorter say.
+        model: The model whose training they were left out of, in words, where the scores are about several.
     """
 
     first_step: int
@@ -68,6 +69,7 @@ class Trust:
     at_once: int = 1
     memory_bytes: int = 0
     shorter: tuple[Window, ...] = ()
+    model: str = ""
 
     @property
     def is_whole(self) -> bool:
@@ -91,12 +93,13 @@ class Trust:
 
     @property
     def where(self) -> str:
-        """Return the steps in words."""
+        """Return the steps in words, and whose they are."""
+        of = f" of {self.model}" if self.model else ""
         if not self.steps:
-            return "the whole run" if self.first_step == 0 else f"the steps from {self.first_step} on"
-        last = f"the last {self.steps - self.first_step} of {self.steps} steps"
+            return f"the whole run{of}" if self.first_step == 0 else f"the steps from {self.first_step} on{of}"
+        last = f"the last {self.steps - self.first_step} of {self.steps} steps{of}"
         if self.first_step == 0:
-            return f"the whole run ({self.steps} steps)"
+            return f"the whole run ({self.steps} steps){of}"
         return f"{last}, all that these scores are about" if self.is_whole else last
 
     def sentence(self) -> str:

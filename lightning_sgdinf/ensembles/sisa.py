@@ -107,6 +107,7 @@ class Sisa:
         self._trainer, self._keep = trainer, keep
         self._training: ShardTraining | None = None
         self._source: dict[str, Any] = {}
+        self._answering: tuple[tuple[int, ...], list[LightningModule]] | None = None
 
     def fit(
         self,
@@ -138,6 +139,7 @@ class Sisa:
             keep=self._keep,
             threads=threads,
         )
+        self._answering = None
         self._source = {"train_dataloaders": loader} if datamodule is None else {"datamodule": datamodule}
         self._forget(left_out)
         self._bring_up()
@@ -205,7 +207,7 @@ class Sisa:
         return models
 
     def predict(self, x: Any) -> Tensor:
-        """Compute the ensemble's answer.
+        """Compute the ensemble's answer. Members are read once, and again after examples were forgotten.
 
         Args:
             x: What the model's ``forward`` takes.
@@ -213,8 +215,11 @@ class Sisa:
         Returns:
             See `ensembles.aggregate`: ``[n, C]``, whose largest entries are the classes.
         """
+        forgotten = self.forgotten
+        if self._answering is None or self._answering[0] != forgotten:
+            self._answering = forgotten, list(self.members().values())
         with torch.no_grad():
-            return aggregate(torch.stack([model(x) for model in self.members().values()]), self.aggregation)
+            return aggregate(torch.stack([model(x) for model in self._answering[1]]), self.aggregation)
 
     def influence(
         self,
@@ -234,7 +239,8 @@ class Sisa:
             estimator: As for `InfluenceRunner.run`.
 
         Returns:
-            Scores with the certificate of the member whose removals are predicted worst. A forgotten example has 0.
+            Scores with the certificate of the member whose removals are predicted worst, which says so, and the
+            warnings of the others. A forgotten example has 0.
 
         Raises:
             ConfigurationError: There are no records (``keep=None``), or before `fit`.
@@ -331,6 +337,12 @@ def _together(parts: Sequence[Scores], shards: Sequence[int], *, of_members: boo
     if certified:
         shard, worst = min(certified, key=lambda pair: pair[1].trust.correlation if pair[1].trust else 0.0)
         note = f"Checked on shard {shard}, the one of {len(parts)} whose removals are predicted worst."
-        certificate = replace(worst, notes=(*worst.notes, note))
+        others = (f"Shard {s}: {said}" for s, one in certified for said in one.warnings if s != shard)
+        certificate = replace(
+            worst,
+            trust=worst.trust and replace(worst.trust, model=f"shard {shard}, the worst of {len(parts)}"),
+            unjudged=(*worst.unjudged, *(() if worst.level == "off" else others)),
+            notes=(*worst.notes, note),
+        )
     provenance = {**parts[0].provenance, "members": [dict(part.provenance) for part in parts]}
     return replace(parts[0], values=values, per_epoch=None, certificate=certificate, provenance=provenance)

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from lightning_sgdinf import random_state
 from lightning_sgdinf.atomic_write import locked, replace_bytes
 from lightning_sgdinf.ensembles.plan import ShardPlan
+from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.record import TrajectoryRecorder
 
@@ -62,6 +63,7 @@ class ShardTraining:
         trainer: Makes a Trainer, given further arguments.
         keep: Which states the records hold; ``None`` for no records.
         threads: Of torch while a shard is trained: another number may round otherwise.
+        initial: Digests of the models that shards start from, those that are known.
     """
 
     plan: ShardPlan
@@ -72,6 +74,7 @@ class ShardTraining:
     trainer: Callable[..., Trainer]
     keep: Any
     threads: int
+    initial: dict[int, str] = field(default_factory=dict, repr=False)
 
     def shard_folder(self, shard: int) -> Path:
         """Return where the files of a shard are."""
@@ -106,18 +109,31 @@ class ShardTraining:
         """Return parameters and buffers of a trained shard; ``None`` if nothing is left to train it on.
 
         Raises:
-            FileNotFoundError: It is not trained without these examples.
+            ConfigurationError: It is not trained without these examples.
         """
         digests = self.digests(shard, without)
         if not digests[-1]:
             return None
         path = self.checkpoint(shard, self.plan.slices - 1, digests)
+        if not path.is_file():
+            raise ConfigurationError(
+                f"shard {shard} in {self.folder} is not trained without the {len(without)} examples that are to be "
+                "forgotten: its training was interrupted, or another process is at it. Call fit or unlearn([]), which "
+                "finishes it"
+            )
         return torch.load(path, map_location="cpu", weights_only=False)["state_dict"]  # a file of our own folder
 
     def digests(self, shard: int, without: AbstractSet[int]) -> list[str]:
         """Return for each stage a digest of all that its result depends on; empty where nothing is left to train on."""
-        state = batch_digest(dict(self.new_model(shard).state_dict()))
-        about = [asdict(self.plan), shard, state, self.threads, _plain(getattr(self.trainer, "keywords", {}))]
+        if shard not in self.initial:
+            self.initial[shard] = batch_digest(dict(self.new_model(shard).state_dict()))
+        about = [
+            asdict(self.plan),
+            shard,
+            self.initial[shard],
+            self.threads,
+            _plain(getattr(self.trainer, "keywords", {})),
+        ]
         digests = []
         for stage in range(self.plan.slices):
             kept = sorted(self.plan.kept(shard, stage, without))

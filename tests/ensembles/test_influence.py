@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from lightning_sgdinf import InfluenceRunner
+from lightning_sgdinf import InfluenceRunner, Scores
+from lightning_sgdinf.certificate import Certificate
 from lightning_sgdinf.ensembles import Sisa
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.query import MeanLoss
@@ -71,6 +73,21 @@ def test_the_certificate_says_whose_it_is(ensemble: Sisa) -> None:
     certificate = ensemble.influence(runner, DataLoader(VALIDATION, batch_size=4)).certificate
     assert certificate is not None
     assert any("of 2 whose removals are predicted worst" in note for note in certificate.notes)
+    assert certificate.trust is not None
+    assert " of shard " in certificate.trust.where
+    assert ", the worst of 2" in certificate.reach()[0]
+
+
+def test_warnings_of_other_members_are_kept(ensemble: Sisa, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = [Certificate(level="fast", unjudged=(f"member {s}",)) for s in range(2)]
+
+    class Runner:
+        def run(self, *_: Any, **__: Any) -> Scores:
+            return Scores(values=torch.zeros(17, 1), queries=("loss",), certificate=own.pop(0))
+
+    certificate = ensemble.influence(Runner(), None).certificate  # type: ignore[arg-type]
+    assert certificate is not None
+    assert certificate.warnings == ("member 0", "Shard 1: member 1")
 
 
 def test_refusals(ensemble: Sisa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

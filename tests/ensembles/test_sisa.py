@@ -36,7 +36,7 @@ def by_hand(ensemble: Sisa, shard: int, dataset: Points, without: set[int]) -> t
     return params[0].detach(), params[1].detach()
 
 
-def test_members_are_trained_as_the_plan_says(tmp_path: Path) -> None:
+def test_members_are_trained_as_the_plan_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Points()
     before = torch.random.get_rng_state()
     ensemble = sisa(tmp_path).fit(Plain, dataset, without=[4, 11, 30])
@@ -50,6 +50,12 @@ def test_members_are_trained_as_the_plan_says(tmp_path: Path) -> None:
         outputs.append(dataset.x @ weight.T + bias)
     mean = torch.stack([functional.softmax(o, 1) for o in outputs]).mean(0)
     torch.testing.assert_close(ensemble.predict(dataset.x), mean)
+    with monkeypatch.context() as patched:  # members are neither made nor read again, until something is forgotten
+        patched.setattr(torch, "load", None)
+        patched.setattr(Plain, "__init__", None)
+        torch.testing.assert_close(ensemble.predict(dataset.x), mean)
+    ensemble.unlearn([0])
+    assert not torch.allclose(ensemble.predict(dataset.x), mean)
 
 
 @pytest.mark.parametrize(("shards", "slices"), [(1, 1), (2, 3), (5, 1)])
@@ -97,6 +103,8 @@ def test_a_request_is_kept_through_a_crash(tmp_path: Path) -> None:
     broken = sisa(tmp_path / "a").fit(model, Points())  # nothing to train: nothing fails
     with pytest.raises(RuntimeError, match="went away"):
         broken.unlearn([1, 2, 8])
+    with pytest.raises(ConfigurationError, match=r"is not trained without the 3 examples .* unlearn\(\[\]\)"):
+        broken.predict(Points().x)
     later = sisa(tmp_path / "a").fit(Drawing, Points())  # nobody says which
     assert later.forgotten == (1, 2, 8)
     assert same(later, sisa(tmp_path / "b").fit(Drawing, Points(), without=[1, 2, 8]))
