@@ -1,11 +1,10 @@
-"""Controls for `ExtrapolatedReplay`: the same line from directions that know less, or that average more.
+"""Controls for `ExtrapolatedReplay`: the same line, to the same stop, from directions that know less.
 
 They are methods of the study on unlearning, in whose table they stand beside the others::
 
-    PYTHONPATH=. sgdinf -m experiment=unlearning seed=0,1,2,3,4 'job.only=[extrapolated,fine_tuned,paired,averaged]' \
+    PYTHONPATH=. sgdinf -m experiment=unlearning seed=0,1,2,3,4 'job.only=[extrapolated,fine_tuned,paired]' \
         +job.methods.fine_tuned._target_=benchmarks.unlearning_controls.FineTunedLine \
-        +job.methods.paired._target_=benchmarks.unlearning_controls.PairedEpochAfter \
-        +job.methods.averaged._target_=benchmarks.unlearning_controls.AveragedDifference
+        +job.methods.paired._target_=benchmarks.unlearning_controls.PairedEpochAfter
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from lightning_sgdinf.errors import ForgettingError
 from lightning_sgdinf.replay import CounterfactualRun, OpenedRun, first_step_of
-from lightning_sgdinf.replay.counterfactual import Course, stored_at_or_before
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.updates import Updated
@@ -47,33 +45,6 @@ class PairedEpochAfter:
         with_it, without = again.run(), again.run(weights=selection.weights(run.examples))
         other = shifted(run.model, {n: v - with_it.params[n] for n, v in without.params.items()})
         return to_the_stop(run, selection, other, again.replayer.gradients / run.examples, began)
-
-
-@dataclass(frozen=True)
-class AveragedDifference:
-    """The last epochs again without the set, and their difference, averaged over the last epoch, extrapolated.
-
-    Attributes:
-        epochs: How many.
-    """
-
-    epochs: int = 1
-
-    def update(self, run: OpenedRun, selection: Selection) -> Updated:
-        began, weights = perf_counter(), selection.weights(run.examples)
-        again = CounterfactualRun(run, first_step_of(run.log, self.epochs))
-        first = first_step_of(run.log, 1)
-        other = again.take(again.start, again.first_step, first, weights=weights)
-        recorded = Course(run.log.state(stored_at_or_before(run.log, first)))
-        recorded = again.take(recorded, stored_at_or_before(run.log, first), first)
-        mean: dict[str, Tensor] = {}
-        for step in range(first, len(run.log)):
-            other = again.take(other, step, step + 1, weights=weights)
-            recorded = again.take(recorded, step, step + 1)
-            for name, value in other.state.params.items():
-                part = (value - recorded.state.params[name]) / (len(run.log) - first)
-                mean[name] = mean[name] + part if name in mean else part
-        return to_the_stop(run, selection, shifted(run.model, mean), again.replayer.gradients / run.examples, began)
 
 
 def shifted(model: ModelState, difference: dict[str, Tensor]) -> ModelState:

@@ -1,6 +1,7 @@
 """Values of a hundred digits, a fifth of them with wrong labels: what they find, what they cost, what reuse saves.
 
-Prints the tables of docs/results/valuation.md: ``python benchmarks/values.py --variances``. Seconds are processor time.
+Prints the tables of docs/results/valuation.md: ``python benchmarks/values.py --speed
+--variances``. Seconds are processor time.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_sgdinf import InfluenceRunner, TrajectoryRecorder, baselines, estimators
 from lightning_sgdinf.evaluation import datamodelling_score, random_subsets
 from lightning_sgdinf.query import Accuracy, MeanLoss
+from lightning_sgdinf.replay import CounterfactualRun
 from lightning_sgdinf.valuation import (
     Banzhaf,
     BetaShapley,
@@ -62,17 +64,17 @@ class Net(L.LightningModule):
         return torch.optim.SGD(self.parameters(), momentum=0.9, **self.options)
 
 
-def digits(seed: int, wrong: int) -> tuple[TensorDataset, TensorDataset, TensorDataset, Tensor]:
+def digits(seed: int, wrong: int, count: int = EXAMPLES) -> tuple[TensorDataset, TensorDataset, TensorDataset, Tensor]:
     """Training, validation and test digits, and which training labels are wrong."""
     data = load_digits()
     x, y = torch.tensor(data.data / 16, dtype=torch.float32), torch.tensor(data.target)
     g = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(y), generator=g)
     x, y = x[order], y[order]
-    flipped = torch.zeros(EXAMPLES, dtype=torch.bool)
-    flipped[torch.randperm(EXAMPLES, generator=g)[:wrong]] = True
-    other = (y[:EXAMPLES] + torch.randint(1, 10, (EXAMPLES,), generator=g)) % 10
-    train = TensorDataset(x[:EXAMPLES], torch.where(flipped, other, y[:EXAMPLES]))
+    flipped = torch.zeros(count, dtype=torch.bool)
+    flipped[torch.randperm(count, generator=g)[:wrong]] = True
+    other = (y[:count] + torch.randint(1, 10, (count,), generator=g)) % 10
+    train = TensorDataset(x[:count], torch.where(flipped, other, y[:count]))
     return train, TensorDataset(x[1000:1300], y[1000:1300]), TensorDataset(x[1300:], y[1300:]), flipped
 
 
@@ -219,6 +221,35 @@ def variance(folder: Path, *, lr: float, epochs: int, batch: int, wrong: int, se
     return found
 
 
+def speed(folder: Path, hidden: int, *, together: int = 13, alone: int = 12, turns: int = 3) -> dict[str, Any]:
+    """Orders of 150 digits a core-minute, many trainings at once and one after another, in turn in one process."""
+    train, validation, _, _ = digits(0, 0, count=150)
+    run = recorded(folder / f"speed_{hidden}.tlog", Net(hidden, lr=0.1), train, epochs=10, batch=15, seed=0)
+    runner = InfluenceRunner(accelerator="cpu", progress=False, certificate="off")
+    seconds: dict[str, list[float]] = {"together": [], "alone": []}
+    apart = 0.0
+    with runner.open(**run, val_dataloaders=DataLoader(validation, 300)) as opened:
+        query = runner.bind(opened, Accuracy())
+        utility, again = RecordedUtility(opened, query), CounterfactualRun(opened, divisor="reduced")
+        orders = Orders(150, shapley_sizes, 0, "uniform")
+        utility.values(orders.coalitions(turns * together)[::10])  # what is made once, apart
+        for turn in range(turns):
+            coalitions = torch.cat([orders.coalitions(turn * together + r) for r in range(together)])
+            began = time.process_time()
+            values = utility.values(coalitions)
+            seconds["together"].append((time.process_time() - began) / together)
+            some = torch.linspace(0, 148, alone).long()
+            began = time.process_time()
+            single = torch.stack([query.value(again.run(weights=coalitions[i].double())) for i in some])
+            seconds["alone"].append((time.process_time() - began) / alone * 149)
+            apart = max(apart, float((single - values[some]).abs().max()))
+    each = {name: sorted(times)[turns // 2] for name, times in seconds.items()}
+    rates = {f"{name}, orders a minute": 60 / value for name, value in each.items()}
+    row = {"hidden": hidden, **rates, "ratio": each["alone"] / each["together"], "apart": apart, "all": seconds}
+    print(row, flush=True)
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -227,6 +258,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--only", nargs="*", default=[], help="names of methods")
     parser.add_argument("--variances", action="store_true")
+    parser.add_argument("--speed", action="store_true")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -236,6 +268,8 @@ def main() -> None:
         for seed in arguments.seeds:
             one = cell(Path(name), seed, arguments.only)
             (arguments.out / f"seed_{seed}.json").write_text(json.dumps(one))
+        if arguments.speed:
+            (arguments.out / "speed.json").write_text(json.dumps([speed(Path(name), hidden) for hidden in (0, 16)]))
         if arguments.variances:
             settings: list[dict[str, Any]] = [
                 {"lr": 0.02, "epochs": 5, "batch": 50, "wrong": 0},

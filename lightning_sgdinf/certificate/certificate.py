@@ -66,6 +66,7 @@ class Certificate:
         notes: Sentences a reader must know, e.g. what was treated as constant.
         meaning: A sentence on what the scores are, where they are no estimate of the change by leaving out the example
             alone; it stands beside every number in the place of trust. Empty where they are one.
+        model: The model whose training was checked, in words, where the scores are about several.
     """
 
     level: Level
@@ -78,6 +79,7 @@ class Certificate:
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     meaning: str = ""
+    model: str = ""
 
     @property
     def checks(self) -> tuple[Check, ...]:
@@ -137,6 +139,8 @@ class Certificate:
             return self.warnings
         else:
             said = "Trust is not known: no example was really left out."
+        if self.model:
+            said = f"Of {self.model}: {said}"
         return (said, *(f"Warning: {warning}" for warning in self.warnings))
 
     def summary(self) -> tuple[str, ...]:
@@ -182,4 +186,5 @@ class Certificate:
             unjudged=tuple(data.get("unjudged", ())),
             notes=tuple(data.get("notes", ())),
             meaning=str(data.get("meaning", "")),
+            model=str(data.get("model", "")),
         )

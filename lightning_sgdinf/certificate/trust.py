@@ -48,7 +48,6 @@ class Trust:
         at_once: Number of models trained at once; 1 if one after another.
         memory_bytes: About what these needed.
         shorter: What windows that are shorter say.
-        model: The model whose training they were left out of, in words, where the scores are about several.
     """
 
     first_step: int
@@ -69,7 +68,6 @@ class Trust:
     at_once: int = 1
     memory_bytes: int = 0
     shorter: tuple[Window, ...] = ()
-    model: str = ""
 
     @property
     def is_whole(self) -> bool:
@@ -93,13 +91,12 @@ class Trust:
 
     @property
     def where(self) -> str:
-        """Return the steps in words, and whose they are."""
-        of = f" of {self.model}" if self.model else ""
+        """Return the steps in words."""
         if not self.steps:
-            return f"the whole run{of}" if self.first_step == 0 else f"the steps from {self.first_step} on{of}"
-        last = f"the last {self.steps - self.first_step} of {self.steps} steps{of}"
+            return "the whole run" if self.first_step == 0 else f"the steps from {self.first_step} on"
+        last = f"the last {self.steps - self.first_step} of {self.steps} steps"
         if self.first_step == 0:
-            return f"the whole run ({self.steps} steps){of}"
+            return f"the whole run ({self.steps} steps)"
         return f"{last}, all that these scores are about" if self.is_whole else last
 
     def sentence(self) -> str:

@@ -340,7 +340,7 @@ def _together(parts: Sequence[Scores], shards: Sequence[int], *, of_members: boo
         others = (f"Shard {s}: {said}" for s, one in certified for said in one.warnings if s != shard)
         certificate = replace(
             worst,
-            trust=worst.trust and replace(worst.trust, model=f"shard {shard}, the worst of {len(parts)}"),
+            model=f"shard {shard}, the worst predicted of {len(parts)}",
             unjudged=(*worst.unjudged, *(() if worst.level == "off" else others)),
             notes=(*worst.notes, note),
         )

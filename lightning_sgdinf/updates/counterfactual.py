@@ -19,11 +19,14 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
+from torch import Tensor
+
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import UnsupportedRunError
 from lightning_sgdinf.log import Trajectory
 from lightning_sgdinf.replay import (
     CounterfactualRun,
+    Edit,
     OpenedRun,
     ReplacedInputs,
     ReplaceLabels,
@@ -35,7 +38,6 @@ from lightning_sgdinf.replay import (
     replace_second,
 )
 from lightning_sgdinf.selection import Selection
-from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.updates.base import Updated
 
 
@@ -88,7 +90,8 @@ class CounterfactualReplay:
             began = perf_counter()
             counterfactual = run_from(run, first)
             before = counterfactual.replayer.gradients
-            state = take_again(run, counterfactual, selection, self.replace_labels, self.inputs)
+            weights, edit = changes_of(run, counterfactual, selection, self.replace_labels, self.inputs)
+            state = counterfactual.run(weights=weights, edit=edit)
         return Updated(
             state=state,
             seconds=perf_counter() - began,
@@ -102,20 +105,20 @@ def run_from(run: OpenedRun, first_step: int) -> CounterfactualRun:
     return run.once(("counterfactual", first_step), lambda: CounterfactualRun(run, first_step))
 
 
-def take_again(
+def changes_of(
     run: OpenedRun,
     counterfactual: CounterfactualRun,
     selection: Selection,
     replace_labels: ReplaceLabels = replace_second,
     inputs: ReplacedInputs | None = None,
-) -> ModelState:
-    """Return where the recorded run leads from a step on with a selection; see `CounterfactualReplay`."""
+) -> tuple[Tensor | None, Edit | None]:
+    """Return the example weights and the edit of batches that a selection means, the loss audited if it drops."""
     # No weights rather than weights of one: the steps are then taken as recorded, to the bit.
     weights = selection.weights(run.examples) if selection.drop else None
     if weights is not None:
         audit_steps(run, counterfactual.first_step)
     labels = relabelled(selection.relabel, replace_labels) if selection.relabel else None
-    return counterfactual.run(weights=weights, edit=one_after_another(inputs, labels))
+    return weights, one_after_another(inputs, labels)
 
 
 def expect_one_data_set(log: Trajectory) -> None:

@@ -13,6 +13,9 @@ difference. There is no learning rate, no Hessian, and no data but the set's own
 largest that is allowed, twice as many epochs are taken. Sets whose exact answer keeps them mostly right (random
 subsets) run out of every bound and are refused: for these `CounterfactualReplay` is the answer.
 
+Where training is noisy (a convolutional network at a constant rate), the difference at the last step is that of two
+noisy models; ``difference="mean"`` averages it over the last epoch's steps first.
+
 Cost: the ``k`` epochs, and about ten forward passes over the set. With relabelled examples, whose replay does not need
 to be taken so far, the factor is chosen by `Corrected`.
 """
@@ -37,9 +40,10 @@ from lightning_sgdinf.replay import (
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.updates.base import Updated
-from lightning_sgdinf.updates.counterfactual import expect_one_data_set, run_from, take_again
+from lightning_sgdinf.updates.counterfactual import changes_of, expect_one_data_set, run_from
 from lightning_sgdinf.updates.forgotten import Corrected, Forgotten, expect_examples
 from lightning_sgdinf.updates.line import extrapolated, on_device, running_variances, shortest
+from lightning_sgdinf.updates.mean_difference import with_mean_difference
 
 FARTHEST = 1000.0
 """Factors above this are not tried: the set's answer need not change."""
@@ -80,6 +84,8 @@ class ExtrapolatedReplay:
         forgotten: When dropped examples are forgotten.
         corrected: Chooses the factor for relabelled ones.
         replace_labels: How labels are changed in a batch.
+        difference: ``"end"``: after the last step; ``"mean"``: averaged over the last epoch's steps and brought to the
+            size that it has at the end. The latter costs an epoch more where not every state was kept.
     """
 
     epochs: int | Literal["auto"] = "auto"
@@ -87,10 +93,15 @@ class ExtrapolatedReplay:
     forgotten: Forgotten = field(default_factory=Forgotten)
     corrected: Corrected = field(default_factory=Corrected)
     replace_labels: ReplaceLabels = replace_second
+    difference: Literal["end", "mean"] = "end"
 
     def __post_init__(self) -> None:
         if not self.most >= 1:
             raise ConfigurationError(f"ExtrapolatedReplay(most): expected a factor of at least 1, got {self.most}")
+        if self.difference not in ("end", "mean"):
+            raise ConfigurationError(
+                f"ExtrapolatedReplay(difference): expected 'end' or 'mean', got {self.difference!r}"
+            )
 
     def update(self, run: OpenedRun, selection: Selection) -> ExtrapolatedUpdate:
         """Take the last epochs again and extrapolate, see `ModelUpdate`.
@@ -181,7 +192,12 @@ class ExtrapolatedReplay:
         """Return the models on the line, by their factor, and what its direction cost in epochs."""
         counterfactual = run_from(run, first_step_of(run.log, epochs))
         before = counterfactual.replayer.gradients
-        replayed = on_device(run, take_again(run, counterfactual, selection, self.replace_labels))
+        weights, edit = changes_of(run, counterfactual, selection, self.replace_labels)
+        if self.difference == "mean" and epochs < epochs_of(run.log):  # all epochs are the exact answer
+            other = with_mean_difference(run, counterfactual, weights=weights, edit=edit)
+        else:
+            other = counterfactual.run(weights=weights, edit=edit)
+        replayed = on_device(run, other)
         final, positive = on_device(run, run.model), running_variances(run.objective.module)
         cost = (counterfactual.replayer.gradients - before) / run.examples
         return lambda factor: extrapolated(final, replayed, factor, positive), cost

@@ -125,6 +125,27 @@ def test_a_seed_of_the_experiment_is_a_run_with_rankings_and_curves(
     assert {f.name.split("_")[0] for f in file.parent.rglob("*.table.json")} >= {"removals", "choices", "methods"}
 
 
+@ignoring_wandbs_own
+@pytest.mark.usefixtures("wandb_here")
+def test_a_seed_of_unlearning_is_a_run_with_its_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = ["experiment=unlearning", *TINY[:4], "trainer.max_epochs=2", "job.only=[replay_1,replay_2]", "seed=2"]
+    run(monkeypatch, tmp_path, *chosen, "output_dir=found", "logger=wandb", "logger.offline=true")
+    (seed,) = (tmp_path / "found").glob("*/seed_2")
+    (file,) = seed.rglob("*.wandb")
+    (about,) = [r.run for r in wandb_records.records(file) if r.WhichOneof("record_type") == "run"]
+    assert about.job_type == "unlearning"
+    config = wandb_records.config(file)
+    assert (config["seed"], config["forget"]) == (2, "class_8")
+    (numbers,) = [row for row in wandb_records.history(file) if "report/replay_1/rest_divergence" in row]
+    row = json.loads((seed / "replay_1.json").read_text())
+    assert numbers["report/replay_1/rest_divergence"] == row["measures"]["rest_divergence"]
+    assert numbers["report/replay_1/epochs"] == row["epochs"]
+    media = file.parent / "files" / "media"
+    assert list(media.rglob("page*.html"))
+    assert list(media.rglob("figure*.png"))
+    assert list(media.rglob("the set-examples*.png"))
+
+
 def test_seeds_keep_files_of_their_own_in_other_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in (0, 1):
         run(monkeypatch, tmp_path, *EXPERIMENT, "logger=csv", f"seed={seed}")

@@ -71,6 +71,41 @@ def test_it_is_the_replay_extrapolated_by_the_smallest_factor_that_forgets(small
     assert 3 <= looks <= 30, "forward passes over the set, a third of a gradient each"
 
 
+def by_hand(run: SmallRun, first: int, without: tuple[int, ...]) -> list[dict[str, Tensor]]:
+    """The parameters after each step of the run, from one step on without some examples' losses."""
+    model, (x, y) = SmallNet(), run.train.dataset.tensors
+    model.load_state_dict(run.log.state(0).params)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.8)
+    states = []
+    for step in run.log.steps(0, len(run.log)):
+        ids = [int(i) for i in step.example_ids]
+        kept = [i for i in ids if step.index < first or i not in without]
+        optimizer.zero_grad(set_to_none=False)
+        (torch.nn.functional.cross_entropy(model(x[kept]), y[kept], reduction="sum") / len(ids)).backward()
+        optimizer.step()
+        states.append({n: v.detach().clone() for n, v in model.named_parameters()})
+    return states
+
+
+@pytest.mark.parametrize(("epochs", "kept"), [(1, range(10)), (2, range(10)), (2, (0, 2, 9))])
+def test_the_mean_difference_of_the_last_epoch(small: SmallRun, epochs: int, kept: Any) -> None:
+    log = MemoryLog(
+        header=small.log.header, steps=list(small.log.steps(0, 9)), states={t: small.log.state(t) for t in kept}
+    )
+    with opened(small, log) as run:
+        updated = replace(FREE, epochs=epochs, difference="mean").update(run, CLASS)
+        whole = replace(FREE, epochs=3, difference="mean").update(run, CLASS)
+        exact = CounterfactualReplay("all").update(run, CLASS)
+    recorded, without = (by_hand(small, 9 - 3 * epochs, ids) for ids in ((), CLASS.drop))
+    for name, value in updated.state.params.items():
+        mean = sum(without[t][name] - recorded[t][name] for t in (6, 7, 8)) / 3
+        even = 2 / 3 if epochs == 1 else 5 / 6  # of a difference that grows evenly over 3 or 6 steps
+        expected = recorded[-1][name] + updated.factor * mean / even
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
+    assert right(small, updated.state, CLASS.drop) == updated.accuracy == 0
+    assert all(torch.equal(v, whole.state.params[n]) for n, v in exact.state.params.items())
+
+
 def test_variances_stay_positive_and_the_rest_of_the_buffers_is_a_line() -> None:
     normalised = small_run(make=NormalisedNet, learnable=True)
     with opened(normalised) as run:
@@ -172,6 +207,8 @@ def test_averaged_weights_are_what_is_extrapolated(small: SmallRun) -> None:
     with opened(small, log) as run:
         updated, replayed = FREE.update(run, CLASS), CounterfactualReplay(1).update(run, CLASS).state
         final = run.model
+        with pytest.raises(ConfigurationError, match="a mean already; take difference='end'"):
+            replace(FREE, difference="mean").update(run, CLASS)
     for name, value in updated.state.params.items():
         assert torch.equal(final.params[name], average[name])
         assert torch.equal(value, average[name] + updated.factor * (replayed.params[name] - average[name]))
@@ -212,6 +249,7 @@ def test_a_set_that_is_forgotten_already_is_refused(small: SmallRun) -> None:
 def test_numbers_out_of_range_are_refused(small: SmallRun) -> None:
     for make in (
         lambda: ExtrapolatedReplay(most=0.5),
+        lambda: ExtrapolatedReplay(difference="median"),  # type: ignore[arg-type]
         lambda: Forgotten(accuracy=1.0),
         lambda: Corrected(examples=0),
     ):
