@@ -17,6 +17,7 @@ from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.arguments import require_instance, whole_number
 from lightning_sgdinf.certificate import Level
 from lightning_sgdinf.checkpointing import MEMORY_BYTES
+from lightning_sgdinf.checks import remarks_on
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.estimators import SgdInfluence
 from lightning_sgdinf.log import RunLog, Trajectory, key_labels
@@ -331,8 +332,9 @@ class InfluenceRunner:
         """
         with self.open(model, train_dataloaders, val_dataloaders, datamodule, log=log) as run:
             bound = self.bind(run, query or MeanLoss())
-            progress = self.settings.progress
-            yield Counterfactuals(run, bound, labels=_labels(run), divisor=divisor, progress=progress)
+            labels, progress = _labels(run), self.settings.progress
+            remarks = () if self.settings.certificate == "off" else remarks_on(run, bound)
+            yield Counterfactuals(run, bound, labels=labels, divisor=divisor, progress=progress, remarks=remarks)
 
     def bind(self, run: OpenedRun, query: Query) -> BoundQuery:
         """Return a query bound to an opened run and its validation data.
@@ -386,14 +388,13 @@ class InfluenceRunner:
         return Fabric(accelerator=self.accelerator, devices=self.devices, strategy=self.strategy)
 
 
-def _all_sum(fabric: Fabric, tensor: torch.Tensor) -> torch.Tensor:
-    total = fabric.all_reduce(tensor, reduce_op="sum")
-    assert isinstance(total, torch.Tensor)
-    return total
-
-
 def _team(fabric: Fabric) -> RowShards:
-    return RowShards(fabric.global_rank, fabric.world_size, lambda tensor: _all_sum(fabric, tensor))
+    def all_sum(tensor: torch.Tensor) -> torch.Tensor:
+        total = fabric.all_reduce(tensor, reduce_op="sum")
+        assert isinstance(total, torch.Tensor)
+        return total
+
+    return RowShards(fabric.global_rank, fabric.world_size, all_sum)
 
 
 def _labels(run: OpenedRun) -> tuple[str, ...] | None:

@@ -104,16 +104,20 @@ class BoundQuery:
         """Return `gradient` at a run's final model, computed once."""
         return run.once((self, "gradient"), lambda: self._at_model(run))
 
-    def _at_model(self, run: OpenedRun) -> tuple[Tensor, Adjoint]:
+    def _at_model(self, run: OpenedRun, model: ModelState | None = None) -> tuple[Tensor, Adjoint]:
         run.objective.passes.moving |= moved_in_log(run.log, run.objective.module)
-        return self.gradient(run.model)
+        return self.gradient(run.model if model is None else model)
 
-    def end(self, run: OpenedRun) -> tuple[Tensor, Adjoint]:
+    def end(self, run: OpenedRun, model: ModelState | None = None) -> tuple[Tensor, Adjoint]:
         """Return values and adjoint at the end of a run, where a walk starts.
 
         Where the final model is a running average, the adjoint is that average's. It is not kept: a walk leaves it.
+
+        Args:
+            run: The run.
+            model: The model that it ends with; the recorded one if ``None``.
         """
-        values, at_model = self._at_model(run)
+        values, at_model = self._at_model(run, model)
         if not self.averaged:
             return values, at_model
         buffers = at_model.buffers

@@ -40,6 +40,9 @@ from lightning_sgdinf.state import ModelState
 CHECKS = 2
 """Comparisons of each compiled kernel with the eager one before it is trusted (until the epoch's end)."""
 
+FACTORS = tuple(2.0**k for k in range(-5, 6))
+"""Multiples of what rounding does to an element of a gradient that it may explain: every operation of a pass rounds."""
+
 TOGETHER = 4
 """From how many queries on vectorising pays."""
 
@@ -55,7 +58,8 @@ class PulledStep:
         taken: The optimizer step that was taken with the gradient at that state; ``None`` if none was.
         buffers: The module's buffers after the step, by name.
         unreached: What no example's weight reached of the gradient along the push, ``<g, push> - sum_j slope_j``, as a
-            part of ``|g| |push|``: the largest of all queries. ``None`` if it is not known.
+            part of ``|g| |push|``: the largest of all queries. Of losses that divide by what is left, ``sum_j slope_j``
+            alone: one factor for all weights changes nothing in them. ``None`` if it is not known.
         structures: Of its passes, in the order of its micro-batches; empty if they were not looked at.
         loss: Of its last pass, as recorded losses are; ``None`` if it is not known.
     """
@@ -138,12 +142,15 @@ class AdjointStep:
             )
         return pulled
 
-    def rounded(self, *, tries: int = 4, times: float = 30.0) -> list[TakenStep]:
+    def rounded(self, *, tries: int = 4, factors: Sequence[float] = FACTORS) -> list[TakenStep]:
         """Take the step with gradients that differ by some times what rounding the parameters does to each element.
+
+        What an optimizer makes of an element need not grow with it: a step of Adam is longest at some gradient in
+        between. So several multiples are taken.
 
         Args:
             tries: How often the gradient is taken at parameters that are rounded otherwise.
-            times: The largest change of an element in these tries is added and subtracted this many times.
+            factors: The largest change of an element in these tries is added and subtracted this many times.
         """
         objective, gradients = self._objective, []
         for number in range(tries + 1):
@@ -157,7 +164,7 @@ class AdjointStep:
             gradients.append(self._over_processes([_detached(g) for g in grads]))
         objective.load(self.before)
         taken = []
-        for sign in (-times, times):
+        for sign in (sign * factor for factor in factors for sign in (-1, 1)):
             moved: list[Tensor | None] = []
             for here, *others in zip(*gradients, strict=True):
                 changes = [(g - here).abs() for g in others if g is not None and here is not None]
@@ -258,12 +265,16 @@ class AdjointStep:
         )
 
     def _along(self, grads: Sequence[Tensor | None], push: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return ``<g, push>`` and ``|g| |push|``; ``None`` of some rows, and where losses divide by what is left."""
-        if self._shards is not None or self._reduced:
+        """Return what slopes add up to and ``|g| |push|``; ``None`` of some rows.
+
+        That is ``<g, push>``, and nothing where losses divide by what is left.
+        """
+        if self._shards is not None:
             return None
         vector = self._objective.vector
         gradient = vector.join_gradients(grads, self._objective.parameters).detach().to(push.dtype)
-        return push @ gradient, gradient.norm() * push.norm(dim=1)
+        expected = torch.zeros_like(push[:, 0]) if self._reduced else push @ gradient
+        return expected, gradient.norm() * push.norm(dim=1)
 
     def _take(self, grads: Sequence[Tensor | None]) -> TakenStep:
         return take_step(self._rule, self._objective.vector, self.before, grads, self.step)

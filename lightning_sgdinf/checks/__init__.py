@@ -1,6 +1,8 @@
 """The checks that a certificate is made from."""
 
 from lightning_sgdinf.checks.amplification import Growth as Growth
+from lightning_sgdinf.checks.beside import check_beside as check_beside
+from lightning_sgdinf.checks.beside import remarks_on as remarks_on
 from lightning_sgdinf.checks.gradient import check_gradient as check_gradient
 from lightning_sgdinf.checks.logged_query import check_logged_query as check_logged_query
 from lightning_sgdinf.checks.plan import Plan as Plan

@@ -40,6 +40,7 @@ class _Pass:
     """One validation pass: what was logged under each name and what was returned, batch by batch."""
 
     losses: list[float] = field(default_factory=list)
+    dtypes: set[torch.dtype] = field(default_factory=set)
     sizes: list[int] = field(default_factory=list)
     logged: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
@@ -81,10 +82,7 @@ def check_logged_query(run: OpenedRun, query: BoundQuery, value: Tensor) -> tupl
     if known is None or name is None:
         return [], []
     logged, mean = recorded["metrics"][name], known[1]
-    recorded_in = run.log.header.precision
-    precision = {"32-true": "float32", "32": "float32", "64-true": "float64", "64": "float64"}.get(
-        recorded_in, recorded_in
-    )
+    precision = _recorded_precision(run, now)
     tolerance = TOLERANCE.get(precision, 2e-2)
     apart = _apart(mean, logged)
     if apart > tolerance:
@@ -112,6 +110,14 @@ def check_logged_query(run: OpenedRun, query: BoundQuery, value: Tensor) -> tupl
         rounding=rounding_in(precision),
     )
     return [check], notes
+
+
+def _recorded_precision(run: OpenedRun, now: _Pass) -> str:
+    """Return the coarsest precision that the run's validation was computed in."""
+    named = {"32-true": "float32", "32": "float32", "64-true": "float64", "64": "float64"}
+    precision = named.get(run.log.header.precision, run.log.header.precision)
+    narrow = run.precision == "float32" or torch.float32 in now.dtypes
+    return "float32" if precision == "float64" and narrow else precision
 
 
 def _apart(a: float, b: float) -> float:
@@ -172,6 +178,7 @@ def _take(run: OpenedRun, query: BoundQuery, seed: int = 0) -> _Pass:
                 if not isinstance(loss, Tensor) or loss.numel() != 1:
                     return _Pass()
                 taken.losses.append(float(loss.detach()))
+                taken.dtypes.add(loss.dtype)
                 taken.sizes.append(size)
     except ConfigurationError:
         return _Pass()

@@ -136,7 +136,7 @@ def _worst(differing: Sequence[Difference]) -> tuple[float, str]:
 def _beyond_rounding(
     differing: Sequence[Difference], pulled: PulledStep, rounded: Sequence[TakenStep], vector: ParameterVector
 ) -> list[Difference]:
-    """Return the differences, with elements that rounding explains at their recorded values.
+    """Return the differences, each element as much smaller as rounding explains.
 
     A gradient that is zero but for rounding (of an attention key's bias) becomes a whole step of Adam in any direction.
     How much rounding moves each element is measured, so that no other element gets away.
@@ -148,8 +148,9 @@ def _beyond_rounding(
     for name, value, recorded, before in differing:
         if name in here and others:
             spread = torch.stack([(other[name] - here[name]).abs() for other in others]).amax(0).to(value.device)
-            explained = (value - recorded.to(value)).abs() <= spread.view(value.shape)
-            value = torch.where(explained, recorded.to(value), value)
+            gap = value - recorded.to(value)
+            left = recorded.to(value) + gap.sign() * (gap.abs() - spread.view(value.shape)).clamp(min=0)
+            value = torch.where(gap.isfinite(), left, value)
         beyond.append((name, value, recorded, before))
     return beyond
 

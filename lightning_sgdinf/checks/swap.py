@@ -18,7 +18,7 @@ a batch in training, but not in eval mode, is judged in eval mode, and said.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -70,7 +70,7 @@ class SwapComparison:
     held: bool = False
     in_eval_mode: bool = False
     cost: float = 0.0
-    _kinds: set[tuple[PassStructure, int]] = field(default_factory=set)
+    _kinds: set[tuple[PassStructure, frozenset[str], int]] = field(default_factory=set)
     _extra: int = 0
     _unjudged: dict[str, int] = field(default_factory=dict)
 
@@ -89,17 +89,37 @@ class SwapComparison:
         if len(structures) != len(micros):
             return  # by a compiled kernel, which was compiled for a kind of pass that was judged
         for micro, structure in zip(micros, structures, strict=True):
-            kind = (structure, len(micro.example_ids))
+            kind = (structure, structure.functions, len(micro.example_ids))
             spread = self._extra < 3 and self.steps and self.steps[-1] - step.index >= SPREAD
             if kind in self._kinds and not spread:
                 continue
             self._extra += kind in self._kinds
             self._kinds.add(kind)
             objective, began = self.run.objective, clock(self.run.host.device)
+            if name := _scaled_by_frequency(objective):
+                self._leave(f"the embedding {name} divides gradients by how often the batch has an index", step)
+                continue
             objective.load(before)
             with _left_as_it_is(objective):
                 self._judge(step, micro, structure)
             self.cost += clock(self.run.host.device) - began
+
+    def look_at(self, indices: Iterable[int]) -> None:
+        """Judge the passes of some steps at the final model, for results that take no step with weights.
+
+        Args:
+            indices: Of the steps.
+
+        Raises:
+            UntappedLossError: As `see`.
+        """
+        run, objective = self.run, self.run.objective
+        for index in sorted(set(indices), reverse=True):
+            step = run.log.step(index)
+            objective.load(run.final)
+            with _left_as_it_is(objective):
+                structures = [_structure(objective, step, micro) for micro in step.micro_batches]
+            self.see(step, run.final, [s for s in structures if s is not None])
 
     @property
     def unjudged(self) -> tuple[str, ...]:
@@ -113,7 +133,7 @@ class SwapComparison:
         """Return the result; ``None`` if no pass could be judged."""
         if not self.steps:
             return None
-        precision = _precision(self.run)
+        precision = self.run.precision
         shown = ", ".join(map(str, self.steps[:6])) + (" ..." if len(self.steps) > 6 else "")
         kinds = "the one kind" if len(self._kinds) == 1 else f"{len(self._kinds)} kinds"
         remarks = ["BatchNorm's statistics were held for it: they couple the examples of a batch."] * self.held
@@ -132,7 +152,7 @@ class SwapComparison:
         )
 
     def _judge(self, step: Step, micro: MicroBatch, structure: PassStructure) -> None:
-        objective, allowed = self.run.objective, TOLERANCE.get(_precision(self.run), COARSE)
+        objective, allowed = self.run.objective, TOLERANCE.get(self.run.precision, COARSE)
         norms = {n for n, m in objective.module.named_modules() if isinstance(m, _BatchNorm) and n}
         holding = norms - set(step.eval_modules)
         held = replace(step, eval_modules=(*step.eval_modules, *sorted(holding)))
@@ -168,7 +188,7 @@ class SwapComparison:
             self._leave("which rows the loss takes depends on the other examples of the batch", step)
         else:
             exchange, outcome = outcomes[-1]
-            raise _refusal(step, micro, exchange, outcome.deviation, structure, allowed, _precision(self.run))
+            raise _refusal(step, micro, exchange, outcome.deviation, structure, allowed, self.run.precision)
 
     def _agreed(self, step: Step, exchange: Exchange, outcome: SwapOutcome, held: bool, in_eval_mode: bool) -> None:
         self.steps.append(step.index)
@@ -182,8 +202,8 @@ class SwapComparison:
     ) -> None:
         """Say that examples are coupled in training alone; a term without weights would look the same."""
         if structure.paths.leaves:
-            allowed = TOLERANCE.get(_precision(self.run), COARSE)
-            raise _refusal(step, micro, exchange, deviation, structure, allowed, _precision(self.run))
+            allowed = TOLERANCE.get(self.run.precision, COARSE)
+            raise _refusal(step, micro, exchange, deviation, structure, allowed, self.run.precision)
         self._leave(
             "in training mode examples see each other in the network, or their random draws depend on them (mixed "
             "inputs, statistics of the batch); in eval mode it agrees",
@@ -255,10 +275,16 @@ def _refusal(
     )
 
 
-def _precision(run: OpenedRun) -> str:
-    if "mixed" in run.log.header.precision:
-        return run.log.header.precision
-    return str(run.objective.parameters[0].dtype).removeprefix("torch.")
+def _scaled_by_frequency(objective: Objective) -> str:
+    """Return the name of an embedding by which examples of a batch see each other's indices; empty if there is none."""
+    parts = objective.module.named_modules()
+    return next((name for name, part in parts if getattr(part, "scale_grad_by_freq", False)), "")
+
+
+def _structure(objective: Objective, step: Step, micro: MicroBatch) -> PassStructure | None:
+    like = objective.parameters[0]
+    weights = torch.ones(len(micro.example_ids), dtype=like.dtype, device=like.device)
+    return objective.trace(step, micro, objective.batch(step, micro), weights).structure
 
 
 def _shapes(batch: Any) -> list[torch.Size]:

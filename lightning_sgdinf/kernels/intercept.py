@@ -26,15 +26,20 @@ class Interceptor(TorchFunctionMode):
     Args:
         handlers: By function.
         ungraded: Makes every call while gradients are switched off; ``None`` for no difference.
+
+    Attributes:
+        called: The functions that were called.
     """
 
     def __init__(self, handlers: Mapping[Callable[..., Any], Handler], ungraded: Ungraded | None = None) -> None:
         super().__init__()
         self._handlers = handlers
         self._ungraded = ungraded
+        self.called: set[Callable[..., Any]] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         handler = self._handlers.get(func)
+        self.called.add(func)
         if self._ungraded is not None and not torch.is_grad_enabled():
             return self._ungraded.call(handler, func, args, kwargs or {})
         return func(*args, **(kwargs or {})) if handler is None else handler(func, args, kwargs or {})

@@ -40,5 +40,7 @@ from lightning_sgdinf.replay.row_owners import RowOwners as RowOwners
 from lightning_sgdinf.replay.row_shards import RowShards as RowShards
 from lightning_sgdinf.replay.row_shards import rows_are_separate as rows_are_separate
 from lightning_sgdinf.replay.states import rebuild as rebuild
+from lightning_sgdinf.replay.states import retaken_backwards as retaken_backwards
 from lightning_sgdinf.replay.states import states_backwards as states_backwards
 from lightning_sgdinf.replay.training_step import validation_pass as validation_pass
+from lightning_sgdinf.replay.weight_audit import row_warnings as row_warnings

@@ -77,6 +77,20 @@ def _weighted_of_models(count: int, axes: Axes, x: Tensor, weights: Tensor) -> t
     return _WeightRows.apply(x.movedim(axes[0], 0), own), 0
 
 
+def expect_zero_or_one(weights: Tensor) -> None:
+    """Make sure that weights which are to be differentiated are 0 or 1.
+
+    A second derivative in the parameters goes through the identity twice, so it is multiplied by ``w**2``: right for
+    these values alone.
+
+    Raises:
+        ValueError: Others are among them.
+    """
+    own = weights.detach()
+    if not bool(((own == 0) | (own == 1)).all()):
+        raise ValueError(f"example weights that are differentiated must be 0 or 1, got {own.unique().tolist()[:5]}")
+
+
 class LossTap:
     """Weights the gradient at the input of every loss function called while its handlers are in force.
 

@@ -24,7 +24,7 @@ from lightning_sgdinf.log import Header, MicroBatch, Step, constants_of, recorde
 from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.borrowed_module import borrowed
-from lightning_sgdinf.replay.example_weights import LossTap, UnknownDivisor, UnknownRows
+from lightning_sgdinf.replay.example_weights import LossTap, UnknownDivisor, UnknownRows, expect_zero_or_one
 from lightning_sgdinf.replay.gradient_hooks import hooks_of_training
 from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.moving_buffers import moved_by_pass
@@ -100,6 +100,8 @@ class Objective(TrainingStep):
             UntappedLossError: If a term of the loss depends on the data and not on example weights.
             NonFiniteError: If the loss is NaN or infinite; names the step.
         """
+        if weights is not None and weights.requires_grad:
+            expect_zero_or_one(weights)
         self.prepare(step, micro)
         self.put_back()
         before = self.read_buffers() if weights is not None else {}
@@ -134,7 +136,7 @@ class Objective(TrainingStep):
                 "finite run."
             )
         if weights is not None and not micro.without_loss:
-            structure = PassStructure.of(trace.taps, trace.owners, trace.loss, len(weights))
+            structure = PassStructure.of(trace.taps, trace.owners, trace.loss, len(weights), trace.functions)
             if self.admit(step, micro, structure, again=again):
                 trace = taken()
             trace = replace(trace, structure=structure)
@@ -309,6 +311,7 @@ def open_objective(
     *,
     tap: str | None = None,
     dtype: torch.dtype | None = None,
+    widened: bool = False,
     per_example_loss: PerExampleLoss | None = None,
     rows: RowOwners | None = None,
 ) -> Iterator[Objective]:
@@ -321,6 +324,7 @@ def open_objective(
         host: What the Trainer did around a step.
         tap: Name of a sub-module whose output is tapped in place of loss functions.
         dtype: Compute in another floating-point precision than recorded (for checks).
+        widened: Let what asks for float32 have ``dtype``, even if that is the recorded one.
         per_example_loss: Computes the loss of each example, for losses written by hand.
         rows: Says whose the rows of a loss are.
 
@@ -343,8 +347,8 @@ def open_objective(
         if host.attributes is not None:
             lent.enter_context(host.attributes.lent(module))
         host.stand_in.attach(module, dict(module.named_parameters()))
-        arguments: dict[str, Any] = {"tap": tap, "dtype": dtype, "per_example_loss": per_example_loss}
-        objective = Objective(module, header, source, host, rows=rows, **arguments)
+        arguments: dict[str, Any] = {"tap": tap, "dtype": dtype, "widened": widened}
+        objective = Objective(module, header, source, host, rows=rows, per_example_loss=per_example_loss, **arguments)
         with hooks_of_training(module, objective.passes.phase):
             yield objective
 

@@ -22,11 +22,14 @@ from lightning_sgdinf.replay.carried import expect_no_memory
 from lightning_sgdinf.replay.examples import Examples
 from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.objective import Objective
+from lightning_sgdinf.replay.precision import precision_of
 from lightning_sgdinf.replay.weight_audit import LossAudit, audit_loss
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.validation_data import KeptBatches
 
 Result = TypeVar("Result")
+LOOKS = 12
+"""Steps over the run that are asked whether they compute with what an earlier one kept, where steps keep numbers."""
 
 
 def _no_validation_loader() -> Loader:
@@ -117,12 +120,24 @@ class OpenedRun:
         more = sorted({other, last // 2, last // 3, 2 * last // 3, max(last - 1, 0)})
 
         def compute() -> LossAudit:
-            expect_no_memory(self.objective, self.final, self.log.step(last))
+            for index in sorted({last, *more, *range(last % LOOKS, last, max(1, last // LOOKS))}, reverse=True):
+                expect_no_memory(self.objective, self.final, self.log.step(index))
             return audit_loss(
                 self.objective, self.final, self.log.step(last), self.log.step(other), more=map(self.log.step, more)
             )
 
         return self.once(("audit", other), compute)
+
+    @property
+    def precision(self) -> str:
+        """Return the precision that numbers of the run are rounded in, by name: what a check of them can ask for."""
+
+        def compute() -> str:
+            steps = self.log.steps(len(self.log), 0)
+            step = next((s for s in steps if not s.first_pass.without_loss), self.log.step(len(self.log) - 1))
+            return precision_of(self.objective, self.final, step, self.log.header.precision)
+
+        return self.once("precision", compute)
 
     @property
     def training(self) -> Examples:

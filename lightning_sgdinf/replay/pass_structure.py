@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -33,11 +33,14 @@ class PassStructure:
             ``None`` if not as many for each.
         paths: From the loss to the parameters, without weights.
         shared: True if some rows are no example's, as those of a penalty.
+        functions: Names of torch's functions that the pass called, as far as they were looked at. Structures that
+            differ in these alone are equal: no audit depends on them.
     """
 
     calls: tuple[tuple[str, int | None], ...]
     paths: Paths
     shared: bool
+    functions: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def has_unweighted_terms(self) -> bool:
@@ -45,7 +48,14 @@ class PassStructure:
         return self.shared or self.paths.leaves > 0
 
     @classmethod
-    def of(cls, taps: Sequence[str], owners: Sequence[Tensor], loss: Tensor, count: int) -> PassStructure:
+    def of(
+        cls,
+        taps: Sequence[str],
+        owners: Sequence[Tensor],
+        loss: Tensor,
+        count: int,
+        functions: frozenset[str] = frozenset(),
+    ) -> PassStructure:
         """Return the structure of a pass with weights.
 
         Args:
@@ -53,12 +63,15 @@ class PassStructure:
             owners: Of the rows of each of these.
             loss: What came of it.
             count: ``B``.
+            functions: Names of torch's functions that it called.
         """
         rows = [owner.numel() for owner in owners]
         each = (r // count if count and r % count == 0 else None for r in rows)
         shared = any(bool((owner == EVERYBODY).any()) for owner in owners)
         by_mean = tuple(taps) == ("per_example_loss",)
-        return cls(tuple(zip(taps, each, strict=True)), Paths() if by_mean else paths_beyond_taps(loss), shared)
+        return cls(
+            tuple(zip(taps, each, strict=True)), Paths() if by_mean else paths_beyond_taps(loss), shared, functions
+        )
 
 
 def paths_beyond_taps(loss: Tensor) -> Paths:

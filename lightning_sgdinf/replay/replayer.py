@@ -180,13 +180,21 @@ def refuse_changes(step: Step) -> None:
     Raises:
         UnsupportedRunError: If something other than the optimizer changed the state just before the step.
     """
-    if step.changed:
-        raise UnsupportedRunError(
-            f"before step {step.index} something other than the optimizer changed {', '.join(step.changed[:3])} (a "
-            "callback or hook that edits weights or buffers); what that does to other weights is not known, so nothing "
-            "can be carried across it. Stay behind that step (last_epochs, fewer of the last epochs), choose an "
-            "estimator that looks at the final model alone (FinalParameters, KohLiang), or train without it."
-        )
+    if not step.changed:
+        return
+    buffers = [name.removeprefix("buffer ") for name in step.changed if name.startswith("buffer ")]
+    schedule = (
+        f" If {buffers[0]} is a number that a schedule sets, whatever the weights are, train with a plain attribute "
+        "(a float, no registered buffer): those are recorded, and replay holds them as they were."
+        if len(buffers) == len(step.changed)
+        else ""
+    )
+    raise UnsupportedRunError(
+        f"before step {step.index} something other than the optimizer changed {', '.join(step.changed[:3])} (a "
+        "callback or hook that edits weights or buffers); what that does to other weights is not known, so nothing can "
+        "be carried across it. Stay behind that step (last_epochs, fewer of the last epochs), choose an estimator that "
+        f"looks at the final model alone (FinalParameters, KohLiang), or train without it.{schedule}"
+    )
 
 
 def clip_parameters(parameters: Sequence[torch.nn.Parameter], step: Step, names: Sequence[str]) -> None:

@@ -74,7 +74,7 @@ def match_batch(
         if bool((owner == NOBODY).any()):
             owners[number] = _by_position(call, owner, step, micro, apart)
     orders.learn(calls, owners, len(micro.example_ids), step=step.index)
-    orders.coupled |= coupled
+    orders.coupled = {**dict.fromkeys(coupled, step.index), **orders.coupled}
     orders.last = (this, there, owners)
     return owners
 

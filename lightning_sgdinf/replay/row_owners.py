@@ -283,7 +283,7 @@ class RowOrders:
     Attributes:
         orders: Rows per example and their order, by number and name of the call; ``None`` where there is no such order.
         seen: Steps that showed the order, by number and name of the call.
-        coupled: Names of losses that had rows without a single owner, which were given one by their place.
+        coupled: Losses that had rows without a single owner, which were given one by their place: name, and a step.
         unverified: Names of losses whose rows were said to be somebody's and could not be matched.
         verified: How many passes' given owners were compared with matched ones.
         last: The pass that was matched last, the checksum of the parameters it was matched at, the owners of its rows.
@@ -291,7 +291,7 @@ class RowOrders:
 
     orders: dict[tuple[int, str], tuple[int, Order] | None] = field(default_factory=dict)
     seen: dict[tuple[int, str], set[int]] = field(default_factory=dict)
-    coupled: set[str] = field(default_factory=set)
+    coupled: dict[str, int] = field(default_factory=dict)
     unverified: set[str] = field(default_factory=set)
     verified: int = 0
     last: tuple[object, int, list[Tensor]] | None = None
@@ -302,7 +302,7 @@ class RowOrders:
             self,
             orders=dict(self.orders),
             seen={key: set(steps) for key, steps in self.seen.items()},
-            coupled=set(self.coupled),
+            coupled=dict(self.coupled),
             unverified=set(self.unverified),
         )
 

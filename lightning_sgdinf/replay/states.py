@@ -49,7 +49,7 @@ def states_backwards(
                 "an estimator that needs the final state alone (final_parameters)."
             )
         lower = int(below[-1])
-        yield from _stretch(log.state(lower), lower, upper, max(stop, lower), advance, held_in(max_states))
+        yield from retaken_backwards(log.state(lower), lower, upper, max(stop, lower), advance, held_in(max_states))
         upper = lower
 
 
@@ -83,10 +83,18 @@ def _refuse_other_precision(replayer: Replayer) -> None:
         )
 
 
-def _stretch(
+def retaken_backwards(
     state: ModelState, lower: int, upper: int, stop: int, advance: Advance, held: int
 ) -> Iterator[tuple[int, ModelState]]:
     """Yield states ``upper - 1 .. stop`` from the state at ``lower``, holding ``held`` at once.
+
+    Args:
+        state: The state at ``lower``.
+        lower: Its index.
+        upper: One past the first state to yield.
+        stop: The last state to yield.
+        advance: Takes one step.
+        held: How many states may be held, at least 1.
 
     ``kept`` is a stack of held states, by increasing index; each stands for the piece from it to the next one (to
     ``upper`` for the last). The last piece is walked until its last state, ``upper - 1``, is reached.

@@ -54,6 +54,7 @@ class Trace:
         taps: Names of the loss functions that were tapped.
         owners: Of the rows of each of these; empty where all weights are equal.
         moved: Moving buffers by name, where they were to be differentiated.
+        functions: Names of torch's functions that it called, where they were looked at.
         structure: Of a pass with weights that was admitted; ``None`` of any other.
     """
 
@@ -62,6 +63,7 @@ class Trace:
     taps: tuple[str, ...]
     owners: tuple[Tensor, ...]
     moved: Mapping[str, MovedBuffer] = field(default_factory=dict)
+    functions: frozenset[str] = frozenset()
     structure: PassStructure | None = None
 
 
@@ -92,6 +94,7 @@ class TrainingStep:
         *,
         tap: str | None,
         dtype: torch.dtype | None,
+        widened: bool = False,
         per_example_loss: PerExampleLoss | None = None,
     ) -> None:
         self.module = module
@@ -99,7 +102,7 @@ class TrainingStep:
         self.host = host
         self.tap = tap
         recorded = {name for _, _, name in header.parameters}
-        self.dtype = None if dtype is not None and recorded == {dtype_name(dtype)} else dtype
+        self.dtype = None if dtype is not None and recorded == {dtype_name(dtype)} and not widened else dtype
         by_method = callable(getattr(module, "per_example_loss", None))
         self.per_example_loss = per_example_loss or (ask_module if by_method else None)
         self.vector = ParameterVector(
@@ -225,7 +228,7 @@ class TrainingStep:
             around.enter_context(self.host.stand_in.naming())
             assigned = nullcontext() if stacked else assigned_in_place(self.passes.places)
             handling = _handling(self, held, watch, twins, tap, stacked)
-            with assigned, _moving(self.module, moving, held) as moved, handling:
+            with assigned, _moving(self.module, moving, held) as moved, handling as called:
                 taps, owners = (), ()
                 if lossless:
                     output = call_step(self.module.training_step, batch, batch_idx)  # type: ignore[arg-type]
@@ -243,7 +246,7 @@ class TrainingStep:
             if held is not None and held.used:
                 drop_graphs(self.module)
             loss = loss / step.accumulation if step.accumulation != 1 else loss
-        return Trace(loss, watch, taps, owners, moved)
+        return Trace(loss, watch, taps, owners, moved, frozenset(f.__name__ for f in called))
 
     def gradient(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor | None]:
         """Return the gradient of a loss in the trained parameters; ``None`` where it does not depend on one."""
@@ -293,7 +296,7 @@ def _naming_attributes(objective: TrainingStep, step: Step) -> Iterator[None]:
         unknown = [what for path, what in known.items() if path.rpartition(".")[2] == name]
         if unknown:
             reason = f"a {unknown[0]} that changes between steps and whose values are not recorded"
-            way_out = "Register it as a buffer, or compute it within the step"
+            way_out = "Compute it within the step; if it is to last, as a buffer that training_step itself moves"
         else:
             reason = "which this module does not have: a hook made it in training"
             way_out = "Pass the very module that was trained"
@@ -324,7 +327,9 @@ def _handling(
     twins: Twins,
     tap: LossTap | RowRecorder | None,
     stacked: bool,
-) -> Iterator[None]:
+) -> Iterator[set[Callable[..., Any]]]:
+    """Handle torch's functions inside, and collect those that are called."""
+    interceptor = None
     handlers: dict[Callable[..., Any], Any] = {}
     if held is not None:
         lookups = lookup_handlers(objective.passes.phase)
@@ -339,9 +344,9 @@ def _handling(
         if watch is not None:
             handlers.update(watch.handlers())
         if handlers:
-            stack.enter_context(Interceptor(handlers, held))
+            interceptor = stack.enter_context(Interceptor(handlers, held))
         try:
-            yield
+            yield set() if interceptor is None else interceptor.called
         except RenormalisedEmbedding:
             raise UnsupportedRunError(
                 "an embedding has max_norm, with which the forward pass itself changes the weights, and that is not "

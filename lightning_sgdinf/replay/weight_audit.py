@@ -2,7 +2,7 @@
 
 That weights reach every term is asked of every structure of a pass (`lightning_sgdinf.replay.structure_audits`);
 which rows belong to which example is `lightning_sgdinf.replay.row_matching`'s matter. Where rows see several examples
-of the batch (in-batch negatives, mixed inputs), `batch_coupling` says so.
+of the batch (in-batch negatives, mixed inputs), `row_warnings` says so.
 """
 
 from __future__ import annotations
@@ -24,12 +24,10 @@ class LossAudit:
     Attributes:
         taps: Names of the loss functions that carry the weights.
         penalty: True if a part of the loss belongs to no example, as a penalty on the weights.
-        notes: Sentences that a reader of any result must know; empty if each example owns its rows.
     """
 
     taps: tuple[str, ...]
     penalty: bool
-    notes: tuple[str, ...] = ()
 
 
 def audit_loss(
@@ -53,25 +51,26 @@ def audit_loss(
     for step in more:
         if objective.orders.undecided:
             _trace(objective, state, step)
-    audits = objective.audits
-    notes = (batch_coupling(objective, one), _taken_at_their_word(objective))
-    return LossAudit(audits.taps, audits.has_unweighted_terms, tuple(note for note in notes if note))
+    return LossAudit(objective.audits.taps, objective.audits.has_unweighted_terms)
 
 
-def batch_coupling(objective: Objective, step: Step) -> str:
-    """Say in a sentence if rows of the loss see several examples; empty if each example owns its rows.
+def row_warnings(objective: Objective) -> tuple[str, ...]:
+    """Return sentences on rows of the loss that no single example is known to own, in the passes taken so far.
 
     Args:
-        objective: The opened model, after an audit.
-        step: The audited step.
+        objective: The opened model, after an audit; after a walk, of all its steps.
     """
-    coupled = sorted(objective.orders.coupled)
+    return tuple(filter(None, (_coupling(objective), _taken_at_their_word(objective))))
+
+
+def _coupling(objective: Objective) -> str:
+    coupled = [f"{name} at step {step}" for name, step in sorted(objective.orders.coupled.items())]
     if not coupled:
         return ""
     return (
         "The loss of an example depends on the other examples of its batch even in eval mode (in-batch negatives, "
-        f"mixed inputs; seen in {', '.join(coupled)} at step {step.index}). Scores are of rows by their "
-        "place: a method per_example_loss(batch, batch_idx) settles it."
+        f"mixed inputs; seen in {', '.join(coupled)}). Scores are of rows by their place: a method "
+        "per_example_loss(batch, batch_idx) settles it."
     )
 
 

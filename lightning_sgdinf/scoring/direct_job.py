@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.certificate import Certificate, Trust
-from lightning_sgdinf.checks import Reached, check_trust, direct_allowance, full_allowance
+from lightning_sgdinf.checks import Reached, check_beside, check_trust, direct_allowance, full_allowance
 from lightning_sgdinf.errors import NonFiniteError
 from lightning_sgdinf.estimators import DirectEstimator
-from lightning_sgdinf.replay import OpenedRun
+from lightning_sgdinf.replay import OpenedRun, row_warnings
 from lightning_sgdinf.scoring.result import JobResult, answer_provenance
 from lightning_sgdinf.scoring.settings import Settings
 from lightning_sgdinf.truth import clock, first_drawn
@@ -42,7 +42,8 @@ class DirectJob:
             NonFiniteError: A score is NaN or infinite; names the example.
         """
         asked = self.query.value(self.run.model)
-        notes = list(self.run.audit().notes)
+        self.run.audit()
+        notes: list[str] = []
         began = clock(self.run.host.device)
         estimate = self.estimator.estimate(self.run, self.query)
         elapsed = clock(self.run.host.device) - began
@@ -53,6 +54,9 @@ class DirectJob:
             raise NonFiniteError(f"the score of training example {wrong} is {values[wrong].tolist()}")
         began = time.perf_counter()
         trust = None if estimate.meaning else self._trust(values, elapsed, notes)
+        further, more, unjudged = ([], [], list(row_warnings(self.run.objective)))
+        if self.settings.certificate != "off":
+            further, more, unjudged = check_beside(self.run, self.query, asked)
         return JobResult(
             values=values,
             queries=self.query.names,
@@ -61,8 +65,10 @@ class DirectJob:
             certificate=Certificate(
                 level=self.settings.certificate,
                 trust=trust,
+                further=tuple(further),
+                unjudged=tuple(unjudged),
                 seconds=time.perf_counter() - began if trust else 0.0,
-                notes=tuple(notes),
+                notes=(*notes, *more),
                 meaning=estimate.meaning,
             ),
             provenance=answer_provenance(self.estimator, self.query, asked),

@@ -19,19 +19,20 @@ from lightning_sgdinf.adjoint import (
     rule_for,
 )
 from lightning_sgdinf.checks import Growth, StepComparison, SwapComparison
+from lightning_sgdinf.dtypes import dtype_name
 from lightning_sgdinf.errors import NonFiniteError, StepMismatchError, UntappedLossError
 from lightning_sgdinf.estimators import Estimator
 from lightning_sgdinf.estimators.base import visited
 from lightning_sgdinf.log import Step
-from lightning_sgdinf.replay import Objective, OpenedRun, Replayer, RowShards, rebuild, refuse_changes, states_backwards
+from lightning_sgdinf.replay import OpenedRun, Replayer, RowShards, rebuild, refuse_changes, states_backwards
 from lightning_sgdinf.replay.pass_structure import PassStructure
 from lightning_sgdinf.replay.untapped import WAYS_OUT, expect_mean, expect_penalty
 from lightning_sgdinf.replay.weight_audit import LossAudit
 from lightning_sgdinf.state import ModelState
 
-UNREACHED = {torch.float64: 1e-8, torch.float32: 1e-3}
+UNREACHED = {"float64": 1e-8, "float32": 1e-3}
 """Part of a step's gradient along the push that the slopes of its examples may miss, by rounding."""
-LOSS = {torch.float64: 1e-6, torch.float32: 1e-3}
+LOSS = {"float64": 1e-6, "float32": 1e-3}
 """Relative difference of a recorded loss and the mean of the losses of its examples."""
 COARSE = 1e-1
 ASKED = 17
@@ -200,7 +201,7 @@ class Walk:
             return
         if pulled.unreached is None:
             return
-        allowed = _tolerance(UNREACHED, objective)
+        allowed = _tolerance(UNREACHED, self.run)
         if not pulled.unreached <= allowed:
             seen = ", ".join(sorted({name for s in pulled.structures for name, _ in s.calls})) or ", ".join(audit.taps)
             raise UntappedLossError(
@@ -224,7 +225,7 @@ class Walk:
                 for micro in step.micro_batches:
                     expect_mean(objective, step, micro)
             return
-        loss, allowed = float(pulled.loss), _tolerance(LOSS, objective)
+        loss, allowed = float(pulled.loss), _tolerance(LOSS, self.run)
         if not abs(loss - step.loss) <= allowed * max(abs(step.loss), 1e-3):
             raise UntappedLossError(
                 f"step {step.index}: the mean of per_example_loss over the examples "
@@ -271,9 +272,11 @@ class Walk:
         return states_backwards(log, start, stop, advance, max_states=self.max_states)
 
 
-def _tolerance(allowed: Mapping[torch.dtype, float], objective: Objective) -> float:
+def _tolerance(allowed: Mapping[str, float], run: OpenedRun) -> float:
     """Return what is allowed in the coarser of the precisions that were recorded and that are computed in."""
-    kinds = {p.dtype for p in objective.parameters} | ({torch.float32} if objective.dtype is not None else set())
+    kinds = {dtype_name(p.dtype) for p in run.objective.parameters} | {run.precision}
+    if run.objective.dtype is not None:
+        kinds |= {"float32"}
     return max(allowed.get(kind, COARSE) for kind in kinds)
 
 

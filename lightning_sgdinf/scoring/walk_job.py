@@ -28,7 +28,7 @@ from lightning_sgdinf.checks import (
     window_lengths,
 )
 from lightning_sgdinf.estimators import Estimator
-from lightning_sgdinf.replay import OpenedRun, RowShards, rows_are_separate
+from lightning_sgdinf.replay import OpenedRun, RowShards, row_warnings, rows_are_separate
 from lightning_sgdinf.scoring.result import JobResult, answer_provenance
 from lightning_sgdinf.scoring.settings import Settings
 from lightning_sgdinf.scoring.walk import Tally, Walk
@@ -113,14 +113,15 @@ class WalkJob:
         run, log = self.run, self.run.log
         began = clock(run.host.device)
         values, end = self.query.end(run)
-        findings = Findings(list(run.audit(self.first_step).notes))
+        run.audit(self.first_step)
+        findings = Findings([])
         attributes = run.host.attributes
         if attributes is not None and attributes.held:
             findings.notes.append(
                 f"Set between steps by hooks or callbacks, and held as recorded, as learning rates are: "
                 f"{', '.join(attributes.held)}."
             )
-        if self.settings.certificate != "off" and self.team is None:
+        if self.settings.certificate != "off":
             checks, notes = check_logged_query(run, self.query, values)
             findings.further.extend(checks)
             findings.notes.extend(notes)
@@ -147,7 +148,7 @@ class WalkJob:
                 trust=findings.trust,
                 amplification=tally.growth.value(self.first_step) if self.estimator.exact else None,
                 further=tuple(findings.further),
-                unjudged=tuple(findings.unjudged),
+                unjudged=(*row_warnings(run.objective), *findings.unjudged),
                 seconds=findings.seconds,
                 notes=tuple(findings.notes),
             ),

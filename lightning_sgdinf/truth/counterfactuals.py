@@ -52,6 +52,7 @@ class Counterfactuals:
         progress: Show a progress bar.
         divisor: ``"kept"``: the losses of a batch are divided by the number of all its examples; ``"reduced"``, of
             those that are left.
+        remarks: What a reader of any result must know besides.
 
     Raises:
         UntappedLossError: If example weights do not reach the whole loss.
@@ -65,8 +66,10 @@ class Counterfactuals:
         labels: tuple[str, ...] | None = None,
         divisor: Divisor = "kept",
         progress: bool = True,
+        remarks: Sequence[str] = (),
     ) -> None:
         self.run, self.query = run, query
+        self._remarks = tuple(remarks)
         self.log, self.examples = run.log, run.examples
         self.divisor: Divisor = divisor
         self.labels, self._progress = labels, progress
@@ -199,7 +202,7 @@ class Counterfactuals:
             if at_once < runs:
                 mebibytes = self._memory().step * at_once >> 20
                 notes.append(f"{runs} runs, {at_once} at once, which need about {mebibytes} MiB.")
-        return tuple(note for note in (*notes, self.stacked.note) if note)
+        return tuple(note for note in (*notes, self.stacked.note, *self._remarks) if note)
 
     def progress(self, steps: int) -> Any:
         """Make a progress bar over training steps, those of all runs together."""

@@ -23,11 +23,11 @@ from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.truth.replicas import Replicas
 from lightning_sgdinf.truth.stacked_query import first_line
 
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
+TOLERANCE = {"float64": 1e-6, "float32": 1e-2}
 """Largest deviation of a state that is accepted, as a part of what its steps moved, by the precision computed in."""
 COARSE = 1e-1
 """The same for lower precisions, and for a run that is taken again in another one than it was recorded in."""
-GRADIENT_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+GRADIENT_TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
 """Largest difference of gradients, as a part of their norm."""
 STRETCH = 10
 """Steps between two comparisons, where every state is stored."""
@@ -94,7 +94,7 @@ def verify(run: OpenedRun, *, first_step: int = 0) -> Verified:
     log, objective = run.log, run.objective
     dtype = objective.parameters[0].dtype
     foreign_dtype = {name for _, _, name in log.header.parameters} != {str(dtype).removeprefix("torch.")}
-    worst = _Worst(COARSE if foreign_dtype else TOLERANCE.get(dtype, COARSE))
+    worst = _Worst(COARSE if foreign_dtype else TOLERANCE.get(run.precision, COARSE))
     note, stackable = "", log.header.optimizer in known_optimizers()
     if not stackable:
         note = f"{log.header.optimizer} is not known to work element by element."
@@ -119,7 +119,7 @@ def verify(run: OpenedRun, *, first_step: int = 0) -> Verified:
             deviation, tensor = _deviation(state, before, after, joint=foreign_dtype)
             if not deviation <= worst.tolerance:
                 gap = _gradient_gap(run, before, log.step(start))
-                stackable = gap <= GRADIENT_TOLERANCE.get(dtype, COARSE)
+                stackable = gap <= GRADIENT_TOLERANCE.get(run.precision, COARSE)
                 note = (
                     f"Rounding decides about {tensor} (steps {start} to {stop - 1}); gradients agree."
                     if stackable
@@ -134,8 +134,7 @@ def verify(run: OpenedRun, *, first_step: int = 0) -> Verified:
 
 def gradients_agree(run: OpenedRun, state: ModelState, step: Step) -> bool:
     """Return true if many models at once have, for a step, the gradients that each has alone."""
-    dtype = run.objective.parameters[0].dtype
-    return _gradient_gap(run, state, step) <= GRADIENT_TOLERANCE.get(dtype, COARSE)
+    return _gradient_gap(run, state, step) <= GRADIENT_TOLERANCE.get(run.precision, COARSE)
 
 
 def _stretches(log: Trajectory, first_step: int) -> Iterator[tuple[int, int]]:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sgdinf import InfluenceRunner, Scores, TrajectoryRecorder
-from lightning_sgdinf.errors import StepMismatchError
+from lightning_sgdinf.errors import CertificateError, StepMismatchError
 
 N, WIDTH = 12, 8
+PRECISIONS: dict[torch.dtype, Any] = {torch.float32: "32-true", torch.float64: "64-true"}
 
 
 class Attentive(L.LightningModule):
@@ -33,7 +34,10 @@ class Attentive(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return F.cross_entropy(self.logits(batch[0]), batch[1])
 
-    validation_step = training_step
+    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.training_step(batch, batch_idx)
+        self.log("val_loss", loss)
+        return loss
 
     def configure_optimizers(self) -> Any:
         return torch.optim.Adam(self.parameters(), lr=1e-2)
@@ -56,13 +60,49 @@ class InFloat32(Attentive):
         return super().logits(x).float()
 
 
-def scores(model: Attentive, path: Path) -> Scores:
+class NormInFloat32(Attentive):
+    """Computes a norm of its own in float32, as RMS norms of language models do, and goes on as it was."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        z = super().logits(x)
+        wide = z.to(torch.float32)
+        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(z.dtype)
+
+
+class Normalised(Attentive):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, 3))  # type: ignore[assignment]
+
+
+class WrongInFloat32(torch.autograd.Function):
+    """A square whose gradient is right in float64 alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        slope = 2 * x if x.dtype == torch.float64 else 2 * x + 0.5 * (x - x.detach())
+        return grad * slope
+
+
+class WrongSecondDerivative(Attentive):
+    def logits(self, x: Tensor) -> Tensor:
+        z = super().logits(x)
+        return z + 10 * WrongInFloat32.apply(z)  # type: ignore[no-untyped-call]
+
+
+def scores(model: Attentive, path: Path, dtype: torch.dtype = torch.float32) -> Scores:
     generator = torch.Generator().manual_seed(1)
-    x, y = torch.randn(N, 5, WIDTH, generator=generator), torch.randint(0, 3, (N,), generator=generator)
+    x, y = torch.randn(N, 5, WIDTH, generator=generator).to(dtype), torch.randint(0, 3, (N,), generator=generator)
     loaders = DataLoader(TensorDataset(x, y), 4), DataLoader(TensorDataset(x.flip(0), y), N)
     L.Trainer(
-        accelerator="cpu", max_epochs=2, callbacks=[TrajectoryRecorder(path)], logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", max_epochs=2, precision=PRECISIONS[dtype], callbacks=[TrajectoryRecorder(path)],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     ).fit(model, *loaders)  # fmt: skip
     return InfluenceRunner(accelerator="cpu", progress=False).run(model, *loaders, log=path)
 
@@ -79,8 +119,29 @@ def test_another_element_of_the_same_tensor_is_one(tmp_path: Path) -> None:
         scores(Tampered(), tmp_path / "run")
 
 
-def test_a_step_that_asks_for_float32_is_checked_in_float64(tmp_path: Path) -> None:
-    certificate = scores(InFloat32(), tmp_path / "run").certificate
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", [InFloat32, NormInFloat32], ids=lambda kind: kind.__name__)
+def test_a_step_that_asks_for_float32_is_checked_in_float64(
+    kind: type[Attentive], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    certificate = scores(kind(), tmp_path / "run", dtype).certificate
     assert certificate is not None
     assert certificate.gradient_check is not None
     assert certificate.gradient_check.relative_error < 1e-3
+    assert certificate.gradient_check.precision == "float64"
+    named = {check.name: check.precision for check in certificate.further}
+    assert named == {"query": "float32", "swap check": "float32"}
+
+
+def test_a_small_error_of_the_derivative_in_float32_is_no_rounding(tmp_path: Path) -> None:
+    with pytest.raises(CertificateError, match=r"in float64 agrees .* rounding explains"):
+        scores(WrongSecondDerivative(), tmp_path / "run")
+
+
+def test_what_rounding_does_to_a_walk_is_measured_where_it_matters(tmp_path: Path) -> None:
+    """A bias before BatchNorm has no gradient but rounding, which Adam makes steps of."""
+    certificate = scores(Normalised(), tmp_path / "run").certificate
+    assert certificate is not None
+    check = certificate.gradient_check
+    assert check is not None
+    assert check.relative_error <= check.tolerance

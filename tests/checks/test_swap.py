@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_sgdinf import InfluenceRunner
 from lightning_sgdinf.checks import SwapComparison
 from lightning_sgdinf.errors import UntappedLossError
+from lightning_sgdinf.estimators import KohLiang
 from lightning_sgdinf.replay import Objective
 from lightning_sgdinf.replay.pass_structure import PassStructure
 from lightning_sgdinf.scores import Scores
@@ -170,3 +171,18 @@ def test_it_sees_rows_of_the_wrong_owner(tmp_path: Path) -> None:
 def test_it_sees_losses_of_another_size(tmp_path: Path) -> None:
     with pytest.raises(UntappedLossError, match="per_example_loss"):
         judge(Run(Situation(), tmp_path), per_example_loss=twice_the_loss)
+
+
+def test_counterfactual_runs_are_judged_at_the_final_model(tmp_path: Path) -> None:
+    run = Run(CoupledGradients(), tmp_path)
+    with pytest.raises(UntappedLossError, match="examples of a batch see each other"):
+        run.counterfactuals()
+
+
+def test_a_direct_estimate_says_what_was_compared(tmp_path: Path) -> None:
+    run = Run(TwoViews(), tmp_path)
+    runner = InfluenceRunner(accelerator="cpu", progress=False)
+    scores = runner.run(run.module, run.train, run.held_out, log=run.path, estimator=KohLiang())
+    assert scores.certificate is not None
+    (check,) = [c for c in scores.certificate.further if c.name == "swap check"]
+    assert check.outcome in ("equal", "rounding")

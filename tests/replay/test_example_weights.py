@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_sgdinf.kernels.intercept import Interceptor
-from lightning_sgdinf.replay.example_weights import LossTap, tapped_output
+from lightning_sgdinf.replay.example_weights import LossTap, expect_zero_or_one, tapped_output
 from lightning_sgdinf.replay.row_owners import RowOrders, owners_in
 
 B, C, T = 6, 4, 3
@@ -188,3 +188,11 @@ def test_a_tap_at_a_submodules_output() -> None:
     assert torch.allclose(slopes, torch.stack(own), rtol=1e-12)
     assert tap.calls == ["output"]
     assert not at.net[2]._forward_hooks
+
+
+@pytest.mark.parametrize("value", [0.5, 2.0, float("nan")])
+def test_weights_that_are_differentiated_are_zero_or_one(value: float) -> None:
+    """A second derivative goes through the identity twice."""
+    expect_zero_or_one(torch.tensor([0.0, 1.0]))
+    with pytest.raises(ValueError, match="must be 0 or 1"):
+        expect_zero_or_one(torch.tensor([1.0, value]))

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_sgdinf import InfluenceRunner
-from lightning_sgdinf.errors import UnsupportedRunError
+from lightning_sgdinf.errors import UnsupportedRunError, UntappedLossError
 from lightning_sgdinf.estimators import SgdInfluence
-from lightning_sgdinf.replay import CounterfactualRun
+from lightning_sgdinf.replay import CounterfactualRun, example_weights
 from lightning_sgdinf.testing import relative_error
 from tests.runner.row_situations import IgnoredTokens, MaskedTokens, TwoViews
 from tests.runner.situations import C, N, Run, Situation, Truth
@@ -96,6 +96,18 @@ def test_scores_are_the_derivative(kind: type[Situation], tmp_path: Path) -> Non
 
         slopes = [(query(j, 1 - eps) - query(j, 1 + eps)) / (2 * eps) for j in range(N)]
     assert relative_error(scores.values, torch.stack(slopes)[:, None]) < 1e-7
+
+
+def test_slopes_of_losses_that_divide_by_what_is_left_add_up_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One factor for all weights changes no such loss; a wrong share of an example would."""
+    run = Run(ClassWeights(), tmp_path)
+    scaled = example_weights._dividing_by_what_is_left
+    monkeypatch.setattr(example_weights, "_dividing_by_what_is_left", lambda *call: scaled(*call) * call[3])
+    runner = InfluenceRunner(accelerator="cpu", progress=False, certificate="off")
+    with pytest.raises(UntappedLossError, match=r"step \d+: the slopes of its"):
+        runner.run(run.module, run.train, run.held_out, log=run.path, estimator=SgdInfluence(divisor="reduced"))
 
 
 class Summed(Situation):

@@ -77,7 +77,7 @@ def test_scores_and_counterfactuals_are_those_of_the_loss_written_out(
     assert relative_error(scores.values, run.unrolled()) < 1e-9
     assert relative_error(run.counterfactuals(rows=rows).values, run.trained_again()) < 1e-9
     assert scores.certificate is not None
-    assert ("taken at its word" in " ".join(scores.certificate.notes)) == (kind is Graphs)
+    assert ("taken at its word" in " ".join(scores.certificate.warnings)) == (kind is Graphs)
 
 
 def test_batches_that_cannot_be_taken_apart_need_a_word(tmp_path: Path) -> None:

@@ -338,6 +338,37 @@ def test_what_hooks_and_callbacks_set_is_as_it_was_at_every_step(tmp_path: Path)
     assert not hasattr(Anneals(), "scale")
 
 
+class AnnealsABuffer(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("beta", torch.tensor(0.0))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.beta.fill_(0.1 * self.global_step)  # type: ignore[operator,union-attr]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.loss(batch, self.beta)
+
+
+class AnnealsANumber(Net):
+    """What the error of the other says to do."""
+
+    beta = 0.0
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.beta = 0.1 * self.global_step
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.loss(batch, self.beta)
+
+
+def test_a_buffer_that_a_schedule_sets_is_refused_with_a_way_out_that_works(tmp_path: Path) -> None:
+    run = train(tmp_path / "buffer", AnnealsABuffer())
+    with pytest.raises(UnsupportedRunError, match=r"changed buffer beta .* plain attribute"):
+        run.scores()
+    expect(train(tmp_path / "number", AnnealsANumber()).scores(), Formula(penalty=lambda e, t, i: 0.1 * t))
+
+
 class Remembers(Net):
     """Carries from step to step what a step computed."""
 

@@ -199,10 +199,39 @@ class Neighbours(Situation):
 
 
 def test_in_batch_negatives_are_told_of(tmp_path: Path) -> None:
-    certificate = Run(InBatchNegatives(), tmp_path).scores().certificate
+    run = Run(InBatchNegatives(), tmp_path)
+    certificate = run.scores().certificate
     assert certificate is not None
-    assert "depends on the other examples of its batch" in " ".join(certificate.notes)
-    assert "cross_entropy" in " ".join(certificate.notes)
+    for said in (" ".join(certificate.warnings), " ".join(run.counterfactuals().notes)):
+        assert "depends on the other examples of its batch" in said
+        assert "cross_entropy at step" in said
+
+
+class MixedInTheFirstEpoch(Situation):
+    """Inputs are mixed before the examples are their own rows, as at the end."""
+
+    until = 3
+
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        x, y = batch
+        return F.cross_entropy(net(0.6 * x + 0.4 * x.roll(1, 0)) if t < self.until else net(x), y)
+
+
+class MixedOnce(MixedInTheFirstEpoch):
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        return super().loss(net, batch, 0 if t == 4 else 9)
+
+
+def test_examples_that_see_each_other_in_the_first_epoch_are_told_of(tmp_path: Path) -> None:
+    certificate = Run(MixedInTheFirstEpoch(), tmp_path).scores().certificate
+    assert certificate is not None
+    assert "depends on the other examples of its batch" in " ".join(certificate.warnings)
+
+
+def test_examples_that_see_each_other_in_one_step_are_refused_there(tmp_path: Path) -> None:
+    run = Run(MixedOnce(), tmp_path)
+    with pytest.raises(UntappedLossError, match=r"step 4: when examples .* examples of a batch see each other"):
+        run.scores()
 
 
 @pytest.mark.parametrize("result", ["scores", "counterfactuals"])
