@@ -390,9 +390,7 @@ class InfluenceRunner:
 
 def _team(fabric: Fabric) -> RowShards:
     def all_sum(tensor: torch.Tensor) -> torch.Tensor:
-        total = fabric.all_reduce(tensor, reduce_op="sum")
-        assert isinstance(total, torch.Tensor)
-        return total
+        return torch.as_tensor(fabric.all_reduce(tensor, reduce_op="sum"))
 
     return RowShards(fabric.global_rank, fabric.world_size, all_sum)
 

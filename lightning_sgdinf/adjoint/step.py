@@ -41,7 +41,7 @@ CHECKS = 2
 """Comparisons of each compiled kernel with the eager one before it is trusted (until the epoch's end)."""
 
 FACTORS = tuple(2.0**k for k in range(-5, 6))
-"""Multiples of what rounding does to an element of a gradient that it may explain: every operation of a pass rounds."""
+"""Multiples of a change that rounding may explain; several, since a step of Adam may be longest in between."""
 
 TOGETHER = 4
 """From how many queries on vectorising pays."""
@@ -144,9 +144,6 @@ class AdjointStep:
 
     def rounded(self, *, tries: int = 4, factors: Sequence[float] = FACTORS) -> list[TakenStep]:
         """Take the step with gradients that differ by some times what rounding the parameters does to each element.
-
-        What an optimizer makes of an element need not grow with it: a step of Adam is longest at some gradient in
-        between. So several multiples are taken.
 
         Args:
             tries: How often the gradient is taken at parameters that are rounded otherwise.
@@ -265,10 +262,7 @@ class AdjointStep:
         )
 
     def _along(self, grads: Sequence[Tensor | None], push: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return what slopes add up to and ``|g| |push|``; ``None`` of some rows.
-
-        That is ``<g, push>``, and nothing where losses divide by what is left.
-        """
+        """Return what slopes add up to (0 where losses divide by what is left) and ``|g| |push|``; not of shards."""
         if self._shards is not None:
             return None
         vector = self._objective.vector

@@ -99,6 +99,10 @@ class SwapComparison:
             if name := _scaled_by_frequency(objective):
                 self._leave(f"the embedding {name} divides gradients by how often the batch has an index", step)
                 continue
+            audited = objective.audits.known.get(structure)
+            if audited is not None and audited.coupled:
+                self._leave("what an example counts for depends on the losses of the others", step)
+                continue
             objective.load(before)
             with _left_as_it_is(objective):
                 self._judge(step, micro, structure)

@@ -7,6 +7,10 @@ backward multiplies the rows of example ``i`` by ``w_i``. So the value of the lo
 class weights, label smoothing, focal-style code after an unreduced loss and sums of several losses are all handled by
 the chain rule. Which rows are an example's is `lightning_sgdinf.replay.row_owners`' matter.
 
+Where a step goes on with the value of a loss other than by adding and scaling (its root, its logarithm), what an
+example does depends on that value, which depends on the weights. There :math:`\sum_r (w_r - 1) l_r` is added to the
+value, which is 0 where all weights are 1; without it the gradient is the same wherever the value only enters a sum.
+
 Differentiating :math:`\langle g(w), v\rangle` once gives both :math:`Hv` (in the parameters) and every slope
 :math:`\langle \nabla l_i, v\rangle` (in the weights).
 """
@@ -15,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +33,14 @@ from lightning_sgdinf.replay.losses import (
     OF_CLASSES,
     OF_VECTORS,
     WITHOUT_ROWS,
+    parts_of_value,
     rows_shape,
     shares_of_mean,
 )
 from lightning_sgdinf.replay.row_owners import EVERYBODY, LossRows, RowOrders, regular_order
+
+Values: TypeAlias = Literal["none", "reduced", "all"]
+"""Calls of loss functions whose value follows the weights."""
 
 
 class UnknownRows(Exception):
@@ -102,6 +110,7 @@ class LossTap:
         reduced: Let losses divide by what is left, so that weights count in the divisor as well.
         only: Number of the one tapped call that is to carry weights; the rows of all others have weight 0.
         stacked: Inside ``torch.func.vmap``, where tensors do not say whether they carry a gradient.
+        values: Calls whose value follows the weights, too: none; those that are ``"reduced"`` to a number; ``"all"``.
 
     Attributes:
         calls: Names of the loss functions that were tapped so far.
@@ -119,8 +128,9 @@ class LossTap:
         reduced: bool = False,
         only: int | None = None,
         stacked: bool = False,
+        values: Values = "none",
     ) -> None:
-        self._only, self._reduced = only, reduced
+        self._only, self._reduced, self._values = only, reduced, values
         self.weights = weights
         self._ask = ask
         self.stacked = stacked
@@ -198,10 +208,26 @@ class LossTap:
         def tapped(value: Any) -> Any:
             return _tapped(func, value, weights) if self._carries(value) else value
 
-        return func(
+        value = func(
             *(tapped(a) if i < 3 else a for i, a in enumerate(args)),
             **{k: tapped(v) if k in INPUTS else v for k, v in kwargs.items()},
         )
+        return value if self._values == "none" else self._following(value, weights, func, args, kwargs)
+
+    def _following(
+        self,
+        value: Tensor,
+        weights: Tensor,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Tensor:
+        """Return a call's value with the weights of its rows in it."""
+        parts, is_reduced = parts_of_value(func, args, kwargs)
+        change = (weights.to(parts.dtype) - 1) * parts
+        if is_reduced:
+            return value + change.sum()
+        return value + change if self._values == "all" else value
 
 
 def _dividing_by_what_is_left(

@@ -56,6 +56,29 @@ def unreduced(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[s
     return func(*bound.args, **bound.kwargs)
 
 
+def parts_of_value(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, bool]:
+    """Return what each row adds to the value of a call, and true if the call adds them up itself.
+
+    Args:
+        func: One of `LOSSES`.
+        args: Of the call.
+        kwargs: Of the call.
+    """
+    bound = inspect.signature(func).bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = bound.arguments
+    with torch.no_grad():
+        rows = unreduced(func, args, kwargs)
+        if given["reduction"] == "none":
+            return rows, False
+        if given["reduction"] == "sum":
+            return rows, True
+        if given["reduction"] == "batchmean":
+            return rows / len(given["input"]), True
+        shares = shares_of_mean(func, args, kwargs)
+        return rows / torch.broadcast_to(torch.ones(()) if shares is None else shares, rows.shape).sum(), True
+
+
 def shares_of_mean(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     r"""Return what each row counts for in what a loss divides by, in the shape of the rows or a single number.
 

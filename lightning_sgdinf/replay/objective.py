@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -24,7 +25,7 @@ from lightning_sgdinf.log import Header, MicroBatch, Step, constants_of, recorde
 from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.borrowed_module import borrowed
-from lightning_sgdinf.replay.example_weights import LossTap, UnknownDivisor, UnknownRows, expect_zero_or_one
+from lightning_sgdinf.replay.example_weights import LossTap, UnknownDivisor, UnknownRows, Values, expect_zero_or_one
 from lightning_sgdinf.replay.gradient_hooks import hooks_of_training
 from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.moving_buffers import moved_by_pass
@@ -164,8 +165,23 @@ class Objective(TrainingStep):
         if not self.audits.is_due(structure):
             return False
         again()
-        self.audits.admit(self, step, micro, structure, self.others)
+        self.audits.admit(self, step, micro, structure, self.others, partial(self._weighted_gradient, step, micro))
         return True
+
+    def _weighted_gradient(self, step: Step, micro: MicroBatch, weights: Tensor, values: Values) -> Tensor:
+        """Return the gradient of a pass with example weights that enter the values of some calls; see `Weighted`."""
+        batch, buffers, like = self.batch(step, micro), self.read_buffers(), self.parameters[0]
+        own = weights.to(like.device, like.dtype)
+
+        def take(owners: Sequence[Tensor] | None) -> Tensor:
+            tap = LossTap(own, self.orders, owners, ask=self.asker(step, micro, batch), values=values)
+            return self.run(step, micro.batch_idx, map_tensors(batch, torch.clone), own, tap=tap).loss
+
+        with random_state.preserved():
+            self.prepare(step, micro)
+            grads = self.gradient(self.owned(step, micro, take, again=partial(self.load_buffers, buffers)))
+            self.load_buffers(buffers)
+        return self.vector.join_gradients(grads, self.parameters).detach().double()
 
     def forward(
         self,
@@ -197,7 +213,8 @@ class Objective(TrainingStep):
         """
         tap = None
         if weights is not None and self.per_example_loss is None:
-            tap = LossTap(weights, self.orders, owners, ask=ask, reduced=reduced, stacked=stacked)
+            values: Values = "reduced" if self.audits.bent else "none"
+            tap = LossTap(weights, self.orders, owners, ask=ask, reduced=reduced, stacked=stacked, values=values)
         return self.run(
             step,
             batch_idx,

@@ -3,13 +3,22 @@
 A structure is which loss functions it calls, how many rows per example they have,
 and which paths to the parameters no weight lies on. The gradient must be linear in the weights, which it is not where
 one loss function feeds another; a term that no weight reaches is `lightning_sgdinf.replay.untapped`'s matter.
+
+Where a step bends the value of a loss (a root or a logarithm of a mean), an example's part depends on the losses of the
+others: the gradient with some examples' weights and values moved is not the sum of what each does by itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
 
 from lightning_sgdinf.log import MicroBatch, Step
+from lightning_sgdinf.replay.example_weights import Values
 from lightning_sgdinf.replay.pass_structure import PassStructure
 from lightning_sgdinf.replay.training_step import TrainingStep
 from lightning_sgdinf.replay.untapped import (
@@ -21,6 +30,14 @@ from lightning_sgdinf.replay.untapped import (
     refuse_without_taps,
 )
 
+Weighted: TypeAlias = Callable[[Tensor, Values], Tensor]
+"""Returns the gradient of a pass, float64 ``[P]``, with example weights ``[B]`` that enter the values of some calls."""
+MOVED = 3.0
+"""Change of the weights of examples that may be coupled: enough to make other examples the hardest."""
+COUPLED = {torch.float64: 1e-6, torch.float32: 1e-4}
+"""Part of the gradient that couples examples and is no rounding; ``COARSE`` in lower precisions."""
+COARSE = 1e-1
+
 
 @dataclass(frozen=True, slots=True)
 class Audited:
@@ -28,9 +45,13 @@ class Audited:
 
     Attributes:
         suspicious: True if paths without weights lead through the data: every pass has to be asked then.
+        bent: True if a loss that is reduced to a number is bent afterwards; its value has to follow the weights.
+        coupled: True if what is made of losses of rows couples examples.
     """
 
     suspicious: bool
+    bent: bool = False
+    coupled: bool = False
 
 
 @dataclass(slots=True)
@@ -39,20 +60,28 @@ class LossAudits:
 
     Attributes:
         known: Their outcomes.
+        coupled: Loss functions of passes that couple what is made of their rows' losses: name, and a step.
     """
 
     known: dict[PassStructure, Audited] = field(default_factory=dict)
+    coupled: dict[str, int] = field(default_factory=dict)
 
     def copy(self) -> LossAudits:
         """Return the same, to go on from separately."""
-        return LossAudits(dict(self.known))
+        return LossAudits(dict(self.known), dict(self.coupled))
 
     def is_due(self, structure: PassStructure) -> bool:
         """Return true if a pass of a structure has to be audited."""
         return structure not in self.known or self.known[structure].suspicious
 
     def admit(
-        self, objective: TrainingStep, step: Step, micro: MicroBatch, structure: PassStructure, others: Batches
+        self,
+        objective: TrainingStep,
+        step: Step,
+        micro: MicroBatch,
+        structure: PassStructure,
+        others: Batches,
+        weighted: Weighted,
     ) -> None:
         """Audit a pass.
 
@@ -62,6 +91,7 @@ class LossAudits:
             micro: The pass of it.
             structure: What the pass is like.
             others: Batches to compare with, where a term of the loss must not depend on the data.
+            weighted: Computes the gradient of the pass with given example weights, which enter values as well.
 
         Raises:
             UntappedLossError: A term of its loss depends on the data and does not follow the weights.
@@ -69,7 +99,14 @@ class LossAudits:
         if structure in self.known:
             expect_penalty(objective, step, micro, [name for name, _ in structure.calls], others)
         else:
-            self.known[structure] = _audit(objective, step, micro, structure, others)
+            outcome = _audit(objective, step, micro, structure, others)
+            if structure.calls and objective.per_example_loss is None and objective.tap is None:
+                tolerance = COUPLED.get(objective.parameters[0].dtype, COARSE)
+                bent, coupled = _couplings(weighted, len(micro.example_ids), tolerance)
+                outcome = replace(outcome, bent=bent, coupled=coupled)
+                if coupled:
+                    self.coupled = {**dict.fromkeys((name for name, _ in structure.calls), step.index), **self.coupled}
+            self.known[structure] = outcome
 
     @property
     def has_unweighted_terms(self) -> bool:
@@ -80,6 +117,11 @@ class LossAudits:
     def has_unweighted_paths(self) -> bool:
         """Return true if a pass so far had terms that carry no weights."""
         return any(structure.paths.leaves for structure in self.known)
+
+    @property
+    def bent(self) -> bool:
+        """Return true if a pass so far bends the value of a loss."""
+        return any(outcome.bent for outcome in self.known.values())
 
     @property
     def suspicious(self) -> bool:
@@ -107,3 +149,20 @@ def _audit(
     expect_penalty(objective, step, micro, names, others)
     expect_linear(objective, step, micro)
     return Audited(suspicious=may_hide_data(objective, step, micro, others))
+
+
+def _couplings(weighted: Weighted, count: int, tolerance: float) -> tuple[bool, bool]:
+    """Return whether a reduced loss is bent, and whether something else couples examples by their losses."""
+
+    def are_coupled(values: Values) -> bool:
+        """Return true if two halves of a batch, with moved weights, do together something else than each by itself."""
+        halves = torch.arange(count) % 2
+        one, other, both, none = (
+            weighted(1 + MOVED * moved, values) for moved in (1 - halves, halves, torch.ones(count), torch.zeros(count))
+        )
+        return not bool((both - one - other + none).norm() <= tolerance * none.norm())
+
+    if count < 2 or not are_coupled("all"):
+        return False, False
+    bent = are_coupled("reduced")
+    return bent, not bent

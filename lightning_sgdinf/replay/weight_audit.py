@@ -60,7 +60,8 @@ def row_warnings(objective: Objective) -> tuple[str, ...]:
     Args:
         objective: The opened model, after an audit; after a walk, of all its steps.
     """
-    return tuple(filter(None, (_coupling(objective), _taken_at_their_word(objective))))
+    said = (_coupling(objective), _coupled_losses(objective), _taken_at_their_word(objective))
+    return tuple(filter(None, said))
 
 
 def _coupling(objective: Objective) -> str:
@@ -71,6 +72,18 @@ def _coupling(objective: Objective) -> str:
         "The loss of an example depends on the other examples of its batch even in eval mode (in-batch negatives, "
         f"mixed inputs; seen in {', '.join(coupled)}). Scores are of rows by their place: a method "
         "per_example_loss(batch, batch_idx) settles it."
+    )
+
+
+def _coupled_losses(objective: Objective) -> str:
+    coupled = [f"{name} at step {step}" for name, step in sorted(objective.audits.coupled.items())]
+    if not coupled:
+        return ""
+    return (
+        "What an example counts for depends on the losses of the other examples of its batch (the hardest are chosen, "
+        "weights are made of the batch's losses, or rows are reduced by hand and a root or logarithm is taken; seen "
+        f"after {', '.join(coupled)}). Scores are with that as it was. Of a root or logarithm of a mean they are right "
+        "where the loss function itself reduces, reduction='mean'."
     )
 
 

@@ -145,7 +145,7 @@ def test_one_loss_function_fed_to_another_is_refused() -> None:
 def notes(run: Recorded, module: Any) -> str:
     certificate = score(run, module).certificate
     assert certificate is not None
-    return " ".join(certificate.warnings)
+    return " ".join(certificate.unjudged)
 
 
 def time_first(module: Any, z: Tensor, y: Tensor) -> Tensor:

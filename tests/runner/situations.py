@@ -80,6 +80,10 @@ class Situation:
         """What no example adds."""
         return 0.0
 
+    def weighted(self, p: Params, ids: Tensor, t: int, weights: Tensor) -> Tensor:
+        """The loss with a weight for each example."""
+        return (weights * self.summands(p, ids, t)).sum() + self.rest(p)
+
     def validation(self) -> tuple[Tensor, Tensor]:
         return normal(VALIDATION, D, seed=1), labels(VALIDATION, seed=1)
 
@@ -160,7 +164,7 @@ class Run:
         with torch.random.fork_rng():
             for t, (ids, random) in enumerate(self.journal):
                 torch.set_rng_state(random)
-                loss = (weights[ids] * self.situation.summands(p, ids, t)).sum() + self.situation.rest(p)
+                loss = self.situation.weighted(p, ids, t, weights[ids])
                 grads = torch.autograd.grad(loss, list(p.values()), create_graph=graph)
                 velocity = {n: MOMENTUM * velocity[n] + g for n, g in zip(p, grads, strict=True)}
                 p = {n: v - LR * velocity[n] for n, v in p.items()}

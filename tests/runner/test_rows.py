@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from lightning_sgdinf.errors import UntappedLossError
 from lightning_sgdinf.testing import relative_error
+from tests.runner.bent_situations import BENT, COUPLED
 from tests.runner.call_situations import CALLS
 from tests.runner.row_situations import ROWS
-from tests.runner.situations import Run, Situation
+from tests.runner.situations import N, Run, Situation
 
 
 @pytest.mark.parametrize("kind", [*ROWS, *CALLS], ids=lambda kind: kind.__name__)
@@ -26,6 +27,31 @@ def test_scores_and_counterfactuals_are_those_of_the_loss_written_out(kind: type
     assert scores.certificate.notes == ()
     assert relative_error(scores.values, run.unrolled()) < 1e-9
     assert relative_error(run.counterfactuals().values, run.trained_again()) < 1e-9
+
+
+@pytest.mark.parametrize("kind", BENT, ids=lambda kind: kind.__name__)
+def test_what_is_made_of_a_mean_follows_the_weights(kind: type[Situation], tmp_path: Path) -> None:
+    run = Run(kind(), tmp_path)
+    scores = run.scores()
+    assert scores.certificate is not None
+    assert scores.certificate.unjudged == ()
+    assert relative_error(scores.values, run.unrolled()) < 1e-9
+    assert relative_error(run.counterfactuals().values, run.trained_again()) < 1e-9
+
+
+@pytest.mark.parametrize("kind", COUPLED, ids=lambda kind: kind.__name__)
+def test_what_is_made_of_the_losses_of_others_is_held_and_told_of(kind: type[Situation], tmp_path: Path) -> None:
+    run = Run(kind(), tmp_path)
+    scores = run.scores()
+    assert scores.certificate is not None
+    assert "depends on the losses of the other examples" in " ".join(scores.certificate.warnings)
+
+    def slope(example: int, eps: float = 1e-5) -> Tensor:
+        """A central difference: autograd knows nothing of what is behind a detach."""
+        up, down = (torch.ones(N).double().index_fill(0, torch.tensor([example]), 1 + e) for e in (eps, -eps))
+        return (run.take(down, graph=False) - run.take(up, graph=False)) / (2 * eps)
+
+    assert relative_error(scores.values, torch.stack([slope(j) for j in range(N)]).detach()[:, None]) < 1e-7
 
 
 # Terms that no example's weight reaches -------------------------------------------------------------------------------
