@@ -12,7 +12,7 @@ from lightning_sgdinf.report.figures import all_figures, contact_sheets
 from lightning_sgdinf.report.model import ReportData
 from lightning_sgdinf.report.page import render_page
 from lightning_sgdinf.report.style import to_png, to_svg
-from lightning_sgdinf.report.tables import Table, all_tables
+from lightning_sgdinf.report.tables import Table, all_examples_table, all_tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,6 +54,11 @@ class DrawnReport:
     def tables(self) -> tuple[Table, ...]:
         """Every table that has rows."""
         return all_tables(self.data)
+
+    def all_examples(self, most: int) -> Table:
+        """Return every training example with its scores as one table, of ``most`` rows at most."""
+        with preserved():
+            return all_examples_table(self.data, most=most)
 
     @cached_property
     def extremes(self) -> Extremes:

@@ -35,7 +35,7 @@ SECTIONS: Mapping[str, str] = {
     "before-after": "Before and after leaving out",
     "most-harmful": "Most harmful examples",
     "most-helpful": "Most helpful examples",
-    "explore": "All examples",
+    "all-examples": "All examples",
     "scores": "All scores",
     "detection": "Known corrupt examples found",
     "explanations": "Behind single predictions",
@@ -61,7 +61,7 @@ def render_page(data: ReportData, charts: Mapping[str, str]) -> str:
         printed = sum(len(part.encode()) for part in (*sections.values(), script, style))
         embedded, notes = explorer.content(data, room=PAGE_BYTES - printed - len(data.config) - 50_000)
     said = "".join(f'<p class="sign">{escape(note)}</p>' for note in notes)
-    sections["explore"] = fragments.resource("browser/explorer.html") + said
+    sections["all-examples"] = fragments.resource("browser/explorer.html") + said
     names = [name for name in SECTIONS if name in sections]
     links = "".join(f'<a href="#{name}">{escape(SECTIONS[name])}</a> ' for name in names)
     body = "".join(fragments.section(name, SECTIONS[name], sections[name]) for name in names)

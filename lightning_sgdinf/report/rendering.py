@@ -32,14 +32,21 @@ class Rendered(Mapping[int, Example]):
         dataset: Map-style; best without random augmentation.
         renderer: Shows an item; see `as_example` for what is done without one.
         class_names: Names of the classes, where labels are whole numbers.
+        column_names: Names of the numbers of an input, where inputs are vectors; without them a vector is one cell.
     """
 
     def __init__(
-        self, dataset: SizedDataset, renderer: Renderer | None = None, *, class_names: Sequence[str] = ()
+        self,
+        dataset: SizedDataset,
+        renderer: Renderer | None = None,
+        *,
+        class_names: Sequence[str] = (),
+        column_names: Sequence[str] = (),
     ) -> None:
         self._dataset = dataset
         self._renderer = renderer
         self._class_names = tuple(class_names)
+        self._column_names = tuple(column_names)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -55,7 +62,7 @@ class Rendered(Mapping[int, Example]):
             raise KeyError(example_id)
         item = self._dataset[example_id]
         if self._renderer is None:
-            return as_example(item, self._class_names)
+            return as_example(item, self._class_names, self._column_names)
         shown = self._renderer(item)
         if isinstance(shown, SafeHtml):
             return Example(html=shown, label=label_of(item, self._class_names))
@@ -67,14 +74,15 @@ class Rendered(Mapping[int, Example]):
         return shown
 
 
-def as_example(item: Any, class_names: Sequence[str] = ()) -> Example:
+def as_example(item: Any, class_names: Sequence[str] = (), column_names: Sequence[str] = ()) -> Example:
     """Show an item by its form.
 
     A tuple is an input, its label and what else there is. Of inputs: arrays and tensors ``[H, W]``, ``[C, H, W]`` or
     ``[H, W, C]`` and pictures of Pillow are images (bytes as they are; other values outside ``[0, 1]``, as after a
-    normalisation, are spread from black to white); strings are text; mappings are rows; vectors of up to 256 numbers
-    are rows, too. A mapping that is the whole item has its label under ``label``, ``labels``, ``target``, ``targets``
-    or ``y``; its first picture ``[C, H, W]`` or ``[H, W, C]`` is shown as one, and a string that is all it has is text.
+    normalisation, are spread from black to white); strings are text; mappings are rows; a vector of up to 256 numbers
+    is a row of columns that have names, else one cell. A mapping that is the whole item has its label under ``label``,
+    ``labels``, ``target``, ``targets`` or ``y``; its first picture ``[C, H, W]`` or ``[H, W, C]`` is shown as one, and
+    a string that is all it has is text.
 
     Raises:
         ConfigurationError: The input is of another form.
@@ -97,11 +105,22 @@ def as_example(item: Any, class_names: Sequence[str] = ()) -> Example:
     if values.ndim in (2, 3) and (values.ndim == 2 or {values.shape[0], values.shape[2]} & {1, 3, 4}):
         return Example(image=_picture(values, of_tensor=hasattr(content, "detach")), label=label)
     if values.ndim == 1 and 0 < len(values) <= _LONGEST_VECTOR:
-        return Example(row={str(i): value.item() for i, value in enumerate(values)}, label=label)
+        return Example(row=_row_of(values, column_names), label=label)
     raise ConfigurationError(
         f"do not know how to show {_form(content)}; give a renderer, a function from an item of the data set to an "
         "Example: Rendered(dataset, renderer)"
     )
+
+
+def _row_of(values: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """Return a vector as a row, a number per column if there is a name for each, else all of them as one cell."""
+    if not names:
+        return {"input": " ".join(f"{value:.4g}" for value in values.tolist())}
+    if len(names) != len(values):
+        raise ConfigurationError(
+            f"column_names: expected one for each of the {len(values)} numbers of an example, got {len(names)}"
+        )
+    return dict(zip(names, values.tolist(), strict=True))
 
 
 def label_of(item: Any, class_names: Sequence[str] = ()) -> str:

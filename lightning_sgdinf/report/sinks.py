@@ -150,17 +150,20 @@ def _log(report: DrawnReport, logger: Loggers, *, log: str | Path | None, files:
         for single in logger:
             _log(report, single, log=log, files=files)
         return
-    _log_numbers(metrics(report.data), logger)
     if is_wandb(logger):
-        log_to_wandb(report, logger, log=log)
-    elif is_tensorboard(logger):
+        log_to_wandb(report, logger, metrics(report.data), log=log)
+    else:
+        _log_numbers(metrics(report.data), logger)
+    if is_tensorboard(logger):
         log_to_tensorboard(report, logger)
     if files and (folder := _folder_of(logger)) is not None:
         _write(report, folder)
     _save(logger)
 
 
-def log_merged(merged: ResultPage, logger: MetricsLogger, *, numbers: Mapping[str, float], curves: Curves) -> None:
+def log_merged(
+    merged: ResultPage, logger: MetricsLogger, *, numbers: Mapping[str, float], curves: Curves, artifact: str = ""
+) -> None:
     """Give the results of an experiment to a Lightning logger.
 
     Every logger gets the numbers. Weights & Biases also gets what each method finds with pictures, tables, figure,
@@ -172,14 +175,16 @@ def log_merged(merged: ResultPage, logger: MetricsLogger, *, numbers: Mapping[st
         logger: Of one process.
         numbers: By name.
         curves: Test error against the number of examples left out, by name.
+        artifact: Kind of a W&B artifact that holds all tables; empty for none.
 
     Raises:
         ConfigurationError: Something that has no ``log_metrics``.
     """
-    _log_numbers(_named(numbers), logger)
     if is_wandb(logger):
-        log_merged_to_wandb(merged, logger, curves=curves)
-    elif is_tensorboard(logger):
+        log_merged_to_wandb(merged, logger, _named(numbers), curves=curves, artifact=artifact)
+    else:
+        _log_numbers(_named(numbers), logger)
+    if is_tensorboard(logger):
         log_merged_to_tensorboard(merged, logger, curves=curves)
     if (folder := _folder_of(logger)) is not None:
         write_merged(merged, folder)
@@ -222,7 +227,7 @@ def metrics(data: ReportData) -> dict[str, float]:
         if change.test is not None and change.test.p_value == change.test.p_value:
             numbers[f"{change.metric}/p_value"] = change.test.p_value
     for place, (name, detection) in enumerate(data.detections.items()):
-        for method in (name, "own") if place == 0 else (name,):  # under one name in every run, to compare runs by
+        for method in ("own",) if place == 0 else (name,):  # under one name in every run, to compare runs by
             numbers |= {
                 f"{method}/auroc": detection.auroc,
                 f"{method}/average_precision": detection.average_precision,
@@ -230,7 +235,7 @@ def metrics(data: ReportData) -> dict[str, float]:
             }
     for place, curve in enumerate(data.curves):
         count, error = curve.best()
-        for method in (curve.method, "own") if place == 0 else (curve.method,):
+        for method in ("own",) if place == 0 else (curve.method,):
             numbers |= {f"{method}/best_{curve.metric}": error, f"{method}/best_count": float(count)}
     if data.scores.certificate is not None:
         numbers |= _certified(data.scores.certificate)
@@ -248,7 +253,8 @@ def _certified(certificate: Certificate) -> dict[str, float]:
     numbers["trust/left_out"] = float(len(trust.example_ids))
     if not trust.is_whole:
         steps = float(trust.steps - trust.first_step) if trust.steps else math.nan
-        return numbers | {"trust/last_steps_correlation": trust.correlation, "trust/last_steps": steps}
+        ends = {"trust/last_steps_low": trust.low, "trust/last_steps_high": trust.high}
+        return numbers | {"trust/last_steps_correlation": trust.correlation, "trust/last_steps": steps, **ends}
     numbers |= {"trust/whole_run_low": trust.low, "trust/whole_run_high": trust.high}
     return numbers if trust.headline is None else numbers | {"trust/whole_run_correlation": trust.headline}
 

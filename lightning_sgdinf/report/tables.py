@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -14,11 +14,13 @@ from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.plain_text import csv_cell
 from lightning_sgdinf.ranking import Ranking, score_name, sign_sentence
+from lightning_sgdinf.report.example import Example
 from lightning_sgdinf.report.model import ReportData, method_label
 
 Cell: TypeAlias = "str | int | float | None"
 
 _MOST_COLUMNS = 40
+_LONGEST_CELL = 300
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,59 @@ def ranking_table(data: ReportData, ranking: Ranking, name: str) -> Table:
     whole = tuple((*row, *(column[place] for column in more)) for place, row in enumerate(rows))
     heads = (f"{name} of the row" if name in columns else name for name in own)
     return _without_empty_columns(Table(name, ranking.header, (*columns, *heads), whole))
+
+
+def all_examples_table(data: ReportData, *, most: int) -> Table:
+    """Return every training example, the most harmful first, with its scores for every query and by every method.
+
+    Args:
+        data: The report.
+        most: Rows at most; of more examples those at both ends of the ranking.
+    """
+    order, total = data.scores.order(data.query).tolist(), len(data.scores)
+    caption = f"All {total:,} training examples; {sign_sentence(data.query_name, data.better)}."
+    if total > most:
+        order = order[: most - most // 2] + order[total - most // 2 :]
+        caption = f"{most:,} of {caption[4:-1]}, those at both ends of the ranking."
+    ranks = data.scores.ranks(data.query)[order].tolist()
+    looked_at = [data.examples.get(i) for i in order]
+    labels = data.scores.labels
+    own: dict[str, list[Cell]] = {
+        "rank": ranks,
+        "example id": order,
+        "label": [_label(e, None if labels is None else labels[i]) for i, e in zip(order, looked_at, strict=True)],
+        "true label": [None if example is None else example.true_label for example in looked_at],
+        "prediction": [None if example is None else example.prediction for example in looked_at],
+        "known corrupt": ["yes" if i in data.known_corrupt else "" for i in order],
+        "text": [None if example is None else example.text[:_LONGEST_CELL] for example in looked_at],
+    }
+    scored = dict(_score_columns(data, order))
+    names = list(dict.fromkeys(name for example in looked_at if example is not None for name in example.row))
+    rows = {
+        f"{name} of the row" if name in {*own, *scored} else name: _uniform([e and e.row.get(name) for e in looked_at])
+        for name in names[:_MOST_COLUMNS]
+    }
+    columns = {**own, **scored, **rows}
+    table = Table("all-examples", caption, tuple(columns), tuple(zip(*columns.values(), strict=True)))
+    return _without_empty_columns(table)
+
+
+def _score_columns(data: ReportData, order: Sequence[int]) -> Iterator[tuple[str, list[Cell]]]:
+    """Yield the scores of the report's own query, of its others and of other methods."""
+    scores, first = data.scores, data.scores.query_index(data.query)
+    for q in sorted(range(len(scores.queries)), key=lambda q: q != first)[:_MOST_COLUMNS]:
+        yield score_name(scores.queries[q], scores.better[q]), scores.values[order, q].tolist()
+        if scores.standard_error is not None:
+            yield f"standard error of {scores.queries[q]}", scores.standard_error[order, q].tolist()
+    if scores.verified is not None:
+        yield "verified", ["yes" if measured else "no" for measured in scores.verified[order].tolist()]
+    for method, other in data.compared.items():
+        q = other.queries.index(data.query_name) if data.query_name in other.queries else 0
+        yield f"{score_name(other.queries[q], other.better[q])} ({method})", other.values[order, q].tolist()
+
+
+def _label(example: Example | None, known: str | None) -> str | None:
+    return known if known is not None or example is None else example.label
 
 
 def _uniform(cells: list[Cell]) -> list[Cell]:

@@ -37,9 +37,9 @@ def log_to_tensorboard(report: DrawnReport, logger: Any) -> None:
     for name, picture in report.pictures.items():
         writer.add_image(f"report/{name}", _pixels(picture), dataformats="HWC")
     for place, curve in enumerate(data.curves):
-        for tag in ("own", curve.method) if place == 0 else (curve.method,):
-            for count, error in zip(curve.counts, curve.mean, strict=True):
-                writer.add_scalar(f"report/curve/{_tag(tag)}", float(error), global_step=count)
+        tag = "own" if place == 0 else curve.method  # under one name in every run, to lay runs over each other
+        for count, error in zip(curve.counts, curve.mean, strict=True):
+            writer.add_scalar(f"report/curve/{_tag(tag)}", float(error), global_step=count)
     said = [
         f"**{_plain(answer(data))}**",
         *map(_plain, said_of_trust(data)),
@@ -48,7 +48,9 @@ def log_to_tensorboard(report: DrawnReport, logger: Any) -> None:
     writer.add_text("report/result", "\n\n".join(said))
     ranking = report.extremes.table
     if report.extremes.harm is not None:
-        ranking = ranking.with_column("harm per epoch", [sparkline_text(harm) for harm in report.extremes.harm])
+        ranking = ranking.with_column(
+            "per epoch (low: it harmed)", [sparkline_text(harm) for harm in report.extremes.harm]
+        )
     for table in (ranking, *report.tables_beside_extremes):
         writer.add_text(f"report/{table.name}", markdown(table))
 

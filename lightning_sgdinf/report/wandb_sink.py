@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from lightning_sgdinf.extras import require
 from lightning_sgdinf.log import RunLog
 from lightning_sgdinf.ranking import Ranking
-from lightning_sgdinf.report.brief import said_first
+from lightning_sgdinf.report.brief import said_first, sureness
 from lightning_sgdinf.report.drawn import DrawnReport
 from lightning_sgdinf.report.example import Example
 from lightning_sgdinf.report.extremes import Extremes
@@ -30,6 +30,12 @@ from lightning_sgdinf.report.tables import Table
 LOG_LIMIT_BYTES = 64 << 20
 """A log up to this size is uploaded whole, a larger one is named by its digest and path."""
 
+MOST_ROWS = 100_000
+"""Rows of a table at most; W&B refuses one of more than twice as many."""
+
+EPOCHS = "per epoch (orange, down: it harmed)"
+"""Name of the column of what each epoch contributed."""
+
 _LEFT_OUT = "report/left_out"
 
 
@@ -38,15 +44,19 @@ def is_wandb(logger: Any) -> bool:
     return hasattr(logger, "log_table") and hasattr(logger, "log_image") and hasattr(logger, "experiment")
 
 
-def log_to_wandb(report: DrawnReport, logger: Any, *, log: str | Path | None = None) -> None:
-    """Log the ranking with pictures and contributions, tables, figures, curves, the page, scores and record.
+def log_to_wandb(
+    report: DrawnReport, logger: Any, numbers: Mapping[str, float], *, log: str | Path | None = None
+) -> None:
+    """Log the result with its trust, both ends of the ranking with pictures, all examples, tables, figures, curves, the
+    page, scores and record.
 
-    Pictures are also logged on their own: offline, those in the cells of a table lie in a folder of their own, and a
-    table's JSON does not show them.
+    Numbers and sentences are keys of the summary: a chart of one point says nothing. Pictures are also logged on their
+    own: offline, those in the cells of a table lie in a folder of their own, and a table's JSON does not show them.
 
     Args:
         report: What to show.
         logger: A `WandbLogger`, online or offline.
+        numbers: By key of the summary.
         log: Where the record of the run is; see `LOG_LIMIT_BYTES`.
 
     Raises:
@@ -58,35 +68,39 @@ def log_to_wandb(report: DrawnReport, logger: Any, *, log: str | Path | None = N
     if _is_of_another_process(run):
         return
     with _staged_with(run):
+        run.config.update({"report": _settings(data)}, allow_val_change=True)
+        run.summary.update({**numbers, **_sentences(data)})
         run.log({"report/ranking": _ranking(wandb, report.extremes)})
-        run.summary["report/result"] = "\n".join(said_first(data))
-        _log_tables(logger, report.tables_beside_extremes)
+        _log_tables(logger, (report.all_examples(MOST_ROWS), *report.tables_beside_extremes))
         for name, ranking in (
             ("most-harmful", data.scores.most_harmful(data.shown, data.query)),
             ("most-helpful", data.scores.most_helpful(data.shown, data.query)),
         ):
             images, captions = _pictures(data, ranking)
             if images:
-                logger.log_image(f"report/{name}-examples", images=images, caption=captions)
-        for name, picture in report.pictures.items():
-            logger.log_image(f"report/{name}-figure", images=[_opened(picture)])
+                logger.log_image(f"report/{name}", images=images, caption=captions)
+        drawn = {name: _opened(picture) for name, picture in report.pictures.items() if name in report.charts}
+        logger.log_image("report/figures", images=list(drawn.values()), caption=[n.replace("-", " ") for n in drawn])
         values = data.scores.values[:, data.scores.query_index(data.query)].numpy()
         run.log({"report/scores": wandb.Histogram(np_histogram=np.histogram(values, bins=60))})
         if data.curves:
-            curves = {c.method: dict(zip(c.counts, c.mean.tolist(), strict=True)) for c in data.curves}
-            _log_chart(wandb, run, curves, data.curves[0].metric)
-            _log_points(run, {**curves, "own": curves[data.curves[0].method]})
+            named = {("own" if place == 0 else c.method): c for place, c in enumerate(data.curves)}
+            _log_points(run, {n: dict(zip(c.counts, c.mean.tolist(), strict=True)) for n, c in named.items()})
         run.log({"report/page": wandb.Html(report.page, inject=False)})
         _log_artifacts(wandb, run, data, None if log is None else Path(log))
 
 
-def log_merged_to_wandb(merged: ResultPage, logger: Any, *, curves: Curves) -> None:
+def log_merged_to_wandb(
+    merged: ResultPage, logger: Any, numbers: Mapping[str, float], *, curves: Curves, artifact: str = ""
+) -> None:
     """Log what each method finds with pictures, tables, figure, curves and the page.
 
     Args:
         merged: What to show.
         logger: A `WandbLogger`, online or offline.
+        numbers: By key of the summary.
         curves: Test error against the number left out, by name.
+        artifact: Kind of an artifact that holds all tables; empty for none.
 
     Raises:
         MissingExtraError: wandb is not installed.
@@ -96,6 +110,7 @@ def log_merged_to_wandb(merged: ResultPage, logger: Any, *, curves: Curves) -> N
     if _is_of_another_process(run):
         return
     with _staged_with(run):
+        run.summary.update(dict(numbers))
         for sheet in merged.sheets:
             run.log({"report/ranking": _harmful_table(wandb, sheet)})
             for method, examples in sheet.rows.items():
@@ -106,9 +121,40 @@ def log_merged_to_wandb(merged: ResultPage, logger: Any, *, curves: Curves) -> N
         if merged.figure is not None:
             logger.log_image("report/figure", images=[_opened(merged.figure[1])])
         if curves:
-            _log_chart(wandb, run, curves, "test error")
             _log_points(run, curves)
         run.log({"report/page": wandb.Html(merged.page, inject=False)})
+        if artifact:
+            holder = wandb.Artifact(f"{artifact}-{run.id}", type=artifact)
+            for table in merged.tables:
+                columns, rows = _uniform(table)
+                holder.add(wandb.Table(columns=columns, data=rows), table.name)
+            run.log_artifact(holder)
+
+
+def _settings(data: ReportData) -> dict[str, Any]:
+    """Return what a dashboard can filter and group reports by, whoever made the run."""
+    certificate = data.scores.certificate
+    known = {name: data.scores.provenance.get(name) for name in ("estimator", "log", "validation_examples")}
+    return {
+        "query": data.query_name,
+        "better": data.better,
+        "examples": len(data.scores),
+        "certificate": None if certificate is None else certificate.level,
+        **{name: value for name, value in known.items() if value is not None},
+    }
+
+
+def _sentences(data: ReportData) -> dict[str, str]:
+    """Return what a table of runs should say beside its numbers."""
+    trust = None if data.scores.certificate is None else data.scores.certificate.trust
+    verdict, reason = sureness(data)
+    told = {
+        "report/result": "\n".join(said_first(data)),
+        "report/sure": f"{verdict} {reason}",
+        "report/trust/of": "" if trust is None else trust.where,
+        "report/warning": "\n".join(data.all_warnings),
+    }
+    return {name: text for name, text in told.items() if text}
 
 
 def finish_run(*, failed: bool) -> None:
@@ -148,8 +194,8 @@ def _ranking(wandb: Any, extremes: Extremes) -> Any:
         cells = [wandb.Image(_opened(png(e))) if e is not None and e.image is not None else None for e in shown]
         rows = [[cell, *row] for cell, row in zip(cells, rows, strict=True)]
     if extremes.harm is not None:
-        columns = [*columns, "harm per epoch"]
-        lines = [wandb.Image(_opened(sparkline_png(harm)), caption=_in_words(harm)) for harm in extremes.harm]
+        columns = [*columns, EPOCHS]
+        lines = [wandb.Image(_opened(sparkline_png(harm)), caption=_in_words(-harm)) for harm in extremes.harm]
         rows = [[*row, line] for row, line in zip(rows, lines, strict=True)]
     return wandb.Table(columns=columns, data=rows)
 
@@ -158,22 +204,10 @@ def _in_words(harm: np.ndarray) -> str:
     return ", ".join(f"{value:+.2g}" for value in harm[:20]) + (", ..." if len(harm) > 20 else "")
 
 
-def _log_chart(wandb: Any, run: Any, curves: Curves, metric: str) -> None:
-    """Log all curves in one chart."""
-    chart = wandb.plot.line_series(
-        xs=[list(curve) for curve in curves.values()],
-        ys=[list(curve.values()) for curve in curves.values()],
-        keys=list(curves),
-        title=f"{metric} against training examples left out",
-        xname="training examples left out",
-    )
-    run.log({"report/curves": chart})
-
-
 def _log_points(run: Any, curves: Curves) -> None:
     """Log each curve as a metric over the number left out, so that runs can be compared."""
-    run.define_metric(_LEFT_OUT, hidden=True)
-    run.define_metric("report/curve/*", step_metric=_LEFT_OUT)
+    run.define_metric(_LEFT_OUT, hidden=True, summary="none")
+    run.define_metric("report/curve/*", step_metric=_LEFT_OUT, summary="min")  # the last one is where a grid ends
     for count in sorted({count for curve in curves.values() for count in curve}):
         values = {f"report/curve/{name}": curve[count] for name, curve in curves.items() if count in curve}
         run.log({_LEFT_OUT: count, **values})
@@ -256,7 +290,7 @@ def _pictures(data: ReportData, ranking: Ranking) -> tuple[list[Any], list[str]]
 
 
 def _caption(number: int, example: Example) -> str:
-    return f"#{number} {example.label}" + (f", truly {example.true_label}" if example.mislabelled else "")
+    return f"#{number} {example.label}" + (f", should be {example.true_label}" if example.mislabelled else "")
 
 
 def _opened(content: bytes) -> Any:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.report import Bars, Example, Merged, Panel, Sheet, write_merged
+from lightning_sgdinf.report import Bars, Example, Merged, Panel, Sheet, log_merged, write_merged
 from lightning_sgdinf.studies import merged_tables, summary
 from lightning_sgdinf.studies.cache import flatten
 from lightning_sgdinf.studies.results import FILE, RunResults
@@ -24,12 +24,14 @@ Cells = Mapping[str, Sequence[RunResults]]
 """Runs by the name of their cell, repeats by seed."""
 
 
-def merge(folders: Sequence[Path], into: Path | None = None) -> Path:
+def merge(folders: Sequence[Path], into: Path | None = None, new_logger: Callable[[Path], Any] | None = None) -> Path:
     """Merge all runs below some folders.
 
     Args:
         folders: Of sweeps, of results.
         into: Folder of the result; ``merged`` in the last of the folders if ``None``.
+        new_logger: Makes a Lightning logger, given a folder for its files: it gets the same, all tables as an artifact
+            of W&B, and every curve with its band.
 
     Returns:
         The folder with ``table.csv`` (of removals; of jobs, if there are none), further tables, ``figure.png`` and
@@ -49,8 +51,24 @@ def merge(folders: Sequence[Path], into: Path | None = None) -> Path:
             "runs came to their end"
         )
     target = into or folders[-1] / FOLDER
-    write_merged(merged_runs(cells, rows), target)
+    merged = merged_runs(cells, rows)
+    write_merged(merged, target)
+    if new_logger is not None:
+        log_merged(merged, new_logger(target), numbers={}, curves=_bands(merged.panels), artifact="comparison")
     return target
+
+
+def _bands(panels: Sequence[Panel]) -> dict[str, dict[int, float]]:
+    """Return the mean of every curve over its runs, and both ends of its 95 % interval."""
+    bands: dict[str, dict[int, float]] = {}
+    for panel in panels:
+        for method, curve in panel.curves.items():
+            name = f"{panel.title}/{method}"
+            bands[f"{name}/mean"] = {removal.count: removal.mean for removal in curve}
+            for place, end in enumerate(("low", "high")):
+                if any(removal.runs > 1 for removal in curve):
+                    bands[f"{name}/{end}"] = {r.count: float(r.interval()[place]) for r in curve}
+    return bands
 
 
 def collected(folders: Sequence[Path]) -> Cells:
@@ -77,6 +95,7 @@ def merged_runs(cells: Cells, rows: Sequence[Mapping[str, Any]]) -> Merged:
     tables = [
         merged_tables.removals(cells),
         merged_tables.runs(rows),
+        merged_tables.every_run(rows),
         merged_tables.choices(cells),
         merged_tables.methods(cells),
     ]

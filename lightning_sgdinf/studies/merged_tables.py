@@ -164,6 +164,15 @@ def runs(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table("jobs", "Means over the jobs of one configuration.", tuple(columns), tuple(table))
 
 
+def every_run(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the jobs of sweeps one by one: a row per configuration and seed, with every number."""
+    metrics = [key for key in dict.fromkeys(key for row in rows for key in row) if _is_metric(key, rows)]
+    table = [(name, row.get("seed"), *(row.get(metric) for metric in metrics)) for name, row in named(rows)]
+    table.sort(key=lambda row: (row[0], str(row[1])))
+    columns = ("configuration", "seed", *(metric.replace("_", " ") for metric in metrics))
+    return Table("every-job", "Every job: its configuration, its seed and its numbers.", columns, tuple(table))
+
+
 def named(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield rows with the name of their configuration: the values that differ, other than seeds and numbers."""
     keys = [key for key in dict.fromkeys(key for row in rows for key in row) if not _is_metric(key, rows)]

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
 from lightning_sgdinf.studies import Job, ModuleParts, Parts, PipelineParts, Training
+from lightning_sgdinf.studies.job import main_groups
 from lightning_sgdinf.studies.module_run import is_data_module, is_lightning_module
 from lightning_sgdinf.studies.recorded_run import classifier_training
 from lightning_sgdinf.studies.suggestion import suggestion
@@ -214,7 +217,7 @@ def _parts_of(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
     """Return the parts that both kinds of the main job have."""
     return {
         "folder": Path(config.output_dir),
-        "new_logger": lambda: build(config.logger, "logger") if config.logger else None,
+        "new_logger": lambda: begun(build(config.logger, "logger"), config, choices) if config.logger else None,
         "recorder": build(config.recorder, "recorder"),
         "runner": build(config.runner, "runner"),
         "query": build(config.query, "query"),
@@ -229,6 +232,23 @@ def _parts_of(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
         "choices": dict(choices),
         "config_text": OmegaConf.to_yaml(config, resolve=True),
     }
+
+
+def begun(logger: Any, config: DictConfig, choices: Mapping[str, str]) -> Any:
+    """Return a logger whose run has its settings from the start: the choices, and the whole configuration below
+    ``config``."""
+    if hasattr(logger, "log_hyperparams"):
+        logger.log_hyperparams({"seed": config.seed, **main_groups(choices), "config": _plain(config)})
+    return logger
+
+
+def _sweep_folder() -> str | None:
+    """Return the folder of the sweep that is running; ``None`` where a job runs by itself."""
+    hydra = HydraConfig.get()
+    return hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else None
+
+
+OmegaConf.register_new_resolver("sweep_folder", _sweep_folder, replace=True)
 
 
 def _check_optimizer(optimizer: Callable[..., Any]) -> None:

@@ -11,13 +11,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
+from lightning_sgdinf.report import finish_run
 from lightning_sgdinf.studies import merge
 from lightning_sgdinf.tasks.refusals import refuse_processes_in_a_sweep
 
@@ -48,10 +52,27 @@ class MergeRuns(Callback):
         assert isinstance(place, dict)
         if "hydra:" not in str(place.get("output_dir")):  # jobs share a folder for their results
             folders.append(Path(config.output_dir))
+        new_logger = partial(_comparison, config) if _is_of_wandb(config.get("logger")) else None
         try:
-            print(f"Merged: {merge([folder for folder in folders if folder.is_dir()]) / 'page.html'}")
+            merged = merge([folder for folder in folders if folder.is_dir()], new_logger=new_logger)
+            print(f"Merged: {merged / 'page.html'}")
         except SgdInfluenceError as error:
             print(f"Nothing was merged: {error}", file=sys.stderr)
+        finally:
+            finish_run(failed=False)
+
+
+def _is_of_wandb(logger: DictConfig | None) -> bool:
+    return bool(logger) and str(OmegaConf.to_container(logger, resolve=False).get("_target_")).endswith("WandbLogger")  # type: ignore[union-attr]
+
+
+def _comparison(config: DictConfig, folder: Path) -> Any:
+    """Return a logger for the run that compares the jobs of a sweep, in the group of their runs."""
+    node = copy(config.logger)
+    changed = {"save_dir": str(folder), "name": "comparison", "job_type": "comparison", "tags": ["comparison"]}
+    with open_dict(node):
+        node.update({**changed, "group": config.hydra.sweep.dir})
+    return instantiate(node, _convert_="all")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

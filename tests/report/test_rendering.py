@@ -41,7 +41,11 @@ def test_words_and_rows() -> None:
     row = as_example(({"age": np.int64(3), "share": np.float32(0.5), "new": True, "gone": None, "nan": math.nan},)).row
     assert list(row.values())[:4] == [3, 0.5, "yes", ""]
     assert math.isnan(row["nan"])
-    assert as_example(torch.tensor([1.5, 2.0])).row == {"0": 1.5, "1": 2.0}
+    vector = torch.tensor([1.5, 2.0])
+    assert as_example(vector).row == {"input": "1.5 2"}, "one cell, however many numbers"
+    assert Rendered(TensorDataset(vector[None]), column_names=("acid", "sugar"))[0].row == {"acid": 1.5, "sugar": 2.0}
+    with pytest.raises(ConfigurationError, match="one for each of the 2 numbers of an example, got 1"):
+        as_example(vector, (), ("acid",))
 
 
 def test_mappings_are_shown_by_what_they_hold() -> None:

@@ -62,7 +62,7 @@ def test_the_ranking_is_text_with_contributions(full: ReportData, read: Any) -> 
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     ids = [*full.scores.most_harmful(6).example_ids, *reversed(full.scores.most_helpful(6).example_ids)]
     assert [int(row.split(" | ")[1]) for row in rows[2:]] == ids
-    assert rows[0].endswith("harm per epoch |")
+    assert rows[0].endswith("per epoch (low: it harmed) |")
     assert all(set(row.split(" | ")[-1].removesuffix(" |")) <= set("▁▂▃▄▅▆▇█") for row in rows[2:])
     assert "negative = harmful" in text
     assert "report/detection/text_summary" in read.Tags()["tensors"]

@@ -82,7 +82,7 @@ def test_the_ranking_has_pictures_labels_predictions_scores_ranks_and_contributi
     table = json.loads(file.read_text())
     columns, rows = table["columns"], table["data"]
     assert columns[0] == "image"
-    assert columns[-1] == "harm per epoch"
+    assert columns[-1] == "per epoch (orange, down: it harmed)"
     assert {"rank", "example id", "label", "true label", "prediction", "known corrupt"} <= set(columns)
     scores = logged.full.scores
     ids = [row[columns.index("example id")] for row in rows]
@@ -109,8 +109,8 @@ def test_the_runs_folder_holds_page_pictures_and_tables(logged: Logged) -> None:
     assert f"<title>{html.escape(logged.full.title)}" in page.read_text(encoding="utf-8")
     pictured = [i for i in logged.full.scores.most_harmful(6).example_ids if i in logged.full.examples]
     pictured = [i for i in pictured if logged.full.examples[i].image is not None]
-    assert len(list(media.rglob("most-harmful-examples*.png"))) == len(pictured) > 0
-    assert len(list(media.rglob("*-figure*.png"))) >= 9
+    assert len(list(media.rglob("most-harmful*.png"))) == len(pictured) > 0
+    assert len(list(media.rglob("report/figures*.png"))) == 7, "every figure of the page, in one panel"
     (table,) = media.rglob("detection*.table.json")
     assert len(json.loads(table.read_text())["data"]) == 2
 
@@ -122,10 +122,52 @@ def test_curves_of_all_methods_are_one_chart_and_a_metric_each(logged: Logged) -
     first, second = logged.full.curves
     assert [row["report/curve/random $x"] for row in points] == pytest.approx(second.mean.tolist())
     assert [row["report/curve/own"] for row in points] == pytest.approx(first.mean.tolist())
-    charts = [row for row in rows if any(key.startswith("report/curves") for key in row)]
-    assert charts
+    curves = {key for row in rows for key in row if key.startswith("report/curve/")}
+    assert curves == {"report/curve/own", "report/curve/random $x"}, "a curve is logged once"
     metrics = [r.metric for r in wandb_records.records(logged.file) if r.WhichOneof("record_type") == "metric"]
     assert any(m.glob_name == "report/curve/*" and m.step_metric == "report/left_out" for m in metrics)
+    summary = wandb_records.summary(logged.file)
+    assert summary["report/curve/own"] == {"min": pytest.approx(first.mean.min())}
+    assert "report/left_out" not in summary, "where the grid ends says nothing"
+
+
+def test_numbers_are_keys_of_the_summary_and_no_charts_of_one_point(logged: Logged) -> None:
+    summary, rows = wandb_records.summary(logged.file), wandb_records.history(logged.file)
+    known = {key: value for key, value in summary.items() if key.startswith("report/") and isinstance(value, float)}
+    assert summary["report/examples"] == 40
+    assert summary["report/test_error/before"] == pytest.approx(0.2425)
+    for name in ("trust/last_steps_correlation", "trust/last_steps", "trust/last_steps_low", "trust/left_out"):
+        assert f"report/{name}" in summary
+    assert summary["report/trust/of"] == "the last 5 of 7 steps"
+    assert summary["report/sure"].startswith("Known for the end of the training only.")
+    assert summary["report/warning"] == "\n".join(logged.full.all_warnings)
+    assert summary["report/result"].startswith("Leaving out the 3 most harmful of 40 training examples lowered")
+    assert {key for row in rows for key in row if key in known} == set()
+
+
+def test_all_examples_are_a_table_that_can_be_asked(logged: Logged) -> None:
+    (file,) = logged.folder.glob("files/media/table/report/all-examples*.table.json")
+    table = json.loads(file.read_text())
+    columns, rows = table["columns"], [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    data, scores = logged.full, logged.full.scores
+    assert [row["example id"] for row in rows] == scores.order().tolist()
+    assert [row["rank"] for row in rows] == sorted(scores.ranks().tolist())
+    for name, values in (
+        ("change of validation loss if left out", scores.values[:, 0]),
+        ("change of margin if left out", scores.values[:, 1]),
+        ("change of random if left out (random)", data.compared["random"].values[:, 0]),
+    ):
+        assert [row[name] for row in rows] == pytest.approx(values[scores.order()].tolist())
+    assert {row["example id"] for row in rows if row["known corrupt"] == "yes"} == data.known_corrupt
+    assert len(columns) == len(set(columns))
+
+
+def test_the_settings_of_the_report_are_in_the_configuration(logged: Logged) -> None:
+    config = wandb_records.config(logged.file)
+    about = config["report"]
+    assert (about["query"], about["better"], about["examples"], about["certificate"]) == (
+        *("validation loss", "lower", 40, "fast"),
+    )
 
 
 def test_the_histogram_counts_every_example(logged: Logged) -> None:
@@ -161,10 +203,8 @@ def test_runs_can_be_grouped_and_compared(logged: Logged) -> None:
     assert (run.run_group, run.job_type) == ("sweep-7", "tracin")
     config = wandb_records.config(logged.file)
     assert (config["estimator"], config["seed"]) == ("tracin", 3)
-    rows = wandb_records.history(logged.file)
-    own, named = (
-        next(row[key] for row in rows if key in row) for key in ("report/own/auroc", "report/random_x/best_count")
-    )
+    summary = wandb_records.summary(logged.file)
+    own, named = (summary[key] for key in ("report/own/auroc", "report/random_x/best_count"))
     assert own == logged.full.detections[next(iter(logged.full.detections))].auroc
     assert named == 0
 

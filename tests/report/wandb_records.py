@@ -61,3 +61,15 @@ def config(file: Path) -> dict[str, Any]:
         for item in source.update if source is not None else ():
             values["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
     return values
+
+
+def summary(file: Path) -> dict[str, Any]:
+    """The last value of every key of the summary, as a table of runs shows them."""
+    values: dict[str, Any] = {}
+    for record in records(file):
+        if record.WhichOneof("record_type") == "summary":
+            for item in record.summary.update:
+                values["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+            for item in record.summary.remove:
+                values.pop("/".join(item.nested_key) or item.key, None)
+    return values

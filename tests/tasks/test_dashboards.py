@@ -65,15 +65,38 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
 def test_a_job_of_a_sweep_is_a_run_of_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = ["-m", "estimator=last_epochs", "logger=wandb", "logger.offline=true", "hydra.sweep.dir=swept"]
     run(monkeypatch, tmp_path, *chosen, *TINY)
-    (file,) = (tmp_path / "swept").rglob("*.wandb")
+    (file,) = (tmp_path / "swept" / "0").rglob("*.wandb")
     (about,) = [r.run for r in wandb_records.records(file) if r.WhichOneof("record_type") == "run"]
     assert (about.run_group, about.job_type, about.project) == ("swept", "last_epochs", "sgdinf")
+    assert (about.display_name, list(about.tags)) == (
+        *("digits-logreg-last_epochs-seed0", ["digits", "logreg", "last_epochs"]),
+    )
+    records = list(wandb_records.records(file))
+    kinds = [r.WhichOneof("record_type") for r in records]
+    told = next(n for n, r in enumerate(records) if r.WhichOneof("record_type") == "config" and "batch_size" in str(r))
+    assert told < kinds.index("history"), "the settings are there before anything is trained"
     config = wandb_records.config(file)
     assert (config["estimator"], config["dataset"], config["model"], config["seed"]) == (
         *("last_epochs", "digits", "logreg", 0),
     )
     (table,) = file.parent.rglob("ranking*.table.json")
     assert '"prediction"' in table.read_text()
+    whole = config["config"]
+    assert (whole["dataset"]["batch_size"], whole["trainer"]["max_epochs"], whole["cleansing"]["grid"]) == (16, 1, [2])
+    assert whole["data_dir"], "interpolations are resolved"
+
+    (file,) = (tmp_path / "swept" / "merged").rglob("*.wandb")
+    (about,) = [r.run for r in wandb_records.records(file) if r.WhichOneof("record_type") == "run"]
+    assert (about.run_group, about.job_type, about.display_name) == ("swept", "comparison", "comparison")
+    (table,) = (json.loads(f.read_text()) for f in file.parent.rglob("every-job*.table.json"))
+    assert table["columns"][:2] == ["configuration", "seed"]
+    row = json.loads((tmp_path / "swept" / "0" / "summary.json").read_text())
+    assert table["data"][0][table["columns"].index("test error after")] == row["test_error_after"]
+    artifacts = [r.request.log_artifact.artifact for r in wandb_records.records(file) if r.HasField("request")]
+    (comparison,) = [a for a in artifacts if a.type == "comparison"] or [
+        *(r.artifact for r in wandb_records.records(file) if r.HasField("artifact") and r.artifact.type == "comparison")
+    ]
+    assert {entry.path for entry in comparison.manifest.contents} >= {"every-job.table.json", "jobs.table.json"}
     assert sys.modules["wandb"].run is None  # the next job of the sweep begins one of its own
 
 
@@ -100,6 +123,10 @@ def test_a_seed_of_the_experiment_is_a_run_with_rankings_and_curves(
     (file,) = place.rglob("*.wandb")
     (about,) = [r.run for r in wandb_records.records(file) if r.WhichOneof("record_type") == "run"]
     assert (about.run_group, about.job_type) == ("swept", "cleansing")
+    assert (about.display_name, list(about.tags)) == (
+        "digits_logreg-cleansing-seed3",
+        ["digits", "logreg", "cleansing"],
+    )
     config = wandb_records.config(file)
     assert (config["seed"], config["cell"], config["optimizer"]) == (3, "digits_logreg", "sgd")
     assert "estimator" not in config  # several rank
@@ -111,7 +138,7 @@ def test_a_seed_of_the_experiment_is_a_run_with_rankings_and_curves(
             if f"report/curve/{name}" in row:
                 logged[name][row["report/left_out"]] = row[f"report/curve/{name}"]
     assert logged == curves_of(found)
-    (numbers,) = [row for row in rows if "report/last/nothing_left_out" in row]
+    numbers = wandb_records.summary(file)
     assert numbers["report/last_epochs/average_precision"] == found.methods["last_epochs"].average_precision
     chosen_by = {(choice.method, choice.strategy): choice for choice in found.choices}
     assert numbers["report/last/random/stable/left_out"] == chosen_by["random", "stable"].count

@@ -3,41 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container
-from pathlib import Path
 from typing import Any
 
 from lightning_sgdinf.report import log_merged
-from lightning_sgdinf.studies.job import Parts, main_groups
 from lightning_sgdinf.studies.merged import merged_runs
 from lightning_sgdinf.studies.results import RunResults
-
-
-def begin(parts: Parts, folder: Path, *, cell: str, ignored: Container[str]) -> Any:
-    """Return the logger that the configuration names, with the repeat's settings logged: mistakes show at once.
-
-    Args:
-        parts: The objects of the configuration.
-        folder: Of the repeat; a logger that would keep its files in the folder of all repeats keeps them here.
-        cell: Name of the cell.
-        ignored: Groups of the configuration that the job does not read.
-
-    Returns:
-        The logger; ``None`` if there is none.
-    """
-    if parts.logger is None:
-        return None
-    given = parts.config["logger"]
-    changed = {}
-    if given.get("save_dir") == parts.config["output_dir"]:
-        changed["save_dir"] = str(folder)
-    if "job_type" in given and given["job_type"] == parts.choices.get("estimator"):  # no estimator ranks here alone
-        changed["job_type"] = "cleansing"
-    folder.mkdir(parents=True, exist_ok=True)  # W&B complains of a place that is not there yet
-    logger = parts.logger(**changed)
-    groups = {group: choice for group, choice in main_groups(parts.choices).items() if group not in ignored}
-    logger.log_hyperparams({"seed": parts.seed, "cell": cell, **groups})
-    return logger
 
 
 def log(results: RunResults, logger: Any) -> None:

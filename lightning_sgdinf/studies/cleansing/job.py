@@ -27,6 +27,7 @@ from lightning_sgdinf.studies.cleansing.repeat import Repeat
 from lightning_sgdinf.studies.console import Console, Table, escape
 from lightning_sgdinf.studies.identity import identity_of
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts, cell_of
+from lightning_sgdinf.studies.job_logger import begin_run
 from lightning_sgdinf.studies.recorded_run import StoredRun
 from lightning_sgdinf.studies.results import FILE, Choice, MethodCost, Point, RunResults
 from lightning_sgdinf.studies.retraining import Retrain
@@ -147,7 +148,7 @@ class CleansingJob:
         pin_settings(parts.folder / cell / "settings.json", settings, instead="another job.cell or output_dir")
         folder = parts.folder / cell / f"seed_{parts.seed:03d}"
         repeat = Repeat(parts=parts, data=data, folder=folder, keep=self.keep, scored_on=self.scored_on)
-        dashboard_logger = dashboard.begin(parts, folder, cell=cell, ignored=self.ignored_groups)
+        dashboard_logger = begin_run(parts, folder, kind="cleansing", cell=cell, ignored=self.ignored_groups)
         results = self._results(repeat, cell, settings)
         _print(results, folder)
         if dashboard_logger is not None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_sgdinf.report import publish_report
-from lightning_sgdinf.studies.job import main_groups
 from lightning_sgdinf.studies.pipeline.parts import PipelineParts
 from lightning_sgdinf.studies.pipeline.report_contents import report_contents
 from lightning_sgdinf.studies.pipeline.run_results import results_of
@@ -34,8 +33,6 @@ def run_pipeline(
     cleansed = cleanse(parts, trained, ranked)
     result = PipelineResult(trained=trained, ranked=ranked, cleansed=cleansed, detections=detections(parts, ranked))
     contents = report_contents(parts, result, command)
-    if hasattr(trained.logger, "log_hyperparams"):  # by these a dashboard groups and compares the runs of a sweep
-        trained.logger.log_hyperparams({"seed": parts.seed, **main_groups(parts.choices)})
     page = publish_report(contents, parts.folder / "report", trained.logger, log=trained.log)
     results_of(parts, result, overrides or {}).save(parts.folder)
     return result, page

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lightning_sgdinf.report import log_merged
 from lightning_sgdinf.report.unlearning import ForgettingPage
-from lightning_sgdinf.studies.job import Parts, main_groups
+from lightning_sgdinf.studies.job import Parts
+from lightning_sgdinf.studies.job_logger import begin_run
 from lightning_sgdinf.studies.unlearning.tables import Rows
 
 
@@ -24,15 +25,9 @@ def log_seed(
         cell: Name of the cell.
         ignored: Groups of the configuration that the job does not read.
     """
-    if parts.logger is None:
+    logger = begin_run(parts, folder, kind="unlearning", cell=cell, ignored=ignored)
+    if logger is None:
         return
-    given = parts.config.get("logger", {})
-    changed = {"save_dir": str(folder)} if given.get("save_dir") == parts.config.get("output_dir") else {}
-    if "job_type" in given and given["job_type"] == parts.choices.get("estimator"):
-        changed["job_type"] = "unlearning"
-    logger = parts.logger(**changed)
-    groups = {group: choice for group, choice in main_groups(parts.choices).items() if group not in ignored}
-    logger.log_hyperparams({"seed": parts.seed, "cell": cell, **groups})
     numbers = {
         f"{method}/{name}": float(value)
         for method, row in rows.items()
