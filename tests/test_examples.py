@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import warnings
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("[0-9]*.py"))
 SAYS = {
     "01": "of the 100 most harmful examples have a wrong label",
-    "02": "test error",
+    "02": "test images wrong: ",
     "03": "confidence",
     "04": "both ways agree",
     "05": "with both ends verified",
@@ -31,7 +32,12 @@ def test_example(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Lightning says of few workers is not the example's business
         module.main()
-    assert SAYS[path.stem[:2]] in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert SAYS[path.stem[:2]] in said
+    for before, after in re.findall(r"test images wrong: (\d+) -> (\d+)", said):
+        assert int(after) < int(before), "what is shown is worth showing"
+    for found in re.findall(r"most harmful have the (\d+) of (\d+)", said):
+        assert found[0] == found[1]
 
 
 def test_examples_are_short() -> None:

@@ -109,7 +109,7 @@ def sheets(embedded: EmbeddedData, picture: Picture, ranked: Sequence[int], room
     made = thumbnails(ranked, picture, room=room)
     count = 0 if made is None else len(made.ids)
     if count < len(ranked):
-        notes.append(f"Pictures are here for the {count:,} examples at both ends of the ranking.")
+        notes.append(f"Pictures are here for the {count:,} most harmful and most helpful examples.")
     if made is None:
         return None
     return {
@@ -133,7 +133,7 @@ def _fitting(ranked: Sequence[int], needed: float, room: int, what: str, notes: 
     if needed <= room:
         return sorted(ranked)
     kept = sorted(take_extremes(ranked, int(len(ranked) * room / needed)))
-    notes.append(f"{what} here for the {len(kept):,} examples at both ends of the ranking.")
+    notes.append(f"{what} here for the {len(kept):,} most harmful and most helpful examples.")
     return kept
 
 

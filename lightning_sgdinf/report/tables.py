@@ -90,7 +90,7 @@ def all_examples_table(data: ReportData, *, most: int) -> Table:
     caption = f"All {total:,} training examples; {sign_sentence(data.query_name, data.better)}."
     if total > most:
         order = order[: most - most // 2] + order[total - most // 2 :]
-        caption = f"{most:,} of {caption[4:-1]}, those at both ends of the ranking."
+        caption = f"{most:,} of {caption[4:-1]}, the most harmful and the most helpful."
     ranks = data.scores.ranks(data.query)[order].tolist()
     looked_at = [data.examples.get(i) for i in order]
     labels = data.scores.labels

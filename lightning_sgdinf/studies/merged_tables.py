@@ -84,8 +84,9 @@ def removals(cells: Cells) -> Table:
         "bytes of states read",
     )
     caption = (
-        "Means over runs, with the standard deviation of the sample. Change: against nothing left out in the same "
-        "runs; tests are paired and two-sided, Holm's correction is over all counts of a method."
+        "A cell is one data set and model with its settings. Means over runs, with the standard deviation of the "
+        "sample. Change: against nothing left out in the same runs; tests are paired and two-sided, Holm's correction "
+        "is over all counts of a method."
     )
     return Table("removals", caption, columns, tuple(rows))
 

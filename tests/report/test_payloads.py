@@ -98,4 +98,4 @@ def test_many_epochs_keep_the_ends(embedded: EmbeddedData, monkeypatch: pytest.M
     notes: list[str] = []
     part = payloads.epochs(embedded, np.ones((10, 100)), range(100), notes)
     assert part["ids"] is not None
-    assert notes == ["What each epoch contributed is here for the 35 examples at both ends of the ranking."]
+    assert notes == ["What each epoch contributed is here for the 35 most harmful and most helpful examples."]

@@ -18,7 +18,7 @@ from lightning_sgdinf import RunLog, Scores
 from lightning_sgdinf.errors import MissingExtraError
 from lightning_sgdinf.report import ReportData, finish_run, log_report, wandb_sink
 from lightning_sgdinf.report.wandb_sink import is_wandb
-from tests.report import wandb_records
+from tests.report import draw_dashboard, wandb_records
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # wandb's own temporary folders
@@ -160,6 +160,14 @@ def test_all_examples_are_a_table_that_can_be_asked(logged: Logged) -> None:
         assert [row[name] for row in rows] == pytest.approx(values[scores.order()].tolist())
     assert {row["example id"] for row in rows if row["known corrupt"] == "yes"} == data.known_corrupt
     assert len(columns) == len(set(columns))
+
+
+def test_a_workspace_can_be_drawn_from_the_runs_folder_alone(logged: Logged) -> None:
+    page = draw_dashboard.workspace(logged.folder)
+    assert html.escape("Known for the end of the training only.") in page
+    pictures = [len(list(logged.folder.rglob(f"report/{name}_*.png"))) for name in ("most-harmful", "most-helpful")]
+    assert page.count("<img ") == sum(pictures) + 6 + 1, "six figures, and the curves"
+    assert "<b>change of validation loss if left out</b>" in page
 
 
 def test_the_settings_of_the_report_are_in_the_configuration(logged: Logged) -> None:
