@@ -207,7 +207,8 @@ def _in_words(harm: np.ndarray) -> str:
 def _log_points(run: Any, curves: Curves) -> None:
     """Log each curve as a metric over the number left out, so that runs can be compared."""
     run.define_metric(_LEFT_OUT, hidden=True, summary="none")
-    run.define_metric("report/curve/*", step_metric=_LEFT_OUT, summary="min")  # the last one is where a grid ends
+    for name in curves:  # by name: Lightning's logger has claimed what any pattern could match
+        run.define_metric(f"report/curve/{name}", step_metric=_LEFT_OUT, summary="min")  # the last is where a grid ends
     for count in sorted({count for curve in curves.values() for count in curve}):
         values = {f"report/curve/{name}": curve[count] for name, curve in curves.items() if count in curve}
         run.log({_LEFT_OUT: count, **values})
