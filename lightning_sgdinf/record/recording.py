@@ -141,9 +141,9 @@ class Recording:
         """
         if not self.delivery.is_open or not self._leads:
             return None
-        if self.delivery.stopped:
-            raise LogWriteError(self.delivery.stopped)
         last = self.delivery.flush(complete=complete)
+        if self.delivery.stopped:  # just now, or before
+            raise LogWriteError(self.delivery.stopped)
         steps = self.delivery.steps
         # The recorded state, not that of the module, which a signal's handler may find between two states.
         state = self.states.state(steps)

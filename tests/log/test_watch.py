@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from lightning_sgdinf.errors import LogNotFoundError
-from lightning_sgdinf.log import LogWriter
+from lightning_sgdinf.log import LogWriter, RunLog
 from lightning_sgdinf.log.watch import Progress, progress, readable_bytes, watch
 from tests.log.cases import make_header, make_state, make_step, put, write_run
 
@@ -57,6 +59,21 @@ def test_a_status_that_is_half_written_is_none(tmp_path: Path) -> None:
     for content in (b"", b"7@here", b'7@here\n{"steps": 3', b'7@here\n{"steps": 3}', b"\xff\n\xff", b"7@here\n[]"):
         (tmp_path / "run" / "LOCK").write_bytes(content)
         assert progress(tmp_path / "run").steps == 0
+
+
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count(1e9, -3600)  # an hour back each time it is looked at
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    writer = write_run(tmp_path / "run", 40, finish=False, expected_steps=80, flush_every=1)
+    running = progress(tmp_path / "run")
+    assert running.steps > 0
+    assert running.steps_per_second >= 0
+    assert running.seconds_left is None or running.seconds_left > 0
+    writer.abandon("it was enough")
+    with RunLog.open(tmp_path / "run") as log:
+        assert log.verify().ok
+        assert len(log) == 39
+    assert next(clock) < 1e9, "the test is degenerate: nobody looked"
 
 
 def test_lines() -> None:

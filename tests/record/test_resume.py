@@ -1,6 +1,7 @@
 """A fit that is resumed from a checkpoint goes on in the log it began."""
 
 import shutil
+import warnings
 
 import lightning.pytorch as pl
 import pytest
@@ -13,6 +14,7 @@ from lightning_sgdinf import InfluenceRunner
 from lightning_sgdinf.errors import ConfigurationError, LogExistsError, LogLockedError, ResumeError
 from lightning_sgdinf.log import LogWriter, RunLog
 from lightning_sgdinf.log.records import CONTINUED
+from lightning_sgdinf.log.store import LogStore
 from lightning_sgdinf.record import TrajectoryRecorder
 from lightning_sgdinf.record.resume import CHECKPOINT_KEY
 from tests.log.cases import described
@@ -374,3 +376,30 @@ def test_what_a_checkpoint_does_not_restore_is_named(lab, tmp_path):
     with RunLog.open(path) as log:
         assert [step.index for step in log.steps(0, len(log)) if step.changed] == [6]
         assert log.step(6).changed == ("buffer seen",)
+
+
+# After a full disk -----------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_a_run_whose_disk_is_full_names_the_last_one_that_can_be_used(lab, tmp_path, monkeypatch):
+    path, add = tmp_path / "run.tlog", LogStore.add
+
+    def full(self, step, *args, **kwargs):
+        if step.index >= 4:
+            raise OSError(28, "No space left on device")
+        return add(self, step, *args, **kwargs)
+
+    recorder = TrajectoryRecorder(path, when_full="stop_logging")
+    with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        patch.setattr(LogStore, "add", full)
+        first = go(lab, path, saver(tmp_path), recorder=recorder)
+    assert len(first.done) == 8, "training was ended"
+    usable = "the last checkpoint from which the log can go on was saved at global step 3, in epoch 0"
+    assert any(f"{usable}; " in str(w.message) and "No space left" in str(w.message) for w in told)
+    required = TrajectoryRecorder(path, resume="require")
+    refused = go(lab, path, ckpt=checkpoint(tmp_path, 6), recorder=required, error=ResumeError)
+    assert usable in str(refused.error)
+    second = go(lab, path, ckpt=checkpoint(tmp_path, 3))  # as it says
+    second.done = first.done[:3] + second.done
+    lab.assert_faithful(path, second)
