@@ -199,6 +199,8 @@ def _same(value: Tensor, recorded: Tensor) -> bool:
 
 def _deviation(value: Tensor, recorded: Tensor, before: Tensor) -> float:
     """Return the largest difference over the largest recorded movement (over the values, where nothing moved)."""
+    if not recorded.numel():
+        return 0.0
     gap = moved = largest = torch.zeros((), dtype=torch.float64)
     chunks = (t.detach().reshape(-1).split(CHUNK) for t in (value, recorded, before))
     for parts in zip(*chunks, strict=True):

@@ -32,15 +32,19 @@ def with_trainer(owner: Any, stand_in: TrainerStandIn) -> Iterator[None]:
     """
     attributes = getattr(owner, "__dict__", {})
     name = next((n for n in ("_trainer", "trainer") if n in attributes), None)
+    if name is None and isinstance(getattr(type(owner), "trainer", None), property):
+        name = "_trainer"  # a library may have taken it off the module
     if name is None:
         yield
         return
-    before = attributes[name]
+    had, before = name in attributes, attributes.get(name)
     attributes[name] = stand_in
     try:
         yield
     finally:
         attributes[name] = before
+        if not had:
+            del attributes[name]
 
 
 def set_up(datamodule: Any, loaders_of: Callable[[], Loaders], log: Trajectory, *, was_set_up: bool) -> None:

@@ -6,8 +6,8 @@ differs does one of them matter, and then each is asked by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -87,6 +87,23 @@ def _without_graph(value: Any) -> Any:
     return value
 
 
+@contextmanager
+def _made_in_default_type(metric: Any) -> Iterator[None]:
+    """Let the states of a metric begin in the floating-point type of the step: in float64 a float32 sum would round."""
+    parts = [part for part in metric.modules() if isinstance(part, Metric)]
+    before = [dict(part._defaults) for part in parts]
+    dtype = torch.get_default_dtype()
+    try:
+        for part in parts:
+            for name, value in part._defaults.items():
+                if isinstance(value, Tensor) and value.dtype in (torch.float32, torch.float64):
+                    part._defaults[name] = value.to(dtype)
+        yield
+    finally:
+        for part, defaults in zip(parts, before, strict=True):
+            part._defaults.update(defaults)
+
+
 def _functions(metric: Any) -> dict[str, Any]:
     """Return the functions of a metric that computes, on a copy that forgets after every result."""
     kept = {name: vars(metric).pop(name) for name in _OURS}
@@ -94,13 +111,16 @@ def _functions(metric: Any) -> dict[str, Any]:
     vars(metric).update(kept)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        own.reset()
-        value = type(own).forward(own, *args, **kwargs)
+        with _made_in_default_type(own):
+            own.reset()
+            value = type(own).forward(own, *args, **kwargs)
         own.reset()
         return value
 
     def update(*args: Any, **kwargs: Any) -> None:
-        with torch.enable_grad():
+        with torch.enable_grad(), _made_in_default_type(own):
+            if not getattr(own, "_update_called", True):
+                own.reset()
             own._enable_grad = True  # as in a metric's own forward pass
             own.update(*args, **kwargs)
 

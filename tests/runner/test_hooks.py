@@ -483,9 +483,9 @@ class SquaredOutputs(torchmetrics.Metric):
     full_state_update = False
     is_differentiable = True
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0.0, dtype=dtype), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, z: Tensor) -> None:
@@ -506,6 +506,31 @@ class MetricLoss(Net):
         z = self.net(batch[0])
         self.log_dict(self.accuracy(z.detach(), batch[1]))
         return super().loss(batch) + 0.1 * self.penalty(z)
+
+
+class RoundedMetricLoss(MetricLoss):
+    """Its metric adds up in place, in float32 whatever the step computes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.penalty = AddsInPlace(torch.float32)
+
+
+class AddsInPlace(SquaredOutputs):
+    def update(self, z: Tensor) -> None:
+        self.total += nn.functional.mse_loss(z, torch.zeros_like(z), reduction="none").mean(1).sum()
+        self.count += len(z)
+
+
+def test_metrics_in_the_loss_do_not_round_what_is_checked(tmp_path: Path) -> None:
+    run = train(tmp_path, RoundedMetricLoss())
+    scores = run.scores(certificate="fast")
+    # Its own training rounds: what goes back through the sum is in float32.
+    expect(scores, Formula(penalty=lambda e, t, i: 0.1, end_penalty=0.1), 1e-6)
+    assert scores.certificate is not None
+    assert scores.certificate.gradient_check is not None
+    assert scores.certificate.gradient_check.relative_error < 1e-6
+    assert run.module.penalty.total.dtype == torch.float32
 
 
 def test_metrics_in_the_loss_compute_and_others_are_silent(tmp_path: Path) -> None:
