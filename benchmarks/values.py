@@ -183,8 +183,9 @@ def cell(folder: Path, seed: int, only: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def variance(folder: Path, *, lr: float, epochs: int, batch: int, wrong: int, seed: int = 0) -> dict[str, Any]:
-    """Mean squared standard errors of as many trainings, of the validation loss of a logistic regression."""
+    """Mean squared standard errors of as many trainings, of validation loss and accuracy of a logistic regression."""
     train, validation, _, _ = digits(seed, wrong)
+    L.seed_everything(seed, verbose=False)
     run = recorded(folder / f"cv_{lr}_{epochs}_{wrong}.tlog", Net(lr=lr), train, epochs=epochs, batch=batch, seed=seed)
     run["val_dataloaders"] = DataLoader(validation, 300)
     runner = InfluenceRunner(accelerator="cpu", progress=False, certificate="off")
@@ -217,6 +218,16 @@ def variance(folder: Path, *, lr: float, epochs: int, batch: int, wrong: int, se
                 "trainings": played.trainings,
                 "seconds": played.process_seconds,
             }
+        query = runner.bind(opened, Accuracy())
+        utility = RecordedUtility(opened, query)
+        gains = predicted_gains(Gains(query=MeanLoss()), opened, query, utility.members)
+        schemes = {"uniform": Orders(EXAMPLES, shapley_sizes, 0, "uniform")}
+        schemes["every size"] = EverySize(EXAMPLES, shapley_sizes, 0, 0 * gains)
+        schemes["every size, control"] = EverySize(EXAMPLES, shapley_sizes, 0, gains)
+        for name, scheme in schemes.items():
+            played = Play(rounds=60).values(utility, scheme)
+            assert played.standard_error is not None
+            found[f"accuracy, {name}"] = {"variance": float(played.standard_error.square().mean())}
     print(found, flush=True)
     return found
 
@@ -224,6 +235,7 @@ def variance(folder: Path, *, lr: float, epochs: int, batch: int, wrong: int, se
 def speed(folder: Path, hidden: int, *, together: int = 13, alone: int = 12, turns: int = 3) -> dict[str, Any]:
     """Orders of 150 digits a core-minute, many trainings at once and one after another, in turn in one process."""
     train, validation, _, _ = digits(0, 0, count=150)
+    L.seed_everything(0, verbose=False)
     run = recorded(folder / f"speed_{hidden}.tlog", Net(hidden, lr=0.1), train, epochs=10, batch=15, seed=0)
     runner = InfluenceRunner(accelerator="cpu", progress=False, certificate="off")
     seconds: dict[str, list[float]] = {"together": [], "alone": []}
