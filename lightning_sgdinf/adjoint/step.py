@@ -55,7 +55,8 @@ class PulledStep:
         adjoint: Of the state before the step.
         slopes: The derivative of each query in the weight of each example of the step, ``[Q, B]``, in the order of
             ``step.example_ids``.
-        taken: The optimizer step that was taken with the gradient at that state; ``None`` if none was.
+        taken: The optimizer step that was taken with the gradient at that state; ``None`` if none was, or nobody wants
+            it any more.
         buffers: The module's buffers after the step, by name.
         unreached: What no example's weight reached of the gradient along the push, ``<g, push> - sum_j slope_j``, as a
             part of ``|g| |push|``: the largest of all queries. Of losses that divide by what is left, ``sum_j slope_j``

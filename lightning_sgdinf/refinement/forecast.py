@@ -75,6 +75,7 @@ def forecast(truth: Counterfactuals, candidates: Sequence[Runs]) -> list[Tensor]
         estimator=estimator,
         max_states=states_in(run.memory_bytes, state_bytes),
         compare=False,  # the run was verified
+        keeps_taken=True,
     )
     walk.start(start)
     assert estimator.adjoint is not None

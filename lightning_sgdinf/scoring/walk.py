@@ -81,6 +81,8 @@ class Walk:
         compare: Compare the states that steps lead to with the recorded ones.
         swaps: Exchanges examples of some steps for others; ``None`` not to.
         compiled: Compiles the steps' kernel; ``None`` for the eager one.
+        keeps_taken: The estimator wants the optimizer steps that are taken; else each is dropped before the second
+            derivatives.
         on_step: Called when a step is done, with its index, the state it was taken from and the tally; for progress and
             for checks along the way.
     """
@@ -94,6 +96,7 @@ class Walk:
     compare: bool = True
     swaps: SwapComparison | None = None
     compiled: CompiledSteps | None = None
+    keeps_taken: bool = False
     on_step: Callable[[int, ModelState, Tally], None] = lambda step, before, tally: None
 
     def start(self, adjoint: Adjoint, *, epochs: int = 0) -> Tally:
@@ -166,7 +169,7 @@ class Walk:
         self, step: Step, before: ModelState, recorded: list[ModelState], comparison: StepComparison
     ) -> Settle | None:
         """Return what compares a step as soon as it is taken, and lets go of the recorded state."""
-        if self.compiled is not None:
+        if self.compiled is not None or self.keeps_taken:
             return None
         vector, device = self.run.objective.vector, self.run.host.device
 
