@@ -55,8 +55,7 @@ class PulledStep:
         adjoint: Of the state before the step.
         slopes: The derivative of each query in the weight of each example of the step, ``[Q, B]``, in the order of
             ``step.example_ids``.
-        taken: The optimizer step that was taken with the gradient at that state; ``None`` if none was, or nobody wants
-            it any more.
+        taken: The optimizer step taken with the gradient at that state; ``None`` if none was, or it is settled.
         buffers: The module's buffers after the step, by name.
         unreached: What no example's weight reached of the gradient along the push, ``<g, push> - sum_j slope_j``, as a
             part of ``|g| |push|``: the largest of all queries. Of losses that divide by what is left, ``sum_j slope_j``
@@ -85,8 +84,8 @@ class AdjointStep:
         before: The state.
         is_epoch_end: Whether it is the last step of its epoch.
 
-    ``settle`` is shown the step that was taken, with the buffers after it, before the second derivatives, which need
-    much memory; if it returns true, nobody wants to see it later.
+    ``settle`` is shown the step taken, and the buffers after it, before the second derivatives, which need much memory;
+    if it returns true, nobody wants to see it later.
     """
 
     def __init__(
