@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from lightning_sgdinf.errors import UnsupportedRunError
+
+_MISSING = re.compile(r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented")
 
 STRETCH = 32
 """How many rows are pulled back together at most: activations take that many times the memory."""
@@ -33,13 +38,25 @@ def pull_rows(
 
     Returns:
         Per input, ``[rows, *input.shape]``; zero where no output depends on it.
+
+    Raises:
+        UnsupportedRunError: Torch has no second derivative of an operation; names it.
     """
     if not outputs:
         return [torch.zeros(rows, *i.shape, dtype=i.dtype, device=i.device) for i in inputs]
-    pulled = [
-        _pull(outputs, inputs, [c[q] for c in cotangents], keep or create_graph or q < rows - 1, create_graph)
-        for q in range(rows)
-    ]
+    try:
+        pulled = [
+            _pull(outputs, inputs, [c[q] for c in cotangents], keep or create_graph or q < rows - 1, create_graph)
+            for q in range(rows)
+        ]
+    except RuntimeError as error:
+        if (missing := _MISSING.search(str(error))) is None:
+            raise
+        raise UnsupportedRunError(
+            f"torch has no second derivative of {missing[1]}, which the training step calls. Write that operation with "
+            "others that have one; of a loss, it is enough to give the runner what each example adds to it, "
+            "InfluenceRunner(per_example_loss=...)."
+        ) from error
     if rows == 1:
         return [x[None] for x in pulled[0]]
     return [torch.stack(column) for column in zip(*pulled, strict=True)]

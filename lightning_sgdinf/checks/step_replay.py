@@ -112,8 +112,10 @@ class StepComparison:
                 f"step {step.index}, taken again, leads to another state than the recorded one: {tensor} differs by "
                 f"{worst:.1e} of the step's own size (allowed {STEP_TOLERANCE:.0e}). Usual causes: weights or "
                 "gradients changed outside the optimizer (a callback, an overridden optimizer_step or "
-                "configure_gradient_clipping), randomness that is not torch's, numpy's or python's global generator, a "
-                "model that was changed after training, kernels that are not deterministic (TF32, other hardware)."
+                "configure_gradient_clipping), a batch changed by a callback or by on_train_batch_start (use "
+                "on_after_batch_transfer or the data set), randomness that is not torch's, numpy's or python's global "
+                "generator, a model that was changed after training, kernels that are not deterministic (TF32, other "
+                "hardware)."
             )
         self._count(step, worst, tensor, same=not differing)
 

@@ -120,8 +120,8 @@ class OpenedRun:
         more = sorted({other, last // 2, last // 3, 2 * last // 3, max(last - 1, 0)})
 
         def compute() -> LossAudit:
-            for index in sorted({last, *more, *range(last % LOOKS, last, max(1, last // LOOKS))}, reverse=True):
-                expect_no_memory(self.objective, self.final, self.log.step(index))
+            looks = sorted({last, *more, *range(0, last, max(1, last // LOOKS))})
+            expect_no_memory(self.objective, self.final, [self.log.step(index) for index in looks])
             return audit_loss(
                 self.objective, self.final, self.log.step(last), self.log.step(other), more=map(self.log.step, more)
             )

@@ -386,6 +386,18 @@ class UsesMemory(Remembers):
     uses = 0.1
 
 
+class UsesMemoryOnce(Net):
+    """Keeps a number in the first epoch, and computes with it in one step of a later one."""
+
+    kept = 1.0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        if self.current_epoch == 0:
+            self.kept = 1 + 0.1 * float(loss.detach())
+        return loss * self.kept if self.global_step == STEPS + 1 else loss
+
+
 class Prepares(Net):
     """Makes in a hook what its validation needs, from its parameters."""
 
@@ -415,8 +427,10 @@ class LargeMemory(Net):
 
 def test_what_a_step_computes_for_the_next_is_noticed(tmp_path: Path) -> None:
     expect(train(tmp_path / "only kept", Remembers()).scores(), Formula())
-    with pytest.raises(UnsupportedRunError, match=r"computes with self\.running, which the step before made"):
+    with pytest.raises(UnsupportedRunError, match=r"computes with self\.running, which an earlier step made"):
         train(tmp_path / "used", UsesMemory()).scores()
+    with pytest.raises(UnsupportedRunError, match=r"computes with self\.kept"):
+        train(tmp_path / "once", UsesMemoryOnce()).scores()
     with pytest.raises(UnsupportedRunError, match=r"reads self\.cache, a Tensor of shape \[30, 4\] that changes"):
         train(tmp_path / "large", LargeMemory()).scores()
 

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_sgdinf.errors import UntappedLossError
+from lightning_sgdinf.errors import UnsupportedRunError, UntappedLossError
 from lightning_sgdinf.testing import relative_error
 from tests.runner.bent_situations import BENT, COUPLED
 from tests.runner.call_situations import CALLS
 from tests.runner.row_situations import ROWS
-from tests.runner.situations import N, Run, Situation
+from tests.runner.situations import N, Params, Run, Situation, apply_linear
 
 
 @pytest.mark.parametrize("kind", [*ROWS, *CALLS], ids=lambda kind: kind.__name__)
@@ -267,6 +267,31 @@ def test_rows_that_nobody_owns_are_counted(result: str, tmp_path: Path) -> None:
         UntappedLossError, match=r"step \d+: smooth_l1_loss sees 3 rows for the 4 examples .* 3 of them"
     ):
         getattr(run, result)()
+
+
+def margins(z: Tensor, y: Tensor) -> Tensor:
+    """Multi-class margin losses, ``[B]``, by their formula."""
+    gaps = (1 - z.gather(1, y[:, None]) + z).clamp(min=0).scatter(1, y[:, None], 0.0)
+    return gaps.mean(1)
+
+
+class WithoutSecondDerivative(Situation):
+    """A loss that torch differentiates once."""
+
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        return F.multi_margin_loss(net(batch[0]), batch[1])
+
+    def summands(self, p: Params, ids: Tensor, t: int) -> Tensor:
+        x, y = (c[ids] for c in self.columns())
+        return margins(apply_linear(p, x), y) / len(ids)
+
+
+def test_an_operation_without_a_second_derivative_is_named_with_a_way_out_that_works(tmp_path: Path) -> None:
+    run = Run(WithoutSecondDerivative(), tmp_path)
+    with pytest.raises(UnsupportedRunError, match=r"second derivative of multi_margin_loss.*per_example_loss="):
+        run.scores()
+    scores = run.scores(per_example_loss=lambda module, batch, i: margins(module.net(batch[0]), batch[1]))
+    assert relative_error(scores.values, run.unrolled()) < 1e-9
 
 
 class FewerInTraining(Situation):
