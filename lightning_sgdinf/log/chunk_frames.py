@@ -36,11 +36,12 @@ class Frames:
     def __init__(self, stored: h5py.Dataset, descriptor: int) -> None:
         self._wrong: list[tuple[int, int, str]] = []  # first row, first row after it, reason
         properties = stored.id.get_create_plist()
-        if not (filters := properties.get_nfilters()):
+        chunks = stored.chunks
+        if chunks is None or not (filters := properties.get_nfilters()):
             return
         size_of = _SIZES[properties.get_filter(filters - 1)[0]]
-        rows, end = stored.chunks[0], os.fstat(descriptor).st_size
-        expected = prod(stored.chunks) * stored.dtype.itemsize
+        rows, end = chunks[0], os.fstat(descriptor).st_size
+        expected = prod(chunks) * stored.dtype.itemsize
 
         def look(info: Any) -> None:
             if info.filter_mask >> (filters - 1):  # stored as it is
