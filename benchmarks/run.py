@@ -27,6 +27,7 @@ BENCHMARKS: Mapping[str, tuple[str, list[str]]] = {
     "reference_loop": ("The per-example loop against replay", []),
     "queries": ("Several queries in one walk", []),
     "memory": ("Peak memory", []),
+    "certificate_cost": ("What the default certificate costs", []),
     "truth": ("Counterfactual truth, one training after another against all at once", []),
     "recording": ("Recording", []),
     "storage": ("Storage", []),
