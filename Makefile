@@ -10,7 +10,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 ARGS ?=
 
 .DEFAULT_GOAL := demo
-.PHONY: help demo test faults bench lint types imports docs docs-check oldest bare check clean
+.PHONY: help demo test faults bench lint types imports docs docs-check oldest bare wheel check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 12
@@ -50,7 +50,11 @@ oldest: $(VENV)-oldest/.ready  ## the heart of the tests with the oldest depende
 bare: $(VENV)-bare/.ready  ## without any extra: what works, and what says which extra it needs
 	$(ONE_THREAD) $(VENV)-bare/bin/python -m pytest -q --confcutdir tests/bare tests/bare $(ARGS)
 
-check: lint types imports oldest bare test docs  ## all that must hold, which is what CI runs
+wheel: $(VENV)-wheel/.ready  ## the wheel, in an environment of its own: the command, and tests of the installed package
+	cd $(VENV)-wheel && bin/sgdinf dataset.train_size=32 dataset.val_size=40 dataset.test_size=40 dataset.batch_size=16 model=logreg trainer.max_epochs=1 'cleansing.grid=[2]' report=short hydra.run.dir=out
+	cd $(VENV)-wheel && cp -r ../tests/installed . && bin/python -m pytest -q -p no:cacheprovider --confcutdir installed installed $(ARGS)
+
+check: lint types imports oldest bare wheel test docs  ## all that must hold, which is what CI runs
 
 clean:  ## what was built, cached and run, but for the environments
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache .grimp_cache lightning_logs outputs multirun docs/_build
@@ -81,6 +85,14 @@ $(VENV)-oldest/.ready: constraints-oldest.txt pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)-oldest
 	$(VENV)-oldest/bin/python $(INSTALL) constraints-oldest.txt --no-compile $(TORCH)
 	$(VENV)-oldest/bin/python $(INSTALL) constraints-oldest.txt --no-compile --editable ".[cli,cleanlab]" pytest hypothesis
+	touch $@
+
+$(VENV)-wheel/.ready: constraints.txt pyproject.toml $(shell find lightning_sgdinf conf -type f -not -name '*.pyc')
+	$(PYTHON) -m venv --clear $(VENV)-wheel
+	$(VENV)-wheel/bin/python $(INSTALL) constraints.txt build
+	$(VENV)-wheel/bin/python -m build --wheel --outdir $(VENV)-wheel/dist .
+	$(VENV)-wheel/bin/python $(INSTALL) constraints.txt --no-compile $(TORCH)
+	$(VENV)-wheel/bin/python $(INSTALL) constraints.txt --no-compile "$$(ls $(VENV)-wheel/dist/*.whl)[cli]" pytest
 	touch $@
 
 $(VENV)-bare/.ready: constraints.txt pyproject.toml

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from recorded import record
 from torch.utils.data import DataLoader
 
-from lightning_sgdinf import InfluenceRunner, TrajectoryRecorder
+from lightning_sgdinf import InfluenceRunner
 from lightning_sgdinf.baselines import LossBaseline
 from lightning_sgdinf.cleansing import CleansingContext, StateEvaluation, Validated, halve, held_out_value
 from lightning_sgdinf.evaluation import mcnemar_test
@@ -36,11 +37,7 @@ def main(seed: int = 0) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "digits.tlog"
-        trainer = L.Trainer(
-            max_epochs=8, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, callbacks=[TrajectoryRecorder(log)],
-        )  # fmt: skip
-        trainer.fit(model, train, scoring)
+        record(model, log, max_epochs=8, train_dataloaders=train, val_dataloaders=scoring)
         runner = InfluenceRunner(accelerator="cpu", progress=False)
         scores = runner.run(model, train, scoring, log=log)
         by_loss = runner.run(model, train, scoring, log=log, estimator=LossBaseline())

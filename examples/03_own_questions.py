@@ -8,8 +8,9 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from recorded import record
 
-from lightning_sgdinf import InfluenceRunner, TrajectoryRecorder
+from lightning_sgdinf import InfluenceRunner
 from lightning_sgdinf.query import FunctionQuery, Margin, PerClassLoss, ValidationData
 from lightning_sgdinf.zoo import Classifier, Digits, ImageData, logistic_regression
 
@@ -26,11 +27,7 @@ def main() -> None:
     model = Classifier(logistic_regression(data.image_shape, 10), classes=10)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "digits.tlog"
-        trainer = L.Trainer(
-            max_epochs=5, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, callbacks=[TrajectoryRecorder(log)],
-        )  # fmt: skip
-        trainer.fit(model, datamodule=data)
+        record(model, log, max_epochs=5, datamodule=data)
         runner = InfluenceRunner(accelerator="cpu", progress=False)
         for query in (PerClassLoss(), Margin([3, 17]), FunctionQuery(confidence, ("confidence",), better="higher")):
             scores = runner.run(model, datamodule=data, log=log, query=query)

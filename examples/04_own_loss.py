@@ -11,9 +11,10 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from recorded import record
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sgdinf import InfluenceRunner, TrajectoryRecorder
+from lightning_sgdinf import InfluenceRunner
 from lightning_sgdinf.errors import UntappedLossError
 from lightning_sgdinf.query import MeanLoss
 
@@ -44,14 +45,6 @@ class WithMethod(ByHand):
         return self.losses(batch)
 
 
-def record(model: L.LightningModule, loader: DataLoader, log: Path) -> None:
-    trainer = L.Trainer(
-        max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[TrajectoryRecorder(log)],
-    )  # fmt: skip
-    trainer.fit(model, loader)
-
-
 def main() -> None:
     L.seed_everything(0, verbose=False)
     x = torch.randn(60, 5)
@@ -59,7 +52,7 @@ def main() -> None:
     query = MeanLoss(step="training_step")
     with tempfile.TemporaryDirectory() as folder:
         model, log = ByHand(), Path(folder) / "by_hand.tlog"
-        record(model, loader, log)
+        record(model, log, max_epochs=3, train_dataloaders=loader)
         quiet = dict(accelerator="cpu", progress=False)
         try:
             InfluenceRunner(**quiet).run(model, loader, loader, log=log, query=query)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from recorded import record
 
-from lightning_sgdinf import InfluenceRunner, TrajectoryRecorder
+from lightning_sgdinf import InfluenceRunner
 from lightning_sgdinf.evaluation import measure_agreement
 from lightning_sgdinf.refinement import refine
 from lightning_sgdinf.zoo import Classifier, Digits, ImageData, mlp
@@ -25,11 +26,7 @@ def main() -> None:
     model = Classifier(mlp(data.image_shape, 10), classes=10, optimizer=partial(torch.optim.SGD, lr=0.2))
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "digits.tlog"
-        trainer = L.Trainer(
-            max_epochs=8, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, callbacks=[TrajectoryRecorder(log)],
-        )  # fmt: skip
-        trainer.fit(model, datamodule=data)
+        record(model, log, max_epochs=8, datamodule=data)
         runner = InfluenceRunner(accelerator="cpu", progress=False)
         scores = runner.run(model, datamodule=data, log=log)
         with runner.truth(model, datamodule=data, log=log) as truth:

@@ -1,8 +1,11 @@
-"""Lightning's own transformer demo, as it is: recorded, scored and reported by one added callback.
+"""Lightning's own transformer demo, as it is: recorded, scored and reported by one added callback, and a warning.
 
     python examples/06_a_module_of_others.py
 
-Takes some seconds: four dozen short sequences of a made-up text. The module is not ours, and not changed.
+Takes some seconds: four dozen short sequences of a made-up text, three of them scrambled. The module is not ours, and
+not changed. Its learning rate is so high that small changes of the run grow a hundredfold: the scores are the right
+derivative of this run, but no forecast of leaving a sequence out. The certificate says so beside every number; one who
+looked at the ranking alone would be misled.
 """
 
 import os
@@ -16,7 +19,7 @@ from torch.utils.data import DataLoader, Subset
 from lightning_sgdinf import InfluenceRunner, ScoreOnFitEnd
 
 SENTENCES = ("the cat sat on the mat", "a dog ran in the park", "the cat sat on the park", "a dog ran on the mat")
-GIBBERISH = "mat the on ran dog a"
+SCRAMBLED = "mat the on ran dog a"
 
 
 def main() -> None:
@@ -32,7 +35,7 @@ def main() -> None:
 def train_and_score() -> None:
     pl.seed_everything(0, verbose=False)
     Path("data").mkdir()
-    Path("data/wikitext-2.txt").write_text("\n".join((*SENTENCES * 10, *[GIBBERISH] * 3, *SENTENCES * 4)))
+    Path("data/wikitext-2.txt").write_text("\n".join((*SENTENCES * 10, *[SCRAMBLED] * 3, *SENTENCES * 4)))
     texts = WikiText2(block_size=7, download=False)  # a line with its end is one sequence
     train, val = DataLoader(Subset(texts, range(43)), batch_size=8, shuffle=True), Subset(texts, range(43, 56))
 
@@ -46,7 +49,8 @@ def train_and_score() -> None:
     scores = scoring.scores
     print(scores.most_harmful(5))
     print(*scores.certificate.summary(), sep="\n")
-    print(f"The page has {scoring.report.stat().st_size // 1024} KiB; the text has gibberish at 40, 41 and 42.")
+    print(f"The scrambled sequences have the ranks {scores.ranks()[40:43].tolist()} of {len(scores)}.")
+    print(f"The page has {scoring.report.stat().st_size // 1024} KiB and begins with the warning.")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from recorded import record
 from torch.utils.data import DataLoader, Subset
 
-from lightning_sgdinf import InfluenceRunner, TrajectoryRecorder
+from lightning_sgdinf import InfluenceRunner
 from lightning_sgdinf.evaluation import UnlearningJudge
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.updates import CounterfactualReplay, ExtrapolatedReplay
@@ -33,11 +34,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "digits.tlog"
-        trainer = L.Trainer(
-            max_epochs=8, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, callbacks=[TrajectoryRecorder(log)],
-        )  # fmt: skip
-        trainer.fit(model, datamodule=data)
+        record(model, log, max_epochs=8, datamodule=data)
         with InfluenceRunner(accelerator="cpu", progress=False).open(model, datamodule=data, log=log) as run:
             before = run.model
             exact = CounterfactualReplay("all").update(run, selection)

@@ -18,12 +18,13 @@ SAYS = {
     "05": "with both ends verified",
     "07": "extrapolated 1.",
     "08": "generalized 0.",
-    "06": "gibberish at 40, 41 and 42",
+    "06": "Warning: This run amplifies small changes",
 }
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
-def test_example(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_example(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(path.parent)  # as for a script
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -36,8 +37,6 @@ def test_example(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert SAYS[path.stem[:2]] in said
     for before, after in re.findall(r"test images wrong: (\d+) -> (\d+)", said):
         assert int(after) < int(before), "what is shown is worth showing"
-    for found in re.findall(r"most harmful have the (\d+) of (\d+)", said):
-        assert found[0] == found[1]
 
 
 def test_examples_are_short() -> None:

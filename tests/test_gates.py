@@ -73,7 +73,8 @@ COMPUTED = frozenset(
 """Files that import a module by a name that is computed."""
 
 TESTS_OF_NO_ROOM = frozenset(
-    {"architecture", "bare", "docs", "docs_code", "examples", "faces", "gates", "import", "lightning_cli", "thirdparty"}
+    {"architecture", "bare", "docs", "docs_code", "examples", "faces", "gates", "import", "installed", "lightning_cli"}
+    | {"thirdparty"}
 )
 
 UNTESTED = frozenset({"scoring", "testing"})
