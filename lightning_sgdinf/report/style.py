@@ -28,8 +28,9 @@ def new_figure(width: float = 5.2, height: float = 3.2) -> Figure:
 
 
 def series(index: int) -> dict[str, Any]:
-    """Return the colour and marker of the ``index``-th series."""
-    return {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
+    """Return the colour and marker of the ``index``-th series: a pair of its own as long as there are any."""
+    again = index // len(SERIES)
+    return {"color": SERIES[index % len(SERIES)], "marker": MARKERS[(index + again) % len(MARKERS)]}
 
 
 def plain(text: str) -> str:

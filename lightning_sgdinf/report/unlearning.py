@@ -98,9 +98,10 @@ class ForgettingPage:
 
 def quality_against_cost(points: Sequence[CostPoint]) -> Figure:
     """Draw the mean divergence from the exact model against the mean cost, both logarithmic, a point per method."""
-    figure = new_figure(6.8, 4.4)
+    drawn = [point for point in points if point.epochs and point.method != FLOOR]
+    figure = new_figure(6.8, max(4.4, 0.6 + 0.2 * len(drawn)))  # room for every name
     axes = figure.subplots()
-    for index, point in enumerate(p for p in points if p.epochs and p.method != FLOOR):
+    for index, point in enumerate(drawn):
         mean, spread = float(np.mean(point.divergences)), float(np.std(point.divergences))
         low = min(spread, 0.9 * mean)
         look = series(index)
