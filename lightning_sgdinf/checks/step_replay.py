@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -203,6 +204,11 @@ def _deviation(value: Tensor, recorded: Tensor, before: Tensor) -> float:
     """Return the largest difference over the largest recorded movement (over the values, where nothing moved)."""
     if not recorded.numel():
         return 0.0
+    if 0 < value.numel() <= CHUNK:  # what nearly every tensor is: small, finite, and moved
+        now, then, earlier = (t.detach().reshape(-1).to("cpu", torch.float64) for t in (value, recorded, before))
+        far, near = (float(torch.linalg.vector_norm(d, math.inf)) for d in (now - then, then - earlier))
+        if math.isfinite(far) and math.isfinite(near) and near > 0:
+            return far / near
     gap = moved = largest = torch.zeros((), dtype=torch.float64)
     chunks = (t.detach().reshape(-1).split(CHUNK) for t in (value, recorded, before))
     for parts in zip(*chunks, strict=True):
