@@ -173,6 +173,7 @@ class BoundQuery:
                     read = {**leaves, **watch.leaves}
                     _add_gradient(objective, read, term, weight, params[number], buffers, number, count)
                 del term  # with its graph, before the next one is made
+        _expect_same_parameters(objective)
         if bool((weights == 0).any()):
             raise ConfigurationError(
                 "a query got no validation examples; check the validation loader and the ids asked for"
@@ -184,6 +185,21 @@ class BoundQuery:
             params /= weights.to(device, wide)[:, None]
             buffers = {n: b / weights.to(b.device, b.dtype).view(-1, *[1] * (b.ndim - 1)) for n, b in buffers.items()}
         return values, params, buffers
+
+
+def _expect_same_parameters(objective: Objective) -> None:
+    """Make sure that a query left the model the parameters that it was asked of.
+
+    Raises:
+        ConfigurationError: It put another one in the place of one; names it.
+    """
+    present = dict(objective.module.named_parameters())
+    for name, parameter in zip(objective.vector.names, objective.parameters, strict=True):
+        if present.get(name) is not parameter:
+            raise ConfigurationError(
+                f"the query replaced the parameter {name!r} of the model. Expected a function that "
+                "leaves the model as it is: work on a copy (copy.deepcopy), or use torch.func.functional_call"
+            )
 
 
 def _add_gradient(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,15 @@ def test_a_query_that_looks_at_numbers_is_asked_one_by_one(small: SmallRun) -> N
     truth = measured(small, query=FunctionQuery(first_weight), leave_out=[[0]])
     assert any("asked of one model after another" in note for note in truth.notes)
     assert truth.values[0, 0] != 0
+
+
+def test_a_query_that_replaces_a_parameter_is_named(small: SmallRun) -> None:
+    def replacing(model: Any, data: Any) -> Tensor:
+        model[0].weight = torch.nn.Parameter(model[0].weight.detach().clone())
+        return model[0].weight.sum()
+
+    with pytest.raises(ConfigurationError, match="query replaced the parameter"):
+        measured(small, model=copy.deepcopy(small.model), query=FunctionQuery(replacing), leave_out=[[0]])
 
 
 class Looking(SmallNet):
