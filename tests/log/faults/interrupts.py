@@ -291,6 +291,7 @@ def interrupts(share: float, rng: np.random.Generator, place: Path) -> list[Tall
     known = place / "known"
 
     def uninterrupted() -> None:  # in a child: where torch has been at work, no child can be
+        signal.alarm(0)
         Fit.make(place / "warm").run()
         begun = time.monotonic()
         Fit.make(place / "truth").run()
