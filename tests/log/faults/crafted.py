@@ -342,7 +342,8 @@ def craft(path: Path, rng: Rng, fifo: Path) -> str:
         way = ways[rng.integers(len(ways))] if files and rng.random() < 0.85 else spoil_directory
         said.append(way.__name__)
         if way is spoil_directory:
-            spoil_directory(path, rng, fifo)
+            with suppress(*IMPOSSIBLE):
+                spoil_directory(path, rng, fifo)
             continue
         with suppress(*IMPOSSIBLE), opened(files[rng.integers(len(files))]) as file:
             way(file, rng, fifo) if way is spoil_object else way(file, rng)
