@@ -21,6 +21,7 @@ from lightning_sgdinf.estimators import DirectEstimator, Estimator
 from lightning_sgdinf.extras import require
 from lightning_sgdinf.query import Query, require_query
 from lightning_sgdinf.record import TrajectoryRecorder
+from lightning_sgdinf.replay.recorded_state import RecordedState
 from lightning_sgdinf.runner import InfluenceRunner
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.scoring import require_method
@@ -51,6 +52,8 @@ class ScoreOnFitEnd(Callback):
         shown: Examples to show of each end of the ranking, at least 1.
         show: Called with an item of the training set, makes the `lightning_sgdinf.report.Example` to show of it; if
             ``None``, pictures, texts and rows are told by their form.
+        at: Score another state than the last, as for `InfluenceRunner.run`: ``"best"`` for the model that
+            ``ModelCheckpoint(monitor=...)`` kept.
 
     Raises:
         ConfigurationError: Both a path and a recorder, less than one example to show, or a class or name in place of
@@ -72,6 +75,7 @@ class ScoreOnFitEnd(Callback):
         runner: InfluenceRunner | None = None,
         shown: int = 24,
         show: Callable[[Any], Any] | None = None,
+        at: RecordedState | None = None,
     ) -> None:
         if path is not None and recorder is not None:
             raise ConfigurationError(f"expected a path or a recorder, got {path} and a recorder of {recorder.path}")
@@ -87,6 +91,7 @@ class ScoreOnFitEnd(Callback):
         self._recorder: TrajectoryRecorder | None = None
         self._query, self._estimator, self._runner = query, estimator, runner
         self._shown, self._show = whole_number(shown, "shown", least=1), show
+        self._at = at
         self._completed = False
         self.scores: Scores | None = None
         self.failure: str | None = None
@@ -168,6 +173,7 @@ class ScoreOnFitEnd(Callback):
         )
         loaders = None if _is_stream(recorder.loaders) else list(recorder.loaders)
         arguments: dict[str, Any] = {"log": recorder.path, "query": self._query, "estimator": self._estimator}
+        arguments |= {"at": self._at}
         return runner.run(module, loaders, _validation_loaders(trainer), **arguments)
 
     def _tell(self, trainer: Any, module: Any, recorder: TrajectoryRecorder, scores: Scores) -> None:

@@ -36,6 +36,7 @@ from lightning_sgdinf.replay import (
 )
 from lightning_sgdinf.replay.display_labels import display_labels
 from lightning_sgdinf.replay.opening import open_run
+from lightning_sgdinf.replay.recorded_state import RecordedState, best_checkpoint
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.scoring import Method, Settings, job_for
 from lightning_sgdinf.selection import Selection
@@ -133,6 +134,7 @@ class InfluenceRunner:
         log: str | Path | Trajectory,
         query: Query | None = None,
         estimator: Method | None = None,
+        at: RecordedState | None = None,
     ) -> Scores:
         """Score every training example.
 
@@ -148,6 +150,8 @@ class InfluenceRunner:
             query: What is asked of the final model; the mean validation loss if ``None``.
             estimator: How to answer; the exact derivative of the run if ``None``. A `DirectEstimator` answers without
                 the walk backwards, a `Baseline` ranks without a query.
+            at: Score another state than the last: that after so many steps, of a checkpoint file, or ``"best"``, of the
+                best that ``ModelCheckpoint(monitor=...)`` kept in the fit of this module.
 
         Returns:
             `Scores` with values ``[N, Q]`` and a certificate.
@@ -162,7 +166,8 @@ class InfluenceRunner:
             NonFiniteError: NaN or infinity in the replay.
             ConfigurationError: Arguments that do not go together.
         """
-        given = (model, train_dataloaders, val_dataloaders, datamodule, log)
+        at = best_checkpoint(model) if at == "best" else at
+        given = (model, train_dataloaders, val_dataloaders, datamodule, log, at)
         arguments = (*given, query or MeanLoss(), estimator or SgdInfluence())
         if self.devices == 1:
             return self._score(None, *arguments)
@@ -193,11 +198,12 @@ class InfluenceRunner:
         val_dataloaders: Any,
         datamodule: Any,
         log: str | Path | Trajectory,
+        at: RecordedState | None,
         query: Query,
         estimator: Method,
     ) -> Scores:
         began = time.perf_counter()
-        with self.open(model, train_dataloaders, val_dataloaders, datamodule, log=log, fabric=fabric) as run:
+        with self.open(model, train_dataloaders, val_dataloaders, datamodule, log=log, at=at, fabric=fabric) as run:
             team = None if fabric is None else _team(fabric)
             result = job_for(estimator, self.settings, run, lambda: self.bind(run, query), team).result()
             return Scores(
@@ -220,6 +226,7 @@ class InfluenceRunner:
         datamodule: Any = None,
         *,
         log: str | Path | Trajectory,
+        at: RecordedState | None = None,
         fabric: Fabric | None = None,
     ) -> Iterator[OpenedRun]:
         """Bring record, model and data together; inside, the model is borrowed.
@@ -230,24 +237,13 @@ class InfluenceRunner:
             val_dataloaders: As given to ``Trainer.fit``.
             datamodule: In place of loaders.
             log: Path of the record, or an open one.
+            at: As for `run`.
             fabric: The Fabric of this process, if there are several.
         """
-        settings = self.settings
-        with open_run(
-            model,
-            train_dataloaders,
-            val_dataloaders,
-            datamodule,
-            log=log,
-            device=(fabric or self._fabric()).device,
-            tap=settings.tap,
-            per_example_loss=settings.per_example_loss,
-            val_loader=settings.val_loader,
-            rows=settings.rows,
-            dtype=settings.dtype,
-            memory_bytes=settings.memory_bytes,
-            progress=settings.progress,
-        ) as run:
+        names = ("tap", "per_example_loss", "val_loader", "rows", "dtype", "memory_bytes", "progress")
+        settings: dict[str, Any] = {name: getattr(self.settings, name) for name in names}
+        settings |= {"log": log, "at": at, "device": (fabric or self._fabric()).device}
+        with open_run(model, train_dataloaders, val_dataloaders, datamodule, **settings) as run:
             yield run
 
     def update(

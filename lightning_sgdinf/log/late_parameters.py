@@ -96,4 +96,5 @@ def recorded_part(log: Trajectory, index: int, state: ModelState) -> ModelState:
 
 def recorded_state(log: Trajectory, index: int) -> ModelState:
     """Return a stored state as it was recorded, whatever a log is seen through."""
-    return recorded_state(log.inner, index) if isinstance(log, SeenLog) else log.state(index)
+    through = isinstance(log, SeenLog) and index in log.inner.state_indices  # else it is one that was rebuilt
+    return recorded_state(log.inner, index) if through else log.state(index)

@@ -19,10 +19,10 @@ class ListedItems(Dataset[int]):
     """
 
     def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+        self.dataset_of_lists = dataset
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset_of_lists)
 
     def __getitem__(self, index: int) -> int:
         return int(index)

@@ -30,6 +30,7 @@ from lightning_sgdinf.replay.loss_metrics import wake_loss_metrics
 from lightning_sgdinf.replay.objective import open_objective
 from lightning_sgdinf.replay.opened import OpenedRun
 from lightning_sgdinf.replay.per_example_loss import PerExampleLoss
+from lightning_sgdinf.replay.recorded_state import RecordedState, enable_rebuilding, expect_checkpoint, shorten
 from lightning_sgdinf.replay.row_owners import RowOwners
 
 
@@ -41,6 +42,7 @@ def open_run(
     datamodule: Any = None,
     *,
     log: str | Path | Trajectory,
+    at: RecordedState | None = None,
     device: torch.device,
     tap: str | None = None,
     dtype: torch.dtype | None = None,
@@ -58,6 +60,7 @@ def open_run(
         val_dataloaders: As given to ``Trainer.fit``; looked for when something asks for validation data.
         datamodule: In place of loaders.
         log: Path of the record, or an open one.
+        at: The state to end with: so many steps, ``"best"``, or a checkpoint; ``None`` for the last.
         device: Where to compute.
         tap: Name of a sub-module at whose output example weights enter, in place of loss functions.
         dtype: Floating-point precision to compute in, if not the recorded one.
@@ -75,18 +78,18 @@ def open_run(
     """
     check_given(model, train_dataloaders, val_dataloaders, log)
     arguments: dict[str, Any] = {"device": device, "tap": tap, "dtype": dtype, "memory_bytes": memory_bytes}
-    arguments |= {"per_example_loss": per_example_loss, "rows": rows, "val_loader": val_loader, "progress": progress}
+    arguments |= {"per_example_loss": per_example_loss, "rows": rows, "val_loader": val_loader, "at": at}
     if isinstance(log, (str, Path)):
         with (
             RunLog.open(log) as read,
-            open_run(model, train_dataloaders, val_dataloaders, datamodule, log=read, **arguments) as run,
+            open_run(
+                model, train_dataloaders, val_dataloaders, datamodule, log=read, progress=progress, **arguments
+            ) as run,
         ):
             yield run
         return
     where = str(log.path) if isinstance(log, RunLog) else log
-    reopen = functools.partial(
-        open_run, model, train_dataloaders, val_dataloaders, datamodule, log=where, **arguments | {"progress": False}
-    )
+    reopen = functools.partial(open_run, model, train_dataloaders, val_dataloaders, datamodule, log=where, **arguments)
     model = getattr(model, "_orig_mod", model)  # as a Trainer takes a compiled module
     tensors = (*model.named_parameters(), *model.named_buffers(), *model.named_modules())
     log = with_names_of(log, [name for name, _ in tensors])
@@ -94,7 +97,8 @@ def open_run(
         raise UnsupportedRunError(f"this run was recorded but cannot be replayed: {log.header.replayable}")
     if len(log) == 0:
         raise UnsupportedRunError("the log holds no complete step, so there is nothing to replay")
-    log = with_late_parameters(log)
+    log, checkpoint = shorten(log, model, at)
+    shortened, log = log, with_late_parameters(log)
     header = log.header
     train_dataloaders, datamodule = given_data(train_dataloaders, datamodule)
     host = recorded_host(log, model, datamodule, device)
@@ -105,20 +109,14 @@ def open_run(
         if datamodule is not None:
             find_loaders = lambda: training_loaders(model, train_dataloaders, datamodule)  # noqa: E731
             set_up(datamodule, find_loaders, log, was_set_up=was_set_up)
-        if header.extra.get("stores_batches"):
-            loaders = stored_run_loaders(train_dataloaders, header)
-            log, size = reindex(log)
-            if any(0 <= length < size for _, length in header.datasets):  # more than one data set has
-                loaders = []
-        else:
-            loaders, size = training_loaders(model, train_dataloaders, datamodule), None
-        dataset = loaders[0].dataset if loaders else None
-        if any(draw.listed for draw in log.step(0).first_pass.draws):
-            loaders = [by_item(loader) for loader in loaders]
+        log, loaders, size = _training_data(log, model, train_dataloaders, datamodule)
+        dataset = getattr(loaders[0].dataset, "dataset_of_lists", loaders[0].dataset) if loaders else None
         source = BatchSource(loaders, header, size=size)
         host.stand_in.know(train_dataloader=loaders[0] if len(loaders) == 1 else loaders or None)
         arguments = {"tap": tap, "dtype": dtype, "per_example_loss": per_example_loss, "rows": rows}
         objective = stack.enter_context(open_objective(model, header, source, host, **arguments))
+        enable_rebuilding(shortened, log, objective)
+        expect_checkpoint(checkpoint, log)
         last = log.step(len(log) - 1)
         wake_loss_metrics(objective, lambda: log.state(len(log)), last)
         yield OpenedRun(
@@ -133,3 +131,20 @@ def open_run(
             progress=progress,
             reopen=reopen,
         )
+
+
+def _training_data(
+    log: Trajectory, model: nn.Module, train_dataloaders: Any, datamodule: Any
+) -> tuple[Trajectory, list[Any], int | None]:
+    """Return the record with examples that count from 0, the training loaders, and ``N`` where the log has it."""
+    header, size = log.header, None
+    if header.extra.get("stores_batches"):
+        loaders = stored_run_loaders(train_dataloaders, header)
+        log, size = reindex(log)
+        if any(0 <= length < size for _, length in header.datasets):  # more than one data set has
+            loaders = []
+    else:
+        loaders = training_loaders(model, train_dataloaders, datamodule)
+    if any(draw.listed for draw in log.step(0).first_pass.draws):
+        loaders = [by_item(loader) for loader in loaders]
+    return log, loaders, size
