@@ -8,6 +8,7 @@ import inspect
 import itertools
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from hydra import compose, initialize_config_dir
 import lightning_sgdinf
 from lightning_sgdinf import errors
 from lightning_sgdinf.tasks.configuration import checked, conf_dir
+from lightning_sgdinf.tasks.project import init
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -101,8 +103,23 @@ def test_there_are_commands_to_check() -> None:
     assert list(commands())
 
 
+def own_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The configuration of a folder as ``sgdinf init`` writes it, with the table of the page beside it."""
+    assert init([str(folder)]) == 0
+    monkeypatch.syspath_prepend(folder)
+    for own, page in (("dataset/wine", "dataset/wines"), ("model/wine_net", "model/quality")):
+        shutil.copy(folder / "conf" / f"{own}.yaml", folder / "conf" / f"{page}.yaml")
+    return folder / "conf"
+
+
 @pytest.mark.parametrize("command", sorted(set(commands())))
-def test_commands_compose(command: str, tmp_path: Path) -> None:
+def test_commands_compose(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if command.split()[1:2] == ["init"]:
+        return  # a test of the command runs it
+    outside = [f"output_dir={tmp_path}"]  # of a job there are no folder and no sweep to be named for
+    if "--config-dir conf " in command:
+        command = command.replace("--config-dir conf ", "")
+        outside.append(f"hydra.searchpath=[file://{own_folder(tmp_path, monkeypatch)}]")
     words = [word for word in shlex.split(command)[1:] if not word.startswith(("-", "hydra")) and "..." not in word]
     pairs = [word.partition("=")[::2] for word in words]
     if launcher := dict(pairs).get("experiment", "").partition("sweep_")[2]:
@@ -111,7 +128,6 @@ def test_commands_compose(command: str, tmp_path: Path) -> None:
     pairs = [(key, values) for key, values in pairs if key not in removed]
     choices = [[f"{key}={v}" for v in ([values] if set(values) & set("[{(") else values.split(","))]
                for key, values in pairs]  # fmt: skip
-    outside = [f"output_dir={tmp_path}"]  # of a job there are no folder and no sweep to be named for
     outside += ["logger.group=sweep", "logger.job_type=job"] if ("logger", "wandb") in pairs else []
     for overrides in itertools.islice(itertools.product(*choices), 8):
         with initialize_config_dir(conf_dir(), version_base="1.3"):
