@@ -27,7 +27,7 @@ def holding(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """
     own: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     new = {id(own[name]): tensor for name, tensor in tensors.items()}
-    stores = [store for part in module.modules() for store in (part._parameters, part._buffers)]
+    stores: list[dict[str, Any]] = [store for part in module.modules() for store in (part._parameters, part._buffers)]
     places = [(store, key, value) for store in stores for key, value in store.items() if id(value) in new]
     flat = [(part, list(part._flat_weights)) for part in module.modules() if isinstance(part, nn.RNNBase)]
     try:

@@ -74,7 +74,7 @@ class ShardTraining:
     trainer: Callable[..., Trainer]
     keep: Any
     threads: int
-    initial: dict[int, str] = field(default_factory=dict, repr=False)
+    initial: dict[int, int] = field(default_factory=dict, repr=False)
 
     def shard_folder(self, shard: int) -> Path:
         """Return where the files of a shard are."""

@@ -30,7 +30,7 @@ def on_stack(rule: Callable[..., tuple[Tensor, int | None]], plain: Callable[...
     """
     if not torch._C._are_functorch_transforms_active():
         return plain(*operands)
-    interpreter = retrieve_current_functorch_interpreter()
+    interpreter: Any = retrieve_current_functorch_interpreter()
     if interpreter.key() != TransformType.Vmap:
         return plain(*operands)
     level = interpreter.level()

@@ -96,5 +96,6 @@ def recorded_part(log: Trajectory, index: int, state: ModelState) -> ModelState:
 
 def recorded_state(log: Trajectory, index: int) -> ModelState:
     """Return a stored state as it was recorded, whatever a log is seen through."""
-    through = isinstance(log, SeenLog) and index in log.inner.state_indices  # else it is one that was rebuilt
-    return recorded_state(log.inner, index) if through else log.state(index)
+    if isinstance(log, SeenLog) and index in log.inner.state_indices:  # else it is one that was rebuilt
+        return recorded_state(log.inner, index)
+    return log.state(index)

@@ -98,9 +98,8 @@ def validation_batches(header: Header, number: int | None = None) -> float:
     facts = header.extra.get("trainer")
     known = facts.get("num_val_batches") if isinstance(facts, dict) else None
     place = number or 0
-    if not isinstance(known, list) or place >= len(known) or not isinstance(known[place], (int, float)):
-        return math.inf
-    return known[place]
+    count = known[place] if isinstance(known, list) and place < len(known) else None
+    return count if isinstance(count, (int, float)) else math.inf
 
 
 def _resolve(model: Any, given: Any, datamodule: Any, hook: str, argument: str) -> list[Any]:

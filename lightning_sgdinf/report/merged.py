@@ -77,12 +77,12 @@ class ResultPage(Protocol):
         """Return examples to look at."""
         ...
 
-    @property
+    @cached_property
     def figure(self) -> tuple[str, bytes] | None:
         """Return the figure as SVG and PNG, if there is one."""
         ...
 
-    @property
+    @cached_property
     def page(self) -> str:
         """Return the whole page, one file that needs no network."""
         ...
