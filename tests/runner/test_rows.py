@@ -24,7 +24,7 @@ def test_scores_and_counterfactuals_are_those_of_the_loss_written_out(kind: type
     run = Run(kind(), tmp_path)
     scores = run.scores()
     assert scores.certificate is not None
-    assert scores.certificate.notes == ()
+    assert not [note for note in scores.certificate.notes if not note.startswith("Trust was not measured")]
     assert relative_error(scores.values, run.unrolled()) < 1e-9
     assert relative_error(run.counterfactuals().values, run.trained_again()) < 1e-9
 
