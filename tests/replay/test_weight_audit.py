@@ -184,7 +184,7 @@ def test_rows_in_any_order_are_their_examples(loss: Loss, size: int) -> None:
     scores = score(run, with_loss(run, loss))
     assert relative_error(scores.values, unrolled(case)) < 1e-9
     assert scores.certificate is not None
-    assert scores.certificate.notes == ()
+    assert not [note for note in scores.certificate.notes if not note.startswith("Trust was not measured")]
 
 
 def test_class_weights_are_no_reason_for_a_note() -> None:
