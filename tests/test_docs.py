@@ -128,7 +128,11 @@ def test_commands_compose(command: str, tmp_path: Path, monkeypatch: pytest.Monk
     pairs = [(key, values) for key, values in pairs if key not in removed]
     choices = [[f"{key}={v}" for v in ([values] if set(values) & set("[{(") else values.split(","))]
                for key, values in pairs]  # fmt: skip
-    outside += ["logger.group=sweep", "logger.job_type=job"] if ("logger", "wandb") in pairs else []
+    outside += (
+        ["logger.group=sweep", "logger.job_type=job", "logger.name=run", "logger.tags=[]"]
+        if ("logger", "wandb") in pairs
+        else []
+    )
     for overrides in itertools.islice(itertools.product(*choices), 8):
         with initialize_config_dir(conf_dir(), version_base="1.3"):
             checked(compose("config", [*outside, *overrides, *removed]))

@@ -186,7 +186,7 @@ def test_an_interrupted_fit_is_not_scored_and_says_so(
     exception: BaseException, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     callback = ScoreOnFitEnd(tmp_path / "run.tlog")
-    with caplog.at_level(logging.INFO), pytest.raises((SystemExit, ValueError)):
+    with caplog.at_level(logging.INFO, "lightning.pytorch"), pytest.raises((SystemExit, ValueError)):
         fitted(callback, Stopped(exception))
     assert callback.scores is None
     assert callback.failure == f"the fit was interrupted ({type(exception).__name__})"
@@ -238,7 +238,7 @@ def test_a_stream_whose_batches_are_kept_is_scored(tmp_path: Path, unreported: N
 def test_what_cannot_work_is_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="a path or a recorder"):
         ScoreOnFitEnd(tmp_path / "a.tlog", recorder=TrajectoryRecorder(tmp_path / "b.tlog"))
-    with pytest.raises(ConfigurationError, match="shown: expected at least 1"):
+    with pytest.raises(ConfigurationError, match="shown: expected a whole number of at least 1, got 0"):
         ScoreOnFitEnd(tmp_path / "a.tlog", shown=0)
     with pytest.raises(ConfigurationError, match=r"expected one TrajectoryRecorder .* got 0"):
         fitted(ScoreOnFitEnd())

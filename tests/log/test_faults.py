@@ -20,6 +20,7 @@ CAMPAIGNS = {
     "changed bytes in a finished log": 15,
     "changed bytes in what a killed writer left": 15,
     "files cut, missing, swapped, foreign": 10,
+    "crafted logs and scores": 5,
     "a second writer": 10,
     "files may not grow (RLIMIT_FSIZE)": 2,
     "full file system": 2,

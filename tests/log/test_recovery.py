@@ -128,8 +128,7 @@ def test_a_recovery_that_was_killed_is_done_again(tmp_path: Path) -> None:
     path = tmp_path / "run"
     broken_off(path)
     live = next(path.glob("live-*"))
-    (path / "tmp-copy").mkdir()
-    (path / "tmp-copy" / live.name).write_bytes(b"half")
+    (path / "tmp-copy").write_bytes(b"half")
     (path / "tmp-1-0000000032.h5").write_bytes(b"half")
     content = live.read_bytes()
     recover(path)

@@ -44,7 +44,7 @@ def score(run: Recorded, *, certificate: Any = "off", **more: Any) -> Scores:
     )
 
 
-@pytest.mark.parametrize("optimizer", ["torch.optim.rprop.Rprop", "torch.optim.lbfgs.LBFGS", "torch.optim._muon.Muon"])
+@pytest.mark.parametrize("optimizer", ["torch.optim.rprop.Rprop", "torch.optim.lbfgs.LBFGS", "torch.optim.Muon"])
 def test_optimizers_without_a_rule(run: Recorded, optimizer: str) -> None:
     log = edited(run.log, header=replace(run.log.header, optimizer=optimizer))
     with pytest.raises(UnknownOptimizerError, match=f"no update rule for {optimizer}; known are .*RMSprop"):

@@ -49,7 +49,13 @@ def required(group: str, name: str, folder: Path) -> list[str]:
     """Packages, arguments and files that a configuration cannot do without."""
     if (group, name) == ("logger", "wandb"):
         pytest.importorskip("wandb")
-        return ["logger.offline=true", "logger.group=sweep", "logger.job_type=estimator"]
+        return [
+            "logger.offline=true",
+            "logger.group=sweep",
+            "logger.job_type=estimator",
+            "logger.name=run",
+            "logger.tags=[]",
+        ]
     if name in ("mnist", "fashion_mnist"):
         write_tiny_mnist(folder / name.replace("_", "-"))
         return [f"data_dir={folder}", "dataset.val_size=6"]

@@ -108,7 +108,7 @@ def test_the_page_shows_figure_tables_and_pictures(folder: Path) -> None:
         "digits_mlp",
         "Found most harmful: digits_mlp, seed 0",
         "#3",
-        "truly zero",
+        "should be zero",
         "Fewer than six runs",
         "Holm",
     ):
