@@ -270,11 +270,14 @@ class Outcome:
     def row(self) -> tuple[str, ...]:
         """A line of the table."""
         trust, amplification = self.certificate.trust, self.certificate.amplification
-        assert trust is not None
         assert amplification is not None
-        figure = "-" if trust.headline is None else f"{trust.headline:.2f}"
-        window = f"none; {trust.correlation:.2f} in {trust.where}"
-        interval = f"{trust.low:.2f} to {trust.high:.2f}" if trust.is_whole else window
+        figure = "-" if trust is None or trust.headline is None else f"{trust.headline:.2f}"
+        if trust is None:
+            interval = "none"
+        elif trust.is_whole:
+            interval = f"{trust.low:.2f} to {trust.high:.2f}"
+        else:
+            interval = f"none; {trust.correlation:.2f} in {trust.where}"
         verdict = {None: "", True: "yes", False: "**no**"}[self.covered]
         return (
             self.setting.data,
@@ -282,7 +285,7 @@ class Outcome:
             f"{self.setting.rate:g}",
             str(self.setting.epochs * EXAMPLES // BATCH),
             f"{amplification.factor:.2g}",
-            str(len(trust.example_ids)),
+            "0" if trust is None else str(len(trust.example_ids)),
             figure,
             interval,
             f"{self.truth:.2f}",
@@ -296,12 +299,14 @@ HEAD = ("data", "model", "lr", "steps", "amplification", "left out", "figure", "
 def summary(outcomes: Sequence[Outcome]) -> str:
     """The study in one paragraph."""
     whole = [o for o in outcomes if o.covered is not None]
+    none = [o for o in outcomes if o.certificate.trust is None]
     part = [o for o in whole if o.certificate.trust and len(o.certificate.trust.example_ids) < EXAMPLES]
     figures = [(o.certificate.trust.headline, o.truth) for o in whole if o.certificate.trust]
     gaps = [abs(figure - truth) for figure, truth in figures if figure is not None]
     return (
         f"{len(outcomes)} runs; {len(whole)} with examples left out of the whole run ({len(whole) - len(part)} with "
-        f"all {EXAMPLES} of them), {len(outcomes) - len(whole)} of their last steps only. The interval holds the truth "
+        f"all {EXAMPLES} of them), {len(outcomes) - len(whole) - len(none)} of their last steps only, {len(none)} with "
+        "none, since a part of the walk's time was not enough. The interval holds the truth "
         f"in {sum(bool(o.covered) for o in whole)} of {len(whole)} runs, in {sum(bool(o.covered) for o in part)} of "
         f"the {len(part)} in which some examples only were left out. {len(gaps)} runs have a figure; the largest "
         f"distance of one from the truth is {max(gaps, default=0):.3f}, {sum(gap > OFF for gap in gaps)} are off by "

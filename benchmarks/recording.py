@@ -47,7 +47,7 @@ PARTS = {
 WHOLE = {
     "micro-batch begins": ["record.recording.Recording.begin_micro_batch"],
     "step ends": ["record.recording.Recording._after_step"],
-    "batch unwrapped": ["record.loaders.LoaderTap._unwrap"],
+    "batch unwrapped": ["record.loaders.LoaderTap._note", "record.loaders.untracked"],
     "batch noted": ["record.example_ids._Tag.write", "record.example_ids._Tag.attach"],
 }
 ONCE = {

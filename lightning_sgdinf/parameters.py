@@ -47,6 +47,20 @@ class ParameterVector:
         """Return gradients as one vector ``[P]``, with zeros for a parameter that has none."""
         return self.join([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)])
 
+    def project(self, tensors: Sequence[Tensor | None], rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the inner products of rows ``[Q, P]`` with tensors, one per parameter and ``None`` for zero, ``[Q]``,
+        and the tensors' joint norm."""
+        parts = [None if t is None else t.detach().reshape(-1).to(rows.dtype) for t in tensors]
+        present = [part for part in parts if part is not None]
+        if not present:
+            return torch.zeros_like(rows[:, 0]), torch.zeros_like(rows[0, 0])
+        if self.size <= JOINED and len(present) == len(parts):
+            joined = torch.cat(present)
+            return rows @ joined, joined.norm()
+        places = self.slices.values()
+        products = [rows[:, at] @ part for at, part in zip(places, parts, strict=True) if part is not None]
+        return torch.stack(products).sum(0), torch.stack([part.norm() for part in present]).norm()
+
     def add_to(self, total: Tensor, tensors: Sequence[Tensor | None], factor: float = 1.0) -> None:
         """Add tensors times a factor, one per parameter and ``None`` for zero, to a vector ``[P]`` in place."""
         for place, tensor in zip(self.slices.values(), tensors, strict=True):
@@ -62,6 +76,10 @@ class ParameterVector:
         lead = vector.shape[:-1]
         parts = vector.split([prod(s) for s in self.shapes], dim=-1)
         return [p.view((*lead, *s)) for p, s in zip(parts, self.shapes, strict=True)]
+
+
+JOINED = 1 << 16
+"""Elements of vectors that are faster joined than taken part by part."""
 
 
 def joined_view(tensors: Sequence[Tensor]) -> Tensor:

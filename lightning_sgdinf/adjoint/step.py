@@ -265,10 +265,8 @@ class AdjointStep:
         """Return what slopes add up to (0 where losses divide by what is left) and ``|g| |push|``; not of shards."""
         if self._shards is not None:
             return None
-        vector = self._objective.vector
-        gradient = vector.join_gradients(grads, self._objective.parameters).detach().to(push.dtype)
-        expected = torch.zeros_like(push[:, 0]) if self._reduced else push @ gradient
-        return expected, gradient.norm() * push.norm(dim=1)
+        expected, size = self._objective.vector.project(grads, push)
+        return torch.zeros_like(expected) if self._reduced else expected, size * push.norm(dim=1)
 
     def _take(self, grads: Sequence[Tensor | None]) -> TakenStep:
         return take_step(self._rule, self._objective.vector, self.before, grads, self.step)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.adjoint import PulledStep, TakenStep
+from lightning_sgdinf.bitwise import same_bits
 from lightning_sgdinf.certificate import StepReplay
 from lightning_sgdinf.errors import StepMismatchError
 from lightning_sgdinf.log import Step
@@ -23,8 +25,8 @@ Difference: TypeAlias = tuple[str, Tensor, Tensor, Tensor]
 States: TypeAlias = tuple[ModelState, ModelState]
 """Before a step and after it."""
 
-CHUNK = 1 << 20
-"""Elements that are compared at once, in float64."""
+CHUNK = 1 << 16
+"""Elements that are compared at once: few enough to stay in the processor's cache."""
 STEP_TOLERANCE = 1e-2
 """Largest deviation of a rebuilt state that is let pass, as a part of the recorded step's own size."""
 
@@ -129,11 +131,41 @@ class StepComparison:
 
 def _worst(differing: Sequence[Difference]) -> tuple[float, str]:
     worst, tensor = 0.0, ""
-    for name, *values in differing:
-        deviation = _deviation(*values)
+    for (name, *_), deviation in zip(differing, _deviations(differing), strict=True):
         if not deviation <= worst:  # a NaN counts as the largest
             worst, tensor = deviation, name
     return worst, tensor
+
+
+def _deviations(differing: Sequence[Difference]) -> list[float]:
+    """Return `_deviation` of each; that of small tensors, of which there are many, some of them at once."""
+    deviations, waiting, size = [math.nan] * len(differing), [], 0
+    for place, (_, value, recorded, _) in enumerate(differing):
+        if not 0 < value.numel() == recorded.numel() <= CHUNK:
+            deviations[place] = _deviation(*differing[place][1:])
+            continue
+        waiting.append(place)
+        size += value.numel()
+        if size >= 4 * CHUNK:
+            _deviate_at_once(differing, waiting, deviations)
+            waiting, size = [], 0
+    if waiting:
+        _deviate_at_once(differing, waiting, deviations)
+    return deviations
+
+
+def _deviate_at_once(differing: Sequence[Difference], places: Sequence[int], deviations: list[float]) -> None:
+    """Put the deviations of some tensors into a list: one by one where they are not finite or did not move."""
+    now, then, before = (
+        torch.cat([differing[p][part].detach().reshape(-1) for p in places]).to("cpu", torch.float64)
+        for part in (1, 2, 3)
+    )
+    lengths = torch.tensor([differing[p][1].numel() for p in places])
+    far, near = (torch.segment_reduce(gap.abs_(), "max", lengths=lengths) for gap in (now - then, then - before))
+    plain = (far.isfinite() & near.isfinite() & (near > 0)) | (far == 0)
+    ratio = far / near.clamp_min(torch.finfo(near.dtype).tiny)
+    for place, at_once, deviation in zip(places, plain.tolist(), ratio.tolist(), strict=True):
+        deviations[place] = deviation if at_once else _deviation(*differing[place][1:])
 
 
 def _beyond_rounding(
@@ -175,17 +207,13 @@ def _differences(
     differing: list[tuple[str, Tensor, Tensor, Tensor]] = []
     recorded = joined_view([after.params[n] for n in vector.names])
     rebuilt = taken.params.to(recorded.device)
-    if not torch.equal(rebuilt, recorded.to(rebuilt.dtype)):
+    if not _same(rebuilt, recorded.to(rebuilt.dtype)):
         old = joined_view([before.params[n] for n in vector.names]).to(recorded.device)
         parts = zip(vector.names, *(vector.split(v) for v in (rebuilt, recorded, old)), strict=True)
         differing += [(f"parameter {name}", *values) for name, *values in parts]
-    _, optimizer = taken.state_after(vector)
-    for name, entries in optimizer.items():
-        for key, value in entries.items():
-            kept = after.optimizer.get(name, {}).get(key)
-            if kept is not None and value.shape == kept.shape and not _same(value.to(kept.device, kept.dtype), kept):
-                old = before.optimizer.get(name, {}).get(key, torch.zeros_like(kept))
-                differing.append((f"optimizer state {key} of {name}", value, kept, old))
+    for stretch, update in taken.stretches:
+        for key, value in update.state.items():
+            differing += _differences_of_optimizer(key, value, stretch.names, before, after)
     for name, value in buffers.items():
         kept = after.buffers.get(name)
         if kept is not None and not _same(value.to(kept.device), kept):
@@ -193,10 +221,43 @@ def _differences(
     return differing
 
 
+def _differences_of_optimizer(
+    key: str, value: Tensor, names: Sequence[str], before: ModelState, after: ModelState
+) -> Iterator[Difference]:
+    """Yield what `_differences` returns of one entry of the optimizer's state of neighbouring parameters.
+
+    ``value`` is one number for each of them or their tensors in a row, which are compared as they are.
+    """
+    shapes = [after.params[n].shape if value.ndim else value.shape for n in names]
+    recorded = [after.optimizer.get(n, {}).get(key) for n in names]
+    comparable = [v for v, shape in zip(recorded, shapes, strict=True) if v is not None and v.shape == shape]
+    if value.ndim and len(comparable) == len(names):
+        joined = joined_view(comparable)
+        if _same(value.to(joined.device, joined.dtype), joined):
+            return
+    parts = value.split([shape.numel() for shape in shapes]) if value.ndim else [value] * len(names)
+    for name, shape, part, kept in zip(names, shapes, parts, recorded, strict=True):
+        if kept is not None and kept.shape == shape:
+            own = part.view(shape).to(kept.device, kept.dtype)
+            if value.ndim or not _same(own, kept):
+                earlier = before.optimizer.get(name, {}).get(key)
+                yield (
+                    f"optimizer state {key} of {name}",
+                    own,
+                    kept,
+                    torch.zeros_like(kept) if earlier is None else earlier,
+                )
+
+
 def _same(value: Tensor, recorded: Tensor) -> bool:
     """Return true if tensors are equal, NaN and infinity included."""
-    return torch.equal(value, recorded) or (
-        value.shape == recorded.shape and bool(torch.isclose(value, recorded, rtol=0, atol=0, equal_nan=True).all())
+    if value.shape != recorded.shape:
+        return False
+    alike = value.dtype == recorded.dtype and value.is_cpu and recorded.is_cpu
+    return (
+        (alike and same_bits(value, recorded))
+        or torch.equal(value, recorded)
+        or (bool(value.isnan().any()) and bool(torch.isclose(value, recorded, rtol=0, atol=0, equal_nan=True).all()))
     )
 
 
@@ -204,15 +265,33 @@ def _deviation(value: Tensor, recorded: Tensor, before: Tensor) -> float:
     """Return the largest difference over the largest recorded movement (over the values, where nothing moved)."""
     if not recorded.numel():
         return 0.0
-    if 0 < value.numel() <= CHUNK:  # what nearly every tensor is: small, finite, and moved
-        now, then, earlier = (t.detach().reshape(-1).to("cpu", torch.float64) for t in (value, recorded, before))
-        far, near = (float(torch.linalg.vector_norm(d, math.inf)) for d in (now - then, then - earlier))
-        if math.isfinite(far) and math.isfinite(near) and near > 0:
-            return far / near
+    far = near = 0.0
+    for now, then, earlier in _chunks(value, recorded, before):
+        # Of numbers close to each other, the difference is exact in their own precision.
+        far, near = max(far, _largest(now - then)), max(near, _largest(then - earlier))
+    if math.isfinite(far) and math.isfinite(near) and near > 0:
+        return far / near
+    return _deviation_of_any(value, recorded, before)
+
+
+def _largest(gap: Tensor) -> float:
+    """Return the largest absolute value; infinity where one is not a number."""
+    size = float(gap.abs().max())
+    return math.inf if math.isnan(size) else size
+
+
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield tensors piece by piece on the processor, in float32 at least and in the widest of their precisions."""
+    wide = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+    for parts in zip(*(t.detach().reshape(-1).split(CHUNK) for t in tensors), strict=True):
+        yield tuple(part.to("cpu", wide) for part in parts)
+
+
+def _deviation_of_any(value: Tensor, recorded: Tensor, before: Tensor) -> float:
+    """Return `_deviation` where not all elements are numbers, or none moved."""
     gap = moved = largest = torch.zeros((), dtype=torch.float64)
-    chunks = (t.detach().reshape(-1).split(CHUNK) for t in (value, recorded, before))
-    for parts in zip(*chunks, strict=True):
-        now, then, earlier = (part.to("cpu", torch.float64) for part in parts)
+    for parts in _chunks(value, recorded, before):
+        now, then, earlier = (part.to(torch.float64) for part in parts)
         same = (now == then) | (now.isnan() & then.isnan())
         gap = torch.maximum(gap, (now - then).masked_fill(same, 0).abs().max())
         finite = then.isfinite()

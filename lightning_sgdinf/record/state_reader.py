@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_sgdinf.bitwise import same_bits
 from lightning_sgdinf.log import is_recordable
-from lightning_sgdinf.record.bitwise import same_bits
 from lightning_sgdinf.record.structure import Structure
 from lightning_sgdinf.state import Layout, ModelState
 

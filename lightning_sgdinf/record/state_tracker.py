@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lightning_sgdinf.bitwise import changed_tensors
 from lightning_sgdinf.log.bit_patterns import row_bytes
-from lightning_sgdinf.record.bitwise import changed_tensors
 from lightning_sgdinf.record.resume import Bookmark, differing, tensor_checksums
 from lightning_sgdinf.record.state_reader import StateReader
 from lightning_sgdinf.state import Layout

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_sgdinf import random_state
+from lightning_sgdinf.bitwise import changed_tensors
 from lightning_sgdinf.log.batch_digest import batch_digest
-from lightning_sgdinf.record.bitwise import changed_tensors
 from lightning_sgdinf.record.example_ids import TrackedBatch, integer_ids, track
 from lightning_sgdinf.record.guard import Guard
 from lightning_sgdinf.record.optimizer_steps import OptimizerSteps, as_json
