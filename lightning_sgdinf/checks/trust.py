@@ -1,8 +1,9 @@
 """The trust in scores: examples really left out, of the whole run where that can be afforded.
 
-As many as a budget allows, at least six, of the whole run. Where that is too dear (forecast from the times of its own
-steps), six of a window before the end, the longest that can be afforded, and of a shorter one: what they say is not
-said of the whole run.
+As many as a budget allows, at least six, of the whole run. The budget is a part of the time that the scores took, or a
+second where that is more: seven trainings cannot be had in half a walk, but in a second that nobody waits for. Where
+that is too dear (forecast from the times of its own steps), six of a window before the end, the longest that can be
+afforded, and of a shorter one: what they say is not said of the whole run.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ COUNTS = (200, 100, 64, 48, 32, 24, 16, 12, 8, 6)
 """Numbers of examples to leave out, the largest that can be afforded."""
 SHARE = 0.4
 """Part of a walk's time that all checks of a fast certificate plan for; half of it, where the forecast is off."""
+SHORT_SECONDS = 1.0
+"""Time that all checks of a fast certificate may take whatever the walk took: short runs are to have a figure, too."""
+SHORT_EXAMPLES = 24
+"""Examples that may be left out for that; more have to fit into the walk's share."""
 FULL_SECONDS = 10.0
 """Time that a full certificate spends on more examples than it leaves out in any case."""
 DIRECT_SECONDS = 1.0
@@ -45,15 +50,21 @@ class Allowance:
 
     Attributes:
         seconds: Time by `clock`.
+        short_seconds: The same for at most `SHORT_EXAMPLES`, where it is more.
         least_seconds: Time below which it is not worth to forecast what could be done.
         examples: Number of examples to leave out of the whole run whatever it takes; 0 for none.
         memory_bytes: Memory for models that are trained at once.
     """
 
     seconds: float
+    short_seconds: float = 0.0
     least_seconds: float = 0.0
     examples: int = 0
     memory_bytes: int = MEMORY_BYTES
+
+    def of(self, count: int) -> float:
+        """Return the seconds for leaving out a number of examples."""
+        return self.seconds if count > SHORT_EXAMPLES else max(self.seconds, self.short_seconds)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +89,11 @@ def fast_allowance(walk_seconds: float, spent_seconds: float, steps: int) -> All
         steps: That were walked.
     """
     least = PROBE_STEPS * walk_seconds / max(steps, 1)
-    return Allowance(seconds=SHARE * walk_seconds - spent_seconds, least_seconds=least)
+    return Allowance(
+        seconds=SHARE * walk_seconds - spent_seconds,
+        short_seconds=SHORT_SECONDS - spent_seconds,
+        least_seconds=least,
+    )
 
 
 def direct_allowance(elapsed_seconds: float) -> Allowance:
@@ -126,7 +141,7 @@ def check_trust(
     Returns:
         The result, ``None`` if there is none, and sentences that a reader must know.
     """
-    if allowance.seconds < allowance.least_seconds and not allowance.examples:
+    if allowance.of(COUNTS[-1]) < allowance.least_seconds and not allowance.examples:
         return None, (
             "Trust was not measured: the scores took so little time that a part of it is not enough to leave examples "
             "out. certificate='full' does it.",
@@ -167,7 +182,7 @@ class _Trial:
         for count in COUNTS:
             ids = self.sample(removals, count)
             needed = removals.forecast(ids)
-            if needed <= self.left or count <= self.allowance.examples:
+            if needed <= self.left(count) or count <= self.allowance.examples:
                 return self.measured(removals, ids)
         return self.of_windows(needed)
 
@@ -177,14 +192,14 @@ class _Trial:
         for first in sorted(step for step in self.reached if step > self.reach):
             removals = self.removals(first)
             ids = self.sample(removals, COUNTS[-1])
-            if len(ids) < 3 or removals.forecast(ids) > self.left:
+            if len(ids) < 3 or removals.forecast(ids) > self.left(len(ids)):
                 continue
             trust, notes = self.measured(removals, ids, needed)
             shorter = [s for s in self.reached if total - s <= (total - first) / SHORTER]
             if trust is not None and shorter:
                 removals = self.removals(min(shorter))
                 ids = self.sample(removals, COUNTS[-1])
-                if len(ids) >= 3 and removals.forecast(ids) <= self.left:
+                if len(ids) >= 3 and removals.forecast(ids) <= self.left(len(ids)):
                     trust, notes = self.with_shorter(trust, removals, ids), notes
             return trust, notes
         return None, (
@@ -192,10 +207,9 @@ class _Trial:
             "last steps of the run more than a part of the time that the scores took. certificate='full' does it.",
         )
 
-    @property
-    def left(self) -> float:
-        """Return the seconds that are left."""
-        return self.allowance.seconds - (clock(self.run.host.device) - self.clock_began)
+    def left(self, count: int) -> float:
+        """Return the seconds that are left for leaving out a number of examples."""
+        return self.allowance.of(count) - (clock(self.run.host.device) - self.clock_began)
 
     def removals(self, first_step: int) -> Removals:
         """Return the run from a step on, at the pace that was measured before."""

@@ -217,9 +217,12 @@ def test_no_more_models_are_trained_at_once_than_memory_allows(fitted: Fitted) -
 
 
 def test_a_certificate_does_not_begin_what_it_has_no_time_for(fitted: Fitted) -> None:
-    allowance = fast_allowance(walk_seconds=1.0, spent_seconds=0.1, steps=100)
-    assert allowance.seconds == pytest.approx(0.3)
-    assert allowance.least_seconds == pytest.approx(0.08)
+    allowance = fast_allowance(walk_seconds=10.0, spent_seconds=0.5, steps=100)
+    assert allowance.of(6) == allowance.of(100) == pytest.approx(3.5)
+    assert allowance.least_seconds == pytest.approx(0.8)
+    short = fast_allowance(walk_seconds=1.0, spent_seconds=0.1, steps=100)
+    assert short.of(24) == pytest.approx(0.9)
+    assert short.of(32) == pytest.approx(0.3)
     assert full_allowance().least_seconds == 0
     runner = InfluenceRunner(accelerator="cpu", progress=False)
     with runner.open(fitted.before, fitted.train, fitted.validation, log=fitted.log) as run:
