@@ -47,7 +47,7 @@ def require_query(query: Any) -> None:
     Raises:
         ConfigurationError: Says what to write.
     """
-    known = (MeanLoss, PerClassLoss, ExampleLoss, Margin, Accuracy, FunctionQuery)
+    known = (MeanLoss, SubsetLoss, PerClassLoss, ExampleLoss, Margin, Accuracy, FunctionQuery)
     require_instance(query, "query", ("terms",), [kind.__name__ for kind in known])
 
 
@@ -86,6 +86,33 @@ class MeanLoss(_LossQuery):
     def terms(self, model: nn.Module, data: ValidationData) -> Iterator[Term]:
         """Yield one term per batch, weighted by its size."""
         for batch, index, size in data.batches():
+            yield 0, float(size), loss_of(model, batch, index, self.step, data.dataloader_idx)
+
+
+@dataclass(frozen=True, slots=True)
+class SubsetLoss(_LossQuery):
+    """The mean loss over some chosen validation examples, such as those that the model gets wrong: one scalar.
+
+    Attributes:
+        ids: Indices in the validation set, each once; kept as a tuple.
+        step: As in `MeanLoss`.
+    """
+
+    ids: Sequence[int]
+    step: Literal["auto", "validation_step", "training_step"] = "auto"
+
+    def __post_init__(self) -> None:
+        if hasattr(self.ids, "__len__"):
+            object.__setattr__(self, "ids", tuple(int(i) for i in self.ids))
+
+    def names(self, data: ValidationData) -> tuple[str, ...]:
+        """Return the name of one scalar."""
+        _check_ids(self.ids, data)
+        return (f"mean loss of {len(self.ids)} validation examples",)
+
+    def terms(self, model: nn.Module, data: ValidationData) -> Iterator[Term]:
+        """Yield one term per batch, weighted by its size."""
+        for batch, index, size in data.batches(self.ids):
             yield 0, float(size), loss_of(model, batch, index, self.step, data.dataloader_idx)
 
 

@@ -5,6 +5,7 @@ from lightning_sgdinf.baselines.autoencoder import Autoencoder as Autoencoder
 from lightning_sgdinf.baselines.base import Baseline as Baseline
 from lightning_sgdinf.baselines.base import BaselineOfStates as BaselineOfStates
 from lightning_sgdinf.baselines.confident_learning import ConfidentLearning as ConfidentLearning
+from lightning_sgdinf.baselines.elastic_weights import TwoModels as TwoModels
 from lightning_sgdinf.baselines.isolation_forest import IsolationForest as IsolationForest
 from lightning_sgdinf.baselines.local_outlier_factor import LocalOutlierFactor as LocalOutlierFactor
 from lightning_sgdinf.baselines.loss import LossBaseline as LossBaseline

@@ -4,6 +4,7 @@ from lightning_sgdinf.cleansing.attempts import SkippedCountWarning as SkippedCo
 from lightning_sgdinf.cleansing.attempts import unless_diverged as unless_diverged
 from lightning_sgdinf.cleansing.base import CleansingContext as CleansingContext
 from lightning_sgdinf.cleansing.base import CleansingStrategy as CleansingStrategy
+from lightning_sgdinf.cleansing.combined import combined as combined
 from lightning_sgdinf.cleansing.curve import cleansing_curve as cleansing_curve
 from lightning_sgdinf.cleansing.curve import random_ranking as random_ranking
 from lightning_sgdinf.cleansing.evaluate import Evaluation as Evaluation
@@ -13,8 +14,6 @@ from lightning_sgdinf.cleansing.evaluate import StateEvaluation as StateEvaluati
 from lightning_sgdinf.cleansing.evaluate import evaluate_classifier as evaluate_classifier
 from lightning_sgdinf.cleansing.evaluate import held_out_value as held_out_value
 from lightning_sgdinf.cleansing.evaluate import logits_and_labels as logits_and_labels
-from lightning_sgdinf.cleansing.holdout import Halves as Halves
-from lightning_sgdinf.cleansing.holdout import halve as halve
 from lightning_sgdinf.cleansing.infeasible import InfeasibleWarning as InfeasibleWarning
 from lightning_sgdinf.cleansing.infeasible import OnExcess as OnExcess
 from lightning_sgdinf.cleansing.infeasible import lost_classes as lost_classes
@@ -34,6 +33,8 @@ from lightning_sgdinf.cleansing.validated import Validated as Validated
 from lightning_sgdinf.renamed import renamed
 from lightning_sgdinf.selection import Selection as Selection
 from lightning_sgdinf.selection import Trial as Trial
+from lightning_sgdinf.validation_data import Halves as Halves
+from lightning_sgdinf.validation_data import halve as halve
 
 __getattr__ = renamed(
     __name__,

@@ -26,7 +26,7 @@ class Validated:
     it then does. The smallest count with the lowest value wins, so examples are changed only where that helped, be it
     by luck: of many counts one is likely to look better than it is. `Stable` changes nothing before the difference is
     beyond chance. The scores must come from another part of the validation set than the values
-    (`lightning_sgdinf.cleansing.holdout`), and neither from the test set: choosing on data that the scores were made
+    (`lightning_sgdinf.validation_data`), and neither from the test set: choosing on data that the scores were made
     for is optimistic. The cost is one retraining per count. In a configuration file::
 
         _target_: lightning_sgdinf.cleansing.Validated

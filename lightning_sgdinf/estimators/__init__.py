@@ -1,7 +1,8 @@
 """Ways to turn a recorded run into scores.
 
 Recommended: `SgdInfluence` (the exact derivative) and, at a fraction of its cost, `LastEpochs`; for small models
-`AccumulatedInfluence`, nearest to real removal. For comparison: `NoHessian`, `TracIn`, `FinalParameters`, `KohLiang`.
+`AccumulatedInfluence`, nearest to real removal. For comparison: `NoHessian`, `TracIn`, `FinalParameters`, `KohLiang`,
+`FisherLinear`.
 """
 
 from lightning_sgdinf.estimators.accumulated import AccumulatedInfluence as AccumulatedInfluence
@@ -9,6 +10,7 @@ from lightning_sgdinf.estimators.base import Estimator as Estimator
 from lightning_sgdinf.estimators.direct import DirectEstimator as DirectEstimator
 from lightning_sgdinf.estimators.direct import Estimate as Estimate
 from lightning_sgdinf.estimators.final_parameters import FinalParameters as FinalParameters
+from lightning_sgdinf.estimators.fisher_linear import FisherLinear as FisherLinear
 from lightning_sgdinf.estimators.koh_liang import KohLiang as KohLiang
 from lightning_sgdinf.estimators.last_epochs import LastEpochs as LastEpochs
 from lightning_sgdinf.estimators.no_hessian import NoHessian as NoHessian
