@@ -2,6 +2,7 @@
 
 from lightning_sgdinf.updates.masks.base import AllParameters as AllParameters
 from lightning_sgdinf.updates.masks.base import ParameterCriterion as ParameterCriterion
+from lightning_sgdinf.updates.masks.last import LastLayers as LastLayers
 from lightning_sgdinf.updates.masks.layers import Layer as Layer
 from lightning_sgdinf.updates.masks.random import RandomParameters as RandomParameters
 from lightning_sgdinf.updates.masks.salient import SalientParameters as SalientParameters

@@ -101,25 +101,30 @@ class Student:
         return self._objective.trace(self._step, micro, batch).loss
 
     def loss_and_logits(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean training loss of examples and the logits it is computed from, ``[B, C]``.
+        """Return the mean training loss of examples and the logits it is computed from; see `loss_logits_labels`."""
+        return self.loss_logits_labels(ids)[:2]
+
+    def loss_logits_labels(self, ids: Tensor, edit: Edit | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean training loss of examples, the logits it is computed from, ``[B, C]``, and labels ``[B]``.
 
         Raises:
             ConfigurationError: The loss is not one cross entropy of logits.
         """
-        seen: list[Tensor] = []
+        seen: list[tuple[Tensor, Tensor]] = []
 
         def look(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            seen.append(args[0] if args else kwargs["input"])
+            named = {**dict(zip(("input", "target"), args, strict=False)), **kwargs}
+            seen.append((named["input"], named["target"]))
             return func(*args, **kwargs)
 
         with Interceptor({F.cross_entropy: look}):
-            loss = self.loss(ids)
-        if len(seen) != 1 or seen[0].ndim != 2 or len(seen[0]) != len(ids):
+            loss = self.loss(ids, edit)
+        if len(seen) != 1 or seen[0][0].ndim != 2 or len(seen[0][0]) != len(ids):
             raise ConfigurationError(
                 "expected a training step whose loss is one call of cross_entropy with one row of logits per example, "
                 f"got {len(seen)} such calls; a method that compares predictions is for these only"
             )
-        return loss, seen[0]
+        return loss, *seen[0]
 
     def gradient(self, loss: Tensor) -> list[Tensor]:
         """Return the gradient of a loss in the trained parameters."""
