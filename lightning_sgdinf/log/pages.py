@@ -107,11 +107,9 @@ class Page:
         Raises:
             ValueError: It is not one.
         """
-        inflated = _inflated(data, most)
+        head, inflated = _inflated(data, most)
         content = _Cursor(inflated)
-        steps, ids, width, documents, used, strings = _HEAD.unpack(content.take(_HEAD.size))
-        if width > 8 or steps > MAX_STEPS or max(used, strings) > _MAX_STRINGS:
-            raise ValueError(f"ids of {width} bytes, {steps} steps, {max(used, strings)} byte strings")
+        steps, ids, width, documents, used, strings = head
         page = cls(stored=list(content.take(steps)))
         for column in (page.state_crc, page.crc, page.id_counts, page.document_sizes, page.string_counts):
             column += content.numbers("<u4", steps)
@@ -127,7 +125,7 @@ class Page:
         sums = sum(page.id_counts), sum(page.document_sizes), sum(page.string_counts)
         if sums != (ids, documents, used) or not steps:
             raise ValueError(f"a page of {steps} steps has {(ids, documents, used)} parts, its steps have {sums}")
-        return page, len(inflated)
+        return page, _HEAD.size + len(inflated)
 
 
 class PageWriter:
@@ -285,15 +283,22 @@ class _Cursor:
             raise ValueError(f"a page has {len(self._data)} bytes, its parts {self._place}")
 
 
-def _inflated(data: bytes, most: int) -> bytes:
+def _inflated(data: bytes, most: int) -> tuple[tuple[int, ...], bytes]:
+    """Return the numbers of a page's head, and what follows it; nothing is unpacked for a head that no page has."""
     stream = zlib.decompressobj()
     try:
-        content = stream.decompress(data, max(1, min(most, MAX_PAGE_BYTES)))
+        head = _HEAD.unpack(_Cursor(stream.decompress(data, _HEAD.size)).take(_HEAD.size))
+        steps, ids, width, documents, used, strings = head
+        if width > 8 or steps > MAX_STEPS or max(used, strings) > _MAX_STRINGS:
+            raise ValueError(f"ids of {width} bytes, {steps} steps, {max(used, strings)} byte strings")
+        if (least := width * ids + documents) > most:
+            raise ValueError(f"a page of at least {least} bytes, where {most} may be")
+        content = stream.decompress(stream.unconsumed_tail, max(1, min(most, MAX_PAGE_BYTES) - _HEAD.size))
     except zlib.error as error:
         raise ValueError(str(error)) from error
     if not stream.eof or stream.unused_data:
         raise ValueError("a compressed page is cut off, too large, or followed by something")
-    return content
+    return head, content
 
 
 def _id_width(ids: np.ndarray) -> int:
