@@ -186,3 +186,33 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
         job(only=["salun"])
     with pytest.raises(ConfigurationError, match="expected images"):
         job().run(parts(tmp_path, dataset="a name"))
+
+
+@pytest.mark.parametrize("label", [10, -1, "eight", 2.5, None, True])
+@pytest.mark.parametrize(
+    ("request_", "name"),
+    [
+        (lambda label: ForgetClass(label), "label"),
+        (lambda label: ForgetBackdoor(target=label), "target"),
+        (lambda label: ChangedLabels(label=label), "label"),
+        (lambda label: ChangedLabels(given=label), "given"),
+    ],
+)
+def test_a_mistyped_class_is_named(request_: Any, name: str, label: Any, data: ImageData) -> None:
+    with pytest.raises(ConfigurationError, match=rf"forget\.{name}: expected a class of the data, 0 to 9, got"):
+        request_(label).prepare(data, 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ForgetRandom(1.0), r"forget\.part: expected a part in \(0, 1\), got 1\.0"),
+        (lambda: ForgetBackdoor(part=0), r"forget\.part: expected a part in \(0, 1\), got 0"),
+        (lambda: ForgetBackdoor(strength=16), r"forget\.strength: expected a number in \(0, 1\], got 16"),
+        (lambda: ChangedLabels(part=1.5), r"forget\.part: expected a part in \(0, 1\], got 1\.5"),
+        (lambda: ChangedLabels(label=3, given=3), r"forget\.given: expected another class than forget\.label, got 3"),
+    ],
+)
+def test_mistyped_numbers_are_named(make: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make()

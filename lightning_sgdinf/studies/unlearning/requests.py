@@ -66,12 +66,9 @@ class ForgetClass:
             ConfigurationError: There is no training or test image of the class.
         """
         del seed
+        expect_class("label", self.label, data)
         own = ids_where(data.train_set.labels == self.label)
         gone = data.test_set.labels == self.label
-        if not own or not bool(gone.any()) or bool(gone.all()):
-            raise ConfigurationError(
-                f"forget.label: expected a class of the data, 0 to {len(data.class_names) - 1}, got {self.label}"
-            )
         rest, forgotten = (loader(Subset(data.test_set, ids_where(part))) for part in (~gone, gone))
         return PreparedRequest(
             data=data,
@@ -91,8 +88,7 @@ class ForgetRandom:
     part: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.part < 1:
-            raise ConfigurationError(f"forget.part: expected a part in (0, 1), got {self.part}")
+        expect_part(self.part, "(0, 1)", ok=0 < self.part < 1)
 
     def prepare(self, data: ImageData, seed: int) -> PreparedRequest:
         """Return the request; see `ForgetRequest.prepare`."""
@@ -121,8 +117,18 @@ class ForgetBackdoor:
     strength: float = 16 / 255
     relabel: bool = True
 
+    def __post_init__(self) -> None:
+        expect_part(self.part, "(0, 1)", ok=0 < self.part < 1)
+        if not 0 < self.strength <= 1:
+            raise ConfigurationError(f"forget.strength: expected a number in (0, 1], got {self.strength}")
+
     def prepare(self, data: ImageData, seed: int) -> PreparedRequest:
-        """Return the request; see `ForgetRequest.prepare`."""
+        """Return the request; see `ForgetRequest.prepare`.
+
+        Raises:
+            ConfigurationError: The target is no class of the data.
+        """
+        expect_class("target", self.target, data)
         own = random_ids(range(len(data.train_set)), self.part, seed)
         images, labels = data.train_set.images.clone(), data.train_set.labels.clone()
         true = labels.clone()
@@ -162,8 +168,19 @@ class ChangedLabels:
     given: int = 8
     part: float = 0.5
 
+    def __post_init__(self) -> None:
+        expect_part(self.part, "(0, 1]", ok=0 < self.part <= 1)
+        if self.label == self.given:
+            raise ConfigurationError(f"forget.given: expected another class than forget.label, got {self.given} twice")
+
     def prepare(self, data: ImageData, seed: int) -> PreparedRequest:
-        """Return the request; see `ForgetRequest.prepare`."""
+        """Return the request; see `ForgetRequest.prepare`.
+
+        Raises:
+            ConfigurationError: A label is no class of the data.
+        """
+        expect_class("label", self.label, data)
+        expect_class("given", self.given, data)
         own = random_ids(ids_where(data.train_set.labels == self.label), self.part, seed)
         labels = data.train_set.labels.clone()
         labels[own] = self.given
@@ -174,6 +191,29 @@ class ChangedLabels:
             selection=Selection(relabel=dict.fromkeys(own, self.label), reason="changed labels"),
             judge=lambda model, exact: BackdoorJudge(model, rest, judged, target=self.given, exact=exact),
         )
+
+
+def expect_class(name: str, label: Any, data: ImageData) -> None:
+    """Make sure that a label is a class with training and test images, and not the only one.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    of_class = [part.labels == label for part in (data.train_set, data.test_set)]
+    if isinstance(label, bool) or not all(0 < int(torch.as_tensor(own).sum()) < own.numel() for own in of_class):
+        raise ConfigurationError(
+            f"forget.{name}: expected a class of the data, 0 to {len(data.class_names) - 1}, got {label!r}"
+        )
+
+
+def expect_part(part: float, where: str, *, ok: bool) -> None:
+    """Make sure that a part is one.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if not ok:
+        raise ConfigurationError(f"forget.part: expected a part in {where}, got {part}")
 
 
 def ids_where(chosen: Tensor) -> list[int]:
