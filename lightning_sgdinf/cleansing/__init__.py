@@ -17,6 +17,8 @@ from lightning_sgdinf.cleansing.evaluate import logits_and_labels as logits_and_
 from lightning_sgdinf.cleansing.infeasible import InfeasibleWarning as InfeasibleWarning
 from lightning_sgdinf.cleansing.infeasible import OnExcess as OnExcess
 from lightning_sgdinf.cleansing.infeasible import lost_classes as lost_classes
+from lightning_sgdinf.cleansing.iterated import IteratedMargins as IteratedMargins
+from lightning_sgdinf.cleansing.iterated import SearchResult as SearchResult
 from lightning_sgdinf.cleansing.negative import Negative as Negative
 from lightning_sgdinf.cleansing.relabel import Relabel as Relabel
 from lightning_sgdinf.cleansing.reliability import Reliability as Reliability

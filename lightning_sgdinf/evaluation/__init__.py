@@ -18,6 +18,8 @@ from lightning_sgdinf.evaluation.refinement import RefinementPoint as Refinement
 from lightning_sgdinf.evaluation.refinement import refinement_curve as refinement_curve
 from lightning_sgdinf.evaluation.removals import Removal as Removal
 from lightning_sgdinf.evaluation.removals import compare_removals as compare_removals
+from lightning_sgdinf.evaluation.repair import RepairJudge as RepairJudge
+from lightning_sgdinf.evaluation.repair import RepairMeasures as RepairMeasures
 from lightning_sgdinf.evaluation.significance import Comparison as Comparison
 from lightning_sgdinf.evaluation.significance import holm as holm
 from lightning_sgdinf.evaluation.significance import mcnemar_test as mcnemar_test

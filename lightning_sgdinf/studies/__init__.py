@@ -19,6 +19,15 @@ from lightning_sgdinf.studies.pipeline import run_pipeline as run_pipeline
 from lightning_sgdinf.studies.recorded_run import StoredRun as StoredRun
 from lightning_sgdinf.studies.recorded_run import TrainedRun as TrainedRun
 from lightning_sgdinf.studies.recorded_run import Training as Training
+from lightning_sgdinf.studies.repair import BlamedBy as BlamedBy
+from lightning_sgdinf.studies.repair import CombinedCauses as CombinedCauses
+from lightning_sgdinf.studies.repair import CorruptedInputs as CorruptedInputs
+from lightning_sgdinf.studies.repair import CorruptedLabels as CorruptedLabels
+from lightning_sgdinf.studies.repair import KnownCorrupt as KnownCorrupt
+from lightning_sgdinf.studies.repair import MissingGroup as MissingGroup
+from lightning_sgdinf.studies.repair import Proposed as Proposed
+from lightning_sgdinf.studies.repair import RankedBy as RankedBy
+from lightning_sgdinf.studies.repair import RepairJob as RepairJob
 from lightning_sgdinf.studies.results import RunResults as RunResults
 from lightning_sgdinf.studies.retraining import Scratch as Scratch
 from lightning_sgdinf.studies.sisa import SisaJob as SisaJob

@@ -68,6 +68,8 @@ class MainConfig:
     job: dict[str, Any] | None = None
     seeds: int | None = None
     workers: int | None = None
+    identify: list[str] | None = None
+    treat: list[str] | None = None
 
 
 def conf_dir() -> str:

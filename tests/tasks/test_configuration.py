@@ -22,9 +22,10 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 FILES = sorted(
     (file.parent.name, file.stem)
     for file in CONF.glob("*/*.yaml")
-    if file.parent.name not in ("hydra", "experiment", "noise", "forget")
+    if file.parent.name not in ("hydra", "experiment", "noise", "forget", "corruption")
 )
 NOISES = sorted(file.stem for file in (CONF / "noise").glob("*.yaml"))
+CORRUPTIONS = sorted(file.stem for file in (CONF / "corruption").glob("*.yaml"))
 REQUESTS = sorted(file.stem for file in (CONF / "forget").glob("*.yaml"))
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 
@@ -115,6 +116,14 @@ def test_every_request_to_forget_is_the_one_that_the_study_carries_out(name: str
     job, _ = make_job(checked(composed(tmp_path, "experiment=unlearning", f"forget={name}")), {})
     target = composed(tmp_path, "experiment=unlearning", f"forget={name}").job.forget._target_
     assert type(job.forget).__name__ == target.rpartition(".")[2]
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_every_corruption_is_the_one_that_the_study_repairs(name: str, tmp_path: Path) -> None:
+    config = checked(composed(tmp_path, "experiment=repair", f"corruption={name}", "identify=[aum]", "treat=[replay]"))
+    job, _ = make_job(config, {})
+    assert type(job.corruption).__name__ == config.job["corruption"]["_target_"].rpartition(".")[2]
+    assert (list(job.identify), list(job.treat)) == (["aum"], ["replay"])
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

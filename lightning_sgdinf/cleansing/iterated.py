@@ -1,0 +1,183 @@
+r"""Wrong labels by margins of a run that has not seen them: score, replay, score, replay, each replay exact.
+
+The margin of a label along the recorded run (`lightning_sgdinf.baselines.AreaUnderMargin`) is that of a model that was
+trained on the wrong labels, too. A recorded run can be taken again without the suspects, exactly and on the same
+batches, and *its* margins tell wrong labels from right ones better: of those left out, out of sample. So each round
+ranks all examples by the margins along the last replay, tries some numbers of suspects by one replay each, and keeps
+the number with the least loss on the choosing half of the validation set. At last the suspects that the cleaned run is
+sure about get its label, the others are left out; how sure is chosen likewise.
+
+Cost: ``rounds * len(fractions)`` replays, and one for each of ``thresholds``. Nothing but training data and the half
+that may be chosen by is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_sgdinf import random_state
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.replay import OpenedRun, class_probabilities, lead
+from lightning_sgdinf.scores import Scores
+from lightning_sgdinf.selection import Selection, Trial
+from lightning_sgdinf.state import ModelState
+from lightning_sgdinf.updates.counterfactual import changes_of, run_from
+from lightning_sgdinf.updates.repair import Failures, choosing_loss
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SearchResult:
+    """The outcome of a search.
+
+    Attributes:
+        scores: The last margins, a ranking: the most suspect first.
+        selection: What to leave out and what to relabel; its trace has every number that was tried.
+        losses: Of the choosing half: of the run as it was, then the best of every round, in nats.
+    """
+
+    scores: Scores
+    selection: Selection
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IteratedMargins:
+    """Margins of replays without the suspects, round by round; see the module's text.
+
+    In a configuration file::
+
+        _target_: lightning_sgdinf.cleansing.IteratedMargins
+        rounds: 2
+
+    Attributes:
+        rounds: At least 1.
+        fractions: Of the training set, numbers of suspects that are tried, increasing, in ``(0, 1)``.
+        thresholds: Probabilities from which on a suspect gets the cleaned run's label, in ``(0, 1]``; beside them none
+            gets one.
+        states: Of the end of each run that margins are averaged over, at least 1.
+        share: Of the run that they are taken from, in ``(0, 1]``.
+    """
+
+    rounds: int = 2
+    fractions: Sequence[float] = (0.02, 0.05, 0.08, 0.1, 0.13, 0.17, 0.22, 0.3, 0.4)
+    thresholds: Sequence[float] = (0.5, 0.8, 0.95)
+    states: int = 6
+    share: float = 0.3
+
+    def __post_init__(self) -> None:
+        fractions = tuple(self.fractions)
+        if not fractions or list(fractions) != sorted(set(fractions)) or not 0 < fractions[0] <= fractions[-1] < 1:
+            raise ConfigurationError(
+                f"IteratedMargins(fractions): expected increasing parts in (0, 1), got {fractions}"
+            )
+        if any(not 0 < t <= 1 for t in self.thresholds):
+            raise ConfigurationError(
+                f"IteratedMargins(thresholds): expected probabilities in (0, 1], got {tuple(self.thresholds)}"
+            )
+        if self.rounds < 1 or self.states < 1 or not 0 < self.share <= 1:
+            raise ConfigurationError(
+                f"IteratedMargins: expected rounds and states >= 1 and a share in (0, 1], got {self.rounds}, "
+                f"{self.states} and {self.share}"
+            )
+
+    def search(self, run: OpenedRun, failures: Failures) -> SearchResult:
+        """Search for what to leave out and what to relabel.
+
+        Args:
+            run: The run of a classifier, with its first state in the record.
+            failures: Halves of its validation set; the one to choose by is looked at.
+
+        Raises:
+            ConfigurationError: The run is not that of a classifier.
+            StateNotStoredError: Its first state was not kept.
+        """
+        best, trace = Selection(), []
+        known, last = self._along(run, best)
+        losses = [choosing_loss(run, failures, last)]
+        least = losses[0]
+        for _ in range(self.rounds):
+            order = known.margins.argsort(stable=True)
+            tried = []
+            for fraction in self.fractions:
+                number = max(1, round(fraction * run.examples))
+                selection = Selection(drop=tuple(order[:number].tolist()))
+                tried.append((choosing_loss(run, failures, self._replay(run, selection)), selection))
+                trace.append(Trial(number, tried[-1][0]))
+            loss, selection = min(tried, key=lambda pair: pair[0])
+            if not loss < least:
+                break
+            best, least = selection, loss
+            losses.append(loss)
+            known, _ = self._along(run, best)
+        selection, least = self._with_labels(run, failures, known, best, least, trace)
+        losses.append(least)
+        chosen = Selection(
+            drop=selection.drop,
+            relabel=selection.relabel,
+            reason=f"margins of replays, {len(losses) - 2} rounds",
+            trace=tuple(trace),
+        )
+        scores = Scores(values=known.margins[:, None], queries=("margin along a cleaned replay",), better=("order",))
+        return SearchResult(scores, chosen, tuple(losses))
+
+    def _with_labels(
+        self,
+        run: OpenedRun,
+        failures: Failures,
+        known: _Known,
+        best: Selection,
+        least: float,
+        trace: list[Trial],
+    ) -> tuple[Selection, float]:
+        """Return the selection in which suspects get the cleaned run's label where it is sure, if that is better."""
+        sure, answers = known.probabilities.max(1)
+        chosen = best
+        for threshold in self.thresholds:
+            certain = {j: int(answers[j]) for j in best.drop if float(sure[j]) >= threshold}
+            if not certain:
+                continue
+            # Where the cleaned run agrees with the label, the example was suspected wrongly, and stays.
+            relabel = {j: label for j, label in certain.items() if label != int(known.labels[j])}
+            selection = Selection(drop=tuple(j for j in best.drop if j not in certain), relabel=relabel)
+            loss = choosing_loss(run, failures, self._replay(run, selection))
+            trace.append(Trial(len(selection), loss))
+            if loss < least:
+                chosen, least = selection, loss
+        return chosen, least
+
+    def _replay(self, run: OpenedRun, selection: Selection) -> ModelState:
+        with random_state.preserved():
+            counterfactual = run_from(run, 0)
+            weights, edit = changes_of(run, counterfactual, selection)
+            return counterfactual.run(weights=weights, edit=edit)
+
+    def _along(self, run: OpenedRun, selection: Selection) -> tuple[_Known, ModelState]:
+        """Return what the run without a selection says of every example, and its end."""
+        counterfactual, total = run_from(run, 0), len(run.log)
+        first = total - round(self.share * total)
+        marks = sorted({first + round((total - first) * (k + 1) / self.states) for k in range(self.states)} - {0})
+        examples, margins, probabilities = run.training.plain(), [], []
+        with random_state.preserved():
+            weights, edit = changes_of(run, counterfactual, selection)
+            course, at = counterfactual.start, 0
+            for mark in marks:
+                course, at = counterfactual.take(course, at, mark, weights=weights, edit=edit), mark
+                answers = class_probabilities(run, examples, course.state)
+                margins.append(lead(answers.log_values, answers.labels, alone=-torch.inf))
+                probabilities.append(answers.values)
+            end = counterfactual.averaged(course)
+        known = _Known(torch.stack(margins).mean(0), torch.stack(probabilities).mean(0), answers.labels)
+        return known, end
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Known:
+    """Mean margins ``[N]`` and class probabilities ``[N, C]`` along a run, and the given labels ``[N]``."""
+
+    margins: Tensor
+    probabilities: Tensor
+    labels: Tensor
