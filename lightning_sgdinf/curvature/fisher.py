@@ -28,7 +28,13 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf import random_state
-from lightning_sgdinf.curvature.layer_slopes import WatchedLayer, begin_pass, watched_layers
+from lightning_sgdinf.curvature.layer_slopes import (
+    WatchedLayer,
+    begin_pass,
+    output_slopes,
+    separable_layers,
+    watched_layers,
+)
 from lightning_sgdinf.curvature.likelihood import Likelihood, likelihood_at
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.parameters import ParameterVector
@@ -179,7 +185,7 @@ class KroneckerFactors:
 
         Raises:
             ConfigurationError: A trained parameter is of no linear or plain convolutional layer, or its layer is called
-                more than once in a pass; names it.
+                more than once in a pass, or its weight is used elsewhere, too; names it.
         """
         return run.once(("fisher", self), lambda: _factors(run, self.batch_size))
 
@@ -192,20 +198,24 @@ def _passes(run: OpenedRun, layers: Sequence[WatchedLayer], size: int) -> Iterat
             yield likelihood(batch)
 
 
+def _parameters(run: OpenedRun) -> dict[str, Tensor]:
+    return dict(zip(run.objective.vector.names, run.objective.parameters, strict=True))
+
+
 def _diagonal(run: OpenedRun, size: int, *, exact: bool) -> DiagonalFisher:
-    vector, parameters = (
-        run.objective.vector,
-        dict(zip(run.objective.vector.names, run.objective.parameters, strict=True)),
-    )
+    vector, parameters = run.objective.vector, _parameters(run)
     total = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in parameters.items()}
     with watched_layers(run) as layers:
+        separable: list[WatchedLayer] | None = None
         for seen in _passes(run, layers, size):
-            once = [layer for layer in layers if len(layer.inputs) == 1]
+            if separable is None:
+                separable = separable_layers(layers, seen.logits, parameters)
+            once = [layer for layer in separable if layer.called_once(len(seen.logits))]
             covered = {name for layer in once for name in layer.parameter_names}
             others = [name for name in parameters if name not in covered]
             patches = [layer.patches() for layer in once]
             for root in seen.slope_roots() if exact else iter([seen.label_slope]):
-                slopes = _output_slopes(once, seen, root)
+                slopes = output_slopes(once, seen.logits, root)
                 for layer, own, slope in zip(once, patches, slopes, strict=True):
                     squares = _squares(own, slope)
                     for name, value in zip(layer.parameter_names, layer.split(squares), strict=True):
@@ -222,13 +232,16 @@ def _factors(run: OpenedRun, size: int) -> KroneckerFisher:
     with watched_layers(run) as layers:
         inputs: list[Tensor | float] = [0.0] * len(layers)
         outputs: list[Tensor | float] = [0.0] * len(layers)
+        separable: list[WatchedLayer] | None = None
         for seen in _passes(run, layers, size):
-            _expect_all_covered(run, layers)
+            if separable is None:
+                separable = separable_layers(layers, seen.logits, _parameters(run))
+            _expect_all_covered(run, [layer for layer in separable if layer.called_once(len(seen.logits))])
             for place, layer in enumerate(layers):
                 own = layer.patches().to(torch.float64)
                 inputs[place] = inputs[place] + torch.einsum("bti,btj->ij", own, own).cpu()
             for root in seen.slope_roots():
-                for place, slope in enumerate(_output_slopes(layers, seen, root)):
+                for place, slope in enumerate(output_slopes(layers, seen.logits, root)):
                     wide = slope.to(torch.float64)
                     # a mean over positions, since the inputs' factor is a sum over them
                     outputs[place] = outputs[place] + torch.einsum("btj,btk->jk", wide, wide).cpu() / wide.shape[1]
@@ -241,18 +254,6 @@ def _factors(run: OpenedRun, size: int) -> KroneckerFisher:
         _expect_finite(block.slopes)
     begin_pass(layers)
     return KroneckerFisher(blocks, tuple(layers), run.objective.vector)
-
-
-def _output_slopes(layers: Sequence[WatchedLayer], seen: Likelihood, root: Tensor) -> list[Tensor]:
-    """Return slopes at the layers' outputs, ``[B, T, O]`` each; zeros where the logits do not come from one."""
-    outputs = [layer.outputs[0] for layer in layers]
-    if not outputs:
-        return []
-    slopes = torch.autograd.grad(seen.logits, outputs, root, retain_graph=True, allow_unused=True)
-    return [
-        layer.slopes(torch.zeros_like(o) if s is None else s)
-        for layer, s, o in zip(layers, slopes, outputs, strict=True)
-    ]
 
 
 def _squares(patches: Tensor, slopes: Tensor) -> Tensor:
@@ -278,11 +279,11 @@ def _squares_alone(
 
 
 def _expect_all_covered(run: OpenedRun, layers: Sequence[WatchedLayer]) -> None:
-    covered = {name for layer in layers if len(layer.inputs) == 1 for name in layer.parameter_names}
+    covered = {name for layer in layers for name in layer.parameter_names}
     if missing := [name for name in run.objective.vector.names if name not in covered]:
         raise ConfigurationError(
             f"KroneckerFactors: expected every trained parameter to be of a linear or plain convolutional layer that "
-            f"is called once in a pass, got {missing[0]!r}"
+            f"is called once in a pass, with the examples first, and used nowhere else, got {missing[0]!r}"
             + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
             + "; use ExactDiagonal(), which takes any, or KohLiang(curvature='gauss_newton')"
         )

@@ -1,20 +1,39 @@
 """Inputs and output slopes of linear and convolutional layers in one pass: each example's gradient is their product.
 
 For a linear layer with inputs ``a`` and output slopes ``d`` an example's gradient is the outer product ``d a^T``,
-summed over positions where there are several; a convolution is a linear layer on the patches that it sees.
+summed over positions where there are several; a convolution is a linear layer on the patches that it sees. That holds
+where a layer is called once, its first dimension is the examples, and its weights are used nowhere else, which nothing
+says of a model: `separable_layers` looks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lightning_sgdinf.replay import OpenedRun
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerCall:
+    """A call of a layer.
+
+    Attributes:
+        input: What went in.
+        output: Its place in the graph, which stays where it is when the output is changed in place, as by
+            ``ReLU(inplace=True)``; ``None`` without a graph.
+        shape: Of the output.
+    """
+
+    input: Tensor
+    output: GradientEdge | None
+    shape: torch.Size
 
 
 @dataclass(slots=True, eq=False)
@@ -25,15 +44,13 @@ class WatchedLayer:
         name: Of the module.
         module: The layer.
         biased: Its bias is trained.
-        inputs: Of its calls in the last pass.
-        outputs: Likewise.
+        calls: In the last pass.
     """
 
     name: str
     module: nn.Linear | nn.Conv1d | nn.Conv2d
     biased: bool
-    inputs: list[Tensor] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)
+    calls: list[LayerCall] = field(default_factory=list)
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
@@ -43,7 +60,7 @@ class WatchedLayer:
 
     def patches(self) -> Tensor:
         """Return its inputs by example and position, ``[B, T, I]``, with a last 1 for a trained bias."""
-        x, module = self.inputs[0].detach(), self.module
+        x, module = self.calls[0].input.detach(), self.module
         if isinstance(module, nn.Linear):
             rows = x.reshape(len(x), -1, x.shape[-1])
         else:
@@ -55,8 +72,14 @@ class WatchedLayer:
             rows = F.unfold(x, **sizes).transpose(1, 2)
         return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], 2) if self.biased else rows
 
-    def slopes(self, output_slope: Tensor) -> Tensor:
-        """Return slopes at its output by example and position, ``[B, T, O]``."""
+    def called_once(self, count: int) -> bool:
+        """Return whether the last pass was one call on ``count`` rows, with a graph."""
+        return len(self.calls) == 1 and self.calls[0].output is not None and len(self.calls[0].input) == count
+
+    def slopes(self, output_slope: Tensor | None) -> Tensor:
+        """Return slopes at its output by example and position, ``[B, T, O]``; zeros for ``None``."""
+        if output_slope is None:
+            output_slope = self.calls[0].input.new_zeros(self.calls[0].shape)
         if isinstance(self.module, nn.Linear):
             return output_slope.reshape(len(output_slope), -1, output_slope.shape[-1])
         return output_slope.flatten(2).transpose(1, 2)
@@ -109,8 +132,64 @@ def watched_layers(run: OpenedRun) -> Iterator[list[WatchedLayer]]:
 def begin_pass(layers: Sequence[WatchedLayer]) -> None:
     """Forget what layers saw before."""
     for layer in layers:
-        layer.inputs.clear()
-        layer.outputs.clear()
+        layer.calls.clear()
+
+
+def output_slopes(layers: Sequence[WatchedLayer], logits: Tensor, root: Tensor) -> list[Tensor]:
+    """Return slopes at the layers' outputs, ``[B, T, O]`` each; zeros where the logits do not come from one.
+
+    Args:
+        layers: Called once in the last pass.
+        logits: Of that pass.
+        root: The slope at the logits.
+    """
+    if not layers:
+        return []
+    edges = [layer.calls[0].output for layer in layers]
+    slopes = torch.autograd.grad(logits, edges, root, retain_graph=True, allow_unused=True)
+    return [layer.slopes(slope) for layer, slope in zip(layers, slopes, strict=True)]
+
+
+def separable_layers(
+    layers: Sequence[WatchedLayer], logits: Tensor, parameters: Mapping[str, Tensor]
+) -> list[WatchedLayer]:
+    """Return the layers in which an example's gradient is the product of its inputs and output slopes.
+
+    Random slopes at the logits of one half of the examples have to give nothing in the rows of the other half (or rows
+    are no examples: positions come first, or examples are coupled), and the layer's whole gradient as the sum of the
+    products (or the weights are used outside of it, too).
+
+    Args:
+        layers: After a pass.
+        logits: Of that pass, ``B`` examples.
+        parameters: Of the model, by name.
+    """
+    once = [layer for layer in layers if layer.called_once(len(logits))]
+    half = len(logits) // 2
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
+    root[:half] = 0
+    names = [name for layer in once for name in layer.parameter_names]
+    weights = [parameters[name] for name in names]
+    if not once:
+        return []
+    whole = torch.autograd.grad(logits, weights, root, retain_graph=True, allow_unused=True)
+    gradients = dict(zip(names, whole, strict=True))
+    kept = []
+    for layer, slopes in zip(once, output_slopes(once, logits, root), strict=True):
+        if bool((slopes[:half] != 0).any()):
+            continue
+        own = layer.split(torch.einsum("bto,bti->oi", slopes, layer.patches()))
+        if all(_equal(part, gradients[name]) for part, name in zip(own, layer.parameter_names, strict=True)):
+            kept.append(layer)
+    return kept
+
+
+def _equal(product: Tensor, gradient: Tensor | None) -> bool:
+    """Return whether two sums are equal up to their rounding."""
+    if gradient is None:
+        return not bool(product.any())
+    return bool((product - gradient).abs().max() <= torch.finfo(gradient.dtype).eps ** 0.5 * gradient.abs().max())
 
 
 def _is_plain(module: nn.Conv1d | nn.Conv2d) -> bool:
@@ -120,7 +199,7 @@ def _is_plain(module: nn.Conv1d | nn.Conv2d) -> bool:
 def _watch(layer: WatchedLayer):
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         del module
-        layer.inputs.append(inputs[0])
-        layer.outputs.append(output)
+        edge = get_gradient_edge(output) if output.requires_grad else None
+        layer.calls.append(LayerCall(inputs[0], edge, output.shape))
 
     return hook

@@ -58,6 +58,46 @@ class TwiceNet(SmallNet):
         super().__init__(nn.Tanh(), shared, nn.Tanh(), shared, nn.Tanh())
 
 
+class InPlaceNet(SmallNet):
+    """Changes a layer's output in place."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.ReLU(inplace=True))
+
+
+class RowsNet(SmallNet):
+    """A layer on positions that are rows of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(4, 4).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self[0](x)
+        return self[2](self.mixed(torch.stack([h, h.flip(1) * x[:, :4]], 1)))
+
+    def mixed(self, h: Tensor) -> Tensor:
+        return self.mix(h.flatten(0, 1)).view_as(h).tanh().sum(1)
+
+
+class PositionsFirstNet(RowsNet):
+    """A layer on positions that come before the examples: five of them, as many as there are examples in a batch."""
+
+    def mixed(self, h: Tensor) -> Tensor:
+        first = torch.stack([h[:, k % 2] * (1 + k) for k in range(5)])
+        return self.mix(first).tanh().sum(0)
+
+
+class BorrowedNet(SmallNet):
+    """A weight that is used outside of its layer, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self[2].weight.square().sum() * x[:, :3]
+
+
+UNUSUAL = [RowsNet, PositionsFirstNet, BorrowedNet]
+
+
 def example_gradients(run: SmallRun, labels: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Gradients ``[N, P]`` of every example's loss with labels of one's own, and log-probabilities ``[N, C]``."""
     net = type(run.model)().eval()
@@ -90,7 +130,11 @@ def exact(run: SmallRun, classes: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("make", "classes"), [(SmallNet, 3), (NormalisedNet, 3), (ConvolvedNet, 3), (BinaryNet, 2), (TwiceNet, 3)]
+    ("make", "classes"),
+    [
+        *((make, 3) for make in (SmallNet, NormalisedNet, ConvolvedNet, TwiceNet, InPlaceNet, *UNUSUAL)),
+        (BinaryNet, 2),
+    ],
 )
 def test_diagonals_are_brute_force_over_labels(make: type[SmallNet], classes: int) -> None:
     small = small_run(make=make)
@@ -159,7 +203,26 @@ def test_kronecker_factors_of_convolutions_have_their_patches_and_channels() -> 
     assert (last.slopes - slopes).abs().max() <= 1e-12
 
 
-@pytest.mark.parametrize(("make", "name"), [(NormalisedNet, r"1\.bias"), (TwiceNet, r"2\.weight")])
+def test_factors_see_an_output_as_it_was_before_it_is_changed_in_place() -> None:
+    inside, outside = small_run(make=InPlaceNet), small_run(make=lambda: SmallNet(nn.ReLU()))
+    both = []
+    for small in (inside, outside):
+        with opened(small) as run:
+            both.append(KroneckerFactors().of(run).blocks)
+    for own, expected in zip(*both, strict=True):
+        assert torch.equal(own.inputs, expected.inputs)
+        assert torch.equal(own.slopes, expected.slopes)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (NormalisedNet, r"1\.bias"),
+        (TwiceNet, r"2\.weight"),
+        *((make, "mix") for make in UNUSUAL[:2]),
+        (BorrowedNet, r"2\.weight"),
+    ],
+)
 def test_layers_that_have_no_factors_are_named(make: type[SmallNet], name: str) -> None:
     with opened(small_run(make=make)) as run, pytest.raises(ConfigurationError, match=f"{name}.*ExactDiagonal"):
-        KroneckerFactors().of(run)
+        KroneckerFactors(batch_size=5).of(run)
