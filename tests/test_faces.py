@@ -204,6 +204,7 @@ FACES = {
     "kernels": (
         "ATTENTION",
         "Axes",
+        "CONVOLUTION_PARTS",
         "first_only",
         "Handler",
         "HeldConstants",

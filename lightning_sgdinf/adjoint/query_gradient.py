@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.adjoint.adjoint import Adjoint
@@ -79,7 +80,11 @@ class BoundQuery:
             ConfigurationError: If there are no validation examples.
             NonFiniteError: If a value is not finite.
         """
-        return self._evaluate(state, gradient=False)[0]
+        try:
+            with saved_tensors_hooks(lambda _: None, _expect_no_derivative):  # as large as all layers' outputs
+                return self._evaluate(state, gradient=False)[0]
+        except _QueryDifferentiates:
+            return self._evaluate(state, gradient=False)[0]
 
     def gradient(self, state: ModelState) -> tuple[Tensor, Adjoint]:
         """Return the queries' values, float64 ``[Q]``, and their adjoint at a state.
@@ -185,6 +190,14 @@ class BoundQuery:
             params /= weights.to(device, wide)[:, None]
             buffers = {n: b / weights.to(b.device, b.dtype).view(-1, *[1] * (b.ndim - 1)) for n, b in buffers.items()}
         return values, params, buffers
+
+
+class _QueryDifferentiates(Exception):
+    """A query takes a derivative on its way to its value."""
+
+
+def _expect_no_derivative(_: None) -> Tensor:
+    raise _QueryDifferentiates
 
 
 def _expect_same_parameters(objective: Objective) -> None:

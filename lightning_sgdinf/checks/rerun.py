@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_sgdinf.adjoint import AdjointStep, BoundQuery, rule_for
 from lightning_sgdinf.checkpointing import held_in, states_in
+from lightning_sgdinf.kernels import CONVOLUTION_PARTS, Interceptor
 from lightning_sgdinf.replay import CounterfactualRun, Objective, OpenedRun, Replayer, open_objective, retaken_backwards
 from lightning_sgdinf.state import ModelState
 
@@ -71,7 +72,8 @@ class Rerun:
 
     def value(self, weights: Tensor, column: int) -> float:
         """Return the query's value at the end of the window with the given example weights ``[N]``."""
-        return float(self.query.value(self.window.run(weights=weights))[column])
+        with Interceptor(CONVOLUTION_PARTS):
+            return float(self.query.value(self.window.run(weights=weights))[column])
 
     def walked(self) -> Tensor:
         """Return the scores of a walk of the window in the precision it is re-run in, ``[N, Q]``."""

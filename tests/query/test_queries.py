@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import UserDict
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -152,6 +153,29 @@ def test_a_function_with_another_number_of_values(run: Recorded) -> None:
     query = FunctionQuery(lambda model, data: model.net[0].weight.sum(1), labels=("a", "b"))
     with pytest.raises(ConfigurationError, match=r"returned 4 values for 2 names"):
         asked(run, query)
+
+
+def test_a_query_may_differentiate_on_its_way(run: Recorded) -> None:
+    def steepness(model: nn.Module, data: ValidationData) -> Tensor:
+        x = data.loader.dataset.tensors[0].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).logsumexp(1).sum(), x, create_graph=True)
+        return slope.square().mean()[None]
+
+    values, gradient = asked(run, FunctionQuery(steepness, labels=("steepness",)))
+    data, moved = data_of(run), []
+    state = run.log.state(len(run.log))
+    for eps in (1e-6, -1e-6):
+        module = copy.deepcopy(run.module).eval()
+        named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        with torch.no_grad():
+            for name, value in {**state.params, **state.buffers}.items():
+                named[name].copy_(value)
+            for parameter in module.parameters():
+                parameter.mul_(1 + eps)
+        moved.append(float(steepness(module, data).detach()))
+    theta = torch.cat([p.flatten() for p in state.params.values()])
+    assert float(values) == pytest.approx(sum(moved) / 2, rel=1e-9)
+    assert float(gradient[0, : len(theta)] @ theta) == pytest.approx((moved[0] - moved[1]) / 2e-6, rel=1e-6)
 
 
 class Validating(nn.Module):
