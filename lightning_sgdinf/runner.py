@@ -6,6 +6,7 @@ import pickle
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.arguments import require_instance, whole_number
 from lightning_sgdinf.certificate import Level
 from lightning_sgdinf.checkpointing import MEMORY_BYTES
-from lightning_sgdinf.checks import remarks_on
+from lightning_sgdinf.checks import checking, remarks_on
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.estimators import SgdInfluence
 from lightning_sgdinf.log import RunLog, Trajectory, key_labels
@@ -273,12 +274,16 @@ class InfluenceRunner:
             `Updated`: the state of the changed model, and what it cost.
 
         Raises:
-            SgdInfluenceError: What `run` raises, but for queries; and what the update says of itself.
+            SgdInfluenceError: What `run` raises, for the run's own validation as query; and what the update says.
         """
         require_instance(update, "update", ("update",), ("ExtrapolatedReplay", "CounterfactualReplay"))
         require_instance(selection, "selection", ("check",), ("Selection",))
+        remarks: list[str] = []
         with self.open(model, train_dataloaders, val_dataloaders, datamodule, log=log) as run:
-            return update.update(run, selection)
+            if self.settings.certificate != "off":
+                run = replace(run, beside=checking(lambda run: self.bind(run, MeanLoss()), remarks))
+            updated = update.update(run, selection)
+        return replace(updated, notes=(*updated.notes, *remarks)) if remarks else updated
 
     @contextmanager
     def replayer(

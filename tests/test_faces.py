@@ -71,6 +71,7 @@ FACES = {
         "check_gradient",
         "check_logged_query",
         "check_trust",
+        "checking",
         "direct_allowance",
         "fast_allowance",
         "fast_plan",

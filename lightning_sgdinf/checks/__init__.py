@@ -2,6 +2,7 @@
 
 from lightning_sgdinf.checks.amplification import Growth as Growth
 from lightning_sgdinf.checks.beside import check_beside as check_beside
+from lightning_sgdinf.checks.beside import checking as checking
 from lightning_sgdinf.checks.beside import remarks_on as remarks_on
 from lightning_sgdinf.checks.gradient import check_gradient as check_gradient
 from lightning_sgdinf.checks.logged_query import check_logged_query as check_logged_query

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -50,6 +51,7 @@ class OpenedRun:
         progress: Show progress bars on standard error.
         reopen: Opens the same run in another process, to which it can be sent if model and data can; ``None`` if
             nobody can but who opened it.
+        beside: Looks at the loss when it is audited, before anything is computed from it.
     """
 
     log: Trajectory
@@ -60,6 +62,7 @@ class OpenedRun:
     memory_bytes: int = MEMORY_BYTES
     progress: bool = False
     reopen: Callable[[], AbstractContextManager[OpenedRun]] | None = None
+    beside: Callable[[OpenedRun], None] | None = None
     _known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -126,7 +129,10 @@ class OpenedRun:
                 self.objective, self.final, self.log.step(last), self.log.step(other), more=map(self.log.step, more)
             )
 
-        return self.once(("audit", other), compute)
+        audit = self.once(("audit", other), compute)
+        if self.beside is not None:
+            self.once("beside the audit", partial(self.beside, replace(self, beside=None)))
+        return audit
 
     @property
     def precision(self) -> str:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_sgdinf import InfluenceRunner, Scores, TrajectoryRecorder
+from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.truth import Truth
+from lightning_sgdinf.updates import CounterfactualReplay, Updated
 
 N, T, D, C = 12, 4, 5, 3
 VALIDATION = 10
@@ -156,6 +158,12 @@ class Run:
     def counterfactuals(self, **settings: Any) -> Truth:
         runner = InfluenceRunner(accelerator="cpu", progress=False, **settings)
         return runner.counterfactuals(self.module, self.train, self.held_out, log=self.path)
+
+    def updated(self, **settings: Any) -> Updated:
+        """Take the run again without two of its examples."""
+        runner = InfluenceRunner(accelerator="cpu", progress=False, **settings)
+        how: dict[str, Any] = {"update": CounterfactualReplay(), "selection": Selection(drop=(1, 7))}
+        return runner.update(self.module, self.train, self.held_out, log=self.path, **how)
 
     def take(self, weights: Tensor, *, graph: bool) -> Tensor:
         """Train as a plain loop with example weights; return the query at the end."""

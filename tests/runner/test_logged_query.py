@@ -15,6 +15,8 @@ from lightning_sgdinf import InfluenceRunner
 from lightning_sgdinf.checks import check_logged_query
 from lightning_sgdinf.errors import QueryMismatchError
 from lightning_sgdinf.query import MeanLoss, Query
+from lightning_sgdinf.selection import Selection
+from lightning_sgdinf.updates import CounterfactualReplay
 from tests.runner.hook_situations import VALIDATION, Data, Formula, Net, Trained, examples, train
 
 
@@ -57,6 +59,11 @@ def test_another_validation_than_the_logged_is_an_error(tmp_path: Path, monkeypa
     with pytest.raises(QueryMismatchError, match=f"val_loss = {logged:.9g}.*now gives {1.1 * logged:.7g}"):
         run.scores(certificate="fast")
     assert run.scores(certificate="off").values.abs().max() > 0
+    runner = InfluenceRunner(accelerator="cpu", progress=False)
+    how: dict[str, Any] = {"update": CounterfactualReplay(), "log": run.path, "datamodule": run.data}
+    with pytest.raises(QueryMismatchError, match=f"val_loss = {logged:.9g}"):
+        runner.update(run.module, selection=Selection(drop=(1,)), **how)
+    assert runner.update(run.module, selection=Selection(drop=()), **how).epochs  # as recorded, without weights
 
 
 class OwnWeights(Net):

@@ -152,11 +152,20 @@ def test_a_term_without_weights_is_refused_at_a_step_that_has_it(
     kind: type[WithTerm], result: str, tmp_path: Path
 ) -> None:
     run = Run(kind(), tmp_path)
+    expect_refused(run, kind, result)
+
+
+def expect_refused(run: Run, kind: type[WithTerm], result: str) -> None:
     with pytest.raises(UntappedLossError, match=r"(?s)step \d+: .*per_example_loss") as refusal:
         getattr(run, result)()
     named = re.match(r"step (\d+):", str(refusal.value))
     assert named is not None
     assert int(named[1]) in kind.there
+
+
+@pytest.mark.parametrize("kind", [FactorThatJoinsLater, Hinge], ids=lambda kind: kind.__name__)
+def test_an_update_looks_at_every_step_that_it_takes(kind: type[WithTerm], tmp_path: Path) -> None:
+    expect_refused(Run(kind(), tmp_path), kind, "updated")
 
 
 class PenaltyMissedByItsLosses(Situation):
@@ -166,7 +175,7 @@ class PenaltyMissedByItsLosses(Situation):
         return super().loss(net, batch, t) + 0.1 * (t == 4) * net.weight.square().sum()  # type: ignore[union-attr,operator]
 
 
-@pytest.mark.parametrize("result", ["scores", "counterfactuals"])
+@pytest.mark.parametrize("result", ["scores", "counterfactuals", "updated"])
 def test_losses_of_examples_are_compared_with_the_loss_in_every_step(result: str, tmp_path: Path) -> None:
     run = Run(PenaltyMissedByItsLosses(), tmp_path)
 
@@ -254,10 +263,18 @@ def test_examples_that_see_each_other_in_the_first_epoch_are_told_of(tmp_path: P
     assert "depends on the other examples of its batch" in " ".join(certificate.warnings)
 
 
-def test_examples_that_see_each_other_in_one_step_are_refused_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("result", ["scores", "counterfactuals", "updated"])
+def test_examples_that_see_each_other_in_one_step_are_refused_there(result: str, tmp_path: Path) -> None:
     run = Run(MixedOnce(), tmp_path)
     with pytest.raises(UntappedLossError, match=r"step 4: when examples .* examples of a batch see each other"):
-        run.scores()
+        getattr(run, result)()
+
+
+def test_an_update_says_what_scores_say_of_the_rows(tmp_path: Path) -> None:
+    """Unless nothing is to be checked; a selection that leaves nothing out asks for no weights."""
+    run = Run(InBatchNegatives(), tmp_path)
+    assert "depends on the other examples of its batch" in " ".join(run.updated().notes)
+    assert len(run.updated(certificate="off").notes) == 1
 
 
 @pytest.mark.parametrize("result", ["scores", "counterfactuals"])
