@@ -4,8 +4,9 @@ The margin of a label along the recorded run (`lightning_sgdinf.baselines.AreaUn
 trained on the wrong labels, too. A recorded run can be taken again without the suspects, exactly and on the same
 batches, and *its* margins tell wrong labels from right ones better: of those left out, out of sample. So each round
 ranks all examples by the margins along the last replay, tries some numbers of suspects by one replay each, and keeps
-the number with the least loss on the choosing half of the validation set. At last the suspects that the cleaned run is
-sure about get its label, the others are left out; how sure is chosen likewise.
+the number with the least loss on the choosing half of the validation set, a mean over states at the end of the replay:
+that of its last state alone depends on where the last steps threw it. At last the suspects that the cleaned run is sure
+about get its label, the others are left out; how sure is chosen likewise.
 
 Cost: ``rounds * len(fractions)`` replays, and one for each of ``thresholds``. Nothing but training data and the half
 that may be chosen by is looked at.
@@ -13,7 +14,7 @@ that may be chosen by is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,8 @@ class SearchResult:
     Attributes:
         scores: The last margins, a ranking: the most suspect first.
         selection: What to leave out and what to relabel; its trace has every number that was tried.
-        losses: Of the choosing half: of the run as it was, then the best of every round, in nats.
+        losses: Of the choosing half, a mean over states at the end of a run: of the run as it was, then the best of
+            every round and of the labels, in nats.
     """
 
     scores: Scores
@@ -58,7 +60,7 @@ class IteratedMargins:
         fractions: Of the training set, numbers of suspects that are tried, increasing, in ``(0, 1)``.
         thresholds: Probabilities from which on a suspect gets the cleaned run's label, in ``(0, 1]``; beside them none
             gets one.
-        states: Of the end of each run that margins are averaged over, at least 1.
+        states: Of the end of each run that margins and losses are averaged over, at least 1.
         share: Of the run that they are taken from, in ``(0, 1]``.
     """
 
@@ -96,8 +98,8 @@ class IteratedMargins:
             StateNotStoredError: Its first state was not kept.
         """
         best, trace = Selection(), []
-        known, last = self._along(run, best)
-        losses = [choosing_loss(run, failures, last)]
+        known = self._along(run, best)
+        losses = [self._loss(run, failures, best)]
         least = losses[0]
         for _ in range(self.rounds):
             order = known.margins.argsort(stable=True)
@@ -105,14 +107,14 @@ class IteratedMargins:
             for fraction in self.fractions:
                 number = max(1, round(fraction * run.examples))
                 selection = Selection(drop=tuple(order[:number].tolist()))
-                tried.append((choosing_loss(run, failures, self._replay(run, selection)), selection))
+                tried.append((self._loss(run, failures, selection), selection))
                 trace.append(Trial(number, tried[-1][0]))
             loss, selection = min(tried, key=lambda pair: pair[0])
             if not loss < least:
                 break
             best, least = selection, loss
             losses.append(loss)
-            known, _ = self._along(run, best)
+            known = self._along(run, best)
         selection, least = self._with_labels(run, failures, known, best, least, trace)
         losses.append(least)
         chosen = Selection(
@@ -143,35 +145,40 @@ class IteratedMargins:
             # Where the cleaned run agrees with the label, the example was suspected wrongly, and stays.
             relabel = {j: label for j, label in certain.items() if label != int(known.labels[j])}
             selection = Selection(drop=tuple(j for j in best.drop if j not in certain), relabel=relabel)
-            loss = choosing_loss(run, failures, self._replay(run, selection))
+            loss = self._loss(run, failures, selection)
             trace.append(Trial(len(selection), loss))
             if loss < least:
                 chosen, least = selection, loss
         return chosen, least
 
-    def _replay(self, run: OpenedRun, selection: Selection) -> ModelState:
-        with random_state.preserved():
-            counterfactual = run_from(run, 0)
-            weights, edit = changes_of(run, counterfactual, selection)
-            return counterfactual.run(weights=weights, edit=edit)
+    def _loss(self, run: OpenedRun, failures: Failures, selection: Selection) -> float:
+        """Return the mean loss of the choosing half over states at the end of the run with a selection."""
+        losses = [choosing_loss(run, failures, state) for state in self._states(run, selection)]
+        return sum(losses) / len(losses)
 
-    def _along(self, run: OpenedRun, selection: Selection) -> tuple[_Known, ModelState]:
-        """Return what the run without a selection says of every example, and its end."""
-        counterfactual, total = run_from(run, 0), len(run.log)
-        first = total - round(self.share * total)
-        marks = sorted({first + round((total - first) * (k + 1) / self.states) for k in range(self.states)} - {0})
+    def _along(self, run: OpenedRun, selection: Selection) -> _Known:
+        """Return what the run with a selection says of every example."""
         examples, margins, probabilities = run.training.plain(), [], []
-        with random_state.preserved():
-            weights, edit = changes_of(run, counterfactual, selection)
-            course, at = counterfactual.start, 0
-            for mark in marks:
+        labels = torch.zeros(0, dtype=torch.int64)
+        for state in self._states(run, selection):
+            with random_state.preserved():
+                answers = class_probabilities(run, examples, state)
+            margins.append(lead(answers.log_values, answers.labels, alone=-torch.inf))
+            probabilities.append(answers.values)
+            labels = answers.labels
+        return _Known(torch.stack(margins).mean(0), torch.stack(probabilities).mean(0), labels)
+
+    def _states(self, run: OpenedRun, selection: Selection) -> Iterator[ModelState]:
+        """Yield states at the end of the run with a selection, evenly spaced up to the last one."""
+        counterfactual, total = run_from(run, 0), len(run.log)
+        part = round(self.share * total)
+        marks = sorted({total - part + round(part * (k + 1) / self.states) for k in range(self.states)} - {0})
+        course, at = counterfactual.start, 0
+        for mark in marks:
+            with random_state.preserved():
+                weights, edit = changes_of(run, counterfactual, selection)
                 course, at = counterfactual.take(course, at, mark, weights=weights, edit=edit), mark
-                answers = class_probabilities(run, examples, course.state)
-                margins.append(lead(answers.log_values, answers.labels, alone=-torch.inf))
-                probabilities.append(answers.values)
-            end = counterfactual.averaged(course)
-        known = _Known(torch.stack(margins).mean(0), torch.stack(probabilities).mean(0), answers.labels)
-        return known, end
+            yield course.state
 
 
 @dataclass(frozen=True, slots=True, eq=False)

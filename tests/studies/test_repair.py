@@ -72,6 +72,7 @@ def job(**changes: Any) -> RepairJob:
         "also_rank": ["both", "two", "own", "half", "aum", "random"],
         "treat": ["replay", "refusing", "ascent", "fresh"],
         "part": 0.2,
+        "fresh_runs": 2,
     }
     return RepairJob(**{**given, **changes})
 
@@ -182,8 +183,9 @@ def test_names_that_there_are_not_are_refused() -> None:
         job(causes={"aum": CAUSES["aum"]})
     with pytest.raises(ConfigurationError, match="fresh"):
         job(treatments={"fresh": CounterfactualReplay()})
-    with pytest.raises(ConfigurationError, match="part"):
-        job(part=1.0)
+    for wrong in ({"part": 1.0}, {"fresh_runs": 0}):
+        with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+            job(**wrong)
 
 
 def test_noise_in_images_is_where_it_is_said_to_be(data: ImageData) -> None:

@@ -31,7 +31,7 @@ from lightning_sgdinf.updates import FreshTraining, ModelUpdate
 from lightning_sgdinf.updates.repair import Failures
 
 FRESH_SEED = 77
-"""Added to the seed of the run for fresh trainings."""
+"""Added to the seed of the run for a fresh training, once more for every further one."""
 
 DEPTHS = (100, 300, 1000)
 """Numbers of examples at which the precision of a ranking is measured, beside the number selected."""
@@ -49,6 +49,7 @@ class RepairCell:
         causes: By name.
         treatments: By name; ``None`` for a fresh training, which only the cell knows how to do.
         count: How many examples a ranking selects.
+        fresh_runs: How many fresh trainings, each with a seed of its own, the measures of one are the means of.
         seed: Of run, halves and rankings.
         keep: The states that the record keeps.
         keep_record: Leave the record in the folder.
@@ -60,6 +61,7 @@ class RepairCell:
     causes: Mapping[str, Cause]
     treatments: Mapping[str, Any]
     count: int
+    fresh_runs: int
     seed: int
     keep: str
     keep_record: bool
@@ -184,10 +186,12 @@ class RepairCell:
         run, judge = self._run, self._judge
         logger.info("seed %d: %s, %s", self.seed, cause, name)
         try:
-            updated = self._update(name).update(run, selection)
-            measures = judge.judge(updated.state).to_json()
+            every = [update.update(run, selection) for update in self._updates(name)]
+            judged = [judge.judge(updated.state).to_json() for updated in every]
         except SgdInfluenceError as error:
             return {"failed": f"{type(error).__name__}: {error}"}
+        updated = every[0]
+        measures = {key: float(np.mean([one[key] for one in judged])) for key in judged[0]}
         row: dict[str, Json] = {
             "measures": measures,
             "seconds": updated.seconds,
@@ -201,13 +205,17 @@ class RepairCell:
         row["answers"] = validation.log_probabilities.argmax(1)[list(self._failures.held_out)].tolist()
         return row
 
-    def _update(self, name: str) -> ModelUpdate:
+    def _updates(self, name: str) -> list[ModelUpdate]:
+        """Return the update of a name; of fresh trainings as many as are asked for."""
         treatment = self.treatments[name]
         if treatment is None:
-            again: Any = replace(self._training, seed=self.seed + FRESH_SEED)
-            return FreshTraining(lambda dataset: again.fit_dataset(dataset, self.corrupted.data).model)
+            return [self._fresh(self.seed + FRESH_SEED * (number + 1)) for number in range(self.fresh_runs)]
         # What needs to know the failures is given them; the others are as they are.
-        return treatment(failures=self._failures) if isinstance(treatment, partial) else treatment
+        return [treatment(failures=self._failures) if isinstance(treatment, partial) else treatment]
+
+    def _fresh(self, seed: int) -> FreshTraining:
+        again: Any = replace(self._training, seed=seed)
+        return FreshTraining(lambda dataset: again.fit_dataset(dataset, self.corrupted.data).model)
 
 
 def judged_ranking(scores: Scores, wrong: torch.Tensor, count: int) -> dict[str, Json]:

@@ -55,6 +55,8 @@ class RepairJob:
         also_rank: Names of causes that are judged as rankings alone.
         treat: Names of the treatments; all if ``None``.
         part: Of the training set, how many examples a ranking selects, in ``(0, 1)``.
+        fresh_runs: How many fresh trainings ``fresh`` is the mean of: single ones differ more by their seeds than
+            by what most sets change.
         keep: The states that the record keeps.
         keep_record: Leave the record in the folder; it is made again where it is missing.
 
@@ -78,6 +80,7 @@ class RepairJob:
     also_rank: Sequence[str] = ()
     treat: Sequence[str] | None = None
     part: float = 0.1
+    fresh_runs: int = 1
     keep: str = "every_step"
     keep_record: bool = False
 
@@ -96,6 +99,8 @@ class RepairJob:
                 raise ConfigurationError(
                     f"{what}: {unknown[0]!r} is none of them{suggestion(unknown[0], known)} Known: {', '.join(known)}"
                 )
+        if self.fresh_runs < 1:
+            raise ConfigurationError(f"fresh_runs: expected at least 1, got {self.fresh_runs}")
         if not 0 < self.part < 1:
             raise ConfigurationError(f"part: expected a part of the training set in (0, 1), got {self.part}")
 
@@ -122,6 +127,7 @@ class RepairJob:
             treatments={**self.treatments, FRESH: None},
             count=max(1, round(self.part * len(corrupted.data.train_set))),
             seed=parts.seed,
+            fresh_runs=self.fresh_runs,
             keep=self.keep,
             keep_record=self.keep_record,
             folder=folder / f"seed_{parts.seed}",
@@ -153,6 +159,7 @@ class RepairJob:
             "corruption": repr(self.corruption),
             "label_noise": repr(parts.config.get("dataset", {}).get("label_noise")),
             "part": self.part,
+            "fresh_runs": self.fresh_runs,
         }
 
 
