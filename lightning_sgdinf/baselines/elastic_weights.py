@@ -29,15 +29,17 @@ class TwoModels:
     .. math:: l_j(\hat\theta) - l_j(\theta_{+F})
 
     Attributes:
-        failures: What is learnt; see `Failures.halves`.
+        failures: What is learnt; those of `Failures.halves` if ``None``.
         weights: What holds the model.
         batch_size: Examples per forward pass.
+        seed: Of the halves, where no failures are given.
         title: Name of the values, for tables and axes.
     """
 
-    failures: Failures
+    failures: Failures | None = None
     weights: ElasticWeights = field(default_factory=ElasticWeights)
     batch_size: int = 500
+    seed: int = 0
     title = "fall of the loss as failures are learnt"
 
     def rank(self, run: OpenedRun) -> Tensor:
@@ -47,7 +49,8 @@ class TwoModels:
             ConfigurationError: The run is not that of a classifier.
             DivergenceError: Learning the failures diverged.
         """
-        second = learnt(run, self.failures, self.weights)
+        failures = self.failures or Failures.halves(run, seed=self.seed)
+        second = learnt(run, failures, self.weights)
         values = self._losses(run, run.model) - self._losses(run, second)
         if not bool(torch.isfinite(values).all()):
             raise NonFiniteError("a training example has no finite loss at one of the two models")

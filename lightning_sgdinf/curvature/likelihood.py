@@ -2,7 +2,7 @@ r"""The likelihood of a classifier's labels, seen at the loss function of its ow
 
 A step whose loss is one call of ``cross_entropy`` (logits ``[B, C]``, whole labels ``[B]``) or of
 ``binary_cross_entropy_with_logits`` (one logit per example) shows logits and labels; nothing need be known of the model
-or of the form of a batch.
+or of the form of a batch. Class weights and label smoothing are no part of a likelihood, and are left out of it.
 """
 
 from __future__ import annotations
@@ -99,6 +99,12 @@ def likelihood_at(run: OpenedRun, model: ModelState) -> Iterator[Callable[[Any],
                     "expected a training step whose loss is one call of cross_entropy or of "
                     "binary_cross_entropy_with_logits with one whole label per example, got "
                     f"{len(seen)} such calls; the likelihood of labels is not to be seen otherwise"
+                )
+            labels = seen[0].labels
+            if bool(((labels < 0) | (labels >= seen[0].classes)).any()):
+                raise ConfigurationError(
+                    f"expected labels from 0 to {seen[0].classes - 1}, got some outside; an example whose label the "
+                    "loss ignores has no likelihood: leave it out of the data set"
                 )
             return seen[0]
 

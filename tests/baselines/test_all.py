@@ -141,7 +141,7 @@ def test_every_one_can_be_chosen(repository: Path) -> None:
     known = [
         name for name in dir(baselines) if hasattr(getattr(baselines, name), "rank") and not name.startswith("Baseline")
     ]
-    assert len(known) == 9
+    assert len(known) == 10
     assert [name for name in known if f"lightning_sgdinf.baselines.{name}" not in named] == []
 
 

@@ -203,6 +203,13 @@ def test_kronecker_factors_of_convolutions_have_their_patches_and_channels() -> 
     assert (last.slopes - slopes).abs().max() <= 1e-12
 
 
+def test_labels_that_the_loss_ignores_are_refused() -> None:
+    small = small_run()
+    small.train.dataset.tensors[1][3] = -100
+    with opened(small) as run, pytest.raises(ConfigurationError, match=r"0 to 2.*leave it out"):
+        ExactDiagonal().of(run)
+
+
 def test_factors_see_an_output_as_it_was_before_it_is_changed_in_place() -> None:
     inside, outside = small_run(make=InPlaceNet), small_run(make=lambda: SmallNet(nn.ReLU()))
     both = []

@@ -175,6 +175,18 @@ def test_tables_and_page_show_all_seeds(done: tuple[Path, float]) -> None:
     assert (folder / "causes.csv").is_file()
 
 
+def test_seeds_share_a_folder_though_a_missing_group_differs_in_size(tmp_path: Path) -> None:
+    sizes = set()
+    for seed in (0, 1):
+        data = ImageData(Digits(), train_size=80, val_size=60, test_size=60, batch_size=20, seed=seed)
+        sizes.add(len(MissingGroup(3, 0.5).prepare(data, seed).data.train_set))
+        missing = job(corruption=MissingGroup(3, 0.5), identify=[], also_rank=[], treat=[])
+        missing.run(parts(tmp_path, dataset=data, seed=seed))
+    assert len(sizes) == 2
+    (folder,) = tmp_path.iterdir()
+    assert {f.name for f in folder.glob("seed_*")} == {"seed_0", "seed_1"}
+
+
 def test_names_that_there_are_not_are_refused() -> None:
     for wrong in ({"identify": ["aun"]}, {"also_rank": ["aun"]}, {"treat": ["replai"]}):
         with pytest.raises(ConfigurationError, match=r"none of them.*(aum|replay)"):

@@ -101,6 +101,7 @@ def test_the_model_that_learnt_its_failures_is_the_descent_by_hand(small: SmallR
         failures = Failures.halves(run)
         state = learnt(run, failures, weights)
         ranked = TwoModels(failures, weights).rank(run)
+        assert torch.equal(TwoModels(weights=weights).rank(run), ranked)
         fisher = ExactDiagonal().of(run).values
         with pytest.raises(DivergenceError):
             learnt(run, failures, ElasticWeights(rate=1e200, steps=9))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -29,6 +29,7 @@ from lightning_sgdinf.studies.repair.causes import Cause, CauseContext, Suspects
 from lightning_sgdinf.studies.repair.corruptions import Corrupted
 from lightning_sgdinf.updates import FreshTraining, ModelUpdate
 from lightning_sgdinf.updates.repair import Failures
+from lightning_sgdinf.zoo import ImageData
 
 FRESH_SEED = 77
 """Added to the seed of the run for a fresh training, once more for every further one."""
@@ -82,21 +83,19 @@ class RepairCell:
         suspects, outcomes = {}, {}
         with ExitStack() as stack:
             self._open["run"] = lambda: stack.enter_context(self._opened())
-            before = self._load("before", "run", self._before)
+            before = load_or_compute(self.folder / "before" / "run.json", self._before)
             for name in [*treated, *ranked]:
-                suspects[name] = self._load("causes", name, partial(self._cause, name))
+                suspects[name] = load_or_compute(self.folder / "causes" / f"{name}.json", partial(self._cause, name))
             outcomes["none"] = {"before": before}
             for cause in treated:
+                files = {name: self.folder / "treated" / f"{cause}__{name}.json" for name in treatments}
                 outcomes[cause] = {
-                    name: self._load("treated", f"{cause}__{name}", partial(self._treat, cause, name, suspects[cause]))
-                    for name in treatments
+                    name: load_or_compute(file, partial(self._treat, cause, name, suspects[cause]))
+                    for name, file in files.items()
                 }
         if not self.keep_record:
             self._stored.remove_record()
         return suspects, outcomes
-
-    def _load(self, kind: str, name: str, compute: Callable[[], Json]) -> Json:
-        return load_or_compute(self.folder / kind / f"{name}.json", compute)
 
     @cached_property
     def _training(self) -> Training:
@@ -209,13 +208,16 @@ class RepairCell:
         """Return the update of a name; of fresh trainings as many as are asked for."""
         treatment = self.treatments[name]
         if treatment is None:
-            return [self._fresh(self.seed + FRESH_SEED * (number + 1)) for number in range(self.fresh_runs)]
+            seeds = [self.seed + FRESH_SEED * (number + 1) for number in range(self.fresh_runs)]
+            return [fresh_training(self._training, self.corrupted.data, seed) for seed in seeds]
         # What needs to know the failures is given them; the others are as they are.
         return [treatment(failures=self._failures) if isinstance(treatment, partial) else treatment]
 
-    def _fresh(self, seed: int) -> FreshTraining:
-        again: Any = replace(self._training, seed=seed)
-        return FreshTraining(lambda dataset: again.fit_dataset(dataset, self.corrupted.data).model)
+
+def fresh_training(training: Training, data: ImageData, seed: int) -> FreshTraining:
+    """Return a training with another seed, on the data set as a selection leaves it."""
+    again: Any = replace(training, seed=seed)
+    return FreshTraining(lambda dataset: again.fit_dataset(dataset, data).model)
 
 
 def judged_ranking(scores: Scores, wrong: torch.Tensor, count: int) -> dict[str, Json]:

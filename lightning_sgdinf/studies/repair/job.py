@@ -117,7 +117,7 @@ class RepairJob:
             raise ConfigurationError(f"dataset: expected images, got {type(parts.dataset).__name__}")
         corrupted = self.corruption.prepare(parts.dataset, parts.seed)
         folder = parts.folder / self._cell(parts)
-        pin_settings(folder / "settings.json", self._settings(parts, corrupted.data))
+        pin_settings(folder / "settings.json", self._settings(parts, parts.dataset))
         treated = list(dict.fromkeys([*(self.causes if self.identify is None else self.identify), RANDOM]))
         treatments = [*self.treatments, FRESH] if self.treat is None else list(self.treat)
         cell = RepairCell(

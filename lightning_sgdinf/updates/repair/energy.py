@@ -135,7 +135,6 @@ class EnergyAlignment:
         return EnergyAligned(
             state=state,
             seconds=perf_counter() - began,
-            epochs=(student.gradients + self.steps * len(aligned.ids)) / run.examples,
             notes=(
                 f"{len(aligned.ids)} inputs took {self.steps} steps down the energy, from {aligned.energies[0]:.3g} to "
                 f"{aligned.energies[-1]:.3g}; then {self.epochs} epochs in {mask.count} parameters.",

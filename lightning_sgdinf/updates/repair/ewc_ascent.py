@@ -100,7 +100,6 @@ class EwcAscent:
         return Updated(
             state=ModelState(params=state.params, buffers=state.buffers),
             seconds=perf_counter() - began,
-            epochs=self.looks[-1] * len(ids) / run.examples,
             notes=(note,),
         )
 
