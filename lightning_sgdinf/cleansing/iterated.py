@@ -65,9 +65,9 @@ class IteratedMargins:
     """
 
     rounds: int = 2
-    fractions: Sequence[float] = (0.02, 0.05, 0.08, 0.1, 0.13, 0.17, 0.22, 0.3, 0.4)
+    fractions: Sequence[float] = (0.03, 0.06, 0.1, 0.15, 0.22, 0.32)
     thresholds: Sequence[float] = (0.5, 0.8, 0.95)
-    states: int = 6
+    states: int = 4
     share: float = 0.3
 
     def __post_init__(self) -> None:
