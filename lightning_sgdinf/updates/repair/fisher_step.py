@@ -10,7 +10,7 @@ the set's gradient and one Gauss-Newton product.
 The step is only as good as the matrix. Along its direction ``d`` the quadratic model of the training loss has its
 minimum at :math:`t = g^T d / d^T (G + \lambda) d`, ``G`` the Gauss-Newton matrix; beyond twice that, the step raises
 what it should lower. Where a full step is longer, it is refused: a diagonal ignores that parameters act together, and
-its step at full size destroys networks (accuracy below chance on MNIST).
+its step at full size destroys networks (measured on MNIST: an accuracy of .93 falls to between .1 and .4).
 
 References:
     Tanno, Pradier, Nori and Li, "Repairing Neural Networks by Leaving the Right Past Behind", NeurIPS 2022
