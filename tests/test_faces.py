@@ -294,6 +294,7 @@ FACES = {
         "epochs_of_learning",
         "Examples",
         "feed",
+        "find_vanishing",
         "first_draw",
         "first_step_of",
         "Host",
@@ -324,6 +325,7 @@ FACES = {
         "states_backwards",
         "stored_at_or_before",
         "validation_pass",
+        "VanishingGradient",
     ),
     "report": (
         "as_example",

@@ -180,11 +180,13 @@ class AdjointStep:
         else:
             grads, passes = self._sum_gradients(micros)
         buffers_after = objective.read_buffers()
-        taken = self._take(self._over_processes([_detached(g) for g in grads]))
+        grads = self._over_processes([_detached(g) for g in grads])
+        taken = self._take(grads)
         settled: TakenStep | None = taken
         if self._settle is not None and self._settle(taken, buffers_after):
             settled, taken = None, taken.only_pull()
         carry, state, push = taken.pull(adjoint)
+        push = objective.vanishing.held(grads, push, objective.vector)
         reached = self._along(grads, push)
         del grads, taken  # of the size of the model, each
         buffers = dict(adjoint.buffers)
@@ -237,18 +239,17 @@ class AdjointStep:
         self, compiled: CompiledSteps, kernel: Kernel, micro: MicroBatch, batch: Any, adjoint: Adjoint, curvature: float
     ) -> PulledStep:
         objective = self._objective
-        zeros = [
+        grads: list[Tensor | None] = [
             torch.zeros_like(p) if there else None
             for p, there in zip(objective.parameters, kernel.present, strict=True)
         ]
-        grads: list[Tensor | None] = zeros
-        needed = self._rule.needs_gradient or self.step.clip is not None
-        if needed:
+        if needed := self._rule.needs_gradient or self.step.clip is not None:
             trace = objective.trace(self.step, micro, batch)
             grads = objective.gradient(trace.loss)
             objective.load_buffers(self.before.buffers)
         taken = self._take(grads)
         carry, state, push = taken.pull(adjoint)
+        push = objective.vanishing.held(grads, push, objective.vector)
         outcome = compiled.run(kernel, self.step, micro, batch, push, adjoint.buffers)
         buffers_after = objective.read_buffers()
         carry, buffers = self._add(outcome.products, carry, curvature)
@@ -269,6 +270,7 @@ class AdjointStep:
         return torch.zeros_like(expected) if self._reduced else expected, size * push.norm(dim=1)
 
     def _take(self, grads: Sequence[Tensor | None]) -> TakenStep:
+        grads = self._objective.vanishing.restored(self.step, grads)
         return take_step(self._rule, self._objective.vector, self.before, grads, self.step)
 
     def _trace(self, micro: MicroBatch, batch: Any, traces: list[Trace]) -> FirstOrder:

@@ -19,19 +19,28 @@ from torch import Tensor
 from lightning_sgdinf.adjoint import AdjointStep, BoundQuery, rule_for
 from lightning_sgdinf.checkpointing import held_in, states_in
 from lightning_sgdinf.kernels import CONVOLUTION_PARTS, Interceptor
-from lightning_sgdinf.replay import CounterfactualRun, Objective, OpenedRun, Replayer, open_objective, retaken_backwards
+from lightning_sgdinf.replay import (
+    CounterfactualRun,
+    Objective,
+    OpenedRun,
+    Replayer,
+    VanishingGradient,
+    open_objective,
+    retaken_backwards,
+)
 from lightning_sgdinf.state import ModelState
 
 GRADIENT_TOLERANCE = 1e-3
 """Largest relative error between a walk and central differences in float64 that is let pass, but for rounding.
 
-A right walk in float32 stays below 1e-5 as a rule. Where rounding drives parameters without gradient (a bias before
-BatchNorm under Adam), the run in float64 is another one, by some percent; then the window is walked in float64 as well,
-and what rounding does to a walk in the recorded precision is measured.
+A right walk in float32 stays below 1e-5 as a rule. Where it does not, the window is walked in float64 as well, and what
+rounding does to a walk in the recorded precision is measured.
 """
 ROUNDED_TIMES = 30.0
 """Times of what rounding the parameters at the window's start otherwise does to its scores that may be put down to it:
 every operation of the window rounds."""
+MOST_ROUNDED = 0.3
+"""Largest relative error that rounding may ever explain: of more, nothing would be left to check."""
 
 _STEPS = (1e-6, 1e-4, 1e-8)
 """Steps of central differences in float64: training with kinks (ReLU) wants a small one, tiny scores a larger one, and
@@ -88,6 +97,7 @@ class Rerun:
         run, query = self.recorded
         start = self.window.start.state
         with _opened_again(run) as narrow:  # the module itself is in float64 now
+            narrow.vanishing = self.run.objective.vanishing
             again, same = replace(run, objective=narrow, _known={}), replace(query, objective=narrow)
             states = (start, _rounded_otherwise(start))
             first, other = (_walked(again, same, self.first_step, s)[:, column] for s in states)
@@ -164,13 +174,23 @@ def open_rerun(run: OpenedRun, query: BoundQuery, *, first_step: int, start: Mod
         yield rerun(run, query, _STEPS, GRADIENT_TOLERANCE)
         return
     if log.header.precision in ("32-true", "32", "64-true", "64"):
+        vanishing = _recorded_rounding(run, first_step, start)
         with _opened_again(run, dtype=torch.float64, widened=True) as wide:
             wide.known_from(run.objective)
+            wide.vanishing = vanishing
             other = replace(run, objective=wide, _known={})
             if _agrees(other, first_step, start):
                 yield rerun(other, query.in_float64(wide), _STEPS, GRADIENT_TOLERANCE, recorded=(run, query))
                 return
     yield rerun(run, query, (0.25,), 0.5)
+
+
+def _recorded_rounding(run: OpenedRun, first_step: int, start: ModelState) -> VanishingGradient:
+    """Return what rounding made in a window of the elements of the gradient that are zero but for it."""
+    recorded = VanishingGradient(run.objective.vanishing.elements)
+    if recorded.elements:
+        Replayer(run.log, run.objective, seen=recorded.record).run(start, first_step, len(run.log))
+    return recorded
 
 
 def _agrees(run: OpenedRun, index: int, start: ModelState) -> bool:

@@ -43,4 +43,6 @@ from lightning_sgdinf.replay.states import rebuild as rebuild
 from lightning_sgdinf.replay.states import retaken_backwards as retaken_backwards
 from lightning_sgdinf.replay.states import states_backwards as states_backwards
 from lightning_sgdinf.replay.training_step import validation_pass as validation_pass
+from lightning_sgdinf.replay.vanishing import VanishingGradient as VanishingGradient
+from lightning_sgdinf.replay.vanishing_search import find_vanishing as find_vanishing
 from lightning_sgdinf.replay.weight_audit import row_warnings as row_warnings

@@ -36,6 +36,7 @@ from lightning_sgdinf.replay.row_owners import CONFIRMED, LossRows, RowOrders, R
 from lightning_sgdinf.replay.structure_audits import LossAudits
 from lightning_sgdinf.replay.training_step import Trace, TrainingStep
 from lightning_sgdinf.replay.untapped import WAYS_OUT
+from lightning_sgdinf.replay.vanishing import VanishingGradient
 
 Result = TypeVar("Result")
 
@@ -54,6 +55,7 @@ class Objective(TrainingStep):
         orders: The example that owns each row of the loss, as far as it is known.
         audits: Outcomes for the structures of passes seen so far.
         others: Batches to compare with, where a term of the loss must not depend on the data.
+        vanishing: Elements of the gradient that are zero but for rounding, once looked for.
     """
 
     def __init__(self, *args: Any, rows: RowOwners | None = None, **more: Any) -> None:
@@ -62,11 +64,10 @@ class Objective(TrainingStep):
         self.audits = LossAudits()
         self.others: Sequence[tuple[Step, MicroBatch]] = ()
         self.rows = rows
+        self.vanishing = VanishingGradient()
 
     def known_from(self, other: Objective) -> None:
-        """Take over what was learnt of the loss by another objective of the same run, as in another precision.
-
-        Whose the rows are, and which structures of passes were audited, does not depend on the precision.
+        """Take over what was learnt of the loss by another objective of the run: it does not depend on the precision.
 
         Args:
             other: It.
@@ -112,9 +113,8 @@ class Objective(TrainingStep):
                 self._buffers.keep()
             # A step may change its batch in place, and may have to be taken twice.
             own = batch if weights is None else map_tensors(batch, torch.clone)
-            given = self.asker(step, micro, batch)
-            how: dict[str, Any] = {"statistics": statistics, "reduced": reduced, "owners": owners, "ask": given}
-            how["lossless"] = micro.without_loss
+            how: dict[str, Any] = {"statistics": statistics, "reduced": reduced, "owners": owners}
+            how |= {"ask": self.asker(step, micro, batch), "lossless": micro.without_loss}
             return self.forward(step, micro.batch_idx, own, weights, **how)
 
         def taken() -> Trace:

@@ -8,7 +8,7 @@ initial state, learning rates and divisor.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Literal, TypeAlias
 
@@ -36,16 +36,25 @@ class Replayer:
         log: The record.
         objective: The model's training step, opened.
         divisor: What the losses of a batch are divided by in runs with ``weights``.
+        seen: Is shown the gradients of every step taken, before they are clipped; one per parameter.
 
     Attributes:
         gradients: Example gradients computed so far.
     """
 
-    def __init__(self, log: Trajectory, objective: Objective, *, divisor: Divisor = "kept") -> None:
+    def __init__(
+        self,
+        log: Trajectory,
+        objective: Objective,
+        *,
+        divisor: Divisor = "kept",
+        seen: Callable[[Step, Sequence[Tensor | None]], None] | None = None,
+    ) -> None:
         self.log = log
         self.objective = objective
         self.gradients = 0
         self._divisor: Divisor = divisor
+        self._seen = seen
         self._recorded_optimizer = RecordedOptimizer(log.header.optimizer)
 
     def advance(
@@ -125,6 +134,9 @@ class Replayer:
                 before, own = total[place], parameter.grad
                 total[place] = own if before is None else before if own is None else before + own
                 parameter.grad = None
+        total = self.objective.vanishing.restored(step, total)
+        if self._seen is not None:
+            self._seen(step, total)
         grads = recorded_gradients(step, self.objective.vector.names, total, parameters)
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = grad

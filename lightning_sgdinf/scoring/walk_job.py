@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_sgdinf.adjoint import Adjoint, BoundQuery, CompiledSteps
+from lightning_sgdinf.adjoint import Adjoint, BoundQuery, CompiledSteps, rule_for
 from lightning_sgdinf.certificate import Certificate, Check, GradientCheck, Trust
 from lightning_sgdinf.checkpointing import states_in
 from lightning_sgdinf.checks import (
@@ -28,7 +28,7 @@ from lightning_sgdinf.checks import (
     window_lengths,
 )
 from lightning_sgdinf.estimators import Estimator
-from lightning_sgdinf.replay import OpenedRun, RowShards, row_warnings, rows_are_separate
+from lightning_sgdinf.replay import OpenedRun, RowShards, find_vanishing, row_warnings, rows_are_separate
 from lightning_sgdinf.scoring.result import JobResult, answer_provenance
 from lightning_sgdinf.scoring.settings import Settings
 from lightning_sgdinf.scoring.walk import Tally, Walk
@@ -115,6 +115,7 @@ class WalkJob:
         values, end = self.query.end(run)
         run.audit(self.first_step)
         findings = Findings([])
+        self._hold_rounding(findings)
         attributes = run.host.attributes
         if attributes is not None and attributes.held:
             findings.notes.append(
@@ -154,6 +155,20 @@ class WalkJob:
             ),
             provenance=answer_provenance(self.estimator, self.query, values),
         )
+
+    def _hold_rounding(self, findings: Findings) -> None:
+        """Look for elements of the gradient that are zero but for rounding, where the optimizer makes steps of it."""
+        run = self.run
+        if not rule_for(run.log.header.optimizer).needs_gradient:
+            return
+        run.objective.vanishing = vanishing = run.once("vanishing", lambda: find_vanishing(run))
+        if vanishing.elements:
+            names = [run.objective.vector.names[place] for place in vanishing.elements]
+            findings.notes.append(
+                f"{vanishing.count} elements of {', '.join(names[:3])}{' ...' if len(names) > 3 else ''} have a "
+                "gradient that is zero but for rounding (as a bias before BatchNorm has), of which the optimizer makes "
+                "steps; these are held as recorded, and no example's weight is said to move them."
+            )
 
     @property
     def first_step(self) -> int:
