@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from torch import Tensor
 
-from lightning_sgdinf.cleansing.evaluate import Evaluation
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.state import ModelState
@@ -31,19 +30,19 @@ class RetrainingCache:
     Args:
         retraining: How to train again.
         measures: How to evaluate a state, by name of the data, e.g. a `StateEvaluation` of the choosing half of the
-            validation set and one of the test set.
+            validation set and one of the test set; `mean` and `each` need such evaluations.
 
     Attributes:
         trained: How many times it trained.
     """
 
-    def __init__(self, retraining: Retraining, measures: Mapping[str, Callable[[ModelState], Evaluation]]) -> None:
+    def __init__(self, retraining: Retraining, measures: Mapping[str, Callable[[ModelState], Any]]) -> None:
         self._retraining = retraining
         self._measures = dict(measures)
-        self._known: dict[object, Mapping[str, Evaluation]] = {}
+        self._known: dict[object, Mapping[str, Any]] = {}
         self.trained = 0
 
-    def __call__(self, selection: Selection) -> Mapping[str, Evaluation]:
+    def __call__(self, selection: Selection) -> Mapping[str, Any]:
         """Return the evaluations by name, after training again with a selection."""
         key = frozenset(selection.drop), frozenset(selection.relabel.items())
         if key not in self._known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ class LogLocation:
             self._logs = self._logs if first == self._first_path else 0
             self._first_path = first
         if self.bookmarks is not None and self._resume != "never":
-            numbered = sorted(self._first_path.parent.glob(_numbered(self._first_path, "*").name))
+            numbered = sorted(self._first_path.parent.glob(_every_number(self._first_path)))
             try:
                 paths = (self._first_path, *numbered, *self._template.present())
                 continuation = find_continuation(paths, self.bookmarks, tell=rank_zero_warn)
@@ -122,6 +123,10 @@ class LogLocation:
                 "resume the run from its checkpoint: fit(..., ckpt_path=...) goes on in its log."
             )
         return path
+
+
+def _every_number(path: Path) -> str:
+    return f"{glob.escape(path.stem)}-*{glob.escape(path.suffix)}"
 
 
 def _numbered(path: Path, number: int | str) -> Path:

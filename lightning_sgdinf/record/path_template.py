@@ -58,7 +58,11 @@ class PathTemplate:
 
     def present(self) -> list[Path]:
         """Return all paths of this form at which there is something."""
-        return [Path(path) for path in sorted(glob.glob(str(self._with("*", "*"))))] if self._fields else []
+        if not self._fields:
+            return []
+        parts = string.Formatter().parse(self._text)
+        pattern = "".join(glob.escape(text) + ("" if field is None else "*") for text, field, _, _ in parts)
+        return [Path(path) for path in sorted(glob.glob(pattern))]
 
     def _with(self, name: str, version: str) -> Path:
         return Path(self._text.format(name=name, version=version))

@@ -166,7 +166,7 @@ def _module_job(
     result, page = run_module(parts, command=_command())
     print_module_outcome(result, page)
     summary.write_row(parts.folder, row_of_module(parts, result) | _columns(overrides))
-    return result.after
+    return result.after if result.better == "lower" else -result.after  # a sweep that optimises minimises
 
 
 def _command() -> str:

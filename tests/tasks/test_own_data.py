@@ -7,11 +7,15 @@ import json
 import random
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightning_sgdinf import RunLog, Scores
+from lightning_sgdinf.cleansing import halve
+from lightning_sgdinf.tasks import main as command
 from lightning_sgdinf.tasks.main import main
 
 QUICK = ["trainer.max_epochs=2", "trainer.accelerator=cpu", "threads=1", "hydra.run.dir=out", "report.curve_counts=[2]"]
@@ -94,6 +98,32 @@ def cellar(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return in_folder
 
 
+def by_hand(cellar: Path, out: Path, harmful: Sequence[int]) -> tuple[float, float]:
+    """Loss on the choosing half after the recorded batches, with all examples and without some: a loop of its own."""
+    rows = list(csv.reader((cellar / "wines.csv").read_text().splitlines(), delimiter=";"))[1:]
+    table = torch.tensor([[float(cell) for cell in row] for row in rows])
+    x, y = (table[:, :-1] - table[:, :-1].mean(0)) / table[:, :-1].std(0), table[:, -1:]
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    training, validation = order[:24], order[24:]
+    choosing = validation[halve(16, seed=0).choosing]  # of which examples, not of how they are used
+    values = []
+    for left_out in ((), harmful):
+        with RunLog.open(out / "run.tlog") as log:
+            steps, start = list(log.steps(0, len(log))), log.state(0).params
+        weight, bias = (start[f"net.{name}"].clone().requires_grad_() for name in ("weight", "bias"))
+        adam = torch.optim.Adam([weight, bias], 0.05)
+        for step in steps:
+            ids = step.example_ids.tolist()
+            own = training[ids]
+            gaps = (x[own] @ weight.T + bias - y[own]).square()[:, 0]
+            kept = torch.tensor([float(j not in left_out) for j in ids])
+            adam.zero_grad()
+            ((gaps * kept).sum() / len(ids)).backward()
+            adam.step()
+        values.append(float((x[choosing] @ weight.T + bias - y[choosing]).square().mean().detach()))
+    return values[0], values[1]
+
+
 OWN = ["--config-dir", "conf", "dataset=wines", "model=quality"]
 
 
@@ -110,7 +140,9 @@ def test_a_regression_on_a_table_is_recorded_ranked_cleansed_and_shown(
     row = json.loads((out / "summary.json").read_text())
     assert row["measured"] == "mean loss, choosing half of the validation data"
     assert row["changed"] in (0, 2)
-    assert (row["after"] < row["before"]) == (row["changed"] == 2)
+    before, after = by_hand(cellar, out, scores.order()[: row["changed"]].tolist())
+    assert (row["before"], row["after"]) == pytest.approx((before, after), rel=1e-5)
+    assert (after < before) == (row["changed"] == 2)
     page = (out / "report" / "report.html").read_text()
     assert "no comparison with knn" in page  # a classifier's baseline
     assert "no test_dataloader" in page
@@ -166,3 +198,38 @@ def test_what_is_missing_is_said_before_anything_is_trained(
     assert ended.value.code == 1
     assert re.search(message, capsys.readouterr().err)
     assert not (cellar / "out" / "run.tlog").exists()
+
+
+def test_training_anew_moves_batches_as_the_recorded_run_did(cellar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = QUALITY.replace(
+        "    def val_dataloader(self):",
+        "    def on_after_batch_transfer(self, batch, dataloader_idx):\n"
+        "        seen.append((isinstance(self.trainer, L.Trainer) and self.trainer.training, len(batch[0])))\n"
+        "        return batch\n\n"
+        "    def val_dataloader(self):",
+    )
+    (cellar / "cellar.py").write_text(text.replace("class Wines", "seen = []\n\n\nclass Wines"))
+    run(monkeypatch, *OWN, *QUICK, "cleansing=top_k", "cleansing.k=2", "retrain=scratch", "report.curve_counts=[]")
+    moved = [count for training, count in sys.modules["cellar"].seen if training]
+    assert sum(moved) == 2 * 24 + 2 * 24 + 2 * 22, "recorded, anew with all, anew without two; two epochs of each"
+
+
+@pytest.mark.parametrize(("better", "sign"), [("lower", 1), ("higher", -1)])
+def test_a_sweep_that_optimises_minimises(
+    better: str, sign: int, cellar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cellar / "conf" / "query").mkdir()
+    (cellar / "conf" / "query" / "own.yaml").write_text(f"_target_: cellar.own\nbetter: {better}\n")
+    more = """
+
+def own(better):
+    from lightning_sgdinf.query import FunctionQuery
+
+    return FunctionQuery(lambda model, data: model.net.weight.sum()[None], labels=("sum",), better=better)
+"""
+    (cellar / "cellar.py").write_text(QUALITY + more)
+    returned = []
+    attempt = command._attempt
+    monkeypatch.setattr(command, "_attempt", lambda config: returned.append(attempt(config)) or returned[-1])
+    run(monkeypatch, *OWN, *QUICK, "query=own", "report.curve_counts=[]", "cleansing=top_k", "cleansing.k=1")
+    assert returned == [sign * json.loads((cellar / "out" / "summary.json").read_text())["after"]]

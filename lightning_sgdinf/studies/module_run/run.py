@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
-from lightning_sgdinf.cleansing import CleansingContext, ModelPredictions, unless_diverged
+from lightning_sgdinf.cleansing import CleansingContext, ModelPredictions, RetrainingCache
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
 from lightning_sgdinf.evaluation import CleansingCurve
 from lightning_sgdinf.query import ExampleLoss
@@ -23,16 +24,19 @@ from lightning_sgdinf.replay import OpenedRun
 from lightning_sgdinf.report import BeforeAfter, Cost, Rendered, ReportData, publish_report
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.selection import Selection
-from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.studies import summary
 from lightning_sgdinf.studies.job import main_groups
 from lightning_sgdinf.studies.module_run.held_out import HeldOut, Measure, classes_of
 from lightning_sgdinf.studies.module_run.parts import ModuleParts
 from lightning_sgdinf.studies.recorded_run import TrainedRun
+from lightning_sgdinf.studies.removal_curves import removal_curves
 from lightning_sgdinf.studies.retraining import model_update
-from lightning_sgdinf.updates import ModelUpdate
 
 logger = logging.getLogger(__name__)
+
+CHOOSING, EACH, MEASURED = "choosing", "each", "measured"
+"""What is known of a retrained model: the query on the choosing half, the loss of each example there, and the query on
+the data that the effect is measured on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,7 @@ def run_module(parts: ModuleParts, command: str = "") -> tuple[ModuleResult, Pat
     train_logger = parts.new_logger()
     trained = parts.training.fit(recorder=parts.recorder, data={"datamodule": parts.data}, logger=train_logger or False)
     with _opened(parts, trained) as run:
-        held_out = HeldOut.of(parts.data, run.validation_loader, parts.training.seed)
+        held_out = HeldOut.of(parts.data, run.validation_loader, parts.seed)
         dataset = run.dataset
     scores, seconds, warnings = _rank(parts, trained, held_out)
     (parts.folder / "scores").mkdir(parents=True, exist_ok=True)
@@ -109,7 +113,7 @@ def run_module(parts: ModuleParts, command: str = "") -> tuple[ModuleResult, Pat
 def row_of(parts: ModuleParts, result: ModuleResult) -> dict[str, summary.Cell]:
     """Return the row in the table of a sweep."""
     return {
-        "seed": parts.training.seed,
+        "seed": parts.seed,
         **main_groups(parts.choices),
         "measured": result.measured,
         "before": result.before,
@@ -155,71 +159,37 @@ def _cleanse(
     ranking = next(iter(scores.values()))
     with _opened(parts, trained, held_out.choosing) as run:
         choosing = Measure(parts.runner.bind(run, parts.query))
-        each = Measure(parts.runner.bind(run, ExampleLoss(range(len(held_out.choosing.dataset)))))  # type: ignore[arg-type]
+        judged = ExampleLoss(range(len(held_out.choosing.dataset)))  # type: ignore[arg-type]
         measure = choosing if held_out.test is None else choosing.on(held_out.test)
-        states = _States(model_update(parts.retraining, lambda data: _fit(parts, run, data)), run)
+        update = model_update(parts.retraining, lambda data: _fit(parts, data))
+        outcomes = RetrainingCache(
+            partial(update.update, run),
+            {CHOOSING: choosing, EACH: parts.runner.bind(run, judged).value, MEASURED: measure},
+        )
         context = CleansingContext(
             labels=classes_of(run.dataset),
             predictions=_predictions(trained, run),
-            evaluate=lambda selection: choosing(states(selection)),
-            evaluate_each=lambda selection: each.bound.value(states(selection)),
+            evaluate=lambda selection: outcomes(selection)[CHOOSING],
+            evaluate_each=lambda selection: outcomes(selection)[EACH],
             on_excess=parts.on_excess,
-            seed=parts.training.seed,
+            seed=parts.seed,
         )
         selection = parts.cleansing.select(ranking, context)
-        before, after = measure(states(Selection())), measure(states(selection))
+        measured = lambda chosen: measure.sign * outcomes(chosen)[MEASURED]  # noqa: E731
+        before, after = measured(Selection()), measured(selection)
         counts = parts.report.counts_below(len(ranking)) if held_out.test is not None else ()
-        curves = _curves(scores, lambda chosen: measure.sign * measure(states(chosen)), counts, measure.name)
+        curves = removal_curves(scores, measured, counts, metric=f"test {measure.name}", percent=False)
     return {
         "selection": selection,
         "measured": f"{measure.name}, {'choosing half of the validation' if held_out.test is None else 'test'} data",
-        "before": measure.sign * before,
-        "after": measure.sign * after,
+        "before": before,
+        "after": after,
         "better": measure.bound.query.better,
         "curves": curves,
     }
 
 
-class _States:
-    """States after training again with selections, each trained once."""
-
-    def __init__(self, update: ModelUpdate, run: OpenedRun) -> None:
-        self._update, self._run = update, run
-        self._known: dict[object, ModelState] = {}
-
-    def __call__(self, selection: Selection) -> ModelState:
-        key = frozenset(selection.drop), frozenset(selection.relabel.items())
-        if key not in self._known:
-            began = perf_counter()
-            self._known[key] = self._update.update(self._run, selection).state
-            logger.info("trained again with %d examples changed in %.1f s", len(selection), perf_counter() - began)
-        return self._known[key]
-
-
-def _curves(
-    scores: Mapping[str, Scores], evaluate: Callable[[Selection], float], counts: tuple[int, ...], name: str
-) -> tuple[CleansingCurve, ...]:
-    curves = []
-    for method, ranking in scores.items() if counts else ():
-        order = ranking.order().tolist()
-        tried = {
-            count: unless_diverged(count, partial(evaluate, Selection(drop=tuple(order[:count]))))
-            for count in (0, *counts)
-        }
-        values = {count: value for count, value in tried.items() if value is not None}
-        curves.append(
-            CleansingCurve(
-                method=method,
-                counts=tuple(values),
-                errors=list(values.values()),
-                metric=f"test {name}",
-                percent=False,
-            )
-        )
-    return tuple(curves)
-
-
-def _fit(parts: ModuleParts, run: OpenedRun, dataset: Any) -> Any:
+def _fit(parts: ModuleParts, dataset: Any) -> Any:
     """Train a new model on a data set, in batches as the recorded run's.
 
     Raises:
@@ -238,11 +208,11 @@ def _fit(parts: ModuleParts, run: OpenedRun, dataset: Any) -> Any:
         shuffle=shuffle,
         drop_last=loader.drop_last,
         collate_fn=loader.collate_fn,
-        generator=torch.Generator().manual_seed(parts.training.seed),
+        generator=torch.Generator().manual_seed(parts.seed),
     )
-    return parts.training.fit(
-        data={"train_dataloaders": again, "val_dataloaders": parts.data.val_dataloader()}, limit_val_batches=0
-    ).model
+    data = copy(parts.data)  # with its hooks, by which batches are moved and changed
+    data.train_dataloader = lambda: again
+    return parts.training.fit(data={"datamodule": data}, limit_val_batches=0).model
 
 
 def _predictions(trained: TrainedRun, run: OpenedRun) -> Callable[[Any], Tensor] | None:

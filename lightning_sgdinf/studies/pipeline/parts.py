@@ -60,13 +60,12 @@ class ReportSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineParts:
-    """The objects that the main job is made of.
+class MainParts:
+    """The objects that the main job is made of, whoever owns data and module.
 
     Attributes:
         training: How to train; its seed is that of everything that is drawn.
         folder: Where results go.
-        data: Examples to train, validate and test on.
         new_logger: Makes the Trainer's logger; ``None`` for none.
         recorder: Records the run.
         runner: Ranks the training examples.
@@ -74,7 +73,6 @@ class PipelineParts:
         methods: How to rank, by name; the first is the job's own, the others are for comparison.
         cleansing: What to do with the ranking.
         retraining: How to train again.
-        choose_by: What decides on the choosing half of the validation set.
         on_excess: What becomes of a choice that leaves no example, or none of a class.
         report: What the report shows.
         choices: Which file of each configuration group was taken.
@@ -83,7 +81,6 @@ class PipelineParts:
 
     training: Training
     folder: Path
-    data: ImageData | VectorData
     new_logger: Callable[[], Any]
     recorder: Any
     runner: Any
@@ -91,7 +88,6 @@ class PipelineParts:
     methods: Mapping[str, Any]
     cleansing: CleansingStrategy
     retraining: Retrain
-    choose_by: Literal["loss", "error"]
     on_excess: OnExcess
     report: ReportSettings
     choices: Mapping[str, str]
@@ -101,3 +97,16 @@ class PipelineParts:
     def seed(self) -> int:
         """Return the seed of everything that is drawn."""
         return self.training.seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineParts(MainParts):
+    """The objects that the main job on a data set of the zoo is made of.
+
+    Attributes:
+        data: Examples to train, validate and test on.
+        choose_by: What decides on the choosing half of the validation set.
+    """
+
+    data: ImageData | VectorData
+    choose_by: Literal["loss", "error"]

@@ -28,7 +28,6 @@ from lightning_sgdinf.cleansing import (
     StateEvaluation,
     evaluate_classifier,
     halve,
-    unless_diverged,
 )
 from lightning_sgdinf.evaluation import CleansingCurve, Detection
 from lightning_sgdinf.query import Query
@@ -36,6 +35,7 @@ from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.studies.detection import detect_wrong_labels
 from lightning_sgdinf.studies.pipeline.explanations import JoinedQuery, explained_query, wrongly_classified
 from lightning_sgdinf.studies.pipeline.parts import PipelineParts
+from lightning_sgdinf.studies.removal_curves import removal_curves
 from lightning_sgdinf.studies.retraining import model_update
 from lightning_sgdinf.zoo import Classifier, ImageData, VectorData
 
@@ -184,7 +184,8 @@ def cleanse(parts: PipelineParts, trained: Trained, ranked: Ranked) -> Cleansed:
         )
         selection = parts.cleansing.select(ranked.main, context)
         after = outcomes(selection)[TEST]
-        curves = _curves(ranked, outcomes, settings.counts_below(len(data.train_set)))
+        errors = outcomes.mean(TEST, "error")
+        curves = removal_curves(ranked.scores, errors, settings.counts_below(len(data.train_set)))
     return Cleansed(selection=selection, before=before, after=after, curves=curves, seconds=perf_counter() - began)
 
 
@@ -202,19 +203,6 @@ def validation_halves(data: ImageData | VectorData, seed: int) -> tuple[Subset, 
 def _scores(parts: PipelineParts, trained: Trained, loader: DataLoader, query: Query, method: Any) -> Scores:
     train_loader = parts.data.train_dataloader()
     return parts.runner.run(trained.model, train_loader, loader, log=trained.log, query=query, estimator=method)
-
-
-def _curves(ranked: Ranked, outcomes: RetrainingCache, counts: tuple[int, ...]) -> tuple[CleansingCurve, ...]:
-    curves = []
-    for name, scores in ranked.scores.items() if counts else ():
-        order = scores.order().tolist()
-        tried = {
-            count: unless_diverged(count, partial(outcomes, Selection(drop=tuple(order[:count]))))
-            for count in (0, *counts)
-        }
-        errors = {count: outcome[TEST].error for count, outcome in tried.items() if outcome is not None}
-        curves.append(CleansingCurve(method=name, counts=tuple(errors), errors=list(errors.values())))
-    return tuple(curves)
 
 
 def _split(scores: Scores, count: int) -> tuple[Scores, Scores]:
