@@ -33,6 +33,7 @@ from lightning_sgdinf.updates.repair import (
     input_range,
     learnt,
 )
+from lightning_sgdinf.updates.repair.certified import LogisticProblem
 from tests.updates.test_extrapolated import opened
 
 FAILURES = Failures(choosing=(0, 2, 4, 6, 8), judging=(1, 3, 5, 7, 9), blamed=(0, 4), held_out=(1,))
@@ -328,6 +329,29 @@ def test_what_certified_removal_leaves_behind_is_below_its_bound_and_near_retrai
                 again = again - torch.linalg.solve(hessian(objective)(again), grad(objective)(again))
             distance = float((weights[:, k] - again).norm())
             assert 1e-6 < distance <= updated.bounds[k] / (0.02 * len(ids))
+
+
+@pytest.mark.parametrize("length", [0.1, 1.0, 10.0, 50.0])
+def test_bounds_hold_for_inputs_of_any_length_and_are_near_what_they_bound(length: float) -> None:
+    nearest = 0.0
+    for seed in range(25):
+        generator = torch.Generator().manual_seed(seed)
+        x = length * torch.randn(12, 3, dtype=torch.float64, generator=generator)
+        signs = torch.randint(0, 2, (12, 1), generator=generator).double() * 2 - 1
+        noise = 0.5 * torch.randn(3, 1, dtype=torch.float64, generator=generator)
+        problem = LogisticProblem(x, signs, noise, 0.01 * length**2)
+        left = problem.without(torch.arange(12) < 1 + seed % 4)
+        start = problem.minimum(torch.zeros(3, 1, dtype=torch.float64))
+        step = -left.newton(start, left.gradient(start))
+
+        def objective(w: Tensor, left: LogisticProblem = left) -> Tensor:
+            losses = F.softplus(-left.signs[:, 0] * (left.inputs @ w)).sum()
+            return losses + left.penalty * len(left.inputs) / 2 * w.square().sum() + left.noise[:, 0] @ w
+
+        residual, bound = float(grad(objective)((start + step)[:, 0]).norm()), float(left.bounds(step)[0])
+        assert residual <= bound * (1 + 1e-9) + 1e-12
+        nearest = max(nearest, residual / bound)
+    assert nearest > 0.05
 
 
 def test_certificates_are_for_linear_models() -> None:
