@@ -50,7 +50,7 @@ def remarks_on(run: OpenedRun, query: BoundQuery | None) -> tuple[str, ...]:
     """
     run.audit()
     _, notes, unjudged = check_beside(run, query)
-    return (*notes, *unjudged)
+    return (*run.remarks, *notes, *unjudged)
 
 
 def checking(bind: Callable[[OpenedRun], BoundQuery], remarks: list[str]) -> Callable[[OpenedRun], None]:

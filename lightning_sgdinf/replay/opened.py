@@ -52,6 +52,7 @@ class OpenedRun:
         reopen: Opens the same run in another process, to which it can be sent if model and data can; ``None`` if
             nobody can but who opened it.
         beside: Looks at the loss when it is audited, before anything is computed from it.
+        remarks: What a reader of any result must know of the run.
     """
 
     log: Trajectory
@@ -63,6 +64,7 @@ class OpenedRun:
     progress: bool = False
     reopen: Callable[[], AbstractContextManager[OpenedRun]] | None = None
     beside: Callable[[OpenedRun], None] | None = None
+    remarks: tuple[str, ...] = ()
     _known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

@@ -24,6 +24,7 @@ from lightning_sgdinf.replay.dataloaders import (
     validation_batches,
     validation_loader,
 )
+from lightning_sgdinf.replay.end_remarks import end_remarks
 from lightning_sgdinf.replay.lightning_host import recorded_host
 from lightning_sgdinf.replay.loader_forms import by_item
 from lightning_sgdinf.replay.loss_metrics import wake_loss_metrics
@@ -92,6 +93,7 @@ def open_run(
     reopen = functools.partial(open_run, model, train_dataloaders, val_dataloaders, datamodule, log=where, **arguments)
     model = getattr(model, "_orig_mod", model)  # as a Trainer takes a compiled module
     tensors = (*model.named_parameters(), *model.named_buffers(), *model.named_modules())
+    remarks = end_remarks(log, model) if at is None else ()
     log = with_names_of(log, [name for name, _ in tensors])
     if log.header.replayable:
         raise UnsupportedRunError(f"this run was recorded but cannot be replayed: {log.header.replayable}")
@@ -130,6 +132,7 @@ def open_run(
             memory_bytes=memory_bytes,
             progress=progress,
             reopen=reopen,
+            remarks=remarks,
         )
 
 

@@ -43,7 +43,7 @@ class DirectJob:
         """
         asked = self.query.value(self.run.model)
         self.run.audit()
-        notes: list[str] = []
+        notes = [*self.run.remarks]
         began = clock(self.run.host.device)
         estimate = self.estimator.estimate(self.run, self.query)
         elapsed = clock(self.run.host.device) - began

@@ -114,7 +114,7 @@ class WalkJob:
         began = clock(run.host.device)
         values, end = self.query.end(run)
         run.audit(self.first_step)
-        findings = Findings([])
+        findings = Findings([*run.remarks])
         self._hold_rounding(findings)
         attributes = run.host.attributes
         if attributes is not None and attributes.held:
