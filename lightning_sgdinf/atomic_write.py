@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lightning_sgdinf.foreign_files import open_regular
+
 
 def replace_bytes(path: Path, content: bytes) -> None:
     """Write a file in place of the one that may be there, and make missing folders.
@@ -30,6 +32,10 @@ def replace_bytes(path: Path, content: bytes) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Exclude other processes from the same path; the system releases the lock when a process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    # Whatever else has that name, a link above all, is neither emptied nor waited for.
+    descriptor = open_regular(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_FORMULA = re.compile(r"[=+@\t\r-]")
+_FORMULA = re.compile(r"[=+@\t\r\n\uff1d\uff0b\uff20\uff0d-]")  # the last four are wide forms of the first
+_SPACES = "\u00a0\u2009\u202f"
 _MARKS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn what follows around
 
 
 def printable(text: str) -> str:
     """Return a text for a terminal: control characters and halves of characters are spelled out, lines are kept."""
-    return "".join(c if (c.isprintable() and c not in _MARKS) or c == "\n" else _spelled_out(c) for c in text)
+    kept = ("\n", *_SPACES)
+    return "".join(c if (c.isprintable() and c not in _MARKS) or c in kept else _spelled_out(c) for c in text)
 
 
 def encodable(text: str) -> str:

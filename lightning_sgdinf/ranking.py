@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
+from lightning_sgdinf.plain_text import printable
+
 Better: TypeAlias = Literal["lower", "higher", "order"]
 """The good direction of a query; ``"order"``: it is no query, but values that only rank, the most harmful
 lowest."""
@@ -100,7 +102,7 @@ class Ranking:
         for row, error, measured in zip(self, errors, self.verified or (False,) * len(self), strict=True):
             cells = [str(row.rank), str(row.example_id), f"{row.score:+.4g}"]
             cells += [f"± {error:.2g}"] * (self.standard_errors is not None)
-            cells += [str(row.label)] * (self.labels is not None)
+            cells += [printable(str(row.label)).replace("\n", " ")] * (self.labels is not None)
             cells += ["yes" if measured else "no"] * (self.verified is not None)
             table.append(tuple(cells))
         return tuple(table)
@@ -109,7 +111,7 @@ class Ranking:
         rows = self.rows()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-        return "\n".join((self.header, *lines, *self.reach))
+        return printable("\n".join((self.header, *lines, *self.reach)))
 
     def _repr_html_(self, *, reach: bool = True) -> str:
         head, *body = ([html.escape(cell) for cell in row] for row in self.rows())

@@ -53,6 +53,7 @@ class _Tables:
         refuse_taken(path, overwrite=overwrite)
         for column in frame.select_dtypes(exclude=["number", "bool"]):  # texts are never formulas
             frame[column] = frame[column].map(csv_cell)
+        frame.columns = [csv_cell(name) for name in frame.columns]
         frame.to_csv(path, index=False, errors="replace")
 
     def to_parquet(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -267,10 +268,10 @@ class Scores(_Tables):
         pandas = require("pandas", extra="report")
         columns: dict[str, Any] = {"example_id": np.arange(len(self))}
         if self.labels is not None:
-            columns["label"] = list(self.labels)
+            columns["label"] = list(map(encodable, self.labels))
         if self.verified is not None:
             columns["verified"] = self.verified.numpy()
-        for index, name in enumerate(self.queries):
+        for index, name in enumerate(map(encodable, self.queries)):
             ranking = self.better[index] == "order"
             columns[name if ranking else f"change_of_{name}_if_left_out"] = self.values[:, index].numpy()
             if self.standard_error is not None:

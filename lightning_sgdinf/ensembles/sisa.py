@@ -27,6 +27,7 @@ from lightning_sgdinf.ensembles.plan import ShardPlan
 from lightning_sgdinf.ensembles.training import ShardTraining, StageRecord
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.extras import require
+from lightning_sgdinf.foreign_files import read_document
 from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.query import Query
 from lightning_sgdinf.runner import InfluenceRunner
@@ -35,6 +36,7 @@ from lightning_sgdinf.scoring import Method
 
 logger = logging.getLogger(__name__)
 
+_MOST_THREADS = 4096
 _LOOKED_AT = 16  # examples whose content tells one data set from another
 
 
@@ -158,7 +160,10 @@ class Sisa:
     def forgotten(self) -> tuple[int, ...]:
         """Return the ids that the folder says are forgotten, increasing."""
         file = self.root / "forgotten.json"
-        return tuple(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else ()
+        ids = read_document(file, list) if file.is_file() else []
+        if not all(type(i) is int and i >= 0 for i in ids):
+            raise ConfigurationError(f"{file}: expected ids of examples, got {str(ids)[:80]}; restore a copy")
+        return tuple(ids)
 
     def forecast(self, ids: Iterable[int]) -> Cost:
         """Compute what `unlearn` would cost, before it is done.
@@ -302,7 +307,7 @@ class Sisa:
         with locked(file):
             if not file.is_file():
                 replace_bytes(file, json.dumps(about | {"threads": torch.get_num_threads()}).encode())
-            written = json.loads(file.read_text(encoding="utf-8"))
+            written = read_document(file, dict)
         differing = [
             f"{key}: {written.get(key)} there, {value} now" for key, value in about.items() if written.get(key) != value
         ]
@@ -310,7 +315,9 @@ class Sisa:
             raise ConfigurationError(
                 f"{self.root} holds another ensemble ({'; '.join(differing)}); give another root, or remove this one"
             )
-        return written["threads"]
+        if not (type(threads := written.get("threads")) is int and 1 <= threads <= _MOST_THREADS):
+            raise ConfigurationError(f"{file}: threads is {str(threads)[:80]}, expected a number; restore a copy")
+        return threads
 
 
 def _training_data(dataset: Any) -> tuple[DataLoader[Any], LightningDataModule | None]:

@@ -29,6 +29,7 @@ from lightning_sgdinf import random_state
 from lightning_sgdinf.atomic_write import locked, replace_bytes
 from lightning_sgdinf.ensembles.plan import ShardPlan
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.foreign_files import read_document, read_tensors
 from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.record import TrajectoryRecorder
 
@@ -121,7 +122,7 @@ class ShardTraining:
                 "forgotten: its training was interrupted, or another process is at it. Call fit or unlearn([]), which "
                 "finishes it"
             )
-        return torch.load(path, map_location="cpu", weights_only=False)["state_dict"]  # a file of our own folder
+        return _checkpoint(path)["state_dict"]
 
     def digests(self, shard: int, without: AbstractSet[int]) -> list[str]:
         """Return for each stage a digest of all that its result depends on; empty where nothing is left to train on."""
@@ -148,7 +149,7 @@ class ShardTraining:
     def records(self) -> list[StageRecord]:
         """Return every stage that is on disk."""
         files = sorted(self.folder.glob("shard-*/stage-*.json"))
-        return [StageRecord(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+        return [_stage_record(file) for file in files]
 
     def _remove_others(self, folder: Path, digests: list[str]) -> None:
         """Remove what was trained with other examples: a checkpoint remembers them."""
@@ -166,6 +167,8 @@ class ShardTraining:
         began = perf_counter()
         with random_state.seeded(self.plan.seed_of(shard, stage)), _quiet():
             trainer = self._new_trainer(shard, [_StopAfter(ends_at)], ends_at, goes_on=last is not None)
+            if last is not None:
+                _checkpoint(last)  # some releases of Lightning run what such a file names
             trainer.fit(self.new_model(shard), datamodule=data, ckpt_path=last)
             self._save(trainer, self.checkpoint(shard, stage, digests))
         record = StageRecord(
@@ -256,6 +259,26 @@ class _StageData(LightningDataModule):
             return super()
         datamodule.trainer = self.trainer
         return datamodule
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    """Return a checkpoint of the folder, which may be anybody's: nothing in it is run.
+
+    Raises:
+        ConfigurationError: It holds objects, or is none.
+    """
+    content = read_tensors(path)
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise ConfigurationError(f"{path}: expected a checkpoint with a state_dict; remove it, and it is trained again")
+    return content
+
+
+def _stage_record(file: Path) -> StageRecord:
+    about = read_document(file, dict)
+    digest, visits, seconds = (about.get(name) for name in ("digest", "visits", "seconds"))
+    if not (isinstance(digest, str) and isinstance(visits, int) and isinstance(seconds, (int, float))):
+        raise ConfigurationError(f"{file}: expected digest, visits and seconds of a stage; remove it")
+    return StageRecord(digest=digest, visits=visits, seconds=seconds)
 
 
 @contextmanager

@@ -105,18 +105,18 @@ def _verify(chosen: argparse.Namespace) -> int:
 def _recover(chosen: argparse.Namespace) -> int:
     report = recover(chosen.path)
     if not report.changed:
-        print(f"{chosen.path}: {report.steps} steps, nothing to recover")
+        print(printable(f"{chosen.path}: {report.steps} steps, nothing to recover"))
         return 0
-    print(f"{chosen.path}: {report.steps} steps; {report.sealed} of them were not sealed, and are now")
+    print(printable(f"{chosen.path}: {report.steps} steps; {report.sealed} of them were not sealed, and are now"))
     for path in report.set_aside:
-        print(f"{path.name} could not be read and is out of the way now; remove it if nobody can read it")
+        print(printable(f"{path.name} could not be read and is out of the way now; remove it if nobody can read it"))
     return 0
 
 
 def _export(chosen: argparse.Namespace) -> int:
     with RunLog.open(chosen.path) as log:
         export(log, chosen.target)
-        print(f"{chosen.target}: {len(log)} steps, {len(log.state_indices)} states")
+        print(printable(f"{chosen.target}: {len(log)} steps, {len(log.state_indices)} states"))
     return 0
 
 

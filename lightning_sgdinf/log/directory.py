@@ -26,7 +26,8 @@ from lightning_sgdinf.errors import (
     LogNotFoundError,
     LogWriteError,
 )
-from lightning_sgdinf.log.file_objects import FileObject, open_regular
+from lightning_sgdinf.foreign_files import open_regular
+from lightning_sgdinf.log.file_objects import FileObject
 from lightning_sgdinf.plain_text import printable
 
 SEGMENT_FORMAT = "sgdinf-log/1"

@@ -12,11 +12,11 @@ import re
 from dataclasses import fields
 from typing import Any
 
+from lightning_sgdinf.foreign_files import check_proportions
 from lightning_sgdinf.log.bit_patterns import word_type
 from lightning_sgdinf.log.records import Header
 from lightning_sgdinf.state import Layout, TensorSpec
 
-_MAX_BYTES, _MAX_ENTRIES, _MAX_LISTS = 16 << 20, 2_000_000, 400_000
 _MAX_DIMENSIONS, _MAX_ELEMENTS = 32, 1 << 48
 _RUN_ID = re.compile(r"[!-~]{1,200}")
 _HEADER_KINDS: dict[str, type] = {
@@ -41,8 +41,7 @@ def from_json(data: bytes) -> Any:
     Raises:
         ValueError: It is none, or so large that it is none of ours.
     """
-    if len(data) > _MAX_BYTES or data.count(b",") > _MAX_ENTRIES or data.count(b"[") + data.count(b"{") > _MAX_LISTS:
-        raise ValueError(f"a document of {len(data)} bytes, {data.count(b',')} entries")
+    check_proportions(data)
     text = data.decode("ascii")
     return json.loads(text, object_hook=_read_float) if '"$float"' in text else json.loads(text)
 

@@ -9,28 +9,9 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from pathlib import Path
 
-_CAREFULLY = os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-
-
-def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = 0o644) -> int:
-    """Return a descriptor of a regular file; never follows a link at its name, and never waits for a pipe.
-
-    Args:
-        path: File.
-        flags: Of ``os.open``.
-        mode: Of a file that is made.
-
-    Raises:
-        OSError: It cannot be opened, or is something else.
-    """
-    descriptor = os.open(path, flags | _CAREFULLY, mode)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(f"{path.name} is no regular file")
-    return descriptor
+from lightning_sgdinf.foreign_files import open_regular
 
 
 class FileObject(io.RawIOBase):

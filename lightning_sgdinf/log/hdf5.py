@@ -18,8 +18,9 @@ from h5py._objects import phil
 from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.errors import LogCorruptError, LogError, LogNotFoundError, LogVersionError
+from lightning_sgdinf.foreign_files import open_regular
 from lightning_sgdinf.log.descriptors import identity, large_files_allowed, redirect, replace_by_copy
-from lightning_sgdinf.log.file_objects import ReadFile, WrittenFile, open_regular
+from lightning_sgdinf.log.file_objects import ReadFile, WrittenFile
 from lightning_sgdinf.log.superblock import SIZE, check, repaired
 from lightning_sgdinf.plain_text import printable
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -10,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sgdinf.errors import ConfigurationError, DataMismatchError, StateNotStoredError, UnsupportedRunError
+from lightning_sgdinf.foreign_files import read_tensors
 from lightning_sgdinf.log import Trajectory
 from lightning_sgdinf.log.shortened import Shortened
+from lightning_sgdinf.plain_text import printable
 from lightning_sgdinf.replay.objective import Objective
 from lightning_sgdinf.replay.replayer import Replayer
 from lightning_sgdinf.replay.states import rebuild
@@ -119,21 +120,25 @@ def expect_checkpoint(tensors: dict[str, Tensor], log: Trajectory) -> None:
 def _read_checkpoint(path: Path, log: Trajectory) -> tuple[int, dict[str, Tensor]]:
     """Return how many steps of a log a checkpoint has, and its tensors."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        saved = read_tensors(path)
+    except ConfigurationError as error:
         raise ConfigurationError(
-            f"{path} holds objects other than tensors, which are not loaded here, since loading them runs code. Load "
-            f"it yourself if you trust it, and give the number of its steps: "
+            f"at={str(path)!r}: {error}. Or give the number of its steps, if you load it yourself: "
             f"at=torch.load({str(path)!r}, weights_only=False)['lightning_sgdinf'][0]['steps']"
         ) from error
-    except OSError as error:
-        raise ConfigurationError(f"at={str(path)!r}: expected a checkpoint file, got {error}") from error
-    bookmarks = saved.get("lightning_sgdinf", []) if isinstance(saved, dict) else []
+    noted = saved.get("lightning_sgdinf") if isinstance(saved, dict) else None
+    bookmarks = [b for b in noted if isinstance(b, dict)] if isinstance(noted, list) else []
     own = [b for b in bookmarks if b.get("run_id") == log.header.run_id and not b.get("lost")]
     if not own:
-        runs = ", ".join(sorted({str(b.get("run_id")) for b in bookmarks})) or "none, it was saved without a recorder"
+        runs = (
+            printable(", ".join(sorted({str(b.get("run_id")) for b in bookmarks[:5]}))[:400])
+            or "none, it was saved without a recorder"
+        )
         raise ConfigurationError(
             f"{path} is no checkpoint of the recorded run {log.header.run_id}; the runs it belongs to: {runs}. Pass "
             "one that was saved while this run was recorded, or the number of steps, at=..."
         )
-    return int(own[0]["steps"]), dict(saved.get("state_dict", {}))
+    steps, state = own[0].get("steps"), saved.get("state_dict", {})
+    if type(steps) is not int or not isinstance(state, dict):
+        raise ConfigurationError(f"{path}: its bookmark says no number of steps, or its state_dict is none")
+    return steps, {name: value for name, value in state.items() if isinstance(value, Tensor)}

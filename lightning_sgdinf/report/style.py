@@ -6,6 +6,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from lightning_sgdinf.extras import require
+from lightning_sgdinf.plain_text import printable
 
 if TYPE_CHECKING:
     import matplotlib
@@ -34,8 +35,9 @@ def series(index: int) -> dict[str, Any]:
 
 
 def plain(text: str) -> str:
-    """Return text that matplotlib shows as it is: a dollar sign would begin a formula."""
-    return text.replace("$", r"\$")
+    """Return text that matplotlib shows as it is: a dollar sign would begin a formula, and no picture can hold a
+    control character or half of a character."""
+    return printable(text).replace("$", r"\$")
 
 
 def dress(axes: Axes, *, x: str, y: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_sgdinf.atomic_write import locked, replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.foreign_files import read_document
 
 Json = Any
 """A value that JSON can hold."""
@@ -17,12 +18,20 @@ Json = Any
 
 def replace_json(path: Path, content: Json) -> None:
     """Write a value as JSON, at once."""
-    replace_bytes(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    try:
+        document = json.dumps(content, indent=1, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # a name with half a character comes back as it is
+        document = json.dumps(content, indent=1).encode()
+    replace_bytes(path, document)
 
 
 def read_json(path: Path) -> Json:
-    """Return a value that `replace_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Return a value that `replace_json` wrote.
+
+    Raises:
+        ConfigurationError: The file is something else.
+    """
+    return read_document(path)
 
 
 def digest(*content: Json) -> str:

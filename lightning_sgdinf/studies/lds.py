@@ -23,7 +23,7 @@ from lightning_sgdinf.query import ExampleLoss
 from lightning_sgdinf.record import TrajectoryRecorder
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.studies.cache import check_settings, load_or_compute, read_json
-from lightning_sgdinf.studies.console import Console, Table
+from lightning_sgdinf.studies.console import Console, Table, plain
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts
 from lightning_sgdinf.truth import Truth
 from lightning_sgdinf.zoo import ImageData
@@ -95,7 +95,9 @@ class LdsJob:
         cell = load_or_compute(file, lambda: about | self._cell(parts, data))
         check_settings(file, cell["settings"], settings)
         page = parts.folder / PAGE
-        replace_bytes(page, markdown([read_json(file) for file in sorted(parts.folder.glob("*.json"))]).encode())
+        replace_bytes(
+            page, markdown([read_json(file) for file in sorted(parts.folder.glob("*.json"))]).encode("utf-8", "replace")
+        )
         _print(cell, page)
         first = next(iter(cell["scores"].values()))
         return next(iter(first.values()))["mean"]
@@ -200,14 +202,14 @@ def _mean(scores: Sequence[Mapping[str, float]]) -> str:
 
 def _print(cell: Mapping[str, Any], page: Path) -> None:
     console = Console(highlight=False)
-    table = Table(title=f"{cell['model']}, {cell['optimizer']}, seed {cell['seed']}", title_justify="left")
+    table = Table(title=plain(f"{cell['model']}, {cell['optimizer']}, seed {cell['seed']}"), title_justify="left")
     for name in ("method", *cell["scores"], "seconds"):
-        table.add_column(name, justify="left" if name == "method" else "right")
+        table.add_column(plain(name), justify="left" if name == "method" else "right")
     for method in next(iter(cell["scores"].values())):
         scores = [by_method[method] for by_method in cell["scores"].values()]
         values = [f"{s['mean']:.3f} [{s['low']:.2f}, {s['high']:.2f}]" for s in scores]
-        table.add_row(method, *values, f"{cell['seconds'][method]:.1f}")
+        table.add_row(plain(method), *values, f"{cell['seconds'][method]:.1f}")
     console.print(table)
     for method, why in cell["failed"].items():
-        console.print(f"[dim]{method} gave nothing: {why}[/]")
-    console.print(f"[bold]{page}[/]", soft_wrap=True)
+        console.print(f"[dim]{plain(method)} gave nothing: {plain(why)}[/]")
+    console.print(f"[bold]{plain(page)}[/]", soft_wrap=True)

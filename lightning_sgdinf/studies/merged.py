@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+from lightning_sgdinf.foreign_files import read_arrays
+from lightning_sgdinf.plain_text import printable
 from lightning_sgdinf.report import Bars, Example, Merged, Panel, Sheet, log_merged, write_merged
 from lightning_sgdinf.studies import merged_tables, summary
 from lightning_sgdinf.studies.cache import flatten
 from lightning_sgdinf.studies.results import FILE, RunResults
 
 FOLDER = "merged"
+_HUGE = 1e100
 logger = logging.getLogger(__name__)
 
 Cells = Mapping[str, Sequence[RunResults]]
@@ -129,11 +132,15 @@ def _bars(rows: Sequence[Mapping[str, Any]]) -> Bars | None:
     for metric in ("test_error_after", "result"):
         values: dict[str, list[float]] = defaultdict(list)
         for name, row in merged_tables.named(rows):
-            if row.get(metric) is not None:
-                values[name].append(float(row[metric]))
+            if _is_number(value := row.get(metric)):
+                values[name].append(float(value))
         if values:
             return Bars(metric=metric.replace("_", " "), values=values)
     return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < _HUGE
 
 
 def _sheets(cells: Cells) -> Iterator[Sheet]:
@@ -141,19 +148,28 @@ def _sheets(cells: Cells) -> Iterator[Sheet]:
     for cell, runs in cells.items():
         for run in runs:
             file = None if run.place is None else run.place / "found.npz"
-            if run.harmful and file is not None and file.is_file():
-                yield Sheet(title=f"{cell}, seed {run.seed}", rows=_pictures(file, run.harmful))
+            if run.harmful and file is not None and file.is_file() and (rows := _pictures(file, run.harmful)):
+                yield Sheet(title=f"{cell}, seed {run.seed}", rows=rows)
                 break
 
 
 def _pictures(file: Path, harmful: Mapping[str, Collection[int]]) -> dict[str, list[tuple[int, Example]]]:
-    with np.load(file) as kept:
-        ids, images = kept["ids"].tolist(), kept["images"].astype(np.float32) / 255
-        labels, true_labels = kept["labels"].tolist(), kept["true_labels"].tolist()
-    examples = {
-        number: Example(image=image, label=label, true_label=None if label == truth else truth)
-        for number, image, label, truth in zip(ids, images, labels, true_labels, strict=True)
-    }
+    try:
+        kept = read_arrays(file)
+        ids, labels, truths = (kept[name].tolist() for name in ("ids", "labels", "true_labels"))
+        shown = {i for chosen in harmful.values() for i in chosen}
+        examples = {
+            number: Example(
+                image=image.astype(np.float32) / 255,
+                label=str(label),
+                true_label=None if label == truth else str(truth),
+            )
+            for number, image, label, truth in zip(ids, kept["images"], labels, truths, strict=True)
+            if number in shown
+        }
+    except (KeyError, TypeError, ValueError, NonFiniteError) as error:
+        logger.warning("skipped: %s holds no pictures that can be shown (%s)", file, printable(str(error)))
+        return {}
     # Of methods that were ranked elsewhere the pictures are elsewhere, too.
     return {
         method: [(i, examples[i]) for i in chosen]

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.studies.cache import Json, read_json, replace_json
+from lightning_sgdinf.studies.cache import Json, flatten, read_json, replace_json
 
 FILE = "results.json"
 FORMAT = 1
+_MOST_NAMES, _HUGE = 1000, 1e100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,12 +140,21 @@ class RunResults:
             about = read_json(file)
             if about.pop("format") != FORMAT:
                 raise ValueError("another format")
-            about["methods"] = {name: MethodCost(**cost) for name, cost in about["methods"].items()}
-            about["points"] = tuple(_point(point) for point in about["points"])
-            about["choices"] = tuple(Choice(**choice) for choice in about["choices"])
-            about["harmful"] = {name: tuple(ids) for name, ids in about.pop("found").items()}
-            return cls(**about, place=file.parent)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            about["methods"] = {name: _checked(MethodCost(**cost)) for name, cost in about["methods"].items()}
+            about["points"] = tuple(_checked(_point(point)) for point in about["points"])
+            about["choices"] = tuple(_checked(Choice(**choice)) for choice in about["choices"])
+            about["harmful"] = {name: tuple(map(_whole, ids)) for name, ids in about.pop("found").items()}
+            run = cls(**about, place=file.parent)
+            names = {name for point in (*run.points, *run.choices) for name in (point.method, point.mode)}
+            if len(names) + len(run.methods) > _MOST_NAMES:
+                raise ValueError(f"{len(names)} methods and modes")
+            flatten(run.settings), _whole(run.seed), dict(run.definitions)
+            if not all(isinstance(number, (int, float)) and abs(number) < _HUGE for number in run.training.values()):
+                raise ValueError(f"training is {run.training!r:.80}")
+            if not isinstance(run.cell, str) or not isinstance(run.settings, dict):
+                raise TypeError("a cell without name or settings")
+            return run
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise ConfigurationError(
                 f"{file}: expected results of a run in format {FORMAT}, got something else ({error}); remove it or "
                 "move it away: the results that it was made from stay"
@@ -182,6 +192,33 @@ class RunResults:
             harmful={m: ids for m, ids in self.harmful.items() if stays(method=m)},
             definitions={} if "run" in names else {n: of for n, of in self.definitions.items() if n not in names},
         )
+
+
+def _checked(value: Any) -> Any:
+    """Return a part of some results whose numbers are finite and whose texts are texts."""
+    for member in fields(value):
+        held = getattr(value, member.name)
+        if is_dataclass(held):
+            _checked(held)
+        elif member.type == "str" or isinstance(held, str):
+            if member.type != "str" or not isinstance(held, str):
+                raise TypeError(f"{member.name} is {held!r:.80}")
+        elif member.name == "count":
+            _whole(held)
+        elif held is None:
+            if "None" not in str(member.type):
+                raise ValueError(f"{member.name} is missing")
+        elif not isinstance(held, (int, float)) or (
+            not abs(held) < _HUGE and (isinstance(held, int) or member.name in ("test_error", "before", "after"))
+        ):
+            raise ValueError(f"{member.name} is {held!r:.80}")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 53:
+        raise ValueError(f"{value!r:.80} is no count")
+    return value
 
 
 def _point(about: dict[str, Any]) -> Point:

@@ -30,7 +30,7 @@ from lightning_sgdinf.record import TrajectoryRecorder
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.studies.cache import load_or_compute, pin_settings, read_json
-from lightning_sgdinf.studies.console import Console, Table
+from lightning_sgdinf.studies.console import Console, Table, plain
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts
 from lightning_sgdinf.updates import CounterfactualReplay, ExtrapolatedReplay, ModelUpdate, load_state
 from lightning_sgdinf.zoo import ImageData
@@ -110,7 +110,7 @@ class SisaJob:
         page = folder / PAGE
         ensembles = [read_json(file) for file in sorted(folder.glob("ensemble_*.json"))]
         models = [read_json(file) for file in sorted(folder.glob("model_*.json"))]
-        replace_bytes(page, markdown(ensembles, models).encode())
+        replace_bytes(page, markdown(ensembles, models).encode("utf-8", "replace"))
         _print(ensembles, seed, page)
         return cell["accuracy"]["mean_softmax"]
 
@@ -302,4 +302,4 @@ def _print(ensembles: Sequence[Mapping[str, Any]], seed: int, page: Path) -> Non
         values = (f"{v:.3f}" for v in (accuracy["mean_softmax"], accuracy["one"], cost, cell["cost_of_part"]))
         table.add_row(str(cell["shards"]), str(cell["slices"]), *values, "yes" if cell["bit_for_bit"] else "NO")
     console.print(table)
-    console.print(f"[bold]{page}[/]", soft_wrap=True)
+    console.print(f"[bold]{plain(page)}[/]", soft_wrap=True)

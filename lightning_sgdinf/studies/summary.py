@@ -9,13 +9,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_sgdinf.atomic_write import replace_bytes
+from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.foreign_files import read_document
+from lightning_sgdinf.plain_text import csv_cell, encodable
 
 ROW = "summary.json"
 TABLE = "summary.csv"
+
+logger = logging.getLogger(__name__)
 
 Cell = str | int | float | bool | None
 
@@ -38,17 +44,31 @@ def assemble(sweep: Path) -> Path:
     columns = list(dict.fromkeys(key for row in jobs for key in row))
     target = sweep / TABLE
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(jobs)
-    replace_bytes(target, text.getvalue().encode())
+    writer = csv.writer(text)
+    writer.writerow(map(csv_cell, columns))
+    writer.writerows([csv_cell(row.get(name)) for name in columns] for row in jobs)
+    replace_bytes(target, text.getvalue().encode("utf-8", "replace"))
     return target
 
 
 def rows(sweep: Path) -> list[dict[str, Cell]]:
     """Return the rows of all jobs below a folder, in the order of their folders (numbers as numbers)."""
     files = sorted(sweep.rglob(ROW), key=lambda path: _natural(path.parent.relative_to(sweep)))
-    return [{"job": path.parent.relative_to(sweep).as_posix(), **json.loads(path.read_text())} for path in files]
+    jobs: list[dict[str, Cell]] = []
+    for path in files:
+        try:
+            row = read_document(path, dict)
+            if odd := [value for value in row.values() if not _is_cell(value)]:
+                raise ConfigurationError(f"{path}: expected numbers and texts, got {odd[0]!r:.80}")
+        except ConfigurationError as error:  # one job's row shall not keep all others from being seen
+            logger.warning("skipped: %s", error)
+            continue
+        jobs.append({"job": encodable(path.parent.relative_to(sweep).as_posix()), **row})
+    return jobs
+
+
+def _is_cell(value: object) -> bool:
+    return value is None or isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 1 << 63)
 
 
 def _natural(path: Path) -> tuple[tuple[int, int | str], ...]:

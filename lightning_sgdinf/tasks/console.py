@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning_sgdinf.evaluation import Detection
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.studies import ModuleResult, PipelineParts, PipelineResult
-from lightning_sgdinf.studies.console import Console, Table
+from lightning_sgdinf.studies.console import Console, Table, plain
 from lightning_sgdinf.studies.pipeline.stages import Ranked
 
 
@@ -21,12 +21,12 @@ def print_outcome(parts: PipelineParts, result: PipelineResult, page: Path, cons
     if result.detections:
         console.print(_detected(result.detections))
     before, after = cleansed.before, cleansed.after
-    console.print(f"Cleansing: {cleansed.selection.reason}.")
+    console.print(f"Cleansing: {plain(cleansed.selection.reason)}.")
     console.print(
         f"Test error [bold]{100 * before.error:.2f} %[/] before, [bold]{100 * after.error:.2f} %[/] after; test loss "
         f"{before.loss:.4f} before, {after.loss:.4f} after."
     )
-    console.print(f"Report: [bold]{page}[/]", soft_wrap=True)
+    console.print(f"Report: [bold]{plain(page)}[/]", soft_wrap=True)
 
 
 def print_module_outcome(result: ModuleResult, page: Path, console: Console | None = None) -> None:
@@ -34,30 +34,30 @@ def print_module_outcome(result: ModuleResult, page: Path, console: Console | No
     console = console or Console(highlight=False)
     _print_certificate(result.main, console)
     for warning in result.warnings:
-        console.print(f"[bold red]Warning:[/] {warning}.", soft_wrap=True)
+        console.print(f"[bold red]Warning:[/] {plain(warning)}.", soft_wrap=True)
     ranking = result.main.most_harmful(8)
-    table = Table(title="Most harmful training examples", caption=ranking.header, title_justify="left")
+    table = Table(title="Most harmful training examples", caption=plain(ranking.header), title_justify="left")
     for name in ("rank", "example", "label", "score"):
         table.add_column(name, justify="left" if name == "label" else "right")
     for row in ranking:
-        table.add_row(str(row.rank), str(row.example_id), row.label or "", f"{row.score:+.2e}")
+        table.add_row(str(row.rank), str(row.example_id), plain(row.label or ""), f"{row.score:+.2e}")
     console.print(table)
-    console.print(f"Cleansing: {result.selection.reason}.")
-    console.print(f"{result.measured}: [bold]{result.before:.4g}[/] before, [bold]{result.after:.4g}[/] after.")
-    console.print(f"Report: [bold]{page}[/]", soft_wrap=True)
+    console.print(f"Cleansing: {plain(result.selection.reason)}.")
+    console.print(f"{plain(result.measured)}: [bold]{result.before:.4g}[/] before, [bold]{result.after:.4g}[/] after.")
+    console.print(f"Report: [bold]{plain(page)}[/]", soft_wrap=True)
 
 
 def _print_certificate(scores: Scores, console: Console) -> None:
     if scores.certificate is not None:
         for warning in scores.certificate.warnings:
-            console.print(f"[bold red]Warning:[/] {warning}")
+            console.print(f"[bold red]Warning:[/] {plain(warning)}")
         for line in scores.certificate.summary():
-            console.print(f"[dim]{line}[/]")
+            console.print(f"[dim]{plain(line)}[/]")
 
 
 def _harmful(parts: PipelineParts, ranked: Ranked) -> Table:
     data, ranking = parts.data, ranked.main.most_harmful(8)
-    table = Table(title="Most harmful training examples", caption=ranking.header, title_justify="left")
+    table = Table(title="Most harmful training examples", caption=plain(ranking.header), title_justify="left")
     columns = ["rank", "example", "label", *(["true label"] if data.flipped is not None else []), "score"]
     for name in columns:
         table.add_column(name, justify="right" if name in ("rank", "example", "score") else "left")
@@ -65,7 +65,13 @@ def _harmful(parts: PipelineParts, ranked: Ranked) -> Table:
         i = row.example_id
         true = data.class_names[int(data.true_labels[i])]
         label = data.class_names[int(data.train_set.labels[i])]
-        cells = [str(row.rank), str(i), label, *([true] if data.flipped is not None else []), f"{row.score:+.2e}"]
+        cells = [
+            str(row.rank),
+            str(i),
+            plain(label),
+            *([plain(true)] if data.flipped is not None else []),
+            f"{row.score:+.2e}",
+        ]
         table.add_row(*cells, style="yellow" if label != true else None)
     return table
 
@@ -76,5 +82,5 @@ def _detected(detections: Mapping[str, Detection]) -> Table:
     for name in ("method", f"found among its first {corrupt}", "AUROC"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for method, detection in detections.items():
-        table.add_row(method, str(detection.hits), f"{detection.auroc:.3f}")
+        table.add_row(plain(method), str(detection.hits), f"{detection.auroc:.3f}")
     return table

@@ -30,6 +30,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lightning_sgdinf.errors import SgdInfluenceError
+from lightning_sgdinf.plain_text import printable
 from lightning_sgdinf.renamed import warn_renamed
 from lightning_sgdinf.report import finish_run
 from lightning_sgdinf.studies import run_module, run_pipeline, summary
@@ -101,7 +102,7 @@ def _attempt(config: DictConfig) -> float:
             if error.errno not in UNWRITABLE:
                 raise
             advice = UNWRITABLE[error.errno]
-        print(f"{type(error).__name__}: {error}{advice}", file=sys.stderr)
+        print(printable(f"{type(error).__name__}: {error}{advice}"), file=sys.stderr)
         if in_sweep:
             raise  # the sweep's other jobs go on, and it ends with this error
         raise SystemExit(1) from error

@@ -21,6 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
+from lightning_sgdinf.plain_text import printable
 from lightning_sgdinf.report import finish_run
 from lightning_sgdinf.studies import merge
 from lightning_sgdinf.tasks.refusals import refuse_processes_in_a_sweep
@@ -42,7 +43,7 @@ class MergeRuns(Callback):
         try:
             refuse_processes_in_a_sweep(config)
         except ConfigurationError as error:
-            print(f"ConfigurationError: {error}", file=sys.stderr)
+            print(printable(f"ConfigurationError: {error}"), file=sys.stderr)
             raise SystemExit(1) from error  # Hydra turns other errors of a callback into warnings
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -55,9 +56,9 @@ class MergeRuns(Callback):
         new_logger = partial(_comparison, config) if _is_of_wandb(config.get("logger")) else None
         try:
             merged = merge([folder for folder in folders if folder.is_dir()], new_logger=new_logger)
-            print(f"Merged: {merged / 'page.html'}")
+            print(printable(f"Merged: {merged / 'page.html'}"))
         except SgdInfluenceError as error:
-            print(f"Nothing was merged: {error}", file=sys.stderr)
+            print(printable(f"Nothing was merged: {error}"), file=sys.stderr)
         finally:
             finish_run(failed=False)
 
@@ -84,8 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--into", type=Path, help="where the outcome goes; FOLDER/merged if not given")
     given = parser.parse_args(arguments)
     try:
-        print(merge(given.folders, given.into) / "page.html")
+        print(printable(str(merge(given.folders, given.into) / "page.html")))
     except SgdInfluenceError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(printable(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 1
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,7 @@ class Ledger:
                     f"{self._path} keeps the runs of another measurement (another record, query, choice of examples or "
                     "precision); give another path, or delete it"
                 )
+            _check_forms(self._path, arrays, sets, queries)
             self.values, self.done = torch.from_numpy(np.array(arrays["values"])), np.array(arrays["done"])
             self.steps, self.seconds = int(arrays["steps"]), float(arrays["seconds"])
 
@@ -76,3 +77,11 @@ class Ledger:
             "seconds": np.float64(self.seconds + self._saved - self._opened),
         }
         write_arrays(self._path, {n: np.asarray(a) for n, a in arrays.items()}, {"key": self._key}, kind=KIND)
+
+
+def _check_forms(path: Path, arrays: Mapping[str, np.ndarray], sets: int, queries: int) -> None:
+    forms = {"values": ((sets, queries), "f8"), "done": ((sets,), "b1"), "steps": ((), "i8"), "seconds": ((), "f8")}
+    for name, (shape, kind) in forms.items():
+        array = arrays.get(name)
+        if array is None or array.shape != shape or array.dtype.str[1:] != kind:
+            raise ConfigurationError(f"{path}: expected {name} of shape {list(shape)}; give another path, or delete it")

@@ -4,6 +4,7 @@ costs."""
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,56 @@ def loaders() -> Any:
 
 def test_a_loader_gives_its_collate_function(tmp_path: Path) -> None:
     assert same(sisa(tmp_path / "a").fit(Plain, loaders()), sisa(tmp_path / "b").fit(Plain, Points()))
+
+
+class Trap:
+    """Makes a directory when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("stage", [0, -1])
+def test_a_folder_of_somebody_elses_runs_nothing(stage: int, tmp_path: Path) -> None:
+    root, trace = tmp_path / "root", tmp_path / "ran"
+    sisa(root).fit(Plain, Points())
+    checkpoints = sorted(root.glob("shard-000/*.ckpt"))
+    content = torch.load(checkpoints[stage], weights_only=True)
+    torch.save(content | {"extra": Trap(trace)}, checkpoints[stage])
+    if stage == 0:
+        checkpoints[-1].unlink()
+    ensemble = sisa(root)
+    with pytest.raises(ConfigurationError, match="loading it runs code"):
+        ensemble.fit(Plain, Points()).states()
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("forgotten.json", "{"),
+        ("forgotten.json", '["1"]'),
+        ("forgotten.json", "{}"),
+        ("ensemble.json", "[]"),
+        ("ensemble.json", '{"threads": 1e9}'),
+        ("shard-000/stage-00-x.json", "[1]"),
+        ("shard-000/stage-00-x.json", '{"digest": "", "visits": "", "seconds": 0}'),
+    ],
+)
+def test_notes_in_its_folder_that_are_none(name: str, content: str, untouched: Sisa) -> None:
+    file = untouched.root / name
+    before = file.read_bytes() if file.is_file() else None
+    file.write_text(content)
+    try:
+        with pytest.raises(ConfigurationError, match=rf"{file.name}|holds another ensemble"):
+            sisa(untouched.root).fit(Plain, Points()) if before else untouched.forecast([0])
+    finally:
+        file.unlink() if before is None else file.write_bytes(before)
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Sisa:
+    return sisa(tmp_path_factory.mktemp("notes")).fit(Plain, Points())

@@ -19,7 +19,7 @@ HOSTILE = '<script>alert("1 & 2")</script>'
 """What nobody should have as a label, and somebody will."""
 
 
-def make_scores() -> Scores:
+def make_scores(hostile: str = HOSTILE) -> Scores:
     per_epoch = torch.tensor(np.random.default_rng(0).normal(size=(3, 40, 2)))
     certificate = Certificate(
         level="fast",
@@ -47,7 +47,7 @@ def make_scores() -> Scores:
     return Scores(
         values=per_epoch.sum(0),
         queries=("validation loss", "margin"),
-        labels=(*(f"label {i}" for i in range(39)), HOSTILE),
+        labels=(*(f"label {i}" for i in range(39)), hostile),
         per_epoch=per_epoch,
         certificate=certificate,
         provenance={"log digest": "9f3a", "versions": {"torch": "2"}},
@@ -66,8 +66,7 @@ def bare(scores: Scores) -> ReportData:
     return ReportData(title="Bare", scores=Scores(values=scores.values, queries=scores.queries))
 
 
-@pytest.fixture(scope="session")
-def full(scores: Scores) -> ReportData:
+def make_full(scores: Scores, hostile: str = HOSTILE) -> ReportData:
     """Every field filled, hostile strings wherever there are strings."""
     random = np.random.default_rng(1)
     order = scores.order().tolist()
@@ -76,24 +75,24 @@ def full(scores: Scores) -> ReportData:
         i: Example(image=random.random((8, 8) if i % 2 else (80, 60, 3)), label=f"label {i}", true_label=f"label {i}")
         for i in range(20)
     }
-    examples[order[0]] = Example(image=random.random((8, 8, 1)), label="cat", true_label=HOSTILE)
-    examples[order[1]] = Example(text=f"a text with {HOSTILE}", label="dog")
-    examples[order[20]] = Example(row={"age": 39, HOSTILE: HOSTILE, "share": 0.25}, label="row")
+    examples[order[0]] = Example(image=random.random((8, 8, 1)), label="cat", true_label=hostile)
+    examples[order[1]] = Example(text=f"a text with {hostile}", label="dog")
+    examples[order[20]] = Example(row={"age": 39, hostile: hostile, "share": 0.25}, label="row")
     examples[order[21]] = Example(html=SafeHtml("<b>made</b> by <i>hand</i>"), label="html")
     names = tuple(f"loss of validation example {i}" for i in range(5))
     single = Scores(values=torch.tensor(random.normal(size=(40, 5))), queries=names)
     before, after = (0.2, 0.3, 0.25, 0.22), (0.1, 0.15, 0.3, 0.12)
     return ReportData(
-        title=f"Title {HOSTILE}",
+        title=f"Title {hostile}",
         scores=scores,
-        asked={HOSTILE: HOSTILE, "estimator": "SgdInfluence()"},
-        command=f"sgdinf note='{HOSTILE}'",
-        config=f"note: {HOSTILE}\n",
+        asked={hostile: hostile, "estimator": "SgdInfluence()"},
+        command=f"sgdinf note='{hostile}'",
+        config=f"note: {hostile}\n",
         examples=examples,
         shown=6,
         corrupt=corrupt,
         detections={
-            f"SGD-influence {HOSTILE}": detect(scores.harm(), corrupt),
+            f"SGD-influence {hostile}": detect(scores.harm(), corrupt),
             "costs $5 and $6, $\\frac{": detect(-scores.harm(), corrupt),
         },
         before_after=(
@@ -101,23 +100,29 @@ def full(scores: Scores) -> ReportData:
             BeforeAfter(metric="accuracy in $", before=(0.5,), after=(0.4,), better="higher", percent=False),
         ),
         curves=(
-            CleansingCurve(method=HOSTILE, counts=(0, 2, 4), errors=[[0.2, 0.1, 0.15], [0.3, 0.12, 0.2]]),
+            CleansingCurve(method=hostile, counts=(0, 2, 4), errors=[[0.2, 0.1, 0.15], [0.3, 0.12, 0.2]]),
             CleansingCurve(method="random $x", counts=(0, 2, 4), errors=[0.25, 0.3, 0.35]),
         ),
         explanations=(
             Explanation(
-                title=HOSTILE, example=examples[order[1]], causes=((order[0], -0.5), (39, 0.25)), query=HOSTILE
+                title=hostile, example=examples[order[1]], causes=((order[0], -0.5), (39, 0.25)), query=hostile
             ),
         ),
-        costs=(Cost(part=HOSTILE, seconds=1.5), Cost(part="log", size_bytes=123456)),
-        warnings=(HOSTILE,),
+        costs=(Cost(part=hostile, seconds=1.5), Cost(part="log", size_bytes=123456)),
+        warnings=(hostile,),
         compared={
-            f"other {HOSTILE}": Scores(values=scores.values + 0.5, queries=scores.queries, better=scores.better),
+            f"other {hostile}": Scores(values=scores.values + 0.5, queries=scores.queries, better=scores.better),
             "random": Scores(values=torch.tensor(random.normal(size=(40, 1))), queries=("random",)),
         },
         single=single,
         held_out={name: Example(image=random.random((8, 8)), label=f"held {i}") for i, name in enumerate(names)},
     )
+
+
+@pytest.fixture(scope="session")
+def full(scores: Scores) -> ReportData:
+    """See `make_full`."""
+    return make_full(scores)
 
 
 @pytest.fixture(scope="session")

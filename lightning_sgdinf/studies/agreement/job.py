@@ -19,7 +19,7 @@ from lightning_sgdinf.studies.agreement import results
 from lightning_sgdinf.studies.agreement.cell import Cell, Protocol, run_repeat
 from lightning_sgdinf.studies.agreement.published import PUBLISHED
 from lightning_sgdinf.studies.cache import load_or_compute, pin_settings
-from lightning_sgdinf.studies.console import Console, Table
+from lightning_sgdinf.studies.console import Console, Table, plain
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts, cell_of
 from lightning_sgdinf.zoo import BinaryExamples
 
@@ -166,16 +166,16 @@ def _store(cell: Cell, examples: BinaryExamples, folder: Path, seed: int) -> int
 def _print(lines: Sequence[results.Line], notes: Sequence[str], files: Sequence[Path]) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     for note in notes:
-        console.print(f"[dim]{note}[/]")
+        console.print(f"[dim]{plain(note)}[/]")
     table = Table(
-        title=f"{results.CELLS.get(lines[0].dataset, lines[0].dataset)}, {lines[0].model}", title_justify="left"
+        title=plain(f"{results.CELLS.get(lines[0].dataset, lines[0].dataset)}, {lines[0].model}"), title_justify="left"
     )
     for name in ("method", "tau", "published", "Jaccard", "published", "repeats", "seconds"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for line in sorted(lines, key=lambda line: results.sort_key(line.method)):
         stated = PUBLISHED.get((line.dataset, line.model), {}).get(line.method)
         table.add_row(
-            line.method,
+            plain(line.method),
             str(line.tau),
             "" if stated is None else results.stated(stated.tau),
             str(line.jaccard),
@@ -185,4 +185,4 @@ def _print(lines: Sequence[results.Line], notes: Sequence[str], files: Sequence[
         )
     console.print(table)
     for file in files:
-        console.print(f"[bold]{file}[/]", soft_wrap=True)
+        console.print(f"[bold]{plain(file)}[/]", soft_wrap=True)

@@ -13,6 +13,7 @@ import numpy as np
 
 from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.evaluation import jaccard_of_extremes, kendall_tau
+from lightning_sgdinf.plain_text import csv_cell
 from lightning_sgdinf.studies.agreement.cell import Repeat
 from lightning_sgdinf.studies.agreement.published import PUBLISHED
 from lightning_sgdinf.studies.cache import Json, read_json
@@ -151,8 +152,8 @@ def cells(folder: Path) -> Iterator[tuple[str, str, Path]]:
 def assemble(folder: Path) -> list[Line]:
     """Assemble the table anew from all cells of a folder, and write it as CSV and as Markdown."""
     lines = [line for dataset, model, cell in cells(folder) for line in judge(dataset, model, repeats(cell))]
-    replace_bytes(folder / TABLE, _csv(lines).encode())
-    replace_bytes(folder / PAGE, markdown(lines).encode())
+    replace_bytes(folder / TABLE, _csv(lines).encode("utf-8", "replace"))
+    replace_bytes(folder / PAGE, markdown(lines).encode("utf-8", "replace"))
     return lines
 
 
@@ -206,7 +207,8 @@ def _csv(lines: Sequence[Line]) -> str:
         stated = PUBLISHED.get((line.dataset, line.model), {}).get(line.method)
         writer.writerow(
             [
-                *(line.dataset, line.model, line.method, line.repeats, line.failed),
+                *map(csv_cell, (line.dataset, line.model, line.method)),
+                *(line.repeats, line.failed),
                 *(f"{v:.6f}" for s in (line.tau, line.jaccard) for v in (s.mean, s.deviation)),
                 *((*stated.tau, *stated.jaccard) if stated else ("",) * 4),
                 f"{line.seconds:.3f}",

@@ -24,7 +24,7 @@ from lightning_sgdinf.studies.cleansing import dashboard
 from lightning_sgdinf.studies.cleansing.ranking import Method, rank
 from lightning_sgdinf.studies.cleansing.removals import Mode, Removals
 from lightning_sgdinf.studies.cleansing.repeat import Repeat
-from lightning_sgdinf.studies.console import Console, Table, escape
+from lightning_sgdinf.studies.console import Console, Table, plain
 from lightning_sgdinf.studies.identity import identity_of
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts, cell_of
 from lightning_sgdinf.studies.job_logger import begin_run
@@ -320,15 +320,15 @@ def _print(results: RunResults, folder: Path, console: Callable[..., None] | Non
     for mode, none in base.items():
         counts = sorted({point.count for point in results.points if point.mode == mode and point.count})
         strategies = list(dict.fromkeys(choice.strategy for choice in results.choices if choice.mode == mode))
-        show(f"Test error in %, trained again ({mode}) without so many; {100 * none:.2f} with none left out")
+        show(f"Test error in %, trained again ({plain(mode)}) without so many; {100 * none:.2f} with none left out")
         table = Table("method")
         for name in (*map(str, counts), *(f"{strategy} (number)" for strategy in strategies)):
-            table.add_column(name, justify="right")
+            table.add_column(plain(name), justify="right")
         for method, cost in results.methods.items():
             at = {p.count: p.measured.test_error for p in results.points if (p.mode, p.method) == (mode, method)}
             chose = {c.strategy: c for c in results.choices if (c.mode, c.method) == (mode, method)}
             cells = [f"{100 * at[c]:.2f}" if c in at else "" for c in counts]
             cells += [f"{100 * chose[s].after:.2f} ({chose[s].count})" if s in chose else "" for s in strategies]
-            table.add_row(escape(method), *([escape(cost.failed)] if cost.failed else cells))
+            table.add_row(plain(method), *([plain(cost.failed)] if cost.failed else cells))
         show(table)
-    show(f"Results: {escape(str(folder))}")
+    show(f"Results: {plain(folder)}")

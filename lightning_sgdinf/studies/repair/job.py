@@ -12,7 +12,7 @@ from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.report import log_merged, write_merged
 from lightning_sgdinf.report.repair import RepairPage
 from lightning_sgdinf.studies.cache import pin_settings, read_json
-from lightning_sgdinf.studies.console import Console
+from lightning_sgdinf.studies.console import Console, plain
 from lightning_sgdinf.studies.console import Table as ConsoleTable
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts, cell_of
 from lightning_sgdinf.studies.job_logger import begin_run
@@ -136,7 +136,9 @@ class RepairJob:
         seeds = read_seeds(folder, list(self.causes), [*self.treatments, FRESH])
         page = repair_page(corrupted, {"causes": suspects, "treated": outcomes}, seeds, folder.name)
         write_merged(page, folder)
-        replace_bytes(folder / "table.md", "\n".join(markdown(table) for table in page.tables).encode())
+        replace_bytes(
+            folder / "table.md", "\n".join(markdown(table) for table in page.tables).encode("utf-8", "replace")
+        )
         _log(parts, page, outcomes, cell.folder, folder.name, self.ignored_groups)
         _print(page, folder)
         first = outcomes[treated[0]].get(treatments[0], {}) if treatments else {}
@@ -199,14 +201,16 @@ def _log(
 def _print(page: RepairPage, folder: Path) -> None:
     console = Console(highlight=False)
     for content in page.tables:
-        table = ConsoleTable(title=content.name, title_justify="left")
+        table = ConsoleTable(title=plain(content.name), title_justify="left")
         columns = [place for place, column in enumerate(content.columns) if column not in ("runs", "refused")]
         for place in columns:
-            table.add_column(content.columns[place], justify="left" if place == 0 else "right", no_wrap=place == 0)
+            table.add_column(
+                plain(content.columns[place]), justify="left" if place == 0 else "right", no_wrap=place == 0
+            )
         for row in content.rows:
-            table.add_row(*("" if row[place] is None else str(row[place]) for place in columns))
+            table.add_row(*("" if row[place] is None else plain(row[place]) for place in columns))
         console.print(table)
         for row in content.rows:
             if row[-1]:
-                console.print(f"[dim]{row[0]} {row[1]} refused, {row[-1]}[/]")
-    console.print(f"[bold]{folder / 'page.html'}[/]", soft_wrap=True)
+                console.print(f"[dim]{plain(row[0])} {plain(row[1])} refused, {plain(row[-1])}[/]")
+    console.print(f"[bold]{plain(folder / 'page.html')}[/]", soft_wrap=True)

@@ -15,8 +15,9 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from lightning_sgdinf.atomic_write import replace_bytes
-from lightning_sgdinf.errors import SgdInfluenceError
+from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
 from lightning_sgdinf.evaluation import UnlearningJudge
+from lightning_sgdinf.foreign_files import read_tensors
 from lightning_sgdinf.record import TrajectoryRecorder
 from lightning_sgdinf.replay import OpenedRun
 from lightning_sgdinf.state import ModelState
@@ -164,5 +165,10 @@ def write_state(file: Path, state: ModelState) -> None:
 
 def read_state(file: Path) -> ModelState:
     """Return the state that `write_state` wrote."""
-    parts = torch.load(file, weights_only=True)
-    return ModelState(params=parts["params"], buffers=parts["buffers"])
+    parts = read_tensors(file)
+    try:
+        return ModelState(params=dict(parts["params"]), buffers=dict(parts["buffers"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{file}: expected params and buffers of a model; remove it, and it is made again"
+        ) from error
