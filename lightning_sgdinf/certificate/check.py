@@ -13,7 +13,7 @@ Outcome = Literal["equal", "rounding", "near", "failed"]
 """Of a check: equal bit for bit; apart by no more than rounding; apart by more, but not by an error; wrong."""
 
 _READINGS: Mapping[Outcome, str] = {
-    "equal": "equal bit for bit",
+    "equal": "equal to the last digit",
     "rounding": "rounding",
     "near": "more than rounding as a rule makes, less than an error",
     "failed": "an error",
@@ -104,7 +104,7 @@ class StepReplay:
         return Check(
             name="step replay",
             compared="the state that each step, taken again, leads to against the recorded one",
-            where=f"{count}, {self.bitwise} of them bit for bit",
+            where=f"{count}, {self.bitwise} of them equal to the last digit",
             precision=self.precision or "the precision of the run",
             deviation=self.largest_deviation,
             unit=f"of what the step moved (step {self.step}, {self.tensor})"
@@ -148,7 +148,7 @@ class GradientCheck:
         whole = self.of and self.first_step == 0
         return Check(
             name="gradient check",
-            compared="the scores of the walk against central differences of training again with other example weights",
+            compared="the scores against central differences of training again with other example weights",
             where=f"{count} example{'s' * (count != 1)}, {f'all {self.of} steps' if whole else last}",
             precision=self.precision or "the precision of the run",
             deviation=self.relative_error,

@@ -43,7 +43,8 @@ def print_module_outcome(result: ModuleResult, page: Path, console: Console | No
         table.add_row(str(row.rank), str(row.example_id), plain(row.label or ""), f"{row.score:+.2e}")
     console.print(table)
     console.print(f"Cleansing: {plain(result.selection.reason)}.")
-    console.print(f"{plain(result.measured)}: [bold]{result.before:.4g}[/] before, [bold]{result.after:.4g}[/] after.")
+    where = f"{plain(result.measured)} ({result.measured_on} {result.noun})"
+    console.print(f"{where}: [bold]{result.before:.4g}[/] before, [bold]{result.after:.4g}[/] after.")
     console.print(f"Report: [bold]{plain(page)}[/]", soft_wrap=True)
 
 

@@ -25,7 +25,7 @@ SWAP = Check(
 @pytest.mark.parametrize(
     ("deviation", "outcome", "words"),
     [
-        (0.0, "equal", "passed: the gradient of a batch with an example swapped .* in float64; equal bit for bit"),
+        (0.0, "equal", "passed: the gradient of a batch with an example .* in float64; equal to the last digit"),
         (1e-6, "rounding", r"passed: .*largest difference 1\.0e-06 of the gradient: rounding \(an error above 1e-03\)"),
         (1e-3, "near", "passed: .*more than rounding as a rule makes, less than an error"),
         (2e-3, "failed", "failed: .*: an error"),
@@ -58,7 +58,7 @@ def test_all_checks_have_one_form_and_are_kept() -> None:
     )
     assert [check.name for check in certificate.checks] == ["step replay", "gradient check", "swap"]
     replay, gradient, swap = certificate.summary()
-    assert "all 48 steps, 46 of them bit for bit, in float32; largest difference 8.0e-05 of what the step" in replay
+    assert "all 48 steps, 46 of them equal to the last digit, in float32; largest difference 8.0e-05 of what" in replay
     assert "rounding (an error above 1e-02)" in replay
     assert "2 examples, the last 3 of 48 steps, in float64" in gradient
     assert swap == SWAP.sentence()
@@ -82,5 +82,5 @@ def test_certificates_of_earlier_files_are_read() -> None:
     }  # fmt: skip
     replay, gradient = Certificate.from_json(kept).summary()
     assert replay.startswith("Step replay passed: ")
-    assert "5 steps, 5 of them bit for bit, in the precision of the run; equal bit for bit" in replay
+    assert "5 steps, 5 of them equal to the last digit, in the precision of the run; equal to the last digit" in replay
     assert "1 example, steps 2 on" in gradient

@@ -146,9 +146,10 @@ def test_a_regression_on_a_table_is_recorded_ranked_cleansed_and_shown(
     page = (out / "report" / "report.html").read_text()
     assert "no comparison with knn" in page  # a classifier's baseline
     assert "no test_dataloader" in page
+    assert "8 validation examples" in page
     printed = " ".join(capsys.readouterr().out.split())
     assert "looks better than it is" in printed
-    assert "mean loss, choosing half" in printed
+    assert "mean loss, choosing half of the validation data (8 validation examples):" in printed
 
 
 def test_a_folder_of_ones_own_is_written_and_runs(

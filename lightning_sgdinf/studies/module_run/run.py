@@ -47,6 +47,8 @@ class ModuleResult:
         scores: By name of the method, the job's own first.
         selection: The examples left out or relabelled.
         measured: What ``before`` and ``after`` are, and of which data.
+        measured_on: The number of these data.
+        noun: What they are, in the plural.
         before: The query's value of the trained model.
         after: And after training again.
         better: The good direction of both.
@@ -58,6 +60,8 @@ class ModuleResult:
     scores: Mapping[str, Scores]
     selection: Selection
     measured: str
+    measured_on: int
+    noun: str
     before: float
     after: float
     better: str
@@ -182,6 +186,8 @@ def _cleanse(
     return {
         "selection": selection,
         "measured": f"{measure.name}, {'choosing half of the validation' if held_out.test is None else 'test'} data",
+        "measured_on": len(measure.bound.data.loader.dataset),
+        "noun": f"{'validation' if held_out.test is None else 'test'} examples",
         "before": before,
         "after": after,
         "better": measure.bound.query.better,
@@ -238,6 +244,8 @@ def _contents(parts: ModuleParts, result: ModuleResult, dataset: Any, command: s
         removed=len(result.selection),
         better="lower" if result.better == "lower" else "higher",
         percent=False,
+        measured_on=result.measured_on,
+        noun=result.noun,
     )
     return ReportData(
         title=f"Training examples that helped and harmed: {subject or type(parts.data).__name__}",
