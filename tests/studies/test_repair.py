@@ -187,6 +187,35 @@ def test_seeds_share_a_folder_though_a_missing_group_differs_in_size(tmp_path: P
     assert {f.name for f in folder.glob("seed_*")} == {"seed_0", "seed_1"}
 
 
+def test_a_name_stands_for_one_thing_in_a_folder(done: tuple[Path, float], data: ImageData) -> None:
+    config = {"job": {"causes": {"blame": {"_target_": "another", "seed": 1}}, "treatments": {"replay": {"epochs": 1}}}}
+    given = parts(done[0].parent, dataset=data, config=config)
+    with pytest.raises(ConfigurationError, match=r"other settings.*another name than blame"):
+        job(also_rank=["both"], treat=["fresh"]).run(given)  # what a combined cause is made of counts
+    with pytest.raises(ConfigurationError, match=r"epochs: nothing there, 1 now.*another name than replay"):
+        job(also_rank=[]).run(given)
+    smaller = ImageData(Digits(), train_size=80, val_size=30, test_size=60, batch_size=20, label_noise=0.2)
+    with pytest.raises(ConfigurationError, match="validation: 40 there, 30 now"):
+        job().run(parts(done[0].parent, dataset=smaller))
+
+
+def test_what_cannot_be_judged_is_left_empty(tmp_path: Path, data: ImageData) -> None:
+    clean = ImageData(Digits(), train_size=80, val_size=40, test_size=60, batch_size=20)
+    causes = {name: CAUSES[name] for name in ("known", "random", "blame")}
+    causes |= {"all": BlamedBy(FisherLinear(), asked="validation"), "both": CombinedCauses("blame", "all")}
+    study = job(corruption=MissingGroup(3, 0.9), causes=causes, identify=None, also_rank=[], treat=["replay"])
+    study.run(parts(tmp_path, dataset=clean))
+    (folder,) = tmp_path.iterdir()
+    found, treated = rows_of(folder, "causes"), rows_of(folder, "treated")
+    assert "cannot be left out" in found["known"]["failed"]
+    assert "cannot be left out" in treated["known__replay"]["failed"]
+    assert found["random"]["precision"] is None
+    assert "net" in treated["random__replay"]["measures"]
+    for name in ("all", "both"):
+        assert set(treated[f"{name}__replay"]["measures"]) == {"test_loss", "test_accuracy"}
+    assert "known | replay" in (folder / "table.md").read_text()
+
+
 def test_names_that_there_are_not_are_refused() -> None:
     for wrong in ({"identify": ["aun"]}, {"also_rank": ["aun"]}, {"treat": ["replai"]}):
         with pytest.raises(ConfigurationError, match=r"none of them.*(aum|replay)"):

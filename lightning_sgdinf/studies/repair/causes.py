@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.cleansing import combined
+from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.query import MeanLoss, Query
 from lightning_sgdinf.replay import OpenedRun
 from lightning_sgdinf.scores import Scores
@@ -77,7 +78,7 @@ class BlamedBy:
     Attributes:
         estimator: Any that answers a query.
         asked: Whose mean loss is the query: of the failures, of the whole half, or of the whole validation set, which
-            leaves no half to judge by.
+            leaves no half to judge by: held-out failures are then not counted.
     """
 
     estimator: Any
@@ -142,12 +143,35 @@ class KnownCorrupt:
     """The examples that are really wrong, in random order: what identification could reach at best."""
 
     def find(self, context: CauseContext) -> Suspects:
-        """Tell; see `Cause.find`."""
+        """Tell; see `Cause.find`.
+
+        Raises:
+            ConfigurationError: Nothing is wrong in the training set, as where a group is missing from it.
+        """
+        if not bool(context.wrong.any()):
+            raise ConfigurationError(
+                "KnownCorrupt: expected training examples that are wrong, got none: what is missing cannot be left out"
+            )
         generator = torch.Generator().manual_seed(context.seed)
         values = torch.rand(len(context.wrong), generator=generator, dtype=torch.float64) - context.wrong.double()
         scores = Scores(values=values[:, None] - 1, queries=("known to be wrong",), better=("order",))
-        number = min(context.count, max(1, int(context.wrong.sum())))
+        number = min(context.count, int(context.wrong.sum()))
         return top(scores, replace(context, count=number))
+
+
+def sees_all_validation_data(causes: Mapping[str, Cause], name: str) -> bool:
+    """Return whether a cause looks at the half of the validation set that a repair is judged by, too."""
+    cause = causes[name]
+    if isinstance(cause, CombinedCauses):
+        return any(sees_all_validation_data(causes, other) for other in (cause.first, cause.then))
+    return isinstance(cause, BlamedBy) and cause.asked == "validation"
+
+
+def with_components(causes: Mapping[str, Cause], names: Sequence[str]) -> list[str]:
+    """Return names of causes and of those that they are combined from, each once."""
+    parts = [(cause.first, cause.then) for cause in map(causes.__getitem__, names) if isinstance(cause, CombinedCauses)]
+    inner = [name for pair in parts for name in pair]
+    return list(dict.fromkeys([*names, *(with_components(causes, inner) if inner else ())]))
 
 
 @dataclass(frozen=True)

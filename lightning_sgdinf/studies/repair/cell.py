@@ -25,7 +25,7 @@ from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.studies.cache import Json, load_or_compute
 from lightning_sgdinf.studies.job import Parts
 from lightning_sgdinf.studies.recorded_run import StoredRun, TrainedRun, Training
-from lightning_sgdinf.studies.repair.causes import Cause, CauseContext, Suspects
+from lightning_sgdinf.studies.repair.causes import Cause, CauseContext, Suspects, sees_all_validation_data
 from lightning_sgdinf.studies.repair.corruptions import Corrupted
 from lightning_sgdinf.updates import FreshTraining, ModelUpdate
 from lightning_sgdinf.updates.repair import Failures
@@ -36,6 +36,9 @@ FRESH_SEED = 77
 
 DEPTHS = (100, 300, 1000)
 """Numbers of examples at which the precision of a ranking is measured, beside the number selected."""
+
+OF_TEST_DATA = ("test_loss", "test_accuracy")
+"""Measures that need no half of the validation set that nobody looked at."""
 
 logger = logging.getLogger(__name__)
 
@@ -200,6 +203,9 @@ class RepairCell:
         if (labels := getattr(updated, "labels", None)) is not None:
             true = self.corrupted.data.true_labels
             row["right_labels"] = float(np.mean([int(true[j]) == c for j, c in labels.items()]))
+        if sees_all_validation_data(self.causes, cause):
+            row["measures"] = {key: value for key, value in measures.items() if key in OF_TEST_DATA}
+            return row
         validation, _ = judge.answers(updated.state)
         row["answers"] = validation.log_probabilities.argmax(1)[list(self._failures.held_out)].tolist()
         return row
@@ -230,7 +236,7 @@ def judged_ranking(scores: Scores, wrong: torch.Tensor, count: int) -> dict[str,
         row["precision_at"] = {
             str(depth): float(wrong[order[:depth]].double().mean())
             for depth in sorted({*DEPTHS, count})
-            if depth <= len(wrong)
+            if depth < len(wrong)
         }
         row["positive_precision"] = float(wrong[positive].double().mean()) if bool(positive.any()) else None
     return row
@@ -243,7 +249,7 @@ def judged_selection(selection: Selection, corrupted: Corrupted) -> dict[str, Js
     return {
         "size": len(ids),
         "relabelled": len(selection.relabel),
-        "precision": float(corrupted.wrong[ids].double().mean()) if ids else None,
+        "precision": float(corrupted.wrong[ids].double().mean()) if ids and bool(corrupted.wrong.any()) else None,
         "right_labels": float(np.mean([int(true[j]) == c for j, c in selection.relabel.items()]))
         if selection.relabel
         else None,

@@ -11,12 +11,12 @@ from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.report import log_merged, write_merged
 from lightning_sgdinf.report.repair import RepairPage
-from lightning_sgdinf.studies.cache import pin_settings, read_json
+from lightning_sgdinf.studies.cache import flatten, pin_settings, read_json
 from lightning_sgdinf.studies.console import Console, plain
 from lightning_sgdinf.studies.console import Table as ConsoleTable
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts, cell_of
 from lightning_sgdinf.studies.job_logger import begin_run
-from lightning_sgdinf.studies.repair.causes import Cause
+from lightning_sgdinf.studies.repair.causes import Cause, with_components
 from lightning_sgdinf.studies.repair.cell import RepairCell
 from lightning_sgdinf.studies.repair.corruptions import Corruption
 from lightning_sgdinf.studies.repair.page import repair_page
@@ -120,6 +120,8 @@ class RepairJob:
         pin_settings(folder / "settings.json", self._settings(parts, parts.dataset))
         treated = list(dict.fromkeys([*(self.causes if self.identify is None else self.identify), RANDOM]))
         treatments = [*self.treatments, FRESH] if self.treat is None else list(self.treat)
+        causes = with_components(self.causes, [*treated, *self.also_rank])
+        pin_definitions(parts, folder / "settings", {"causes": causes, "treatments": treatments})
         cell = RepairCell(
             parts=parts,
             corrupted=corrupted,
@@ -154,6 +156,9 @@ class RepairJob:
     def _settings(self, parts: Parts, data: ImageData) -> dict[str, Any]:
         return {
             "examples": len(data.train_set),
+            "validation": len(data.val_set),
+            "test": len(data.test_set),
+            **{key: parts.config.get("dataset", {}).get(key) for key in ("crop_padding", "flip", "mean", "std")},
             "batch_size": data.batch_size,
             "epochs": parts.trainer().max_epochs,
             "optimizer": repr(getattr(parts.optimizer, "keywords", {})),
@@ -163,6 +168,27 @@ class RepairJob:
             "part": self.part,
             "fresh_runs": self.fresh_runs,
         }
+
+
+def pin_definitions(parts: Parts, folder: Path, names: Mapping[str, Sequence[str]]) -> None:
+    """Pin what names stand for in the configuration, so that no result on disk is of another cause or treatment.
+
+    Args:
+        parts: What the configuration says.
+        folder: Of the definitions.
+        names: Of ``causes`` and ``treatments``.
+
+    Raises:
+        ConfigurationError: One was something else when there were results of it.
+    """
+    job = parts.config.get("job") or {}
+    for kind, own in names.items():
+        for name in own:
+            settings = flatten((job.get(kind) or {}).get(name, {}))
+            settings = {key: value for key, value in settings.items() if key.rpartition(".")[2] != "seed"}
+            pin_settings(
+                folder / kind / f"{name}.json", settings, instead=f"another name than {name}, another output_dir"
+            )
 
 
 def read_seeds(folder: Path, causes: Sequence[str], treatments: Sequence[str]) -> list[Seed]:
