@@ -192,7 +192,8 @@ def test_a_name_stands_for_one_thing_in_a_folder(done: tuple[Path, float], data:
     given = parts(done[0].parent, dataset=data, config=config)
     with pytest.raises(ConfigurationError, match=r"other settings.*another name than blame"):
         job(also_rank=["both"], treat=["fresh"]).run(given)  # what a combined cause is made of counts
-    with pytest.raises(ConfigurationError, match=r"epochs: nothing there, 1 now.*another name than replay"):
+    wrong = rf"{done[0]} has .*epochs: nothing there, 1 now.*another name than replay.*remove {done[0]}$"
+    with pytest.raises(ConfigurationError, match=wrong):
         job(also_rank=[]).run(given)
     smaller = ImageData(Digits(), train_size=80, val_size=30, test_size=60, batch_size=20, label_noise=0.2)
     with pytest.raises(ConfigurationError, match="validation: 40 there, 30 now"):

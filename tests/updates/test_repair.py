@@ -115,7 +115,10 @@ def test_a_fisher_step_is_the_solve_with_the_sets_gradient(small: SmallRun, sele
             new = grad(lambda p: loss(small, p, own, torch.ones(len(own), dtype=torch.int64)).sum())(params)
             slope = {n: slope[n] - new[n] for n in slope}
         expected = flat(params) + matrix.solve(flat(slope)[None] / 13, 0.3)[0]
+        same = {j: int(small.train.dataset.tensors[1][j]) for j in (5, 2)}
+        stays = FisherStep().update(run, Selection(relabel=same)).state
     assert (flat(dict(updated.state.params)) - expected).abs().max() <= 1e-12
+    assert torch.equal(flat(dict(stays.params)), flat(params))
 
 
 def test_a_step_beyond_twice_the_minimum_is_refused_with_a_size_that_is_not(small: SmallRun) -> None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lightning_sgdinf.atomic_write import replace_bytes
+from lightning_sgdinf.atomic_write import locked, replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.report import log_merged, write_merged
 from lightning_sgdinf.report.repair import RepairPage
-from lightning_sgdinf.studies.cache import flatten, pin_settings, read_json
+from lightning_sgdinf.studies.cache import check_settings, flatten, pin_settings, read_json, replace_json
 from lightning_sgdinf.studies.console import Console, plain
 from lightning_sgdinf.studies.console import Table as ConsoleTable
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts, cell_of
@@ -121,7 +121,7 @@ class RepairJob:
         treated = list(dict.fromkeys([*(self.causes if self.identify is None else self.identify), RANDOM]))
         treatments = [*self.treatments, FRESH] if self.treat is None else list(self.treat)
         causes = with_components(self.causes, [*treated, *self.also_rank])
-        pin_definitions(parts, folder / "settings", {"causes": causes, "treatments": treatments})
+        pin_definitions(parts, folder, {"causes": causes, "treatments": treatments})
         cell = RepairCell(
             parts=parts,
             corrupted=corrupted,
@@ -175,20 +175,22 @@ def pin_definitions(parts: Parts, folder: Path, names: Mapping[str, Sequence[str
 
     Args:
         parts: What the configuration says.
-        folder: Of the definitions.
+        folder: Of the results.
         names: Of ``causes`` and ``treatments``.
 
     Raises:
         ConfigurationError: One was something else when there were results of it.
     """
-    job = parts.config.get("job") or {}
-    for kind, own in names.items():
-        for name in own:
-            settings = flatten((job.get(kind) or {}).get(name, {}))
-            settings = {key: value for key, value in settings.items() if key.rpartition(".")[2] != "seed"}
-            pin_settings(
-                folder / kind / f"{name}.json", settings, instead=f"another name than {name}, another output_dir"
-            )
+    job, file = parts.config.get("job") or {}, folder / "definitions.json"
+    with locked(file):
+        pinned = read_json(file) if file.is_file() else {}
+        for kind, own in names.items():
+            for name in own:
+                settings = flatten((job.get(kind) or {}).get(name, {}))
+                settings = {key: value for key, value in settings.items() if key.rpartition(".")[2] != "seed"}
+                instead = f"another name than {name}, another output_dir"
+                check_settings(folder, pinned.setdefault(f"{kind}.{name}", settings), settings, instead=instead)
+        replace_json(file, pinned)
 
 
 def read_seeds(folder: Path, causes: Sequence[str], treatments: Sequence[str]) -> list[Seed]:

@@ -123,6 +123,8 @@ class FisherStep:
 
     def _length(self, run: OpenedRun, gradient: Tensor, step: Tensor) -> float:
         """Return how far the step goes, in distances to the minimum of the quadratic model along it."""
+        if not bool(gradient.any()):
+            return 0.0  # labels that stay what they were: no step
         objective, like = run.objective, run.log.step(len(run.log) - 1)
         generator = torch.Generator().manual_seed(0)
         ids = torch.randperm(run.examples, generator=generator)[: self.examples].sort().values
