@@ -15,7 +15,7 @@ from lightning_sgdinf.batch_structure import map_tensors
 from lightning_sgdinf.errors import NonFiniteError, UntappedLossError
 from lightning_sgdinf.log import MicroBatch, Step
 from lightning_sgdinf.replay import BatchSource, Objective
-from lightning_sgdinf.replay.example_weights import LossTap
+from lightning_sgdinf.replay.example_weights import LossTap, Values
 from lightning_sgdinf.replay.pass_structure import PassStructure
 
 FITTED = 4
@@ -126,18 +126,22 @@ class _Passes:
             only: Number of the one loss call to count.
         """
         if not structure.has_unweighted_terms:
-            return self._weighted(weights, only)
-        rest = self._weighted(torch.zeros_like(weights), only).neg_()
-        return self._weighted(weights, only, rest)
+            return self._weighted(weights, structure, only)
+        rest = self._weighted(torch.zeros_like(weights), structure, only).neg_()
+        return self._weighted(weights, structure, only, rest)
 
-    def _weighted(self, weights: Tensor, only: int | None, into: Tensor | None = None) -> Tensor:
+    def _weighted(
+        self, weights: Tensor, structure: PassStructure, only: int | None, into: Tensor | None = None
+    ) -> Tensor:
         objective, step, micro = self._objective, self._step, self._micro
+        audited = objective.audits.known.get(structure)
+        values: Values = "none" if audited is None else audited.scaled
 
         def take(owners: Sequence[Tensor] | None) -> Tensor:
             batch, tap = self._copy(), None
             if objective.per_example_loss is None:
                 ask = objective.asker(step, micro, self._batch)
-                tap = LossTap(weights, objective.orders, owners, ask=ask, only=only)
+                tap = LossTap(weights, objective.orders, owners, ask=ask, only=only, values=values)
             return objective.run(step, micro.batch_idx, batch, weights, tap=tap).loss
 
         with using_source(objective, self._source):

@@ -158,7 +158,7 @@ def audit_steps(run: OpenedRun, first_step: int = 0) -> None:
                     if by_mean:
                         expect_mean(objective, step, micro)
                     else:
-                        expect_penalty(objective, step, micro, audit.taps, objective.others)
+                        expect_penalty(objective, step, micro, audit.taps, objective.others, objective.audits.scaled)
             state = replayer.advance(state, step)
 
     run.once(("audited steps", first_step), compute)

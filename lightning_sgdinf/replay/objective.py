@@ -213,8 +213,8 @@ class Objective(TrainingStep):
         """
         tap = None
         if weights is not None and self.per_example_loss is None:
-            values: Values = "reduced" if self.audits.bent else "none"
-            tap = LossTap(weights, self.orders, owners, ask=ask, reduced=reduced, stacked=stacked, values=values)
+            how: dict[str, Any] = {"reduced": reduced, "stacked": stacked, "values": self.audits.values}
+            tap = LossTap(weights, self.orders, owners, ask=ask, **how)
         return self.run(
             step,
             batch_idx,

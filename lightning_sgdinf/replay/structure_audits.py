@@ -10,13 +10,14 @@ others: the gradient with some examples' weights and values moved is not the sum
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from lightning_sgdinf.errors import UntappedLossError
 from lightning_sgdinf.log import MicroBatch, Step
 from lightning_sgdinf.replay.example_weights import Values
 from lightning_sgdinf.replay.pass_structure import PassStructure
@@ -36,6 +37,8 @@ MOVED = 3.0
 """Change of the weights of examples that may be coupled: enough to make other examples the hardest."""
 COUPLED = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Part of the gradient that couples examples and is no rounding; ``COARSE`` in lower precisions."""
+SCALED: tuple[Values, ...] = ("reduced", "all")
+"""Losses that a trained factor may be multiplied with, the fewest first."""
 COARSE = 1e-1
 
 
@@ -46,11 +49,14 @@ class Audited:
     Attributes:
         suspicious: True if paths without weights lead through the data: every pass has to be asked then.
         bent: True if a loss that is reduced to a number is bent afterwards; its value has to follow the weights.
+        scaled: Losses that a trained factor is multiplied with (learned weights of several losses), whose gradient is
+            the value of the loss: that has to follow the weights.
         coupled: True if what is made of losses of rows couples examples.
     """
 
     suspicious: bool
     bent: bool = False
+    scaled: Values = "none"
     coupled: bool = False
 
 
@@ -97,7 +103,8 @@ class LossAudits:
             UntappedLossError: A term of its loss depends on the data and does not follow the weights.
         """
         if structure in self.known:
-            expect_penalty(objective, step, micro, [name for name, _ in structure.calls], others)
+            names = [name for name, _ in structure.calls]
+            expect_penalty(objective, step, micro, names, others, self.scaled)
         else:
             outcome = _audit(objective, step, micro, structure, others)
             if structure.calls and objective.per_example_loss is None and objective.tap is None:
@@ -117,6 +124,17 @@ class LossAudits:
     def has_unweighted_paths(self) -> bool:
         """Return true if a pass so far had terms that carry no weights."""
         return any(structure.paths.leaves for structure in self.known)
+
+    @property
+    def values(self) -> Values:
+        """Return the calls of loss functions whose value has to follow the weights in passes so far."""
+        return "reduced" if self.bent and self.scaled == "none" else self.scaled
+
+    @property
+    def scaled(self) -> Values:
+        """Return the calls of loss functions that some pass so far multiplies with a trained factor."""
+        asked = {outcome.scaled for outcome in self.known.values()}
+        return "all" if "all" in asked else "reduced" if "reduced" in asked else "none"
 
     @property
     def bent(self) -> bool:
@@ -146,9 +164,31 @@ def _audit(
     if not structure.paths.leaves:
         expect_linear(objective, step, micro)
         return Audited(suspicious=False)
-    expect_penalty(objective, step, micro, names, others)
+    scaled = _scaled(objective, step, micro, names, others)
     expect_linear(objective, step, micro)
-    return Audited(suspicious=may_hide_data(objective, step, micro, others))
+    return Audited(suspicious=may_hide_data(objective, step, micro, others, scaled), scaled=scaled)
+
+
+def _scaled(objective: TrainingStep, step: Step, micro: MicroBatch, names: Sequence[str], others: Batches) -> Values:
+    """Return the losses that a trained factor is multiplied with, where the pass has no other term without weights.
+
+    Raises:
+        UntappedLossError: It has one.
+    """
+    try:
+        expect_penalty(objective, step, micro, names, others)
+    except UntappedLossError as untapped:
+        if objective.tap is not None:
+            raise
+        for values in SCALED:
+            try:
+                expect_penalty(objective, step, micro, names, others, values)
+            except UntappedLossError:
+                continue
+            if not may_hide_data(objective, step, micro, others, values):  # the factor is one of no example's
+                return values
+        raise untapped from None
+    return "none"
 
 
 def _couplings(weighted: Weighted, count: int, tolerance: float) -> tuple[bool, bool]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from lightning_sgdinf import random_state
 from lightning_sgdinf.batch_structure import map_tensors
 from lightning_sgdinf.errors import UntappedLossError
 from lightning_sgdinf.log import MicroBatch, Step
-from lightning_sgdinf.replay.example_weights import LossTap
+from lightning_sgdinf.replay.example_weights import LossTap, Values
 from lightning_sgdinf.replay.pass_structure import nodes_beyond_taps
 from lightning_sgdinf.replay.training_step import Trace, TrainingStep
 
@@ -88,7 +89,12 @@ def _refuse_bent_hooks(objective: TrainingStep, step: Step, micro: MicroBatch, b
 
 
 def expect_penalty(
-    objective: TrainingStep, step: Step, micro: MicroBatch, names: Sequence[str], others: Batches = ()
+    objective: TrainingStep,
+    step: Step,
+    micro: MicroBatch,
+    names: Sequence[str],
+    others: Batches = (),
+    values: Values = "none",
 ) -> None:
     """Make sure that what no example's weight reaches of a step's gradient does not depend on its data.
 
@@ -98,6 +104,7 @@ def expect_penalty(
         micro: A pass of it.
         names: Loss functions that carry weights there.
         others: Batches to compare with; where none has other examples, one of the step's first example is made.
+        values: Loss functions whose value follows the weights.
 
     Raises:
         UntappedLossError: It does; says how much of the gradient.
@@ -106,8 +113,8 @@ def expect_penalty(
         return
     count = len(micro.example_ids)
     batch, other = objective.batch(step, micro), _other_data(objective, step, micro, others)
-    whole, rest = (_gradient(objective, step, micro, batch, w) for w in (1.0, 0.0))
-    elsewhere = rest if other is None else _gradient(objective, step, micro, other, 0.0)
+    whole, rest = (_gradient(objective, step, micro, batch, w, values) for w in (1.0, 0.0))
+    elsewhere = rest if other is None else _gradient(objective, step, micro, other, 0.0, values)
     untapped = float((rest - elsewhere).norm() / _size(whole))
     if not untapped <= TOLERANCE:
         seen = ", ".join(sorted(set(names)))
@@ -117,7 +124,9 @@ def expect_penalty(
         )
 
 
-def may_hide_data(objective: TrainingStep, step: Step, micro: MicroBatch, others: Batches = ()) -> bool:
+def may_hide_data(
+    objective: TrainingStep, step: Step, micro: MicroBatch, others: Batches = (), values: Values = "none"
+) -> bool:
     """Return true if paths without weights lead through the data, even if no gradient comes along them now.
 
     Gradients that are zero on these paths are replaced by other numbers, the same for any data: a penalty on the
@@ -128,11 +137,12 @@ def may_hide_data(objective: TrainingStep, step: Step, micro: MicroBatch, others
         step: The step.
         micro: A pass of it.
         others: Batches to compare with.
+        values: Loss functions whose value follows the weights.
     """
     batch, other = objective.batch(step, micro), _other_data(objective, step, micro, others)
     if other is None:
         return False
-    here, there = (_opened_gradient(objective, step, micro, data) for data in (batch, other))
+    here, there = (_opened_gradient(objective, step, micro, data, values) for data in (batch, other))
     return not torch.allclose(here, there, rtol=1e-3, atol=1e-6 * float(here.abs().max()), equal_nan=True)
 
 
@@ -192,38 +202,45 @@ def _pass(step: Step, micro: MicroBatch) -> str:
     return f"step {step.index} (batch {micro.batch_idx}, examples {micro.example_ids[:4].tolist()} ...)"
 
 
-def _opened_gradient(objective: TrainingStep, step: Step, micro: MicroBatch, batch: Any) -> Tensor:
+def _opened_gradient(objective: TrainingStep, step: Step, micro: MicroBatch, batch: Any, values: Values) -> Tensor:
     """Return the gradient without any example, with other numbers in the place of zeros on paths without weights."""
     with _as_before(objective):
-        trace = _trace(objective, step, micro, batch, 0.0)
+        trace = _trace(objective, step, micro, batch, 0.0, values)
         for node in nodes_beyond_taps(trace.loss):
             if not node.name().endswith("AccumulateGrad"):
-                node.register_prehook(_without_zeros)  # it goes with the graph
+                node.register_prehook(partial(_without_zeros, rounded=values != "none"))  # it goes with the graph
         return _joined(objective, trace)
 
 
-def _without_zeros(grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+def _without_zeros(grads: Sequence[Tensor | None], *, rounded: bool) -> tuple[Tensor | None, ...]:
+    """Return gradients with other numbers for zeros; ``rounded``, for what rounding leaves of a value that is zero."""
+
     def filled(grad: Tensor) -> Tensor:
+        least = 100 * torch.finfo(grad.dtype).eps if rounded else 0.0
         numbers = torch.linspace(1, 2, grad.numel(), dtype=grad.dtype, device=grad.device).view(grad.shape)
-        return torch.where(grad == 0, numbers, grad)
+        return torch.where(grad.abs() <= least, numbers, grad)
 
     return tuple(g if g is None or not g.is_floating_point() else filled(g) for g in grads)
 
 
-def _trace(objective: TrainingStep, step: Step, micro: MicroBatch, batch: Any, weight: float) -> Trace:
+def _trace(
+    objective: TrainingStep, step: Step, micro: MicroBatch, batch: Any, weight: float, values: Values = "none"
+) -> Trace:
     """Take a pass in which all examples have one weight, so that it does not matter whose rows are whose."""
     like = objective.parameters[0]
     weights = torch.full((len(micro.example_ids),), weight, dtype=like.dtype, device=like.device)
     objective.prepare(step, micro)
     random_state.restore(micro.stepped_with)
     own = map_tensors(batch, torch.clone)  # a step may change its batch in place
-    tap = None if objective.per_example_loss is not None else LossTap(weights, None)
+    tap = None if objective.per_example_loss is not None else LossTap(weights, None, values=values)
     return objective.run(step, micro.batch_idx, own, weights, tap=tap)
 
 
-def _gradient(objective: TrainingStep, step: Step, micro: MicroBatch, batch: Any, weight: float) -> Tensor:
+def _gradient(
+    objective: TrainingStep, step: Step, micro: MicroBatch, batch: Any, weight: float, values: Values = "none"
+) -> Tensor:
     with _as_before(objective):
-        return _joined(objective, _trace(objective, step, micro, batch, weight))
+        return _joined(objective, _trace(objective, step, micro, batch, weight, values))
 
 
 def _joined(objective: TrainingStep, trace: Trace) -> Tensor:

@@ -200,7 +200,7 @@ class Walk:
             if step.index % ASKED == 0 or step.index >= len(self.run.log) - 3:
                 objective.load(at.before)
                 for micro in step.micro_batches:
-                    expect_penalty(objective, step, micro, audit.taps, objective.others)
+                    expect_penalty(objective, step, micro, audit.taps, objective.others, objective.audits.scaled)
             return
         if pulled.unreached is None or objective.audits.bent:
             return

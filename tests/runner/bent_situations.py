@@ -66,5 +66,49 @@ class ByHardness(Situation):
         return (weights * losses * torch.softmax(losses.detach(), 0)).sum()
 
 
-BENT: tuple[type[Situation], ...] = (RootOfMean, LogarithmBesideASum)
+class LearnedWeights(RootOfMean):
+    """Two losses, each with a trained variance (Kendall et al., 2018), whose gradient is the value of the loss."""
+
+    def net(self) -> nn.Module:
+        net = nn.Linear(D, C)
+        net.log_variances = nn.Parameter(torch.tensor([0.3, -0.2]))
+        return net
+
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        z, s = net(batch[0]), net.log_variances
+        losses = torch.stack([F.cross_entropy(z, batch[1]), F.mse_loss(z, batch[2])])
+        return ((-s).exp() * losses + s).sum()  # type: ignore[operator]
+
+    def weighted(self, p: Params, ids: Tensor, t: int, weights: Tensor) -> Tensor:
+        x, y, target = (c[ids] for c in self.columns())
+        z, s = apply_linear(p, x), p["net.log_variances"]
+        first, second = (weights * likelihoods(z, y)).mean(), (weights * (z - target).square().mean(1)).mean()
+        return first * (-s[0]).exp() + second * (-s[1]).exp() + s.sum()
+
+
+class LearnedWeightOfRows(LearnedWeights):
+    """The losses of rows, times one trained factor, before they are reduced by hand; in every second step."""
+
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        z, s = net(batch[0]), net.log_variances
+        rows = F.mse_loss(z, batch[2], reduction="none").mean(1)
+        return ((-s[0]).exp() * rows).mean() + (F.cross_entropy(z, batch[1]) if t % 2 else 0.0)  # type: ignore[index,operator]
+
+    def weighted(self, p: Params, ids: Tensor, t: int, weights: Tensor) -> Tensor:
+        x, y, target = (c[ids] for c in self.columns())
+        z, s = apply_linear(p, x), p["net.log_variances"]
+        rows = (-s[0]).exp() * (z - target).square().mean(1) + (t % 2) * likelihoods(z, y)
+        return (weights * rows).mean()
+
+
+class ScaledByALoss(Situation):
+    """A term of the data that no weight reaches, and that the value of a loss is multiplied with."""
+
+    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
+        z = net(batch[0])
+        loss = F.cross_entropy(z, batch[1])
+        return loss + loss.detach() * z.square().mean()
+
+
+BENT: tuple[type[Situation], ...] = (RootOfMean, LogarithmBesideASum, LearnedWeights, LearnedWeightOfRows)
 COUPLED: tuple[type[Situation], ...] = (Hardest, ByHardness)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_sgdinf.errors import UnsupportedRunError, UntappedLossError
 from lightning_sgdinf.testing import relative_error
-from tests.runner.bent_situations import BENT, COUPLED
+from tests.runner.bent_situations import BENT, COUPLED, ScaledByALoss
 from tests.runner.call_situations import CALLS
 from tests.runner.row_situations import ROWS
 from tests.runner.situations import N, Params, Run, Situation, apply_linear
@@ -166,6 +166,11 @@ def expect_refused(run: Run, kind: type[WithTerm], result: str) -> None:
 @pytest.mark.parametrize("kind", [FactorThatJoinsLater, Hinge], ids=lambda kind: kind.__name__)
 def test_an_update_looks_at_every_step_that_it_takes(kind: type[WithTerm], tmp_path: Path) -> None:
     expect_refused(Run(kind(), tmp_path), kind, "updated")
+
+
+def test_the_value_of_a_loss_is_no_weight_of_other_terms(tmp_path: Path) -> None:
+    with pytest.raises(UntappedLossError, match="comes from a term of the loss that depends on the data"):
+        Run(ScaledByALoss(), tmp_path).scores(certificate="off")
 
 
 class PenaltyMissedByItsLosses(Situation):
