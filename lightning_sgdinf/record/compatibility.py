@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -238,6 +238,12 @@ def gradient_overrides(module: Any) -> list[str]:
     return [name for name in _GRADIENT_HOOKS if name in vars(module) or not _is_lightnings(type(module), name)]
 
 
+def gradient_callbacks(callbacks: Iterable[Any]) -> list[str]:
+    """Return the hooks of callbacks that come between a backward pass and the step, as ``Class.hook``."""
+    hooks = ("on_after_backward", "on_before_optimizer_step")
+    return [f"{type(c).__name__}.{name}" for c in callbacks for name in hooks if not _is_lightnings(type(c), name)]
+
+
 def _is_lightnings(kind: type, name: str) -> bool:
-    owner = next(base for base in kind.__mro__ if name in vars(base))
-    return owner.__module__.split(".")[0] in ("lightning", "pytorch_lightning")
+    owner = next((base for base in kind.__mro__ if name in vars(base)), None)
+    return owner is None or owner.__module__.split(".")[0] in ("lightning", "pytorch_lightning", "lightning_sgdinf")

@@ -19,7 +19,7 @@ from lightning_sgdinf.dtypes import dtype_name
 from lightning_sgdinf.log import Constant, Header, Json, constants_document
 from lightning_sgdinf.log.batch_digest import batch_digest
 from lightning_sgdinf.record.budget import Budget
-from lightning_sgdinf.record.compatibility import gradient_overrides
+from lightning_sgdinf.record.compatibility import gradient_callbacks, gradient_overrides
 from lightning_sgdinf.record.keep import Keep
 from lightning_sgdinf.record.state_reader import StateReader
 from lightning_sgdinf.record.trainer_facts import trainer_facts
@@ -118,7 +118,7 @@ def _trainer_settings(trainer: Any, module: Any) -> dict[str, Json]:
         "world_size": trainer.world_size,
         "trainer": dict(trainer_facts(trainer)),
         "starts_at": {"epoch": trainer.current_epoch, "global_step": trainer.global_step},
-        "overrides": [*gradient_overrides(module)],
+        "overrides": [*gradient_overrides(module), *gradient_callbacks(trainer.callbacks)],
     }
 
 

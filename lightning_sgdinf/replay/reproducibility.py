@@ -33,4 +33,31 @@ def why_bits_differ(header: Header) -> str:
             "None of these differs, so look for another device, operations that are not deterministic, or a gradient "
             "summed over more than two processes; or record with keep='every_step'"
         )
+    if hooks := acting_hooks(header):
+        way_out += f". {hooks.rstrip('.')}"
     return f"A step taken again gives the same bits only where these are as in training: {conditions}. {way_out}."
+
+
+def acting_hooks(header: Header) -> str:
+    """Name the hooks of a run that act between a backward pass and the step, with the way out; empty if it had none."""
+    known = header.extra.get("overrides")
+    names = [str(name) for name in known if str(name).rpartition(".")[2] in _ACTING] if isinstance(known, list) else []
+    if not names:
+        return ""
+    return (
+        f"This run has {' and '.join(names)}, between the backward pass and the step, and what is done to gradients "
+        "there is not recorded. Clip with Trainer(gradient_clip_val=..., gradient_clip_algorithm=...), or with "
+        "self.clip_gradients(...) in configure_gradient_clipping, which are; scale or mask a gradient with "
+        "parameter.register_hook; or use an estimator of the final model alone (FinalParameters)."
+    )
+
+
+_ACTING = (
+    "backward",
+    "configure_gradient_clipping",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_before_zero_grad",
+    "optimizer_step",
+)
+"""Hooks in which gradients are there and the step is not taken."""

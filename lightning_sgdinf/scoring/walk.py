@@ -26,6 +26,7 @@ from lightning_sgdinf.estimators.base import visited
 from lightning_sgdinf.log import Step
 from lightning_sgdinf.replay import OpenedRun, Replayer, RowShards, rebuild, refuse_changes, states_backwards
 from lightning_sgdinf.replay.pass_structure import PassStructure
+from lightning_sgdinf.replay.reproducibility import acting_hooks
 from lightning_sgdinf.replay.untapped import WAYS_OUT, expect_mean, expect_penalty
 from lightning_sgdinf.replay.weight_audit import LossAudit
 from lightning_sgdinf.state import ModelState
@@ -255,9 +256,11 @@ class Walk:
         by_kernel = self.compiled is not None and not self.compiled.note  # whose rounding eager passes do not tell
         try:
             comparison.add(pulled, at.step, at.before, after, vector, tuple if by_kernel else at.rounded)
-        except StepMismatchError:
+        except StepMismatchError as mismatch:
             if self.compiled is None or not by_kernel:
-                raise
+                if not (hooks := acting_hooks(self.run.log.header)):
+                    raise
+                raise StepMismatchError(f"{mismatch} {hooks}") from None
             self.compiled.give_up(f"step {at.step.index}, by the compiled kernel, leads elsewhere than recorded")
             pulled = visited(self.estimator, at, adjoint)
             comparison.add(pulled, at.step, at.before, after, vector, at.rounded)

@@ -19,6 +19,7 @@ from lightning_sgdinf.certificate import StepReplay
 from lightning_sgdinf.errors import SgdInfluenceError, StepMismatchError
 from lightning_sgdinf.log import Step, Trajectory
 from lightning_sgdinf.replay import OpenedRun, Replayer, stored_at_or_before
+from lightning_sgdinf.replay.reproducibility import acting_hooks
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.truth.replicas import Replicas
 from lightning_sgdinf.truth.stacked_query import first_line
@@ -110,7 +111,7 @@ def verify(run: OpenedRun, *, first_step: int = 0) -> Verified:
                 f"re-run, lead to another state than recorded; {tensor} differs by {deviation:.1e} of what the "
                 f"steps moved (allowed {worst.tolerance:.0e}). Usual causes: weights or gradients changed outside the "
                 "optimizer, randomness that is not torch's, numpy's or python's global generator, a model that was "
-                "changed after training, another device or precision."
+                f"changed after training, another device or precision. {acting_hooks(log.header)}"
             )
         if not stackable or number not in tried:
             continue
