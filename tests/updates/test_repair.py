@@ -64,7 +64,7 @@ class TestEwcAscent(ModelUpdateSuite):
 
 
 class TestEnergyAlignment(ModelUpdateSuite):
-    update = EnergyAlignment(FAILURES, steps=2, epochs=1, parameters=LastLayers())
+    update = EnergyAlignment(FAILURES, steps=2, epochs=1, parameters=LastLayers(), weights=ElasticWeights(steps=3))
 
 
 class TestRelabelledReplay(ModelUpdateSuite):
@@ -328,7 +328,7 @@ def test_what_certified_removal_leaves_behind_is_below_its_bound_and_near_retrai
                 continue
             assert 1e-6 < residual <= updated.bounds[k]
             again = torch.zeros(6, dtype=torch.float64)
-            for _ in range(50):  # trained without the set
+            for _ in range(12):  # trained without the set, to rounding
                 again = again - torch.linalg.solve(hessian(objective)(again), grad(objective)(again))
             distance = float((weights[:, k] - again).norm())
             assert 1e-6 < distance <= updated.bounds[k] / (0.02 * len(ids))
