@@ -3,7 +3,7 @@
 The same procedure as `sgdinf experiment=repair 'identify=[aum,cleanlab,iterated,known]' 'treat=[fresh]'`, in bare
 torch, so that many seeds take minutes: runs that share their batches are trained together, as one network of many. A
 fresh training has another initial network and another order; left-out examples have weight 0, and a batch's mean is
-over what is left. All causes of a seed are judged by the same fresh networks and orders, so that differences are paired.
+over what is left. All causes of a seed are judged by the same fresh networks and orders: differences are paired.
 
     python benchmarks/repair_margins.py fashion-mnist symmetric 0.3 --seeds 10 --data-dir ...
 """
