@@ -215,9 +215,8 @@ def main() -> None:
     for seed in range(args.seeds):
         seeds.append(Seed(data_of(args, seed), seed).measure(args.fresh))
         print(json.dumps(seeds[-1]), flush=True)
-    print(
-        "| cause | selected | precision | relabelled | of these right | test loss | accuracy | `iterated` is lower by | p |"
-    )
+    columns = ("cause", "selected", "precision", "relabelled", "of these right", "test loss", "accuracy")
+    print("| " + " | ".join([*columns, "`iterated` is lower by", "p"]) + " |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     column = lambda name, key: np.array([one[name][key] for one in seeds])  # noqa: E731
     for name in seeds[0]:
