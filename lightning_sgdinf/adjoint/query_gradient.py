@@ -15,7 +15,15 @@ from lightning_sgdinf import random_state
 from lightning_sgdinf.adjoint.adjoint import Adjoint
 from lightning_sgdinf.dtypes import cast_floats, tensors_made_in
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
-from lightning_sgdinf.kernels import ATTENTION, HeldConstants, Interceptor, RunningStatistics, Twins, lookup_handlers
+from lightning_sgdinf.kernels import (
+    ATTENTION,
+    HeldConstants,
+    Interceptor,
+    RunningStatistics,
+    Twins,
+    lookup_handlers,
+    plain_checkpoints,
+)
 from lightning_sgdinf.query import Query, ValidationData, require_query
 from lightning_sgdinf.replay import Objective, OpenedRun, validation_pass
 from lightning_sgdinf.replay.borrowed_module import lasting_tensors
@@ -168,6 +176,7 @@ class BoundQuery:
             self.context(),
             own,
             moving as moved,
+            plain_checkpoints(),
             handling,
         ):
             leaves = {name: buffer.before for name, buffer in moved.items()}

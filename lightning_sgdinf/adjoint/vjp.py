@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_sgdinf.errors import UnsupportedRunError
 
-_MISSING = re.compile(r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented")
+_MISSING = re.compile(r"derivative for '?(?:aten::)?_?(\w+?)(?:_backward|_grad)?'? is not implemented")
 
 STRETCH = 32
 """How many rows are pulled back together at most: activations take that many times the memory."""

@@ -2,6 +2,7 @@
 
 from lightning_sgdinf.kernels.attention import ATTENTION as ATTENTION
 from lightning_sgdinf.kernels.channels_last import Twins as Twins
+from lightning_sgdinf.kernels.checkpointed import plain_checkpoints as plain_checkpoints
 from lightning_sgdinf.kernels.convolution_parts import CONVOLUTION_PARTS as CONVOLUTION_PARTS
 from lightning_sgdinf.kernels.handlers import layer_handlers as layer_handlers
 from lightning_sgdinf.kernels.held import HeldConstants as HeldConstants
@@ -12,6 +13,8 @@ from lightning_sgdinf.kernels.intercept import Handler as Handler
 from lightning_sgdinf.kernels.intercept import Interceptor as Interceptor
 from lightning_sgdinf.kernels.lookup import RenormalisedEmbedding as RenormalisedEmbedding
 from lightning_sgdinf.kernels.lookup import lookup_handlers as lookup_handlers
+from lightning_sgdinf.kernels.loss_formulas import LOSS_FORMULAS as LOSS_FORMULAS
+from lightning_sgdinf.kernels.loss_formulas import formula_of as formula_of
 from lightning_sgdinf.kernels.running_statistics import RunningStatistics as RunningStatistics
 from lightning_sgdinf.kernels.stack import Axes as Axes
 from lightning_sgdinf.kernels.stack import on_stack as on_stack

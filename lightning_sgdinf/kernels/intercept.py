@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 Handler = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -39,7 +41,34 @@ class Interceptor(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         handler = self._handlers.get(func)
+        if func in _IN_PARTS:
+            with self:  # its parts are handled as if they were called one by one
+                return _IN_PARTS[func](*args, **(kwargs or {}))
         self.called.add(func)
         if self._ungraded is not None and not torch.is_grad_enabled():
             return self._ungraded.call(handler, func, args, kwargs or {})
         return func(*args, **(kwargs or {})) if handler is None else handler(func, args, kwargs or {})
+
+
+def _linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    ignore_index: int | None = None,
+    options: Any = None,
+    **more: Any,
+) -> Tensor:
+    """Compute a fused layer and loss in two, without what only saves memory."""
+    classes = linear_weight.shape[:-1]
+    bias = None if linear_bias is None else linear_bias.flatten()
+    logits = F.linear(input, linear_weight.flatten(0, -2), bias)
+    logits = logits.unflatten(-1, classes) if len(classes) > 1 else logits
+    return F.cross_entropy(logits, target, ignore_index=-100 if ignore_index is None else ignore_index, **more)
+
+
+_FUSED = getattr(F, "linear_cross_entropy", None)  # from torch 2.13 on
+_IN_PARTS: Mapping[Callable[..., Any], Callable[..., Tensor]] = (
+    {} if _FUSED is None else {_FUSED: _linear_cross_entropy}
+)

@@ -1,7 +1,7 @@
-"""Lookups and distances by formulas that can be differentiated twice, where torch's operations cannot or do it wrongly.
+"""Lookups, distances, a ramp, by formulas that can be differentiated twice where torch's operations cannot.
 
-Bags of embeddings, gradients scaled by the frequency of an index, sparse gradients, and pairwise distances: values and
-first derivatives of the formulas are those of torch's operations to rounding.
+Bags of embeddings, gradients scaled by the frequency of an index, sparse gradients, pairwise distances, and the hard
+sigmoid: values and first derivatives of the formulas are those of torch's operations to rounding.
 """
 
 from __future__ import annotations
@@ -37,7 +37,13 @@ def lookup_handlers(phase: Phase) -> Mapping[Callable[..., Any], Handler]:
     def distances(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         return _cdist(func, *args, **kwargs)
 
-    return {F.embedding: look_up, F.embedding_bag: bag, torch.cdist: distances}
+    return {
+        F.embedding: look_up,
+        F.embedding_bag: bag,
+        torch.cdist: distances,
+        torch.pdist: _pdist,
+        F.hardsigmoid: _hardsigmoid,
+    }
 
 
 def _embedding(
@@ -119,9 +125,28 @@ def _largest(rows: Tensor, bags: Tensor, out: Tensor) -> Tensor:
 
 
 def _cdist(func: Callable[..., Any], x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: Any = None) -> Tensor:
-    apart = x1.unsqueeze(-2) - x2.unsqueeze(-3)
+    return _length(x1.unsqueeze(-2) - x2.unsqueeze(-3), p)
+
+
+def _pdist(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def distances(input: Tensor, p: float = 2.0) -> Tensor:
+        first, second = torch.triu_indices(len(input), len(input), 1, device=input.device)
+        return _length(input[first] - input[second], p)
+
+    return distances(*args, **kwargs)
+
+
+def _length(apart: Tensor, p: float) -> Tensor:
     if p != 2:
         return torch.linalg.vector_norm(apart, p, dim=-1)
     squares = apart.square().sum(-1)
     same = squares == 0
     return squares.masked_fill(same, 1).sqrt().masked_fill(same, 0)
+
+
+def _hardsigmoid(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def ramp(input: Tensor, inplace: bool = False) -> Tensor:
+        out = torch.where(input.abs() < 3, (input + 3) / 6, (input > 0).to(input))
+        return input.copy_(out) if inplace else out
+
+    return ramp(*args, **kwargs)

@@ -22,17 +22,17 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 from torch.utils._pytree import tree_map_only
 
-from lightning_sgdinf.kernels import Axes, Handler, on_stack
+from lightning_sgdinf.kernels import Axes, Handler, formula_of, on_stack
 from lightning_sgdinf.replay.losses import (
     INPUTS,
     LOSSES,
     OF_CLASSES,
     OF_VECTORS,
-    WITHOUT_ROWS,
     parts_of_value,
     rows_shape,
     shares_of_mean,
@@ -142,7 +142,7 @@ class LossTap:
 
     def handlers(self) -> Mapping[Callable[..., Any], Handler]:
         """Return handlers for an `Interceptor`."""
-        return {**dict.fromkeys(LOSSES, self._handle), **dict.fromkeys(WITHOUT_ROWS, self._pass)}
+        return dict.fromkeys(LOSSES, self._handle)
 
     def apply(self, value: Any) -> Any:
         """Tap an output of a sub-module whose rows are examples', if it is a tensor that carries a gradient.
@@ -208,7 +208,7 @@ class LossTap:
         def tapped(value: Any) -> Any:
             return _tapped(func, value, weights) if self._carries(value) else value
 
-        value = func(
+        value = formula_of(func)(
             *(tapped(a) if i < 3 else a for i, a in enumerate(args)),
             **{k: tapped(v) if k in INPUTS else v for k, v in kwargs.items()},
         )
@@ -255,6 +255,8 @@ def _tapped(func: Callable[..., Any], value: Tensor, weights: Tensor) -> Tensor:
         shaped = weights.unsqueeze(1) if value.ndim > 1 else weights
         if value.ndim > 1 and value.shape[:1] + value.shape[2:] != weights.shape:
             return value
+    elif func is F.ctc_loss:
+        shaped = weights.unsqueeze(-1)  # time is before the examples
     elif func in OF_VECTORS:
         shaped = weights.unsqueeze(-1) if value.ndim > weights.ndim else weights
     else:

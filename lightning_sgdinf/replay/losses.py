@@ -38,13 +38,13 @@ LOSSES: tuple[Callable[..., Any], ...] = (
     F.hinge_embedding_loss,
     F.margin_ranking_loss,
     *OF_VECTORS,
+    F.ctc_loss,
 )
 """Functions whose inputs are tapped; the ``nn.*Loss`` modules call these."""
 
-WITHOUT_ROWS = (F.ctc_loss,)
-"""Losses that weights cannot enter: their inputs have time before the batch, and one row is not one example's."""
-
-INPUTS = frozenset({"input", "target", "var", "input1", "input2", "x1", "x2", "anchor", "positive", "negative"})
+INPUTS = frozenset(
+    {"input", "log_probs", "target", "var", "input1", "input2", "x1", "x2", "anchor", "positive", "negative"}
+)
 
 
 def unreduced(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -75,6 +75,9 @@ def parts_of_value(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapp
             return rows, True
         if given["reduction"] == "batchmean":
             return rows / len(given["input"]), True
+        if func is F.ctc_loss:  # a mean over examples of means over labels
+            lengths = torch.as_tensor(given["target_lengths"], device=rows.device)
+            return rows / lengths.clamp_min(1).expand(rows.shape) / max(rows.numel(), 1), True
         shares = shares_of_mean(func, args, kwargs)
         return rows / torch.broadcast_to(torch.ones(()) if shares is None else shares, rows.shape).sum(), True
 
@@ -119,6 +122,8 @@ def rows_shape(func: Callable[..., Any], inputs: Sequence[Any]) -> torch.Size:
     first = inputs[0].shape
     if func in OF_CLASSES:
         return torch.Size([*first[:1], *first[2:]]) if len(first) > 1 else torch.Size()
+    if func is F.ctc_loss:
+        return first[1:2] if len(first) == 3 else torch.Size()
     shapes = [v.shape for v in inputs if isinstance(v, Tensor)]
     if func in OF_VECTORS:
         return torch.broadcast_shapes(*(s[:-1] for s in shapes if len(s) == len(first)))

@@ -199,11 +199,14 @@ def fit_loop_of(
         **totals,
         **known,
     )
-    limits = {n: facts[n] for n in ("max_epochs", "min_epochs") if n in facts}
+    limits = {n: facts[n] for n in ("max_epochs", "min_epochs", "max_steps", "min_steps") if n in facts}
     return Part(
         path,
         epoch_loop=epoch_loop,
         epoch_progress=progress("epoch_progress", epoch, epoch),
+        batch_idx=batch_idx,
+        restarting=False,
         **({} if batches is None else {"max_batches": batches}),
+        **totals,
         **limits,
     )

@@ -15,6 +15,7 @@ from lightning_sgdinf.dtypes import cast_floats, dtype_name, tensors_made_in
 from lightning_sgdinf.errors import ModelMismatchError, UnsupportedRunError
 from lightning_sgdinf.kernels import (
     ATTENTION,
+    LOSS_FORMULAS,
     VMAP_LAYERS,
     WEIGHT_NORM,
     HeldConstants,
@@ -26,6 +27,7 @@ from lightning_sgdinf.kernels import (
     UnlinkedHook,
     layer_handlers,
     lookup_handlers,
+    plain_checkpoints,
 )
 from lightning_sgdinf.log import Header, MicroBatch, Step
 from lightning_sgdinf.parameters import ParameterVector
@@ -333,10 +335,11 @@ def _handling(
     handlers: dict[Callable[..., Any], Any] = {}
     if held is not None:
         lookups = lookup_handlers(objective.passes.phase)
-        handlers = {**ATTENTION, **WEIGHT_NORM, **lookups, **layer_handlers(twins), **held.handlers()}
+        handlers = {**ATTENTION, **WEIGHT_NORM, **LOSS_FORMULAS, **lookups, **layer_handlers(twins), **held.handlers()}
     elif stacked:
         handlers = {**ATTENTION, **WEIGHT_NORM, **VMAP_LAYERS}
     with ExitStack() as stack:
+        stack.enter_context(plain_checkpoints())
         if tap is not None and objective.tap is None:
             handlers.update(tap.handlers())
         if tap is not None and objective.tap is not None:

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, once_differentiable
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.batch_structure import map_tensors
-from lightning_sgdinf.errors import UntappedLossError
+from lightning_sgdinf.errors import UnsupportedRunError, UntappedLossError
 from lightning_sgdinf.log import MicroBatch, Step
 from lightning_sgdinf.replay.example_weights import LossTap, Values
 from lightning_sgdinf.replay.pass_structure import nodes_beyond_taps
@@ -34,6 +35,9 @@ WAYS_OUT = (
     "the loss of each example, shape [B], or the runner a function of module, batch and index, "
     "InfluenceRunner(per_example_loss=...)."
 )
+
+_ONCE = once_differentiable(lambda *args: None).__code__
+"""The code of every backward that is marked as differentiable once."""
 
 Batches = Sequence[tuple[Step, MicroBatch]]
 
@@ -57,6 +61,35 @@ def expect_linear(objective: TrainingStep, step: Step, micro: MicroBatch) -> Non
         raise UntappedLossError(
             f"{_pass(step, micro)}: the gradient is not linear in the example weights (by {bent:.1%}): one loss "
             f"function feeds another, so weights enter twice (tapped: {', '.join(taps)}). {WAYS_OUT}"
+        )
+
+
+def expect_twice_differentiable(objective: TrainingStep, step: Step, micro: MicroBatch) -> None:
+    """Make sure that a pass has no function that is differentiated once: torch takes its second derivative for zero.
+
+    Args:
+        objective: The opened model, at the state to look at.
+        step: The step.
+        micro: A pass of it.
+
+    Raises:
+        UnsupportedRunError: It has; names it.
+    """
+    nodes: set[Any] = set()
+    with _as_before(objective):
+        waiting = [_trace(objective, step, micro, objective.batch(step, micro), 1.0).loss.grad_fn]
+        while waiting:
+            if (node := waiting.pop()) is not None and node not in nodes:
+                nodes.add(node)
+                waiting.extend(following for following, _ in node.next_functions)
+    kinds = {type(node)._forward_cls for node in nodes if isinstance(node, BackwardCFunction)}
+    once = sorted(kind.__name__ for kind in kinds if kind.backward.__code__ is _ONCE)
+    if once:
+        raise UnsupportedRunError(
+            f"{_pass(step, micro)} calls {', '.join(once)}, an autograd.Function whose backward is marked "
+            "once_differentiable, so that torch has no second derivative of it. Write what it does with torch's own "
+            "operations; of a loss, it is enough to give the runner what each example adds to it, "
+            "InfluenceRunner(per_example_loss=...)."
         )
 
 

@@ -61,6 +61,25 @@ def test_distances(p: float) -> None:
     expect_formula(lambda x: torch.cdist(x, other, p), leaf(5, 3))
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+def test_distances_within_one_set(p: float) -> None:
+    expect_formula(lambda x: F.pdist(x, p), leaf(5, 3))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_ramp(inplace: bool) -> None:
+    at, formula = leaf(5, 3), Interceptor(lookup_handlers(Phase()))
+
+    def by_formula(x: Tensor) -> Tensor:
+        with formula:
+            return F.hardsigmoid(x * 4, inplace=inplace)
+
+    assert torch.allclose(by_formula(at), F.hardsigmoid(at * 4), rtol=1e-13)
+    own, ours = (torch.autograd.grad(f(at).sum(), at)[0] for f in (lambda x: F.hardsigmoid(x * 4), by_formula))
+    assert torch.allclose(ours, own, rtol=1e-6)  # torch's sixth is one of float32
+    assert torch.autograd.gradgradcheck(lambda x: by_formula(x).pow(2), (at,))
+
+
 def test_no_distance_has_finite_derivatives() -> None:
     x = leaf(3, 2)
     with Interceptor(lookup_handlers(Phase())):
