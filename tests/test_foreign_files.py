@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +20,14 @@ import torch
 from lightning_sgdinf.atomic_write import locked, replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.foreign_files import read_arrays, read_document, read_tensors
+from lightning_sgdinf.log import read_header
+from lightning_sgdinf.record.resume import CHECKPOINT_KEY, NoLogError, bookmarks_of, find_continuation
 from lightning_sgdinf.studies import summary
 from lightning_sgdinf.studies.cache import load_or_compute, pin_settings, read_json, replace_json
 from lightning_sgdinf.studies.merged import _pictures, collected
 from lightning_sgdinf.studies.results import FILE, Measured, Point, RunResults
+
+GOLDEN = Path(__file__).parent / "log" / "golden" / "v1" / "delta"
 
 
 class Bomb:
@@ -207,3 +212,41 @@ def test_halves_of_characters_come_back_as_they_are(tmp_path: Path) -> None:
     summary.write_row(tmp_path, value)
     summary.write_row(tmp_path, {"note": "=1+1 \ud800", "n": -1.5})
     assert "'=1+1 ?,-1.5" in summary.assemble(tmp_path).read_text()
+
+
+BOOKMARK: dict[str, Any] = {"run_id": "a", "path": "/runs/a", "steps": 3, "last": [1, 2], "tensors": {"param w": 1}}
+NO_BOOKMARKS: dict[str, Any] = {
+    "a number": 7,
+    "nothing": None,
+    "a text": "abc",
+    "entries that are none": [1, None, [], "x"],
+    **{
+        f"{name} {value!r:.20}": [{**BOOKMARK, name: value}]
+        for name, value in (
+            ("steps", -5), ("steps", 0), ("steps", True), ("steps", "3"), ("steps", 1 << 70), ("steps", 2.0),
+            ("run_id", None), ("path", 3), ("last", 5), ("last", [1]), ("tensors", []), ("tensors", {1: 1}),
+            ("numbered", -1), ("lost", None),
+        )
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NO_BOOKMARKS)
+def test_bookmarks_that_are_none_are_skipped(kind: str) -> None:
+    assert bookmarks_of({CHECKPOINT_KEY: NO_BOOKMARKS[kind]}) == ()
+    assert [b.steps for b in bookmarks_of({CHECKPOINT_KEY: [*([1] if kind else []), BOOKMARK]})] == [3]
+
+
+@pytest.mark.parametrize("path", ["elsewhere/run.tlog", "here/../elsewhere/run.tlog", "link.tlog"])
+def test_a_bookmark_opens_nothing_that_the_recorder_was_not_given(path: str, tmp_path: Path) -> None:
+    """Its path is only told, without what would steer a terminal."""
+    shutil.copytree(GOLDEN, tmp_path / "elsewhere" / "run.tlog")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link.tlog").symlink_to(tmp_path / "elsewhere" / "run.tlog")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "elsewhere" / "run.tlog").iterdir()}
+    entry = {**BOOKMARK, "run_id": read_header(GOLDEN).run_id, "path": f"{tmp_path / path}\x1b[2J"}
+    told: list[str] = []
+    with pytest.raises(NoLogError, match=r"belongs to the log of run") as caught:
+        find_continuation([tmp_path / "here" / "run.tlog"], bookmarks_of({CHECKPOINT_KEY: [entry]}), tell=told.append)
+    assert "\x1b" not in str(caught.value)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "elsewhere" / "run.tlog").iterdir()} == before

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_sgdinf.dtypes import dtype_name
 from lightning_sgdinf.log.records import Json
+from lightning_sgdinf.plain_text import encodable
 
 LARGEST = 64
 """Elements of a tensor or container, and characters of a string over four, that are still small."""
@@ -21,7 +22,7 @@ LARGEST = 64
 def encode_attribute(value: Any) -> Json:
     """Return a value as JSON; ``None`` for ``None`` and for what is not small and plain, see `is_plain`."""
     kind = type(value)
-    if kind in (bool, int, float) or (kind is str and len(value) <= 4 * LARGEST):
+    if kind in (bool, int, float) or (kind is str and _is_scalar(value)):
         return value
     if isinstance(value, np.generic) and value.dtype.kind in "biuf":
         return {"numpy": [value.dtype.name, value.item()]}
@@ -76,4 +77,6 @@ def _is_small(value: Tensor) -> bool:
 
 
 def _is_scalar(value: Any) -> bool:
-    return value is None or type(value) in (bool, int, float, str)
+    if type(value) is str:
+        return len(value) <= 4 * LARGEST and encodable(value) == value
+    return value is None or type(value) in (bool, int, float)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -35,6 +36,18 @@ def to_json(value: Any) -> bytes:
         return _encode(_spell_out(value)).encode("ascii")
 
 
+def to_plain_json(value: Any) -> bytes:
+    """Return a value as JSON that `from_plain_json` reads back.
+
+    Raises:
+        ValueError: It would not: the document is too large, or some text has half a character.
+    """
+    data = to_json(value)
+    check_proportions(data)
+    _check_texts(data, json.loads)
+    return data
+
+
 def from_json(data: bytes) -> Any:
     """Return the value of a document written by `to_json`; tuples come back as lists.
 
@@ -53,9 +66,17 @@ def from_plain_json(data: bytes) -> Any:
         ValueError: It is none.
     """
     value = from_json(data)
-    if b"\\ud" in data.lower():
-        json.dumps(value, ensure_ascii=False).encode()
+    _check_texts(data, lambda _: value)
     return value
+
+
+def _check_texts(data: bytes, value_of: Callable[[bytes], Any]) -> None:
+    if b"\\ud" in data.lower():
+        try:
+            json.dumps(value_of(data), ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            text = error.object[max(0, error.start - 40) : error.end + 40]
+            raise ValueError(f"a text has half a character: ...{text!a}...") from error
 
 
 def whole(value: Any, what: str, *, least: int = 0) -> int:
@@ -84,7 +105,7 @@ def text(value: Any, what: str) -> str:
 
 def header_to_json(header: Header) -> bytes:
     """Return a header as a document: one member per attribute."""
-    return to_json({f.name: _plain(getattr(header, f.name)) for f in fields(header)})
+    return to_plain_json({f.name: _plain(getattr(header, f.name)) for f in fields(header)})
 
 
 def header_from_json(data: bytes) -> Header:
@@ -118,7 +139,7 @@ def checked_run_id(value: Any) -> str:
 
 def layout_to_json(layout: Layout) -> bytes:
     """Return a layout as a list of ``[part, name, key, shape, dtype]``."""
-    return to_json([[s.part, s.name, s.key, list(s.shape), s.dtype] for s in layout.specs])
+    return to_plain_json([[s.part, s.name, s.key, list(s.shape), s.dtype] for s in layout.specs])
 
 
 def layout_from_json(data: bytes) -> Layout:

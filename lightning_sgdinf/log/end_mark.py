@@ -22,7 +22,7 @@ from lightning_sgdinf.log.documents import (
     layout_from_json,
     layout_to_json,
     text,
-    to_json,
+    to_plain_json,
     whole,
 )
 from lightning_sgdinf.log.hdf5 import (
@@ -36,7 +36,8 @@ from lightning_sgdinf.log.hdf5 import (
     reading,
     write_document,
 )
-from lightning_sgdinf.log.records import Header
+from lightning_sgdinf.log.records import Header, Json
+from lightning_sgdinf.plain_text import encodable
 from lightning_sgdinf.state import Layout, ModelState
 
 SMALL_BYTES = 16 << 20
@@ -135,8 +136,9 @@ def write_end_mark(
     temporary.unlink(missing_ok=True)
     with new_file(temporary, END_FORMAT) as file:
         write_document(file, "header", header_to_json(header))
-        summary = {"run_id": header.run_id, "steps": steps, "reason": reason, "segments": [asdict(s) for s in segments]}
-        write_document(file, "summary", to_json(summary))
+        summary: dict[str, Json] = {"run_id": header.run_id, "steps": steps, "reason": encodable(reason)}
+        summary["segments"] = [asdict(s) for s in segments]
+        write_document(file, "summary", to_plain_json(summary))
         if final is not None:
             _write_state(file, "state", *final)
         if average is not None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from zlib_ng.zlib_ng import crc32
 
-from lightning_sgdinf.log.documents import from_plain_json, text, to_json, whole
+from lightning_sgdinf.log.documents import from_plain_json, text, to_plain_json, whole
 from lightning_sgdinf.log.records import Clip, Draw, MicroBatch, ParamGroup, Step
 from lightning_sgdinf.random_state import RandomState
 
@@ -84,7 +84,7 @@ def encode_step(step: Step) -> EncodedStep:
     if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
         raise ValueError(f"example ids have dtype {ids.dtype} and shape {ids.shape}, expected a vector of integers")
     return EncodedStep(
-        document=to_json(document),
+        document=to_plain_json(document),
         example_ids=np.ascontiguousarray(ids, "<i8"),
         blobs=tuple(positions),
         batches=tuple(batches),
@@ -227,7 +227,7 @@ def _frame_of(step: Step, constants: Sequence[dict[str, Any]]) -> bytes:
     }
     if step.without_gradient is not None:
         frame["without_gradient"] = step.without_gradient
-    return to_json(frame)
+    return to_plain_json(frame)
 
 
 def _split_options(group: ParamGroup) -> tuple[dict[str, Any], dict[str, Any]]:

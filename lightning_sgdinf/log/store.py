@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.errors import ConfigurationError, UnsupportedRunError
 from lightning_sgdinf.log.bit_patterns import row_bytes, state_patterns
 from lightning_sgdinf.log.codec_choice import CodecChoice
 from lightning_sgdinf.log.descriptors import identity, redirect
@@ -19,7 +19,7 @@ from lightning_sgdinf.log.held_states import FlatState, HeldStates
 from lightning_sgdinf.log.records import Header, Step
 from lightning_sgdinf.log.segment_writer import SegmentWriter
 from lightning_sgdinf.log.status import StatusBoard
-from lightning_sgdinf.log.step_documents import encode_step
+from lightning_sgdinf.log.step_documents import EncodedStep, encode_step
 from lightning_sgdinf.state import Layout
 
 
@@ -117,13 +117,14 @@ class LogStore:
 
         Raises:
             ConfigurationError: It is not the step that comes next.
+            UnsupportedRunError: It holds something that no reader would read back.
         """
         if step.index != self._steps:
             raise ConfigurationError(
                 f"step {step.index} was to be stored, expected step {self._steps}: steps are recorded in order, each "
                 "once"
             )
-        encoded = encode_step(step)
+        encoded = _encoded(step)
         if self._segment is not None and not self._segment.accepts(layout, with_batches=bool(encoded.batches)):
             self._seal()
         if self._segment is None:
@@ -237,3 +238,10 @@ class LogStore:
             average=average,
         )
         self.close()
+
+
+def _encoded(step: Step) -> EncodedStep:
+    try:
+        return encode_step(step)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UnsupportedRunError(f"step {step.index} holds something that no log can hold: {error}") from error

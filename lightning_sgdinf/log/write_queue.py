@@ -22,7 +22,7 @@ from queue import Empty, SimpleQueue
 
 from torch import Tensor
 
-from lightning_sgdinf.errors import LogWriteError
+from lightning_sgdinf.errors import LogWriteError, UnsupportedRunError
 from lightning_sgdinf.log.bit_patterns import row_bytes
 from lightning_sgdinf.log.hdf5 import holds_lock
 from lightning_sgdinf.state import Layout
@@ -259,7 +259,10 @@ class WriteQueue:
 
         Raises:
             LogWriteError: It has failed.
+            UnsupportedRunError: It was given something that no log can hold.
         """
+        if isinstance(self.error, UnsupportedRunError):  # not the disk's fault: whoever records goes on without it
+            raise UnsupportedRunError(f"{self.error}; what was flushed before is readable") from self.error
         if self.error is not None:
             reason = f"{type(self.error).__name__}: {' '.join(str(self.error).split())}"
             raise LogWriteError(

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.log import is_recordable
+from lightning_sgdinf.plain_text import encodable
 from lightning_sgdinf.record.budget import Budget
 from lightning_sgdinf.record.keep import Keep, LastEpochs
 from lightning_sgdinf.record.network import network_file_system
@@ -81,6 +83,33 @@ def impossible_to_record(trainer: Any) -> str:
             "recorded with strategy='ddp' only (or 'ddp_spawn' and the like). Train with that, or on one device"
         )
     return ""
+
+
+def impossible_tensors(module: Any) -> str:
+    """Return why the module's tensors cannot be recorded, as a sentence without full stop; empty if they can."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if encodable(name) != name:
+            return f"{name!a} is a name with half a character. Give the module or tensor another one"
+        if is_lazy(tensor):
+            return (
+                f"{name} has no shape yet. Give lazy layers an example before the optimizer is made, e.g. in "
+                "configure_model(): self(example)"
+            )
+        if _has_no_memory(tensor):
+            return (
+                f"{name} is a {type(tensor.data).__name__}, which wraps other tensors and has no memory of its own. "
+                "Train with plain tensors"
+            )
+    return ""
+
+
+def _has_no_memory(tensor: torch.Tensor) -> bool:
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or not tensor.numel():
+        return False
+    try:
+        return not tensor.data_ptr()
+    except RuntimeError:
+        return True
 
 
 def impossible_optimizers(trainer: Any) -> str:

@@ -6,6 +6,7 @@ merely counts. The pre-hook may come before the forward pass, which Lightning ru
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.log import Json, ParamGroup
+from lightning_sgdinf.plain_text import encodable
 from lightning_sgdinf.record.guard import Guard
 
 
@@ -95,7 +97,7 @@ class OptimizerSteps:
             self._groups = tuple(
                 ParamGroup(
                     params=tuple(names[i] for i in ids if i in names),
-                    options={str(k): self._option(str(k), v) for k, v in own.items()},
+                    options={encodable(str(k)): self._option(encodable(str(k)), v) for k, v in own.items()},
                 )
                 for ids, own in zip(members, options, strict=True)
             )
@@ -121,12 +123,19 @@ class OptimizerSteps:
 
     def _option(self, key: str, value: Any) -> Json:
         try:
-            return as_json(value)
-        except TypeError:
-            self.opaque.add(key)
-            return repr(value)
+            plain = as_json(value)
+            if isinstance(value, (bool, float, np.generic)) or len(json.dumps(plain)) <= _LARGEST_OPTION:
+                return plain
+        except (TypeError, ValueError, RecursionError):  # of integers with thousands of digits, too
+            pass
+        self.opaque.add(key)
+        try:
+            return encodable(repr(value)[:_LARGEST_OPTION])
+        except Exception:  # of a class of somebody's own
+            return type(value).__qualname__
 
 
+_LARGEST_OPTION = 1 << 16
 _NOT_OPTIONS = ("params", "param_names")
 
 
@@ -142,6 +151,8 @@ def as_json(value: Any) -> Json:
     Raises:
         TypeError: If there is no such value.
     """
+    if isinstance(value, str) and encodable(value) != value:
+        raise TypeError("half a character has no JSON value")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, np.generic):
@@ -151,7 +162,7 @@ def as_json(value: Any) -> Json:
     if isinstance(value, (tuple, list)):
         return [as_json(v) for v in value]
     if isinstance(value, Mapping):
-        return {str(k): as_json(v) for k, v in value.items()}
+        return {encodable(str(k)): as_json(v) for k, v in value.items()}
     raise TypeError(f"{type(value).__qualname__} has no JSON value")
 
 

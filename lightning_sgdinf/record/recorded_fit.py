@@ -157,7 +157,7 @@ class RecordedFit:
             UnsupportedRunError: The optimizers cannot be recorded or replayed, and the recorder is strict.
         """
         trainer, module, diagnostics, keep = self._trainer, self._module, self._diagnostics, self._settings.keep
-        if reason := compatibility.impossible_optimizers(trainer):
+        if reason := compatibility.impossible_optimizers(trainer) or compatibility.impossible_tensors(module):
             diagnostics.nothing_recorded(reason)
             return
         if trainer.world_size > 1:

@@ -18,6 +18,7 @@ from zlib_ng.zlib_ng import crc32
 
 from lightning_sgdinf.errors import LogError, ResumeError
 from lightning_sgdinf.log import CONTINUED, Header, Json, RunLog, Step, read_header, recover
+from lightning_sgdinf.plain_text import printable
 from lightning_sgdinf.state import Layout
 
 CHECKPOINT_KEY = "lightning_sgdinf"
@@ -26,6 +27,7 @@ CHECKPOINT_KEY = "lightning_sgdinf"
 DATA = "data"
 """Member of `Header.extra`: a checksum of what the first data set kept in the beginning."""
 
+_MOST = 1 << 53
 _SAME = ("model", "optimizer", "parameters", "constant_digest", "precision", "datasets")
 
 
@@ -98,13 +100,38 @@ def lost_bookmark(run_id: str, path: Path, usable: str) -> Bookmark:
 
 def bookmarks_of(checkpoint: Mapping[str, Any]) -> tuple[Bookmark, ...]:
     """Return the bookmarks of a checkpoint; what is none is skipped."""
-    bookmarks = []
-    for entry in checkpoint.get(CHECKPOINT_KEY, ()):
-        if isinstance(entry, Mapping) and all(f.name in entry or f.default is not MISSING for f in fields(Bookmark)):
-            values: dict[str, Any] = {f.name: entry[f.name] for f in fields(Bookmark) if f.name in entry}
-            values["last"] = values["last"] and tuple(values["last"])
-            bookmarks.append(Bookmark(**values))
-    return tuple(bookmarks)
+    entries = checkpoint.get(CHECKPOINT_KEY)
+    known = [_bookmark(entry) for entry in entries] if isinstance(entries, (list, tuple)) else []
+    return tuple(bookmark for bookmark in known if bookmark is not None)
+
+
+def _bookmark(entry: Any) -> Bookmark | None:
+    """Return a bookmark of a checkpoint, which may be anybody's; ``None`` for what is none."""
+    if not isinstance(entry, Mapping) or any(f.name not in entry and f.default is MISSING for f in fields(Bookmark)):
+        return None
+    last, tensors = entry["last"], entry["tensors"]
+    texts = [entry["run_id"], entry["path"], entry.get("lost", "")]
+    counts = [entry["steps"], entry.get("numbered", 0)]
+    right = (
+        all(isinstance(text, str) for text in texts)
+        and all(type(count) is int and 0 <= count < _MOST for count in counts)
+        and (counts[0] > 0 or bool(texts[2]))
+        and (last is None or (isinstance(last, (list, tuple)) and len(last) == 2))
+        and isinstance(tensors, Mapping)
+        and all(isinstance(label, str) for label in tensors)
+    )
+    if not right:
+        return None
+    run_id, path, lost = map(printable, texts)
+    return Bookmark(
+        run_id=run_id,
+        path=path,
+        steps=counts[0],
+        last=last and tuple(last),
+        tensors=tensors,
+        numbered=counts[1],
+        lost=lost,
+    )
 
 
 def find_continuation(

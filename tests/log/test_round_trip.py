@@ -15,7 +15,7 @@ from h5py._objects import phil
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from lightning_sgdinf.errors import ConfigurationError, LogWriteError, StateNotStoredError
+from lightning_sgdinf.errors import ConfigurationError, LogWriteError, StateNotStoredError, UnsupportedRunError
 from lightning_sgdinf.log import (
     Clip,
     Draw,
@@ -341,11 +341,11 @@ def test_unwritable_steps_raise_at_the_next_call_and_never_hang(tmp_path: Path) 
     bad = make_step(2)
     bad.groups[0].options["hook"] = object()  # type: ignore[index]
     put(writer, make_state(2), bad)
-    with pytest.raises(LogWriteError, match="not JSON serializable"):
+    with pytest.raises(UnsupportedRunError, match="not JSON serializable"):
         writer.flush()
     layout = Layout.of(make_state(0))
     for _ in range(20):  # more than there are sets of flat buffers
-        with pytest.raises(LogWriteError):
+        with pytest.raises(UnsupportedRunError):
             writer.take_buffers(layout)
     writer.abandon("nothing to do")
     with RunLog.open(tmp_path / "run") as log:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sgdinf import InfluenceRunner, RunLog, TrajectoryRecorder
 from lightning_sgdinf.errors import SgdInfluenceError, UnsupportedRunError
+from lightning_sgdinf.log import store
 
 STEPS = 6
 
@@ -237,3 +238,108 @@ class Steps(pl.Callback):
 
     def on_train_batch_end(self, *args: Any) -> None:
         self.taken += 1
+
+
+class Wrapper(Tensor):
+    """A tensor with another one inside and no memory of its own, as distributed and quantized ones are."""
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Wrapper:
+        return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner: Tensor) -> None:
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*(a.inner if isinstance(a, Wrapper) else a for a in args), **(kwargs or {}))
+        return Wrapper(made) if func.overloadpacket is torch.ops.aten.detach else made
+
+
+def lazy(net: Net) -> None:
+    net.a = nn.LazyLinear(4)
+
+
+def half_a_name(net: Net) -> None:
+    net.more = nn.ModuleDict({"class \udcff": nn.Linear(2, 2)})
+
+
+IMPOSSIBLE: dict[str, tuple[Callable[[Net], None], str]] = {
+    "lazy layer": (lazy, r"a\.weight has no shape yet.*configure_model"),
+    "tensor without memory": (buffer(lambda: Wrapper(torch.ones(2))), "odd is a Wrapper.*plain tensors"),
+    "name with half a character": (half_a_name, r"udcff.*half a character.*another one"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", IMPOSSIBLE)
+def test_what_no_log_can_hold_is_said_before_training(kind: str, tmp_path: Path, monkeypatch: Any) -> None:
+    change, advice = IMPOSSIBLE[kind]
+    monkeypatch.setitem(KINDS, kind, (change, None))
+    seen, lax = Steps(), TrajectoryRecorder(tmp_path / "lax", strict=False)
+    with pytest.raises(UnsupportedRunError, match=advice):
+        fit(kind, TrajectoryRecorder(tmp_path / "run"), seen)
+    assert seen.taken == 0
+    fit(kind, lax, seen)
+    assert (seen.taken, lax.recorded) == (STEPS, False)
+
+
+def test_a_lazy_layer_is_recorded_once_it_has_seen_an_example(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(KINDS, "lazy", (lazy, None))
+    monkeypatch.setattr(Net, "configure_model", lambda net: net(torch.zeros(1, 3)))
+    recorder = TrajectoryRecorder(tmp_path / "run")
+    fit("lazy", recorder)
+    with RunLog.open(recorder.path) as log:
+        assert len(log) == STEPS
+
+
+def note_a_file(net: Net) -> None:
+    net.current = f"\udcff-{net.global_step}.png"  # as the system tells the name of a file that is not UTF-8
+    net.several = [net.current, "x" * net.global_step]
+
+
+def odd_option(net: Net) -> None:
+    net.trainer.optimizers[0].param_groups[0].update({"note": "\udcff", "\udcff": 1})
+
+
+class Loud:
+    def __repr__(self) -> str:
+        raise RuntimeError("no name")
+
+
+def large_option(net: Net) -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    large = {"text": "x" * (17 << 20), "digits": 10**5000, "endless": endless, "loud": Loud()}
+    net.trainer.optimizers[0].param_groups[0].update(large)
+
+
+@pytest.mark.parametrize("change", [note_a_file, odd_option, large_option])
+def test_what_the_writer_writes_its_reader_reads(change: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """Readers refuse halves of characters; a record that holds one would be lost as a whole."""
+    monkeypatch.setitem(KINDS, "half", (change, 1))
+    recorder = TrajectoryRecorder(tmp_path / "run", strict=False)
+    assert same(fit("half", recorder), fit("half"))
+    with RunLog.open(recorder.path) as log:
+        assert log.verify().ok
+        assert len(log) == STEPS
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_step_that_no_reader_would_read_back_ends_the_record_alone(
+    strict: bool, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The fault is not the disk's, so training goes on, and what was recorded before stays."""
+    monkeypatch.setitem(KINDS, "large", (lambda net: None, None))
+    encode, recorder = store.encode_step, TrajectoryRecorder(tmp_path / "run", strict=strict)
+
+    def refuse(step: Any) -> Any:
+        if step.index == 3:
+            raise ValueError("a document of 17826064 bytes")
+        return encode(step)
+
+    monkeypatch.setattr(store, "encode_step", refuse)
+    assert same(fit("large", recorder), fit("large"))
+    with RunLog.open(recorder.path) as log:
+        assert log.verify().ok
+        assert len(log) <= 3
