@@ -215,8 +215,7 @@ def dots(bars: Bars) -> Figure:
         axes.plot(values, [place] * len(values), color=MUTED, marker="o", markersize=4, linestyle="none")
         axes.plot(np.mean(values), place, marker="|", color=series(1)["color"], markersize=14, markeredgewidth=2.2)
     axes.set_yticks(range(len(bars.values)), [plain(name) for name in bars.values])
-    axes.invert_yaxis()
-    axes.margins(y=0.12)
+    axes.set_ylim(len(bars.values) - 0.4, -0.6)  # half a line at either end, however many there are
     dress(axes, x=f"{bars.metric} (dots: runs, bar: their mean)", y="")
     return figure
 

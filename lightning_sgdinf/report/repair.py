@@ -6,7 +6,7 @@ Needs the ``report`` extra (matplotlib).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
 
@@ -15,6 +15,8 @@ from lightning_sgdinf.report.example import Example
 from lightning_sgdinf.report.merged import Bars, Sheet, dots
 from lightning_sgdinf.report.style import to_png, to_svg
 from lightning_sgdinf.report.tables import Table
+
+ONE_LINE = "td { white-space: nowrap; }"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,7 +71,7 @@ class RepairPage:
     def page(self) -> str:
         """The whole page, one file that needs no network."""
         heads = {"repair": "Causes and treatments", "causes": "How well causes are found"}
-        sections = [fragments.section(t.name, heads.get(t.name, t.name), fragments.table(t)) for t in self.tables]
+        sections = [fragments.section(t.name, heads.get(t.name, t.name), _table(t)) for t in self.tables]
         if self.figure is not None:
             drawn = fragments.chart(self.figure[0], "Lower is better; dots are seeds, bars their mean.", "Test losses")
             sections.insert(1, fragments.section("losses", "Test loss", drawn))
@@ -81,7 +83,19 @@ class RepairPage:
             sections.append(fragments.section(f"cause-{number}", f"Blamed by {cause}", tiles))
         head = f'<header><h1>{escape(self.title)}</h1><p class="about">{escape(self.about)}</p></header>'
         body = f"{head}\n<main>{''.join(sections)}</main>\n"
-        return fragments.document(self.title, body, style=fragments.resource("page.css"))
+        return fragments.document(self.title, body, style=f"{fragments.resource('page.css')}\n{ONE_LINE}")
+
+
+def _table(content: Table) -> str:
+    """Return a table whose rows are one line each, with what was refused, which is long, behind a line below it."""
+    if content.columns[-1] != "refused":
+        return fragments.table(content)
+    shown = replace(content, columns=content.columns[:-1], rows=tuple(row[:-1] for row in content.rows))
+    width = content.columns.index("treatment") + 1 if "treatment" in content.columns else 1
+    refused = {", ".join(map(str, row[:width])): str(row[-1]) for row in content.rows if row[-1]}
+    if not refused:
+        return fragments.table(shown)
+    return fragments.table(shown) + fragments.folded(f"{len(refused)} refused", fragments.pairs(refused))
 
 
 def _failure(row: FailureRow) -> str:

@@ -171,6 +171,11 @@ def test_tables_and_page_show_all_seeds(done: tuple[Path, float]) -> None:
     assert "| known | replay |" in text
     for part in ("Causes and treatments", "Held-out failures, and what became of them", "Blamed by known", "Test loss"):
         assert part in page
+    refused = sum("failed" in row for row in rows_of(folder, "treated").values())
+    assert refused >= 3
+    assert f"<summary>{refused} refused</summary>" in page
+    assert page.count("DivergenceError: not this set") == 3
+    assert '<th scope="col">refused</th>' not in page
     assert (folder / "figure.png").stat().st_size > 1000
     assert (folder / "causes.csv").is_file()
 

@@ -41,7 +41,7 @@ def repair_page(corrupted: Corrupted, own: Seed, seeds: Sequence[Seed], name: st
     }
     return RepairPage(
         title=f"Repair: {name}",
-        about=f"{corrupted.about}. {len(seeds)} seeds; pictures are of one.",
+        about=f"{corrupted.about}. {len(seeds)} seed{'s' * (len(seeds) > 1)}; pictures are of one.",
         tables=(treatments(seeds, name), identification(seeds, name)),
         losses=losses,
         failures=tuple(_failures(data, own)),
