@@ -6,7 +6,7 @@ import math
 import platform
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -114,6 +114,7 @@ def _trainer_settings(trainer: Any, module: Any) -> dict[str, Json]:
         "max_epochs": trainer.max_epochs,
         "max_steps": trainer.max_steps,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "loaders_in": type(loaders).__name__ if isinstance(loaders, (Mapping, Sequence)) else "",
         "batch_sizes": [size if isinstance(size, int) else None for size in sizes],
         "world_size": trainer.world_size,
         "trainer": dict(trainer_facts(trainer)),

@@ -82,14 +82,7 @@ class BatchSource:
             UnsupportedRunError: If the batch had no example ids or came from several loaders.
             DataMismatchError: If its checksum differs from the recorded one.
         """
-        if len(micro.draws) != 1:
-            examples = f"examples from {len(micro.draws)} loaders at once"
-            if not micro.draws:
-                examples = "no example ids (an iterable data set, recorded without store_batches=True)"
-            raise UnsupportedRunError(
-                f"step {step} used {examples}; influence needs one map-style data loader. Combine the data sets "
-                "(ConcatDataset) and train with one loader."
-            )
+        expect_one_loader(micro, step)
         draw = micro.draws[0]
         batch = self._produce(draw)
         if self._check and draw.digest is not None and (digest := batch_digest(batch)) != draw.digest:
@@ -224,3 +217,20 @@ def fetch(dataset: Any, ids: Sequence[int]) -> list[Any]:
     """Return the examples with the given ids, all at once where the data set can, as a ``DataLoader`` does."""
     all_at_once = getattr(dataset, "__getitems__", None)
     return [dataset[i] for i in ids] if all_at_once is None else all_at_once(ids)
+
+
+def expect_one_loader(micro: MicroBatch, step: int) -> None:
+    """Refuse a batch whose examples have no ids, or come from several loaders.
+
+    Raises:
+        UnsupportedRunError: It is such a batch.
+    """
+    if len(micro.draws) == 1:
+        return
+    examples = f"examples from {len(micro.draws)} loaders at once"
+    if not micro.draws:
+        examples = "no example ids (an iterable data set, recorded without store_batches=True)"
+    raise UnsupportedRunError(
+        f"step {step} used {examples}; influence needs one map-style data loader. Combine the data sets "
+        "(ConcatDataset) and train with one loader."
+    )

@@ -15,7 +15,7 @@ from lightning_sgdinf.arguments import check_given
 from lightning_sgdinf.checkpointing import MEMORY_BYTES
 from lightning_sgdinf.errors import UnsupportedRunError
 from lightning_sgdinf.log import RunLog, Trajectory, reindex, with_late_parameters, with_names_of
-from lightning_sgdinf.replay.batches import BatchSource
+from lightning_sgdinf.replay.batches import BatchSource, expect_one_loader
 from lightning_sgdinf.replay.data_module import set_up, with_trainer
 from lightning_sgdinf.replay.dataloaders import (
     given_data,
@@ -141,6 +141,12 @@ def _training_data(
 ) -> tuple[Trajectory, list[Any], int | None]:
     """Return the record with examples that count from 0, the training loaders, and ``N`` where the log has it."""
     header, size = log.header, None
+    expect_one_loader(log.step(0).first_pass, 0)  # later, one of several may be exhausted
+    if kind := header.extra.get("loaders_in"):
+        raise UnsupportedRunError(
+            f"the run was trained on loaders in a {kind}, so that its batches came in one, too; expected a loader by "
+            "itself. Train with the loader of its data set (of a ConcatDataset for several): fit(model, loader)."
+        )
     if header.extra.get("stores_batches"):
         loaders = stored_run_loaders(train_dataloaders, header)
         log, size = reindex(log)
