@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from lightning_sgdinf.certificate import Amplification, Certificate, Trust, Window
+from tests.certificate_remarks import lasting_notes
 
 WHOLE = Trust(
     first_step=0,
@@ -115,3 +116,20 @@ def test_trust_of_earlier_files_is_no_headline() -> None:
         assert certificate.trust.headline is None
     assert "left out of the whole run" in certificate.reach()[0]
     assert "the steps from 45 on" in Certificate.from_json({"level": "fast", "trust": kept}).reach()[0]
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "Trust was not measured: fewer than three examples are in the steps that were walked.",
+        "Trust was not measured: state 3 is not stored",
+        "Trust was not measured: the scores took so little time that a part of it is not enough to leave examples out. "
+        "certificate='full' does it. And more.",
+    ],
+)
+def test_only_a_want_of_time_is_left_out_of_the_notes_that_tests_look_at(note: str) -> None:
+    busy = (
+        "Trust was not measured: leaving out 3 examples would take about 1.2e+02 s, and even the last steps of the run "
+        "more than a part of the time that the scores took. certificate='full' does it."
+    )
+    assert lasting_notes(Certificate(level="fast", notes=(busy, note))) == [note]
