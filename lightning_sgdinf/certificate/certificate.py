@@ -95,11 +95,15 @@ class Certificate:
             warnings.append("Nothing was checked (certificate='off').")
         warnings.extend(self.unjudged)
         if (g := self.gradient_check) is not None and g.relative_error > 1e-2:
-            warnings.append(
-                f"Walk and central differences are {g.relative_error:.0%} apart. In float32 that may "
-                "be rounding in parameters without a gradient (a bias before BatchNorm under Adam); train and walk in "
-                "float64 to tell that from an operation without a right second derivative."
+            cause = (
+                "The run cannot be taken again in float64 (mixed precision, or random numbers that depend on the "
+                "precision), so the differences are as coarse as its own numbers are, and show errors of the size of "
+                "the scores only. A run with precision='32-true' is checked to a thousandth."
+                if g.precision != "float64"
+                else "That is rounding, in the precision of the run: a walk of the same steps in float64 agrees with "
+                "the differences. InfluenceRunner(precision='64-true') gives scores without it."
             )
+            warnings.append(f"Walk and central differences are {g.relative_error:.0%} apart. {cause}")
         if (t := self.trust) is not None and t.is_low:
             warnings.append(self._low_trust(t))
         if (a := self.amplification) is not None and a.is_high and (t is None or not t.is_whole):

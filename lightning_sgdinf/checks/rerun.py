@@ -42,6 +42,9 @@ every operation of the window rounds."""
 MOST_ROUNDED = 0.3
 """Largest relative error that rounding may ever explain: of more, nothing would be left to check."""
 
+_WITHOUT_CASTS = ("64-true", "64", "32-true", "32", "16-true", "bf16-true")
+"""Precisions in which a run is the same function as in float64, but for rounding."""
+
 _STEPS = (1e-6, 1e-4, 1e-8)
 """Steps of central differences in float64: training with kinks (ReLU) wants a small one, tiny scores a larger one, and
 networks with millions of ReLU units, of which some are within any small step of their kink, the smallest."""
@@ -143,8 +146,10 @@ def _rounded_otherwise(state: ModelState) -> ModelState:
     generator = torch.Generator().manual_seed(0)
 
     def rounded(value: Tensor) -> Tensor:
-        noise = torch.randn(value.shape, generator=generator).to(value)
-        return value * (1 + torch.finfo(torch.float32).eps * noise) if value.is_floating_point() else value
+        if not value.is_floating_point():
+            return value
+        unit = max(torch.finfo(torch.float32).eps, torch.finfo(value.dtype).eps)
+        return value * (1 + unit * torch.randn(value.shape, generator=generator).to(value))
 
     return replace(state, params={name: rounded(value) for name, value in state.params.items()})
 
@@ -173,7 +178,7 @@ def open_rerun(run: OpenedRun, query: BoundQuery, *, first_step: int, start: Mod
     if run.precision == "float64":
         yield rerun(run, query, _STEPS, GRADIENT_TOLERANCE)
         return
-    if log.header.precision in ("32-true", "32", "64-true", "64"):
+    if log.header.precision in _WITHOUT_CASTS:
         vanishing = _recorded_rounding(run, first_step, start)
         with _opened_again(run, dtype=torch.float64, widened=True) as wide:
             wide.known_from(run.objective)
@@ -193,6 +198,10 @@ def _recorded_rounding(run: OpenedRun, first_step: int, start: ModelState) -> Va
     return recorded
 
 
+def _unit(dtype: str) -> float:
+    return float(torch.finfo(getattr(torch, dtype)).eps)
+
+
 def _agrees(run: OpenedRun, index: int, start: ModelState) -> bool:
     """Return true if the loss in float64 is the recorded one, so that random draws do not depend on the precision.
 
@@ -206,4 +215,5 @@ def _agrees(run: OpenedRun, index: int, start: ModelState) -> bool:
         loss = float(objective.trace(step, micro, objective.batch(step, micro)).loss.detach()) * step.accumulation
     except Exception:
         return False
-    return step.loss is None or abs(loss - step.loss) <= 1e-3 * max(abs(step.loss), 1e-3)
+    rounding = max(1e-3, 4 * max(_unit(dtype) for _, _, dtype in run.log.header.parameters))
+    return step.loss is None or abs(loss - step.loss) <= rounding * max(abs(step.loss), 1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lightning_sgdinf.errors import CertificateError, StepMismatchError
 from lightning_sgdinf.replay import VanishingGradient
 
 N, WIDTH = 12, 8
-PRECISIONS: dict[torch.dtype, Any] = {torch.float32: "32-true", torch.float64: "64-true"}
+PRECISIONS: dict[torch.dtype, Any] = {torch.float32: "32-true", torch.float64: "64-true", torch.bfloat16: "bf16-true"}
 
 
 class Attentive(L.LightningModule):
@@ -97,12 +98,12 @@ class WrongSecondDerivative(Attentive):
         return z + 10 * WrongInFloat32.apply(z)  # type: ignore[no-untyped-call]
 
 
-def scores(model: Attentive, path: Path, dtype: torch.dtype = torch.float32) -> Scores:
+def scores(model: Attentive, path: Path, dtype: torch.dtype = torch.float32, precision: Any = None) -> Scores:
     generator = torch.Generator().manual_seed(1)
     x, y = torch.randn(N, 5, WIDTH, generator=generator).to(dtype), torch.randint(0, 3, (N,), generator=generator)
     loaders = DataLoader(TensorDataset(x, y), 4), DataLoader(TensorDataset(x.flip(0), y), N)
     L.Trainer(
-        accelerator="cpu", max_epochs=2, precision=PRECISIONS[dtype], callbacks=[TrajectoryRecorder(path)],
+        accelerator="cpu", max_epochs=2, precision=precision or PRECISIONS[dtype], callbacks=[TrajectoryRecorder(path)],
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     ).fit(model, *loaders)  # fmt: skip
     return InfluenceRunner(accelerator="cpu", progress=False).run(model, *loaders, log=path)
@@ -137,6 +138,48 @@ def test_a_step_that_asks_for_float32_is_checked_in_float64(
 def test_a_small_error_of_the_derivative_in_float32_is_no_rounding(tmp_path: Path) -> None:
     with pytest.raises(CertificateError, match=r"in float64 agrees .* rounding explains"):
         scores(WrongSecondDerivative(), tmp_path / "run")
+
+
+class Plain(Attentive):
+    def logits(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(x).mean(1))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.head.parameters(), lr=0.3)
+
+
+class WrongAndPlain(Plain):
+    def logits(self, x: Tensor) -> Tensor:
+        return 3 * WrongEverywhere.apply(super().logits(x))  # type: ignore[no-untyped-call, no-any-return]
+
+
+class WrongEverywhere(WrongInFloat32):
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return grad * 2 * x.detach()
+
+
+def test_a_run_in_bfloat16_is_checked_in_float64(tmp_path: Path) -> None:
+    certificate = scores(Plain(), tmp_path / "run", torch.bfloat16).certificate
+    assert certificate is not None
+    assert certificate.gradient_check is not None
+    assert certificate.gradient_check.precision == "float64"
+    assert certificate.gradient_check.relative_error < 0.05
+
+
+def test_a_wrong_derivative_in_bfloat16_is_no_rounding(tmp_path: Path) -> None:
+    with pytest.raises(CertificateError, match="gradient check failed"):
+        scores(WrongAndPlain(), tmp_path / "run", torch.bfloat16)
+
+
+def test_what_mixed_precision_does_to_the_check_is_said(tmp_path: Path) -> None:
+    certificate = scores(Plain(), tmp_path / "run", precision="bf16-mixed").certificate
+    assert certificate is not None
+    assert certificate.gradient_check is not None
+    assert certificate.gradient_check.precision == "float32"
+    coarse = replace(certificate, gradient_check=replace(certificate.gradient_check, relative_error=0.03))
+    assert any("3% apart. The run cannot be taken again in float64 (mixed precision" in w for w in coarse.warnings)
 
 
 class Instances(Attentive):
