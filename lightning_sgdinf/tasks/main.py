@@ -26,6 +26,7 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -66,6 +67,10 @@ _SHOWS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--vers
 """Options that print something and do nothing."""
 
 
+class JobRefused(CompactHydraException):
+    """A job of a sweep cannot be done, for a reason that its message names; Hydra shows no traceback of these."""
+
+
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")
 def _job(config: DictConfig) -> float:
     failed = True
@@ -102,9 +107,10 @@ def _attempt(config: DictConfig) -> float:
             if error.errno not in UNWRITABLE:
                 raise
             advice = UNWRITABLE[error.errno]
-        print(printable(f"{type(error).__name__}: {error}{advice}"), file=sys.stderr)
+        message = printable(f"{type(error).__name__}: {error}{advice}")
+        print(message, file=sys.stderr)
         if in_sweep:
-            raise  # the sweep's other jobs go on, and it ends with this error
+            raise JobRefused(message) from error  # the sweep's other jobs go on, and it ends with the first of these
         raise SystemExit(1) from error
     if in_sweep:
         summary.assemble(Path(context.sweep.dir))
