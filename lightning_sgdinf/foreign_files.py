@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _CAREFULLY = os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 _MAX_DOCUMENT_BYTES, _MAX_ENTRIES, _MAX_LISTS = 16 << 20, 2_000_000, 400_000
-_MAX_ARRAYS_BYTES = 32 << 20
+_MAX_ARRAYS_BYTES, _MAX_ARRAYS = 32 << 20, 1000
+_MAX_DESCRIPTION_BYTES = 2 << 20  # of ten thousand tensors; reading it takes a second
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = 0o644, *, follow: bool = False) -> int:
@@ -92,9 +93,10 @@ def read_arrays(path: Path) -> Mapping[str, np.ndarray]:
 
     try:
         with _open(path, _MAX_ARRAYS_BYTES) as file:
-            size = sum(member.file_size for member in zipfile.ZipFile(file).infolist())
-            if size > _MAX_ARRAYS_BYTES:
-                raise ValueError(f"{size} bytes, unpacked")
+            members = zipfile.ZipFile(file).infolist()
+            size = sum(member.file_size for member in members)
+            if size > _MAX_ARRAYS_BYTES or len(members) > _MAX_ARRAYS:
+                raise ValueError(f"{len(members)} arrays of {size} bytes, unpacked")
             file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
                 content = {name: arrays[name] for name in arrays.files}
@@ -125,8 +127,8 @@ def read_tensors(path: Path) -> Any:
         what = f"{named[1]}, which is neither tensor nor plain value" if named else "something else, or is damaged"
         raise ConfigurationError(
             f"{printable(str(path))}: expected tensors and plain values alone, but it holds {what}. That is not loaded "
-            "here, since loading it runs code; remove the file, or, if you made it and trust it, name the class with "
-            "torch.serialization.add_safe_globals"
+            "here, since loading it runs code; if you made the file and trust it, name the class with "
+            "torch.serialization.add_safe_globals, otherwise put it aside"
         ) from error
     except Exception as error:  # torch's readers raise anything on what is no such file
         raise _unlike(path, "tensors that torch.save wrote", error) from error
@@ -142,12 +144,18 @@ def _open(path: Path, most: int | None = None) -> BinaryIO:
 
 
 def _refuse_packed(file: BinaryIO) -> None:
-    """Refuse an archive that is larger unpacked: ``torch.save`` never packs."""
-    if zipfile.is_zipfile(file):
-        file.seek(0)
-        size = sum(member.file_size for member in zipfile.ZipFile(file).infolist())
-        if size > file.seek(0, io.SEEK_END):
-            raise ValueError(f"{size} bytes, unpacked")
+    """Refuse an archive that is larger unpacked, or describes more than tensors need: ``torch.save`` never packs."""
+    archive = zipfile.ZipFile(file)
+    size = sum(member.file_size for member in archive.infolist())
+    if size > file.seek(0, io.SEEK_END):
+        raise ValueError(f"{size} bytes, unpacked")
+    told = [member for member in archive.infolist() if member.filename.endswith(".pkl")]
+    if (size := sum(member.file_size for member in told)) > _MAX_DESCRIPTION_BYTES:
+        raise ValueError(f"{size} bytes that describe its tensors")
+    for member in told:
+        data = archive.read(member)
+        if b"bytearray" in data or data.count(b"]") + data.count(b"}") > _MAX_LISTS:
+            raise ValueError("a description of more than tensors and plain values")
     file.seek(0)
 
 

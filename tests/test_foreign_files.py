@@ -140,6 +140,7 @@ ARCHIVES: dict[str, bytes] = {
     "a number for an array": packed({"ids.npy": b"7"}),
     "one array": array((3,), b"abc"),
     "no bytes": packed({}),
+    "many": packed({f"{i}.npy": b"" for i in range(1001)}),
 }
 
 
@@ -159,8 +160,8 @@ def test_nothing_in_a_file_of_tensors_is_run(tmp_path: Path) -> None:
     torch.save({"params": Bomb(trace)}, file)
     with pytest.raises(ConfigurationError, match=r"holds posix\.mkdir.*loading it runs code.*add_safe_globals"):
         read_tensors(file)
-    file.write_bytes(pickle.dumps(Bomb(trace)))
-    with pytest.raises(ConfigurationError):
+    file.write_bytes(pickle.dumps(Bomb(trace)))  # the form of old releases
+    with pytest.raises(ConfigurationError, match="expected tensors"):
         read_tensors(file)
     assert not trace.exists()
 
@@ -178,6 +179,27 @@ def test_files_that_hold_no_tensors_or_pretend_to_hold_many(tmp_path: Path) -> N
     file.unlink()
     os.mkfifo(file)
     with pytest.raises(ConfigurationError, match="no regular file"):
+        read_tensors(file)
+
+
+DESCRIPTIONS: dict[str, bytes] = {
+    "bytes": b"\x80\x02cbuiltins\nbytearray\n\x8a\x05" + (1 << 33).to_bytes(5, "little") + b"\x85R.",
+    "lists": b"\x80\x02(" + b"]" * 1_000_000 + b"l.",
+    "much": b"\x80\x02(" + b")" * 12_000_000 + b"l.",
+}
+
+
+@pytest.mark.parametrize("kind", DESCRIPTIONS)
+def test_descriptions_of_tensors_that_stand_for_gigabytes(kind: str, tmp_path: Path) -> None:
+    """Readers of torch would make room for what they say, or take minutes."""
+    file = tmp_path / "state.pt"
+    torch.save({"w": torch.zeros(2)}, file)
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, DESCRIPTIONS[kind] if name.endswith("data.pkl") else data)
+    with pytest.raises(ConfigurationError, match="expected tensors"):
         read_tensors(file)
 
 
