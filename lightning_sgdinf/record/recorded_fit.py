@@ -264,8 +264,9 @@ class RecordedFit:
         trainer, settings, location = self._trainer, self._settings, self._location
         if recording.reader.unreadable:
             self._diagnostics.problem(
-                f"the optimizer keeps {', '.join(sorted(recording.reader.unreadable))}, which are neither tensors nor "
-                "numbers, so its state cannot be recorded. Use an optimizer that keeps tensors"
+                f"the optimizer keeps {', '.join(sorted(recording.reader.unreadable))}, which are neither numbers "
+                "nor dense tensors, so its state cannot be recorded. Use an optimizer that keeps dense tensors; sparse "
+                "gradients work with Adagrad, or with SGD without momentum"
             )
         extra = _notes(recording, settings, averaging=self._averaging.kind if self._averaging is not None else "")
         replayable, remarks = self._diagnostics.take_for_header()

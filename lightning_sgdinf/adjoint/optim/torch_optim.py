@@ -33,7 +33,8 @@ ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
 """Optimizers whose step is differentiable and works element by element.
 
 Not ``Rprop``: its step follows the sign of the gradient alone, so its derivative in any example's weight is zero. Not
-``LBFGS``, ``SparseAdam``, ``Adafactor``, ``Muon``: their steps are not differentiable or not elementwise.
+``LBFGS``, ``Adafactor``, ``Muon``: their steps are not differentiable or not elementwise. Not ``SparseAdam``: gradients
+are dense in replay.
 """
 
 
