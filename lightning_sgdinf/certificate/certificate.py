@@ -100,10 +100,10 @@ class Certificate:
                 "precision), so the differences are as coarse as its own numbers are, and show errors of the size of "
                 "the scores only. A run with precision='32-true' is checked to a thousandth."
                 if g.precision != "float64"
-                else "That is rounding, in the precision of the run: a walk of the same steps in float64 agrees with "
-                "the differences. InfluenceRunner(precision='64-true') gives scores without it."
+                else "That is rounding, in the precision of the run: a replay of the same steps in float64 agrees "
+                "with the differences. InfluenceRunner(precision='64-true') gives scores without it."
             )
-            warnings.append(f"Walk and central differences are {g.relative_error:.0%} apart. {cause}")
+            warnings.append(f"Replay and central differences are {g.relative_error:.0%} apart. {cause}")
         if (t := self.trust) is not None and t.is_low:
             warnings.append(self._low_trust(t))
         if (a := self.amplification) is not None and a.is_high and (t is None or not t.is_whole):
@@ -111,8 +111,8 @@ class Certificate:
                 f"This run amplifies small changes: one before step {a.step} weighs {a.factor:.1f} times what it "
                 "weighs at the end. The scores are the right derivative, but really leaving an example out often does "
                 "something else in such a run, which a window of the last steps does not show. Measure trust on the "
-                "whole run (certificate='full'), verify the extremes by real runs (refine), or rank by the damped "
-                "walk, SgdInfluence(curvature_scale=0.3)."
+                "whole run (certificate='full'), verify the extremes by real runs (refine), or rank by the "
+                "damped replay, SgdInfluence(curvature_scale=0.3)."
             )
         return tuple(warnings)
 

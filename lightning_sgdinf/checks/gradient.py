@@ -94,9 +94,9 @@ def _expect_rounding(
     """
     predicted, error = [float(d @ own) for d in directions], _gap(own, directions, measured)
     where = (
-        f"for the weights of {examples} examples moved at once in {len(directions)} random direction(s), the walk says "
-        f"{predicted} from step {rerun.first_step} on, central differences of a re-run say {measured} (relative error "
-        f"{error:.1e}, allowed {rerun.tolerance:.0e})"
+        f"for the weights of {examples} examples moved at once in {len(directions)} random direction(s), the replay "
+        f"says {predicted} from step {rerun.first_step} on, central differences of a re-run say {measured} (relative "
+        f"error {error:.1e}, allowed {rerun.tolerance:.0e})"
     )
     if wide is not None:
         gap = _gap(wide, directions, measured)
@@ -106,7 +106,7 @@ def _expect_rounding(
             return allowed
         if allowed:
             raise CertificateError(
-                f"gradient check failed: {where}. A walk of the same steps in float64 agrees with them, by {gap:.1e}, "
+                f"gradient check failed: {where}. A replay of the same steps in float64 agrees with them by {gap:.1e}, "
                 f"and rounding explains {allowed:.1e}: an operation gives other numbers in the precision of the run. "
                 "Score in float64, InfluenceRunner(precision='64-true'); certificate='off' gives the scores "
                 "unchecked."

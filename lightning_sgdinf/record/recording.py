@@ -273,7 +273,7 @@ def _moved(names: Sequence[str], index: int) -> str:
     them = "them" if len(names) > 1 else "it"
     return (
         f"{', '.join(names[:5])} changed in training before step {index} although no optimizer holds {them}. "
-        f"What examples do to other weights by way of {them} is not known, so no walk goes back across that step; "
+        f"What examples do to other weights by way of {them} is not known, so no replay goes back across that step; "
         "estimators that look at the final model alone (FinalParameters, KohLiang) answer all the same"
     )
 

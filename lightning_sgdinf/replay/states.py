@@ -45,8 +45,8 @@ def states_backwards(
         if not len(below):
             raise StateNotStoredError(
                 f"the log stores no state at or before step {upper - 1} (keep={log.header.keep!r}), and this estimator "
-                f"walks back to step {stop}. Record with keep='every_step', 'every(k)' or 'last_epochs(n)', or choose "
-                "an estimator that needs the final state alone (final_parameters)."
+                f"replays back to step {stop}. Record with keep='every_step', 'every(k)' or 'last_epochs(n)', or "
+                "choose an estimator that needs the final state alone (final_parameters)."
             )
         lower = int(below[-1])
         yield from retaken_backwards(log.state(lower), lower, upper, max(stop, lower), advance, held_in(max_states))
@@ -77,9 +77,9 @@ def _refuse_other_precision(replayer: Replayer) -> None:
     recorded = {name for _, _, name in log.header.parameters}
     if dtype is not None and {dtype_name(dtype)} != recorded:
         raise ConfigurationError(
-            f"the run was recorded in {', '.join(sorted(recorded))} and the walk computes in {dtype_name(dtype)}, but "
-            f"not all states are stored (keep={log.header.keep!r}), and rebuilding them needs the recorded precision. "
-            "Leave out precision=, or record with keep='every_step'."
+            f"the run was recorded in {', '.join(sorted(recorded))} and the replay computes in {dtype_name(dtype)}, "
+            f"but not all states are stored (keep={log.header.keep!r}), and rebuilding them needs the recorded "
+            "precision. Leave out precision=, or record with keep='every_step'."
         )
 
 

@@ -390,6 +390,6 @@ def _expect_shape(name: str, value: Tensor, parameter: Tensor) -> None:
     if value.shape != parameter.shape:
         raise UnsupportedRunError(
             f"parameter {name!r} changed its shape in training: it has {tuple(value.shape)} in one state and "
-            f"{tuple(parameter.shape)} in another, and a walk needs one vector of parameters from end to end. Record "
+            f"{tuple(parameter.shape)} in another, and a replay needs one vector of parameters from end to end. Record "
             "what follows the change in a fit of its own"
         )

@@ -236,7 +236,7 @@ class WalkJob:
         recorded = {dtype for _, _, dtype in self.run.log.header.parameters}
         if self.settings.precision == "64-true" and recorded != {"float64"}:
             findings.notes.append(
-                "Steps were not compared with the record: the walk computes in float64, the run in "
+                "Steps were not compared with the record: the replay computes in float64, the run in "
                 f"{', '.join(sorted(recorded))}."
             )
             return False
@@ -253,7 +253,7 @@ class WalkJob:
             return Part(everything, team, team, count)
         findings.notes.append(
             "Rows of a batch see each other in this model (BatchNorm, dropout, class weights ...), so every process "
-            "did the whole walk."
+            "did the whole replay."
         )
         return Part(everything, None, team, count)
 

@@ -23,8 +23,8 @@ def print_outcome(parts: PipelineParts, result: PipelineResult, page: Path, cons
     before, after = cleansed.before, cleansed.after
     console.print(f"Cleansing: {plain(cleansed.selection.reason)}.")
     console.print(
-        f"Test error [bold]{100 * before.error:.2f} %[/] before, [bold]{100 * after.error:.2f} %[/] after; test loss "
-        f"{before.loss:.4f} before, {after.loss:.4f} after."
+        f"Test error [bold]{100 * before.error:.2f} %[/] before, [bold]{100 * after.error:.2f} %[/] after; mean test "
+        f"loss {before.loss:.4f} before, {after.loss:.4f} after (on {before.count} test examples)."
     )
     console.print(f"Report: [bold]{plain(page)}[/]", soft_wrap=True)
 

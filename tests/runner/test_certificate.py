@@ -213,7 +213,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Classifier], inpu
 def test_breaks_where_torch_does_not_give_the_second_derivative(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = faulty(monkeypatch, CutFunction, "mlp")
     with pytest.raises(
-        CertificateError, match=r"the walk says .* central differences of a re-run say .*certificate='off'"
+        CertificateError, match=r"the replay says .* central differences of a re-run say .*certificate='off'"
     ):
         certificate(run, level=level)
     certificate(run, level="off")

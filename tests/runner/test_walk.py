@@ -69,7 +69,7 @@ def test_states_are_not_rebuilt_in_another_precision() -> None:
     names = tuple((name, shape, "float32") for name, shape, _ in sparse.header.parameters)
     sparse.header = replace(sparse.header, parameters=names)
     sparse._checksums[1] ^= 1
-    with pytest.raises(ConfigurationError, match=r"recorded in float32 and the walk computes in float64"):
+    with pytest.raises(ConfigurationError, match=r"recorded in float32 and the replay computes in float64"):
         score(run, sparse, precision="64-true")
 
 
