@@ -164,12 +164,16 @@ def _effect(data: ReportData, drawn: Mapping[str, str]) -> tuple[str, ...]:
     content: list[str] = []
     if data.before_after:
         several = any(len(change.before) > 1 for change in data.before_after)
-        caption = "Thin lines are single runs, the thick one is their mean." if several else "One run."
+        caption = (
+            "Thin lines are single runs, the thick one is their mean."
+            if several
+            else "With all examples, and again after cleansing."
+        )
         charts.append(fragments.chart(drawn["before-after"], caption, "Metrics before and after cleansing"))
         content.append(fragments.table(tables.before_after_table(data)))
     if data.curves:
         caption = "Re-trained without the examples each method ranks most harmful."
-        alternative = "Test error against the number of examples left out, per method"
+        alternative = f"Curves of {data.curves[0].metric} against the number of examples left out, per method"
         charts.append(fragments.chart(drawn["cleansing-curves"], caption, alternative))
         content.append(fragments.folded("Every point of the curves", fragments.table(tables.curve_table(data))))
     return (_charts(*charts), *content)

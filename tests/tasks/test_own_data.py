@@ -147,6 +147,8 @@ def test_a_regression_on_a_table_is_recorded_ranked_cleansed_and_shown(
     assert "no comparison with knn" in page  # a classifier's baseline
     assert "no test_dataloader" in page
     assert "8 validation examples" in page
+    if row["changed"]:
+        assert re.search(r"lowered validation mean loss from \S+ to \S+ on 8 validation examples", page)
     printed = " ".join(capsys.readouterr().out.split())
     assert "looks better than it is" in printed
     assert "mean loss, choosing half of the validation data (8 validation examples):" in printed
@@ -171,6 +173,11 @@ def test_a_folder_of_ones_own_is_written_and_runs(
     assert [row["seed"] for row in rows] == ["0", "1"]
     assert {row["measured"] for row in rows} == {"mean loss, test data"}
     assert rows[0]["before"] != rows[1]["before"]
+    for job in "01":
+        page = Path("sweep", job, "report", "report.html").read_text()
+        assert "test mean loss on 48 test examples, before" in page
+        assert "Curves of test mean loss against the number of examples left out" in page
+        assert page.count("One run.") == 1
 
 
 @pytest.mark.parametrize(

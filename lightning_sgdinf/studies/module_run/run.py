@@ -46,7 +46,8 @@ class ModuleResult:
     Attributes:
         scores: By name of the method, the job's own first.
         selection: The examples left out or relabelled.
-        measured: What ``before`` and ``after`` are, and of which data.
+        metric: What ``before`` and ``after`` are, in few words.
+        measured: The same, with the part of the data.
         measured_on: The number of these data.
         noun: What they are, in the plural.
         before: The query's value of the trained model.
@@ -59,6 +60,7 @@ class ModuleResult:
 
     scores: Mapping[str, Scores]
     selection: Selection
+    metric: str
     measured: str
     measured_on: int
     noun: str
@@ -182,9 +184,11 @@ def _cleanse(
         measured = lambda chosen: measure.sign * outcomes(chosen)[MEASURED]  # noqa: E731
         before, after = measured(Selection()), measured(selection)
         counts = parts.report.counts_below(len(ranking)) if held_out.test is not None else ()
-        curves = removal_curves(scores, measured, counts, metric=f"test {measure.name}", percent=False)
+        metric = f"{'validation' if held_out.test is None else 'test'} {measure.name}"
+        curves = removal_curves(scores, measured, counts, metric=metric, percent=False)
     return {
         "selection": selection,
+        "metric": metric,
         "measured": f"{measure.name}, {'choosing half of the validation' if held_out.test is None else 'test'} data",
         "measured_on": len(measure.bound.data.loader.dataset),
         "noun": f"{'validation' if held_out.test is None else 'test'} examples",
@@ -238,7 +242,7 @@ def _contents(parts: ModuleParts, result: ModuleResult, dataset: Any, command: s
     subject = " and ".join(parts.choices[group] for group in ("dataset", "model") if group in parts.choices)
     costs = [Cost(part=part, seconds=seconds) for part, seconds in result.seconds.items()]
     changed = BeforeAfter(
-        metric=result.measured,
+        metric=result.metric,
         before=(result.before,),
         after=(result.after,),
         removed=len(result.selection),
