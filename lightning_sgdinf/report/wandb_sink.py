@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import numpy as np
 
 from lightning_sgdinf.extras import require
 from lightning_sgdinf.log import RunLog
+from lightning_sgdinf.plain_text import encodable
 from lightning_sgdinf.ranking import Ranking
 from lightning_sgdinf.report.brief import said_first, sureness
 from lightning_sgdinf.report.drawn import DrawnReport
@@ -86,7 +88,7 @@ def log_to_wandb(
         if data.curves:
             named = {("own" if place == 0 else c.method): c for place, c in enumerate(data.curves)}
             _log_points(run, {n: dict(zip(c.counts, c.mean.tolist(), strict=True)) for n, c in named.items()})
-        run.log({"report/page": wandb.Html(report.page, inject=False)})
+        run.log({"report/page": wandb.Html(encodable(report.page), inject=False)})
         _log_artifacts(wandb, run, data, None if log is None else Path(log))
 
 
@@ -122,7 +124,7 @@ def log_merged_to_wandb(
             logger.log_image("report/figure", images=[_opened(merged.figure[1])])
         if curves:
             _log_points(run, curves)
-        run.log({"report/page": wandb.Html(merged.page, inject=False)})
+        run.log({"report/page": wandb.Html(encodable(merged.page), inject=False)})
         if artifact:
             holder = wandb.Artifact(f"{artifact}-{run.id}", type=artifact)
             for table in merged.tables:
@@ -136,7 +138,7 @@ def _settings(data: ReportData) -> dict[str, Any]:
     certificate = data.scores.certificate
     known = {name: data.scores.provenance.get(name) for name in ("estimator", "log", "validation_examples")}
     return {
-        "query": data.query_name,
+        "query": encodable(data.query_name),
         "better": data.better,
         "examples": len(data.scores),
         "certificate": None if certificate is None else certificate.level,
@@ -154,7 +156,7 @@ def _sentences(data: ReportData) -> dict[str, str]:
         "report/trust/of": "" if trust is None else trust.where,
         "report/warning": "\n".join(data.all_warnings),
     }
-    return {name: text for name, text in told.items() if text}
+    return {name: encodable(text) for name, text in told.items() if text}
 
 
 def finish_run(*, failed: bool) -> None:
@@ -225,10 +227,10 @@ def _log_artifacts(wandb: Any, run: Any, data: ReportData, log: Path | None) -> 
             description="Change of each query had each training example been left out; read with Scores.load.",
             metadata={
                 "sha256": digest,
-                "queries": list(data.scores.queries),
+                "queries": list(map(encodable, data.scores.queries)),
                 "better": list(data.scores.better),
                 "examples": len(data.scores),
-                "provenance": dict(data.scores.provenance),
+                "provenance": json.loads(encodable(json.dumps(dict(data.scores.provenance), ensure_ascii=False))),
             },
         )
         scores.add_file(str(file))
@@ -276,7 +278,8 @@ def _uniform(table: Table) -> tuple[list[str], list[list[Any]]]:
     for cells in columns:
         if any(isinstance(cell, float) for cell in cells):
             cells[:] = [float(cell) if isinstance(cell, int) else cell for cell in cells]
-    return list(table.columns), [list(row) for row in zip(*columns, strict=True)]
+        cells[:] = [encodable(cell) if isinstance(cell, str) else cell for cell in cells]
+    return list(map(encodable, table.columns)), [list(row) for row in zip(*columns, strict=True)]
 
 
 def _pictures(data: ReportData, ranking: Ranking) -> tuple[list[Any], list[str]]:
@@ -291,7 +294,9 @@ def _pictures(data: ReportData, ranking: Ranking) -> tuple[list[Any], list[str]]
 
 
 def _caption(number: int, example: Example) -> str:
-    return f"#{number} {example.label}" + (f", should be {example.true_label}" if example.mislabelled else "")
+    return encodable(
+        f"#{number} {example.label}" + (f", should be {example.true_label}" if example.mislabelled else "")
+    )
 
 
 def _opened(content: bytes) -> Any:

@@ -19,6 +19,7 @@ from lightning_sgdinf.errors import MissingExtraError
 from lightning_sgdinf.report import ReportData, finish_run, log_report, wandb_sink
 from lightning_sgdinf.report.wandb_sink import is_wandb
 from tests.report import draw_dashboard, wandb_records
+from tests.report.conftest import make_scores
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # wandb's own temporary folders
@@ -251,3 +252,19 @@ def _is_png(path: Path) -> bool:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_texts_with_half_a_character_are_logged_with_a_question_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb_records.read_environment_anew()
+    half = "\ud800<b>"
+    scores = replace(make_scores(half), queries=(f"loss {half}", half))
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    log_report(ReportData(title=half, scores=scores, warnings=(half,)), logger, files=False)
+    folder = Path(logger.experiment.dir).parent
+    wandb.finish()
+    (file,) = folder.glob("*.wandb")
+    assert "?<b>" in wandb_records.summary(file)["report/warning"]
