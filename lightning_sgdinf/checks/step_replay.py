@@ -156,10 +156,8 @@ def _deviations(differing: Sequence[Difference]) -> list[float]:
 
 def _deviate_at_once(differing: Sequence[Difference], places: Sequence[int], deviations: list[float]) -> None:
     """Put the deviations of some tensors into a list: one by one where they are not finite or did not move."""
-    now, then, before = (
-        torch.cat([differing[p][part].detach().reshape(-1) for p in places]).to("cpu", torch.float64)
-        for part in (1, 2, 3)
-    )
+    parts = zip(*(differing[p][1:] for p in places), strict=True)
+    now, then, before = (torch.cat([t.detach().reshape(-1) for t in part]).to("cpu", torch.float64) for part in parts)
     lengths = torch.tensor([differing[p][1].numel() for p in places])
     far, near = (torch.segment_reduce(gap.abs_(), "max", lengths=lengths) for gap in (now - then, then - before))
     plain = (far.isfinite() & near.isfinite() & (near > 0)) | (far == 0)

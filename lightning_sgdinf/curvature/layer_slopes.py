@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -145,7 +146,7 @@ def output_slopes(layers: Sequence[WatchedLayer], logits: Tensor, root: Tensor) 
     """
     if not layers:
         return []
-    edges = [layer.calls[0].output for layer in layers]
+    edges: Any = [layer.calls[0].output for layer in layers]
     slopes = torch.autograd.grad(logits, edges, root, retain_graph=True, allow_unused=True)
     return [layer.slopes(slope) for layer, slope in zip(layers, slopes, strict=True)]
 

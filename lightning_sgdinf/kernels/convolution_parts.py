@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor as _is_batched
 
 from lightning_sgdinf.kernels.intercept import Handler
 
@@ -25,9 +26,7 @@ def _by_parts(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     x, w = given.get("input"), given.get("weight")
     if not isinstance(x, Tensor) or not isinstance(w, Tensor):
         return func(*args, **kwargs)
-    unfolded = (
-        x.is_cpu and x.dtype == torch.float64 and x.ndim == w.ndim and not torch._C._functorch.is_batchedtensor(x)
-    )
+    unfolded = x.is_cpu and x.dtype == torch.float64 and x.ndim == w.ndim and not _is_batched(x)
     if not unfolded:
         return func(*args, **kwargs)
     patches = prod(w.shape[1:]) * prod(x.shape[2:]) * x.element_size()

@@ -127,7 +127,7 @@ def _bookmark(entry: Any) -> Bookmark | None:
         run_id=run_id,
         path=path,
         steps=counts[0],
-        last=last and tuple(last),
+        last=(last[0], last[1]) if last else None,
         tensors=tensors,
         numbered=counts[1],
         lost=lost,

@@ -132,7 +132,8 @@ def _bars(rows: Sequence[Mapping[str, Any]]) -> Bars | None:
     for metric in ("test_error_after", "result"):
         values: dict[str, list[float]] = defaultdict(list)
         for name, row in merged_tables.named(rows):
-            if _is_number(value := row.get(metric)):
+            value: Any = row.get(metric)
+            if _is_number(value):
                 values[name].append(float(value))
         if values:
             return Bars(metric=metric.replace("_", " "), values=values)

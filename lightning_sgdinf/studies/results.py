@@ -148,7 +148,7 @@ class RunResults:
             names = {name for point in (*run.points, *run.choices) for name in (point.method, point.mode)}
             if len(names) + len(run.methods) > _MOST_NAMES:
                 raise ValueError(f"{len(names)} methods and modes")
-            flatten(run.settings), _whole(run.seed), dict(run.definitions)
+            _ = flatten(run.settings), _whole(run.seed), dict(run.definitions)  # each is an error of another form
             if not all(isinstance(number, (int, float)) and abs(number) < _HUGE for number in run.training.values()):
                 raise ValueError(f"training is {run.training!r:.80}")
             if not isinstance(run.cell, str) or not isinstance(run.settings, dict):

@@ -190,7 +190,7 @@ def _cleanse(
         "selection": selection,
         "metric": metric,
         "measured": f"{measure.name}, {'choosing half of the validation' if held_out.test is None else 'test'} data",
-        "measured_on": len(measure.bound.data.loader.dataset),
+        "measured_on": len(measure.bound.data.loader.dataset),  # type: ignore[arg-type]
         "noun": f"{'validation' if held_out.test is None else 'test'} examples",
         "before": before,
         "after": after,
