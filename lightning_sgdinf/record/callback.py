@@ -231,7 +231,9 @@ class TrajectoryRecorder(ValidationHooks):
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Note in the checkpoint the place in the log; after the fit, that of its end."""
         bookmark = self._location.end
-        if self._fit is not None and self._fit.recording is not None:
+        if self._fit is not None and self._fit.end is not None:
+            bookmark = self._fit.end  # a signal's handler saves while the log is being finished
+        elif self._fit is not None and self._fit.recording is not None:
             try:
                 bookmark = self._fit.bookmark(self._fit.recording)
             except LogWriteError as error:  # the next step will raise it; the checkpoint shall not be lost with the log

@@ -143,9 +143,9 @@ class StepDelivery:
         Raises:
             LogWriteError: From the writer.
         """
-        if self._waiting is not None:
-            step, packed = self._waiting
-            self._last = self.steps, (footprint(step), state_checksum(packed.layout.unpack(packed.flat)))
+        if (waiting := self._waiting) is not None:  # once: a signal's handler that saves a checkpoint hands it over
+            step, packed = waiting
+            self._last = step.index + 1, (footprint(step), state_checksum(packed.layout.unpack(packed.flat)))
             if complete:
                 self.hand_over()
         if self._writer is not None:

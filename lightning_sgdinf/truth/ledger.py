@@ -28,6 +28,7 @@ class Ledger:
         key: What is measured; a file of another measurement is refused.
         sets: ``M``.
         queries: ``Q``.
+        may_grow: The file may have been begun with another number of sets; it has ``M`` of them at least then.
 
     Attributes:
         values: float64 ``[M, Q]``.
@@ -39,7 +40,7 @@ class Ledger:
         ConfigurationError: The file is of another measurement.
     """
 
-    def __init__(self, path: str | Path | None, key: str, sets: int, queries: int) -> None:
+    def __init__(self, path: str | Path | None, key: str, sets: int, queries: int, *, may_grow: bool = False) -> None:
         self._path = None if path is None else Path(path)
         self._key = hashlib.sha256(key.encode()).hexdigest()
         self.values = torch.zeros(sets, queries, dtype=torch.float64)
@@ -53,8 +54,11 @@ class Ledger:
                     f"{self._path} keeps the runs of another measurement (another record, query, choice of examples or "
                     "precision); give another path, or delete it"
                 )
-            _check_forms(self._path, arrays, sets, queries)
-            self.values, self.done = torch.from_numpy(np.array(arrays["values"])), np.array(arrays["done"])
+            rows = np.size(arrays["done"]) if may_grow and "done" in arrays else sets
+            _check_forms(self._path, arrays, rows, queries)
+            known, missing = torch.from_numpy(np.array(arrays["values"])), max(0, sets - rows)
+            self.values = torch.cat([known, torch.zeros(missing, queries, dtype=torch.float64)])
+            self.done = np.concatenate([arrays["done"], np.zeros(missing, dtype=bool)])
             self.steps, self.seconds = int(arrays["steps"]), float(arrays["seconds"])
 
     def add(self, numbers: Sequence[int], values: Tensor, steps: int) -> None:

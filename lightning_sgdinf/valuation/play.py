@@ -143,12 +143,8 @@ class _Game:
 
     def _open_ledger(self) -> Ledger:
         size = self.scheme.size
-        ledger = Ledger(self.play.resume, self.play.key, self.rounds * size, len(self.utility.names))
-        missing = self.rounds * size - len(ledger.values)
-        if missing > 0:  # more rounds are asked for than the file was begun with
-            ledger.values = torch.cat([ledger.values, torch.zeros(missing, ledger.values.shape[1]).double()])
-            ledger.done = torch.cat([torch.from_numpy(ledger.done), torch.zeros(missing, dtype=torch.bool)]).numpy()
-        return ledger
+        # More rounds may be asked for than the file was begun with, or fewer.
+        return Ledger(self.play.resume, self.play.key, self.rounds * size, len(self.utility.names), may_grow=True)
 
     def _bar(self) -> Any:
         return tqdm(

@@ -25,3 +25,15 @@ def test_a_log_tells_the_truth_whenever_a_signal_comes(
     truth, places = uninterrupted
     rng = np.random.default_rng((number, len(kind)))
     KINDS[kind](tmp_path / "run", chosen(places, rng, 1)[0], truth)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("step_delivery.py", "flush"), ("writer.py", "flush"), ("write_queue.py", "wait_for_end")]
+)
+def test_a_checkpoint_saved_within_a_flush_or_the_end_has_a_bookmark(
+    uninterrupted: tuple[Truth, list[Place]], tmp_path: Path, file: str, name: str
+) -> None:
+    truth, places = uninterrupted
+    within = [place for place in places if Path(place[0]).name == file and place[2].rpartition(".")[2] == name]
+    middle = within[len(within) // 2]
+    KINDS["a checkpoint is saved in a signal's handler at any instruction"](tmp_path / "run", middle, truth)
