@@ -357,6 +357,38 @@ def test_bounds_hold_for_inputs_of_any_length_and_are_near_what_they_bound(lengt
     assert nearest > 0.05
 
 
+class Negated(nn.Module):
+    """Outputs of the other sign: the layer's weights are a classifier, the model's answers its opposite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return them."""
+        return x.neg_()
+
+
+class StandardisedNet(LinearNet):
+    """One layer, on inputs that are standardised by what training has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.insert(0, nn.BatchNorm1d(5, affine=False).double())
+
+
+class NegatedNet(LinearNet):
+    """One layer, and its outputs negated in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.append(Negated())
+
+
+@pytest.mark.parametrize(
+    ("make", "said"), [(StandardisedNet, "running statistics"), (NegatedNet, "to be the logits of the loss")]
+)
+def test_nothing_is_certified_of_inputs_or_answers_that_are_not_the_layers(make: type[SmallNet], said: str) -> None:
+    with opened(small_run(make=make)) as run, pytest.raises(ConfigurationError, match=said):
+        CertifiedRemoval(sigma=0.5, epsilon=200.0, penalty=0.02).update(run, OWN)
+
+
 def test_certificates_are_for_linear_models() -> None:
     with opened(small_run()) as run, pytest.raises(ConfigurationError, match=r"linear model.*2 such layers"):
         CertifiedRemoval().update(run, OWN)

@@ -240,6 +240,7 @@ def _only_layer(run: OpenedRun) -> tuple[str, nn.Linear]:
         name, layer = layers[0]
         dot = f"{name}." if name else ""
         if trained == {f"{dot}{own}" for own, _ in layer.named_parameters()}:
+            _expect_no_running_statistics(run)
             return name, layer
     raise ConfigurationError(
         "CertifiedRemoval: expected a linear model, one nn.Linear whose weight and bias are all that is trained, got "
@@ -248,15 +249,39 @@ def _only_layer(run: OpenedRun) -> tuple[str, nn.Linear]:
     )
 
 
+def _expect_no_running_statistics(run: OpenedRun) -> None:
+    for name, module in run.objective.module.named_modules():
+        if getattr(module, "running_mean", None) is not None:
+            raise ConfigurationError(
+                f"CertifiedRemoval: expected inputs of the linear layer that do not depend on the training set, got "
+                f"{name} ({type(module).__name__}), whose running statistics are of the removed examples too. "
+                "CounterfactualReplay('all') removes exactly from any run"
+            )
+
+
 def _inputs_and_labels(run: OpenedRun, layer: nn.Linear, batch_size: int) -> tuple[Tensor, Tensor]:
     """Return what goes into the layer, ``[N, d]`` float64 with a 1 for a bias, and the labels."""
     seen: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach()))
+    answers: list[Tensor] = []
     labels: list[Tensor] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        del module
+        seen.append(inputs[0].detach())
+        answers.append(output.detach().clone())  # the model may change it in place
+
+    handle = layer.register_forward_hook(look)
     try:
         with likelihood_at(run, run.model) as likelihood:
             for _, batch in run.training.plain().batches(batch_size):
-                labels.append(likelihood(batch).labels.cpu())
+                shown = likelihood(batch)
+                labels.append(shown.labels.cpu())
+                if answers and not torch.equal(answers.pop().flatten(), shown.logits.detach().flatten()):
+                    raise ConfigurationError(
+                        "CertifiedRemoval: expected the linear layer's outputs to be the logits of the loss, got "
+                        "others: the model changes them afterwards. CounterfactualReplay('all') removes exactly from "
+                        "any run"
+                    )
     finally:
         handle.remove()
     if any(part.ndim != 2 for part in seen) or len(seen) != len(labels):
