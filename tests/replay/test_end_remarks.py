@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch import callbacks
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -17,6 +17,8 @@ from lightning_sgdinf.estimators import FinalParameters
 from tests.runner.situations import Module, Situation, labels, normal
 
 pytestmark = pytest.mark.filterwarnings("ignore:About the record of this run")
+if not hasattr(callbacks, "WeightAveraging"):
+    pytest.skip("this Lightning has no WeightAveraging", allow_module_level=True)
 LAST, EPOCHS = "on_train_epoch_end", 2
 
 
@@ -66,7 +68,7 @@ def test_an_edit_after_the_last_step_is_told_of(hook: str, tmp_path: Path) -> No
 
 def test_an_average_that_is_not_recorded_is_told_of(tmp_path: Path) -> None:
     assert "other values than the record ends with in net.weight, net.bias" in notes(
-        tmp_path, [WeightAveraging(avg_fn=largest)]
+        tmp_path, [callbacks.WeightAveraging(avg_fn=largest)]
     )
 
 
@@ -76,7 +78,7 @@ def test_estimators_without_a_walk_tell_of_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    [{"callbacks": []}, {"callbacks": [WeightAveraging(avg_fn=moving)]}, {"callbacks": [], "again": True}],
+    [{"callbacks": []}, {"callbacks": [callbacks.WeightAveraging(avg_fn=moving)]}, {"callbacks": [], "again": True}],
     ids=["as it ended", "averaged", "another object"],
 )
 def test_a_model_as_the_fit_left_it_needs_no_word(case: dict[str, Any], tmp_path: Path) -> None:
