@@ -106,8 +106,9 @@ class LogWriter:
         self._ending: Job | None = None
         self._process = os.getpid()
         self._queue = WriteQueue(queue_bytes, held=choice.held, gathered=min(_GATHERED, flush_every))
-        directory, sealed = _take_directory(path, header.run_id, continue_at, overwrite=overwrite)
+        directory: WritableDirectory | None = None
         try:
+            directory, sealed = _take_directory(path, header.run_id, continue_at, overwrite=overwrite)
             self._store = LogStore(
                 directory,
                 header=header,
@@ -125,8 +126,11 @@ class LogWriter:
             self._close.atexit = False
             self._thread.start()
         except BaseException:
-            self._queue.close()  # a thread that has begun all the same ends by itself
-            directory.release()
+            self._queue.close()
+            for thread in [thread for thread in _threads if thread.queue is self._queue]:
+                thread.call_off()
+            if directory is not None:
+                directory.release()
             raise
 
     def take_buffers(self, layout: Layout) -> dict[str, Tensor]:
@@ -319,13 +323,28 @@ class _WriterThread:
     def __init__(self, store: LogStore, queue: WriteQueue) -> None:
         self.store, self.queue, self.process = store, queue, os.getpid()
         self.name = 0  # of the thread, once it runs
+        self._leave = [None]  # to run: who takes it, once, decides
         self._last: Step | None = None
 
     def start(self) -> None:
         """Let it begin."""
         _thread.start_new_thread(self._live, ())
 
+    def call_off(self) -> None:
+        """Let it not begin, or end if it has: an exception in `start` does not tell which. Its queue is closed."""
+        try:
+            self._leave.pop()
+        except IndexError:
+            self.queue.wait_for_end()
+        else:
+            self.queue.end()
+        _threads.discard(self)
+
     def _live(self) -> None:
+        try:
+            self._leave.pop()
+        except IndexError:
+            return
         self.name = _thread.get_ident()
         try:
             self.run()

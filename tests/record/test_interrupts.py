@@ -7,7 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.log.faults.interrupts import KINDS, Fit, Place, Truth, chosen, instructions
+from lightning_sgdinf.log import write_queue
+from lightning_sgdinf.log import writer as log_writer
+from lightning_sgdinf.log.reader import RunLog
+from lightning_sgdinf.log.writer import LogWriter
+from tests.log.cases import make_header, write_run
+from tests.log.faults.interrupts import (
+    KINDS,
+    Fit,
+    Place,
+    Truth,
+    at_place,
+    chosen,
+    every_instruction,
+    instructions,
+    name_of,
+    raise_interrupt,
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +53,32 @@ def test_a_checkpoint_saved_within_a_flush_or_the_end_has_a_bookmark(
     within = [place for place in places if Path(place[0]).name == file and place[2].rpartition(".")[2] == name]
     middle = within[len(within) // 2]
     KINDS["a checkpoint is saved in a signal's handler at any instruction"](tmp_path / "run", middle, truth)
+
+
+def test_a_writer_interrupted_while_it_is_made_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write_queue, "_PATIENCE_SECONDS", 5.0)  # otherwise ten minutes, and then it would go on
+    path = tmp_path / "run.tlog"
+    every: list[Place] = []
+    with every_instruction(every.append):
+        LogWriter(path, header=make_header()).abandon("done")
+    making = [place for place in every if Path(place[0]).name == "writer.py" and place[2] in ("__init__", "start")]
+    assert len(making) > 100
+    kept: KeyboardInterrupt | None = None
+    owned = 0
+    for place in making[-120:]:  # from where it has the directory
+        try:
+            with every_instruction(at_place(place, raise_interrupt)):
+                LogWriter(path, header=make_header(), overwrite=True).abandon("not interrupted")
+        except KeyboardInterrupt as error:
+            kept = error  # as a trainer does; with it the writer lives on
+        if not all(thread.queue.closed for thread in log_writer._threads):  # it was made: it ends with its owner
+            kept, owned = None, owned + 1
+        for thread in list(log_writer._threads):
+            thread.queue.wait_for_end()
+            assert thread.queue.ended, name_of(place)
+        write_run(path, 2, overwrite=True)
+        with RunLog.open(path) as log:
+            assert (len(log), log.finished) == (2, True), name_of(place)
+    assert owned <= 2
