@@ -356,7 +356,7 @@ def test_dead_writer_thread_never_hangs(tmp_path: Path, monkeypatch: pytest.Monk
     def die(self: object) -> None:
         return
 
-    monkeypatch.setattr("lightning_sgdinf.log.writer._WriterThread.run", die)
+    monkeypatch.setattr("lightning_sgdinf.log.writer.WriterThread.run", die)
     writer = LogWriter(tmp_path / "run", header=make_header())
     writer._queue.wait_for_end()
     with pytest.raises(LogWriteError, match="thread"):

@@ -27,6 +27,7 @@ import numpy as np
 
 from lightning_sgdinf.errors import LogNotFoundError
 from lightning_sgdinf.log import writer as log_writer
+from lightning_sgdinf.log import writer_thread
 from lightning_sgdinf.log.directory import LogDirectory
 from lightning_sgdinf.log.reader import RunLog
 from tests.log.cases import described
@@ -235,7 +236,7 @@ def interrupted(path: Path, place: Place, truth: Truth) -> None:
 
 
 def _end(fit: Fit, truth: Truth) -> int:
-    threads = [t for t in log_writer._threads if not t.queue.ended]
+    threads = [t for t in writer_thread.living if not t.queue.ended]
     assert not threads, "a writer is still there"
     optimizer = fit.trainer.optimizers[0] if fit.trainer.optimizers else None
     if optimizer is not None:
