@@ -173,9 +173,7 @@ class InfluenceRunner:
         if self.devices == 1:
             return self._score(None, *arguments)
         if isinstance(log, RunLog):
-            raise ConfigurationError(
-                "several devices need the path of the log, not an open one: every process opens it for itself"
-            )
+            raise ConfigurationError("several devices need the path of the log, not an open one: each process opens it")
         # Plain bytes both ways: torch's own queues would move the caller's tensors into shared memory.
         try:
             payload = pickle.dumps(arguments)
@@ -234,10 +232,10 @@ class InfluenceRunner:
 
         Args:
             model: The LightningModule that was trained.
-            train_dataloaders: As given to ``Trainer.fit``.
-            val_dataloaders: As given to ``Trainer.fit``.
-            datamodule: In place of loaders.
-            log: Path of the record, or an open one.
+            train_dataloaders: As for `run`.
+            val_dataloaders: As for `run`.
+            datamodule: As for `run`.
+            log: As for `run`.
             at: As for `run`.
             fabric: The Fabric of this process, if there are several.
         """
@@ -257,18 +255,20 @@ class InfluenceRunner:
         log: str | Path | Trajectory,
         update: ModelUpdate,
         selection: Selection,
+        at: RecordedState | None = None,
     ) -> Updated:
         """Change the trained model as a selection of training examples asks for.
 
         Args:
             model: The LightningModule that was trained; its weights are not read, and it is given back untouched. Put
                 the result into a module with `lightning_sgdinf.updates.load_state`.
-            train_dataloaders: As given to ``Trainer.fit``.
-            val_dataloaders: As given to ``Trainer.fit``; for updates that look at validation data.
-            datamodule: In place of loaders.
-            log: Path of the record, or an open one.
+            train_dataloaders: As for `run`.
+            val_dataloaders: As for `run`; for updates that look at validation data.
+            datamodule: As for `run`.
+            log: As for `run`.
             update: How, e.g. `lightning_sgdinf.updates.CounterfactualReplay`.
             selection: Which examples to leave out or to relabel.
+            at: Change another model than the last, as for `run`.
 
         Returns:
             `Updated`: the state of the changed model, and what it cost.
@@ -279,7 +279,7 @@ class InfluenceRunner:
         require_instance(update, "update", ("update",), ("ExtrapolatedReplay", "CounterfactualReplay"))
         require_instance(selection, "selection", ("check",), ("Selection",))
         remarks: list[str] = []
-        with self.open(model, train_dataloaders, val_dataloaders, datamodule, log=log) as run:
+        with self.open(model, train_dataloaders, val_dataloaders, datamodule, log=log, at=at) as run:
             if self.settings.certificate != "off":
                 run = replace(run, beside=checking(lambda run: self.bind(run, MeanLoss()), remarks))
             updated = update.update(run, selection)
@@ -326,12 +326,13 @@ class InfluenceRunner:
         log: str | Path | Trajectory,
         query: Query | None = None,
         divisor: Divisor = "kept",
+        at: RecordedState | None = None,
     ) -> Iterator[Counterfactuals]:
         """Open counterfactual training of a recorded run, to measure several times what leaving examples out does.
 
         Arguments are those of `run`; for ``divisor`` see `Counterfactuals`.
         """
-        with self.open(model, train_dataloaders, val_dataloaders, datamodule, log=log) as run:
+        with self.open(model, train_dataloaders, val_dataloaders, datamodule, log=log, at=at) as run:
             bound = self.bind(run, query or MeanLoss())
             labels, progress = _labels(run), self.settings.progress
             remarks = () if self.settings.certificate == "off" else remarks_on(run, bound)
@@ -341,8 +342,7 @@ class InfluenceRunner:
         """Return a query bound to an opened run and its validation data.
 
         Raises:
-            ConfigurationError: If there are several validation loaders and ``val_loader`` does not say which, if there
-                is none, or if its data set has no length.
+            ConfigurationError: If there is no validation loader, or several and no ``val_loader``; or no length.
         """
         return BoundQuery.of(run, query, dtype=self.settings.dtype)
 
@@ -358,20 +358,21 @@ class InfluenceRunner:
         leave_out: Iterable[Iterable[int]] | None = None,
         divisor: Divisor = "kept",
         resume: str | Path | None = None,
+        at: RecordedState | None = None,
     ) -> Truth:
         """Train again without each training example, or without each of some sets, many runs at once.
 
         Args:
-            model: The LightningModule that was trained; its weights are not read, and it is given back untouched.
-            train_dataloaders: As given to ``Trainer.fit``.
-            val_dataloaders: As given to ``Trainer.fit``; what the query is computed from.
-            datamodule: In place of loaders.
-            log: Path of the record, or an open one.
-            query: What is asked of the final models; the mean validation loss if ``None``.
+            model: As for `run`.
+            train_dataloaders: As for `run`.
+            val_dataloaders: As for `run`.
+            datamodule: As for `run`.
+            log: As for `run`.
+            query: As for `run`.
             leave_out: Sets of example ids; ``None`` for every single example.
-            divisor: ``"kept"``: the losses of a batch are divided by the number of all its examples; ``"reduced"``, of
-                those that are left.
+            divisor: Number that the losses of a batch are divided by: of all its examples, or of those that are left.
             resume: A file that keeps what is done so far; a later call with it goes on from there.
+            at: Train up to another state than the last, as for `run`.
 
         Returns:
             `Truth` with the measured changes ``[M, Q]``.
@@ -380,9 +381,8 @@ class InfluenceRunner:
             StepMismatchError: The record cannot be reproduced with nothing left out; nothing else was run then.
             SgdInfluenceError: What `run` and `Counterfactuals.measure` raise.
         """
-        with self.truth(
-            model, train_dataloaders, val_dataloaders, datamodule, log=log, query=query, divisor=divisor
-        ) as truth:
+        arguments = (model, train_dataloaders, val_dataloaders, datamodule)
+        with self.truth(*arguments, log=log, query=query, divisor=divisor, at=at) as truth:
             return truth.measure(leave_out, resume=resume)
 
     def _fabric(self) -> Fabric:

@@ -13,6 +13,7 @@ from lightning_sgdinf.adjoint.optim.jvp import Tangent as Tangent
 from lightning_sgdinf.adjoint.optim.jvp import difference as difference
 from lightning_sgdinf.adjoint.optim.step import TakenStep as TakenStep
 from lightning_sgdinf.adjoint.optim.step import take_step as take_step
+from lightning_sgdinf.adjoint.optim.step import touched_elements as touched_elements
 from lightning_sgdinf.adjoint.per_example import hessian_rows as hessian_rows
 from lightning_sgdinf.adjoint.per_example import own_gradients as own_gradients
 from lightning_sgdinf.adjoint.per_example import own_hessian_rows as own_hessian_rows

@@ -165,7 +165,7 @@ class BoundQuery:
         objective.load(state)
         watch = RunningStatistics(objective.module, Twins())
         held = HeldConstants(objective.passes.phase, lambda: lasting_tensors(objective.module))
-        lookups = lookup_handlers(objective.passes.phase)
+        lookups = lookup_handlers(objective.passes.phase, objective.passes.sparse_rows)
         handling = Interceptor({**ATTENTION, **lookups, **watch.handlers(), **held.handlers()}, held)
         own = tensors_made_in(objective.dtype)
         moving = differentiable_buffers(objective.module, objective.passes.moving if gradient else (), held)

@@ -28,7 +28,7 @@ from torch import Tensor
 from lightning_sgdinf.adjoint.adjoint import Adjoint
 from lightning_sgdinf.adjoint.compiled import CompiledSteps, Kernel
 from lightning_sgdinf.adjoint.optim.base import UpdateRule
-from lightning_sgdinf.adjoint.optim.step import TakenStep, take_step
+from lightning_sgdinf.adjoint.optim.step import TakenStep, take_step, touched_elements
 from lightning_sgdinf.adjoint.second_order import FirstOrder, Products, differentiate
 from lightning_sgdinf.errors import NonFiniteError
 from lightning_sgdinf.log import MicroBatch, Step
@@ -129,6 +129,7 @@ class AdjointStep:
             NonFiniteError: If the result is not finite; names the step.
         """
         adjoint = after_average(adjoint, self.step)
+        self._objective.passes.sparse_rows.clear()
         self._objective.load(self.before)
         self._reduced = reduced
         compiled = curvature and self._compiled is not None and not reduced
@@ -245,7 +246,7 @@ class AdjointStep:
         ]
         if needed := self._rule.needs_gradient or self.step.clip is not None:
             trace = objective.trace(self.step, micro, batch)
-            grads = objective.gradient(trace.loss)
+            grads = objective.gradient(trace.loss, noted=True)
             objective.load_buffers(self.before.buffers)
         taken = self._take(grads)
         carry, state, push = taken.pull(adjoint)
@@ -271,22 +272,21 @@ class AdjointStep:
 
     def _take(self, grads: Sequence[Tensor | None]) -> TakenStep:
         grads = self._objective.vanishing.restored(self.step, grads)
-        return take_step(self._rule, self._objective.vector, self.before, grads, self.step)
+        touched = touched_elements(self._rule, self._objective, self._over_processes)
+        return take_step(self._rule, self._objective.vector, self.before, grads, self.step, touched)
 
     def _trace(self, micro: MicroBatch, batch: Any, traces: list[Trace]) -> FirstOrder:
         objective = self._objective
         count = len(micro.example_ids)
         own, fraction = self._own_rows(batch, count)
-        weights = torch.ones(
-            _length(self._shards, count),
-            dtype=objective.parameters[0].dtype,
-            device=objective.host.device,
-            requires_grad=True,
-        )
+        how: dict[str, Any] = {"dtype": objective.parameters[0].dtype, "device": objective.host.device}
+        weights = torch.ones(_length(self._shards, count), requires_grad=True, **how)
         trace = objective.trace(self.step, micro, own, weights, statistics=True, reduced=self._reduced)
         traces.append(trace)
         loss = trace.loss if fraction == 1 else trace.loss * fraction
-        return FirstOrder(loss, weights, trace.statistics, objective.gradient(loss, create_graph=True), trace.moved)
+        return FirstOrder(
+            loss, weights, trace.statistics, objective.gradient(loss, create_graph=True, noted=True), trace.moved
+        )
 
     def _own_rows(self, batch: Any, count: int) -> tuple[Any, float]:
         if self._shards is None:
@@ -306,7 +306,7 @@ class AdjointStep:
             batch = objective.batch(self.step, micro)
             passes.append((micro, batch, objective.read_buffers()))
             own, fraction = self._own_rows(batch, len(micro.example_ids))
-            grads = objective.gradient(objective.trace(self.step, micro, own).loss * fraction)
+            grads = objective.gradient(objective.trace(self.step, micro, own).loss * fraction, noted=True)
             total = [b if a is None else a if b is None else a + b for a, b in zip(total, grads, strict=True)]
         return total, passes
 

@@ -43,6 +43,7 @@ from lightning_sgdinf.adjoint import (
     own_hessian_rows,
     rule_for,
     take_step,
+    touched_elements,
 )
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError, UnsupportedRunError
 from lightning_sgdinf.estimators.direct import Estimate
@@ -190,6 +191,7 @@ def _advance(
     if device.type != "cpu":
         before = before.map(lambda v: v.to(device) if v.ndim else v)  # counters stay where optimizers want them
     objective.load(before)
+    objective.passes.sparse_rows.clear()
     grads: list[Tensor | None] = [None] * len(objective.parameters)
     rows = tangent.rows(slice(0, begun))
     change: Tensor | None = None
@@ -213,7 +215,8 @@ def _advance(
             less = own_hessian_rows(objective, first, positions[departed], rows.params[drawn_rows[departed]])
             change.index_add_(0, drawn_rows[departed], less, alpha=-1)
     assert change is not None
-    taken = take_step(rule, vector, before, grads, step)
+    touched = touched_elements(rule, objective, list)
+    taken = take_step(rule, vector, before, grads, step, touched)
     if not rule.needs_gradient and step.clip is None:  # the step is linear in the gradient
         for row, gradient in example_gradients.items():
             change[row] -= gradient
@@ -221,7 +224,7 @@ def _advance(
     after = LinearStep(taken).push(rows, change)
     for row, gradient in example_gradients.items():
         left = [_less(g, part) for g, part in zip(grads, vector.split(gradient), strict=True)]
-        other = take_step(rule, vector, before, left, step)
+        other = take_step(rule, vector, before, left, step, touched)
         here = slice(row, row + 1)
         bent, gap = LinearStep(other).push(rows.rows(here), change[here]), difference(other, taken)
         after.params[here] = bent.params + gap.params
@@ -239,7 +242,7 @@ def _traced(objective: Objective, step: Step, micro: MicroBatch, batch: Any) -> 
             f"AccumulatedInfluence carries parameters and optimizer state, not the running statistics that "
             f"{trace.statistics.updates[0].name!r} is one of; use SgdInfluence, or a model without BatchNorm"
         )
-    return FirstOrder(trace.loss, weights, None, objective.gradient(trace.loss, create_graph=True))
+    return FirstOrder(trace.loss, weights, None, objective.gradient(trace.loss, create_graph=True, noted=True))
 
 
 def _written(tangent: Tangent, moved: Tangent, begun: int) -> Tangent:

@@ -16,6 +16,7 @@ from lightning_sgdinf.kernels.lookup import lookup_handlers as lookup_handlers
 from lightning_sgdinf.kernels.loss_formulas import LOSS_FORMULAS as LOSS_FORMULAS
 from lightning_sgdinf.kernels.loss_formulas import formula_of as formula_of
 from lightning_sgdinf.kernels.running_statistics import RunningStatistics as RunningStatistics
+from lightning_sgdinf.kernels.sparse_rows import SparseRows as SparseRows
 from lightning_sgdinf.kernels.stack import Axes as Axes
 from lightning_sgdinf.kernels.stack import on_stack as on_stack
 from lightning_sgdinf.kernels.vmap_layers import VMAP_LAYERS as VMAP_LAYERS

@@ -15,24 +15,26 @@ from torch import Tensor
 
 from lightning_sgdinf.kernels.held import Phase, hold
 from lightning_sgdinf.kernels.intercept import Handler
+from lightning_sgdinf.kernels.sparse_rows import SparseRows
 
 
 class RenormalisedEmbedding(Exception):
     """An embedding with ``max_norm`` changes its weights in the forward pass."""
 
 
-def lookup_handlers(phase: Phase) -> Mapping[Callable[..., Any], Handler]:
+def lookup_handlers(phase: Phase, sparse_rows: SparseRows) -> Mapping[Callable[..., Any], Handler]:
     """Return handlers for an `Interceptor` during one pass.
 
     Args:
         phase: Tells training's own gradient from derivatives of it.
+        sparse_rows: Is told of the rows that lookups with sparse gradients take.
     """
 
     def look_up(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        return _embedding(func, phase, *args, **kwargs)
+        return _embedding(func, phase, sparse_rows, *args, **kwargs)
 
     def bag(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        return _embedding_bag(phase, *args, **kwargs)
+        return _embedding_bag(phase, sparse_rows, *args, **kwargs)
 
     def distances(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         return _cdist(func, *args, **kwargs)
@@ -49,6 +51,7 @@ def lookup_handlers(phase: Phase) -> Mapping[Callable[..., Any], Handler]:
 def _embedding(
     func: Callable[..., Any],
     phase: Phase,
+    sparse_rows: SparseRows,
     input: Tensor,
     weight: Tensor,
     padding_idx: int | None = None,
@@ -60,6 +63,9 @@ def _embedding(
     if max_norm is not None:
         raise RenormalisedEmbedding
     rows = func(input, weight, padding_idx)
+    if sparse:
+        trained = input if padding_idx is None else input[input != padding_idx % len(weight)]
+        sparse_rows.watch(rows, weight, trained, phase)
     return _by_frequency(rows, input, phase) if scale_grad_by_freq else rows
 
 
@@ -72,6 +78,7 @@ def _by_frequency(rows: Tensor, indices: Tensor, phase: Phase) -> Tensor:
 
 def _embedding_bag(
     phase: Phase,
+    sparse_rows: SparseRows,
     input: Tensor,
     weight: Tensor,
     offsets: Tensor | None = None,
@@ -100,6 +107,8 @@ def _embedding_bag(
         flat, bags = flat[kept], bags[kept]
         per_sample_weights = None if per_sample_weights is None else per_sample_weights[kept]
     rows = F.embedding(flat, weight)
+    if sparse:
+        sparse_rows.watch(rows, weight, flat, phase)
     if scale_grad_by_freq:
         rows = _by_frequency(rows, flat, phase)
     if per_sample_weights is not None:

@@ -266,7 +266,7 @@ class RecordedFit:
             self._diagnostics.problem(
                 f"the optimizer keeps {', '.join(sorted(recording.reader.unreadable))}, which are neither numbers "
                 "nor dense tensors, so its state cannot be recorded. Use an optimizer that keeps dense tensors; sparse "
-                "gradients work with Adagrad, or with SGD without momentum"
+                "gradients work with SparseAdam, Adagrad, or SGD without momentum"
             )
         extra = _notes(recording, settings, averaging=self._averaging.kind if self._averaging is not None else "")
         replayable, remarks = self._diagnostics.take_for_header()

@@ -43,6 +43,11 @@ class RecordedOptimizer:
             for name in inspect.signature(kind.__init__).parameters
         } - {"self", "params"}
 
+    @property
+    def takes_sparse(self) -> bool:
+        """Return True if it takes sparse gradients alone."""
+        return issubclass(self._kind, torch.optim.SparseAdam)
+
     def make(self, groups: Sequence[tuple[Sequence[torch.nn.Parameter], ParamGroup]]) -> torch.optim.Optimizer:
         """Return an optimizer.
 

@@ -124,22 +124,26 @@ class Replayer:
     def _backward(self, step: Step, weights: Tensor | None, edit: Edit | None) -> None:
         parameters = self.objective.parameters
         total: list[Tensor | None] = [None] * len(parameters)
+        rows, sparse = self.objective.passes.sparse_rows, self._recorded_optimizer.takes_sparse
+        rows.clear()
         # As in training: every process adds up its own gradients, and then those of all are added.
         for _, micros in groupby(step.micro_batches, key=lambda micro: micro.rank):
             for micro in micros:
                 loss = self._loss(step, micro, weights, edit)
-                with self.objective.passes.phase.taking_gradient():
+                with self.objective.passes.phase.taking_gradient(), rows.noting():
                     loss.backward()
             for place, parameter in enumerate(parameters):
                 before, own = total[place], parameter.grad
                 total[place] = own if before is None else before if own is None else before + own
                 parameter.grad = None
+        if self.objective.vanishing.elements:
+            total = [rows.dense(*each) for each in zip(parameters, total, strict=True)]
         total = self.objective.vanishing.restored(step, total)
         if self._seen is not None:
             self._seen(step, total)
         grads = recorded_gradients(step, self.objective.vector.names, total, parameters)
         for parameter, grad in zip(parameters, grads, strict=True):
-            parameter.grad = grad
+            parameter.grad = rows.only(parameter, grad) if sparse else grad
 
     def _loss(self, step: Step, micro: MicroBatch, weights: Tensor | None, edit: Edit | None) -> Tensor:
         objective = self.objective
@@ -170,6 +174,8 @@ class Replayer:
                 )
                 for k, v in entries.items()
             }
+            if self._recorded_optimizer.takes_sparse:  # it counts its steps in a number that is no tensor
+                optimizer.state[parameter] |= {k: int(v) for k, v in entries.items() if not v.ndim}
         return optimizer
 
     def _read(
@@ -180,7 +186,7 @@ class Replayer:
         held = {n for group in grouping for n in group}
         for name, parameter in zip(self.objective.vector.names, self.objective.parameters, strict=True):
             own = entries.get(id(parameter), {})
-            values = {k: v.detach().clone() for k, v in own.items() if isinstance(v, Tensor)}
+            values = {k: _as_recorded(v) for k, v in own.items() if isinstance(v, (Tensor, int, float))}
             if name in held and values:
                 state[name] = values
         return state
@@ -220,6 +226,11 @@ def clip_parameters(parameters: Sequence[torch.nn.Parameter], step: Step, names:
         torch.nn.utils.clip_grad_norm_(own, clip.value)
     else:
         torch.nn.utils.clip_grad_value_(own, clip.value)
+
+
+def _as_recorded(value: Tensor | float) -> Tensor:
+    """Return an optimizer's tensor or number as a log has it."""
+    return value.detach().clone() if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
 
 
 def _like(value: Tensor, parameter: Tensor, recorded: str) -> bool:

@@ -23,6 +23,7 @@ from lightning_sgdinf.kernels import (
     Phase,
     RenormalisedEmbedding,
     RunningStatistics,
+    SparseRows,
     Twins,
     UnlinkedHook,
     layer_handlers,
@@ -250,12 +251,13 @@ class TrainingStep:
             loss = loss / step.accumulation if step.accumulation != 1 else loss
         return Trace(loss, watch, taps, owners, moved, frozenset(f.__name__ for f in called))
 
-    def gradient(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor | None]:
-        """Return the gradient of a loss in the trained parameters; ``None`` where it does not depend on one."""
+    def gradient(self, loss: Tensor, *, create_graph: bool = False, noted: bool = False) -> list[Tensor | None]:
+        """Return the gradient of a loss in the trained parameters; ``None`` where it does not depend on one. With
+        ``noted``, the rows of sparse gradients are."""
         try:
-            with self.passes.phase.taking_gradient():
+            with self.passes.phase.taking_gradient(), self.passes.sparse_rows.noting(noted):
                 grads = torch.autograd.grad(loss, self.parameters, create_graph=create_graph, allow_unused=True)
-                return [g.to_dense() if g is not None and g.is_sparse else g for g in grads]
+                return [self.passes.sparse_rows.dense(*each) for each in zip(self.parameters, grads, strict=True)]
         except UnlinkedHook as hook:
             raise UnsupportedRunError(
                 f"a gradient hook on {hook} returns a tensor without a graph (by no_grad, detach or .data), so what it "
@@ -268,6 +270,7 @@ class Passes:
 
     Attributes:
         phase: Tells training's own gradient from derivatives of it.
+        sparse_rows: Rows that the sparse gradients of the step at hand have.
         moving: Names of buffers, other than BatchNorm's statistics, that passes move.
         places: Sub-modules and names of their buffers.
         containers: Of the module's attributes, with their content.
@@ -275,6 +278,7 @@ class Passes:
 
     def __init__(self, module: nn.Module) -> None:
         self.phase = Phase()
+        self.sparse_rows = SparseRows()
         self.moving: set[str] = set()
         self.places = [(part, key) for part in module.modules() for key in part._buffers]
         self.containers = [pair for part in module.modules() for pair in containers_of(part)]
@@ -334,7 +338,7 @@ def _handling(
     interceptor = None
     handlers: dict[Callable[..., Any], Any] = {}
     if held is not None:
-        lookups = lookup_handlers(objective.passes.phase)
+        lookups = lookup_handlers(objective.passes.phase, objective.passes.sparse_rows)
         handlers = {**ATTENTION, **WEIGHT_NORM, **LOSS_FORMULAS, **lookups, **layer_handlers(twins), **held.handlers()}
     elif stacked:
         handlers = {**ATTENTION, **WEIGHT_NORM, **VMAP_LAYERS}

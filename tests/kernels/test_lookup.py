@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_sgdinf.errors import UnsupportedRunError
-from lightning_sgdinf.kernels import Interceptor, Phase, lookup_handlers
+from lightning_sgdinf.kernels import Interceptor, Phase, SparseRows, lookup_handlers
 from tests.adjoint.test_held_constants import Net, scores, worst_error
 
 INDICES = torch.tensor([3, 1, 3, 0, 2, 1, 4, 3])
@@ -30,7 +30,7 @@ def leaf(*shape: int) -> Tensor:
 
 def expect_formula(call: Callable[[Tensor], Tensor], at: Tensor) -> None:
     """Compare values and gradients with torch's own; second derivatives with differences."""
-    formula = Interceptor(lookup_handlers(Phase()))
+    formula = Interceptor(lookup_handlers(Phase(), SparseRows()))
 
     def by_formula(x: Tensor) -> Tensor:
         with formula:
@@ -68,7 +68,7 @@ def test_distances_within_one_set(p: float) -> None:
 
 @pytest.mark.parametrize("inplace", [False, True])
 def test_a_ramp(inplace: bool) -> None:
-    at, formula = leaf(5, 3), Interceptor(lookup_handlers(Phase()))
+    at, formula = leaf(5, 3), Interceptor(lookup_handlers(Phase(), SparseRows()))
 
     def by_formula(x: Tensor) -> Tensor:
         with formula:
@@ -82,7 +82,7 @@ def test_a_ramp(inplace: bool) -> None:
 
 def test_no_distance_has_finite_derivatives() -> None:
     x = leaf(3, 2)
-    with Interceptor(lookup_handlers(Phase())):
+    with Interceptor(lookup_handlers(Phase(), SparseRows())):
         far = torch.cdist(x, x)
     (slope,) = torch.autograd.grad(far.sum(), x, create_graph=True)
     (curve,) = torch.autograd.grad(slope.sum(), x)
@@ -92,7 +92,7 @@ def test_no_distance_has_finite_derivatives() -> None:
 def test_a_gradient_by_frequency_is_scaled_and_its_derivative_is_not() -> None:
     weight, phase = leaf(5, 2), Phase()
     with phase.taking_gradient():
-        with Interceptor(lookup_handlers(phase)):
+        with Interceptor(lookup_handlers(phase, SparseRows())):
             ours = F.embedding(INDICES, weight, scale_grad_by_freq=True)
         (slope,) = torch.autograd.grad(ours.pow(3).sum(), weight, create_graph=True)
     own = F.embedding(INDICES, weight, scale_grad_by_freq=True)

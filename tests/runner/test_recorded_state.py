@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lightning_sgdinf import InfluenceRunner, ScoreOnFitEnd, Scores, TrajectoryRecorder
 from lightning_sgdinf.errors import ConfigurationError, DataMismatchError
+from lightning_sgdinf.selection import Selection
+from lightning_sgdinf.updates import CounterfactualReplay
 from tests.runner.hook_situations import Data, Net
 
 QUIET: dict[str, Any] = {
@@ -118,3 +120,23 @@ def test_what_is_no_checkpoint_of_the_run(tmp_path: Path) -> None:
     plain = fit(tmp_path / "plain.tlog")
     with pytest.raises(ConfigurationError, match=r"no ModelCheckpoint\(monitor=\.\.\.\) of the fit kept one"):
         scored(plain, tmp_path / "plain.tlog", at="best")
+
+
+def test_counterfactuals_and_updates_of_a_state_on_the_way(tmp_path: Path) -> None:
+    """They are those of a run that ended there; the best checkpoint is such a state."""
+    kept = ModelCheckpoint(dirpath=tmp_path, filename="best", monitor="steered")
+    module = fit(tmp_path / "run.tlog", kept, module=WorseAtTheEnd(), recorder={"keep": "every(4)"})
+    fit(tmp_path / "short.tlog", max_steps=6, module=WorseAtTheEnd())
+    runner = InfluenceRunner(accelerator="cpu", progress=False)
+    sets, change = [[2], [0, 5]], {"update": CounterfactualReplay(), "selection": Selection(drop=(2, 5))}
+    given = {"model": module, "datamodule": Data()}
+    short = runner.counterfactuals(**given, log=tmp_path / "short.tlog", leave_out=sets)
+    whole = runner.counterfactuals(**given, log=tmp_path / "run.tlog", leave_out=sets)
+    changed = runner.update(**given, log=tmp_path / "short.tlog", **change)
+    for at in (6, "best", tmp_path / "best.ckpt"):
+        truth = runner.counterfactuals(**given, log=tmp_path / "run.tlog", leave_out=sets, at=at)
+        torch.testing.assert_close(truth.values, short.values, rtol=1e-10, atol=1e-15)
+        assert not torch.allclose(truth.values, whole.values, rtol=1e-2)
+        updated = runner.update(**given, log=tmp_path / "run.tlog", at=at, **change)
+        for name, value in changed.state.params.items():
+            assert torch.equal(updated.state.params[name], value)

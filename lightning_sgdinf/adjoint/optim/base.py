@@ -58,6 +58,9 @@ class UpdateRule(Protocol):
 
     Attributes:
         needs_gradient: True if `Update.pull` depends on the value of the gradient.
+
+    A rule whose optimizer leaves alone what a sparse gradient does not have says so by an attribute ``lazy = True``,
+    and is given the other elements alone.
     """
 
     needs_gradient: bool
@@ -102,9 +105,7 @@ def rule_for(optimizer: str) -> UpdateRule:
         raise UnknownOptimizerError(
             f"no update rule for {optimizer}; known are {', '.join(n.rsplit('.', 1)[1] for n in known_optimizers())}. "
             "Rprop and sign-based optimizers have none because their steps do not depend on an example's weight, "
-            "LBFGS, Adafactor and Muon because theirs are not differentiable element by element, SparseAdam because it "
-            "takes sparse gradients alone: train with SGD without momentum or Adagrad, which take them too, or with "
-            "Embedding(sparse=False) and Adam. An optimizer of your own that works element by element can be added "
-            "with lightning_sgdinf.register_rule."
+            "LBFGS, Adafactor and Muon because theirs are not differentiable element by element. An optimizer of your "
+            "own that works element by element can be added with lightning_sgdinf.register_rule."
         )
     return _RULES[optimizer]()

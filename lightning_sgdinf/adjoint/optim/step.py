@@ -6,7 +6,7 @@ one stretch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,10 +16,11 @@ from torch import Tensor
 from lightning_sgdinf.adjoint.adjoint import Adjoint
 from lightning_sgdinf.adjoint.optim.base import Update, UpdateRule
 from lightning_sgdinf.adjoint.optim.clipping import Pull, clip_gradient
+from lightning_sgdinf.adjoint.optim.sparse_adam import spread
 from lightning_sgdinf.errors import ModelMismatchError
 from lightning_sgdinf.log import Step
 from lightning_sgdinf.parameters import ParameterVector, joined_view
-from lightning_sgdinf.replay import recorded_gradients
+from lightning_sgdinf.replay import Objective, recorded_gradients
 from lightning_sgdinf.state import ModelState
 
 
@@ -81,7 +82,12 @@ class TakenStep:
 
 
 def take_step(
-    rule: UpdateRule, vector: ParameterVector, state: ModelState, grads: Sequence[Tensor | None], step: Step
+    rule: UpdateRule,
+    vector: ParameterVector,
+    state: ModelState,
+    grads: Sequence[Tensor | None],
+    step: Step,
+    touched: Tensor | None = None,
 ) -> TakenStep:
     """Take the optimizer's step.
 
@@ -91,6 +97,7 @@ def take_step(
         state: State before the step.
         grads: Raw gradient per parameter; ``None`` where no pass reaches it. What the optimizer had is in the step.
         step: Hyper-parameters, clipping, and which parameters had a gradient.
+        touched: True for the elements that the optimizer does not leave alone, bool ``[P]``; ``None`` for all.
 
     Raises:
         ModelMismatchError: If the step's groups hold a parameter that is not among the trained ones.
@@ -106,7 +113,7 @@ def take_step(
     updates: list[tuple[_Stretch, Update]] = []
     for stretch in _stretches(vector, state, step, present):
         own = _gather(state, stretch, theta)
-        update = rule.take(theta[stretch.where], grad[stretch.where], own, stretch.options)
+        update = _update(rule, theta[stretch.where], grad[stretch.where], own, stretch, touched)
         if stretch.where == slice(0, vector.size):
             after = update.params
         else:
@@ -114,6 +121,37 @@ def take_step(
             after[stretch.where] = update.params
         updates.append((stretch, update))
     return TakenStep(after, tuple(updates), unclip)
+
+
+def touched_elements(
+    rule: UpdateRule, objective: Objective, over_processes: Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]
+) -> Tensor | None:
+    """Return the elements that an optimizer does not leave alone in the step at hand; see `take_step`.
+
+    Args:
+        rule: The optimizer's map.
+        objective: Knows the rows of the step's gradients.
+        over_processes: Sums tensors over the processes that share a batch.
+    """
+    if not getattr(rule, "lazy", False):
+        return None
+    rows = [objective.passes.sparse_rows.of(p).to(p.dtype) for p in objective.parameters]
+    return objective.vector.join([r for r in over_processes(rows) if r is not None]) > 0
+
+
+def _update(
+    rule: UpdateRule,
+    params: Tensor,
+    grad: Tensor,
+    state: Mapping[str, Tensor],
+    stretch: _Stretch,
+    touched: Tensor | None,
+) -> Update:
+    if touched is None:
+        return rule.take(params, grad, state, stretch.options)
+    chosen = touched[stretch.where]
+    some = {k: v[chosen] if v.ndim else v for k, v in state.items()}
+    return spread(rule.take(params[chosen], grad[chosen], some, stretch.options), chosen, params, state)
 
 
 def _gather(state: ModelState, stretch: _Stretch, like: Tensor) -> dict[str, Tensor]:

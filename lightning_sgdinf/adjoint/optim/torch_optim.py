@@ -33,8 +33,8 @@ ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
 """Optimizers whose step is differentiable and works element by element.
 
 Not ``Rprop``: its step follows the sign of the gradient alone, so its derivative in any example's weight is zero. Not
-``LBFGS``, ``Adafactor``, ``Muon``: their steps are not differentiable or not elementwise. Not ``SparseAdam``: gradients
-are dense in replay.
+``LBFGS``, ``Adafactor``, ``Muon``: their steps are not differentiable or not elementwise. ``SparseAdam`` has a rule of
+its own.
 """
 
 
