@@ -216,6 +216,7 @@ FACES = {
         "lookup_handlers",
         "LOSS_FORMULAS",
         "on_stack",
+        "once_differentiable_in",
         "Phase",
         "plain_checkpoints",
         "RenormalisedEmbedding",
@@ -224,6 +225,7 @@ FACES = {
         "Twins",
         "UnlinkedHook",
         "VMAP_LAYERS",
+        "WAYS_AROUND",
         "WEIGHT_NORM",
     ),
     "log": (

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.errors import UnsupportedRunError
+from lightning_sgdinf.kernels import WAYS_AROUND
 
 _MISSING = re.compile(r"derivative for '?(?:aten::)?_?(\w+?)(?:_backward|_grad)?'? is not implemented")
 
@@ -53,9 +54,7 @@ def pull_rows(
         if (missing := _MISSING.search(str(error))) is None:
             raise
         raise UnsupportedRunError(
-            f"torch has no second derivative of {missing[1]}, which the training step calls. Write that operation with "
-            "others that have one; of a loss, it is enough to give the runner what each example adds to it, "
-            "InfluenceRunner(per_example_loss=...)."
+            f"torch has no second derivative of {missing[1]}, which the training step calls. {WAYS_AROUND}."
         ) from error
     if rows == 1:
         return [x[None] for x in pulled[0]]

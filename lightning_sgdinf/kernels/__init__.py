@@ -15,6 +15,8 @@ from lightning_sgdinf.kernels.lookup import RenormalisedEmbedding as Renormalise
 from lightning_sgdinf.kernels.lookup import lookup_handlers as lookup_handlers
 from lightning_sgdinf.kernels.loss_formulas import LOSS_FORMULAS as LOSS_FORMULAS
 from lightning_sgdinf.kernels.loss_formulas import formula_of as formula_of
+from lightning_sgdinf.kernels.once_differentiable import WAYS_AROUND as WAYS_AROUND
+from lightning_sgdinf.kernels.once_differentiable import once_differentiable_in as once_differentiable_in
 from lightning_sgdinf.kernels.running_statistics import RunningStatistics as RunningStatistics
 from lightning_sgdinf.kernels.sparse_rows import SparseRows as SparseRows
 from lightning_sgdinf.kernels.stack import Axes as Axes

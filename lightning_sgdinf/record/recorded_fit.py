@@ -23,6 +23,7 @@ from lightning_sgdinf.record.header import expected_steps, make_header
 from lightning_sgdinf.record.keep import Every, Keep
 from lightning_sgdinf.record.loaders import LoaderTap
 from lightning_sgdinf.record.log_location import LogLocation
+from lightning_sgdinf.record.operation_watch import OperationWatch
 from lightning_sgdinf.record.patches import Patches
 from lightning_sgdinf.record.random_watch import RandomWatch
 from lightning_sgdinf.record.ranks import Collector, Mailbox, Sender, agreed
@@ -118,7 +119,7 @@ class RecordedFit:
             store=store,
         )
         self.watches = Watches(AttributeWatch(module), ValidationWatch(trainer, module, guard, patches))
-        self.tap = TrainerTap(guard, self._loaders, self.watches.attributes)
+        self.tap = TrainerTap(guard, self._loaders, self.watches.attributes, OperationWatch(diagnostics.remark))
         self._writer: Writer | None = None
         self._ended: StateTracker | None = None  # the states of the recording that has ended
         guard.stop = self.stop

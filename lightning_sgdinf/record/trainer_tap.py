@@ -9,6 +9,7 @@ from lightning_sgdinf.log import Clip, Json
 from lightning_sgdinf.record.attributes import AttributeWatch
 from lightning_sgdinf.record.guard import Guard
 from lightning_sgdinf.record.loaders import LoaderTap
+from lightning_sgdinf.record.operation_watch import OperationWatch
 from lightning_sgdinf.record.patches import Patches
 from lightning_sgdinf.record.recording import Recording
 
@@ -20,14 +21,17 @@ class TrainerTap:
         guard: Runs what the Trainer's methods call.
         loaders: Has the batch at hand.
         attributes: Of the module.
+        operations: Looks at its losses.
 
     Attributes:
         recording: Is told, while there is one.
         batch_idx: Of the batch at hand: ``training_step`` need not be given it.
     """
 
-    def __init__(self, guard: Guard, loaders: LoaderTap, attributes: AttributeWatch) -> None:
-        self._guard, self._loaders, self._attributes = guard, loaders, attributes
+    def __init__(
+        self, guard: Guard, loaders: LoaderTap, attributes: AttributeWatch, operations: OperationWatch
+    ) -> None:
+        self._guard, self._loaders, self._attributes, self._operations = guard, loaders, attributes, operations
         self._before: Mapping[str, Json] = {}
         self.recording: Recording | None = None
         self.batch_idx = 0
@@ -55,6 +59,7 @@ class TrainerTap:
 
     def _end(self, output: Any) -> None:
         if self.recording is not None:
+            self._operations.look(output, self.batch_idx)
             carried = self._attributes.carried(self._before)
             self.recording.assembler.end_micro_batch(output, self._loaders.take_fetched(), carried)
 

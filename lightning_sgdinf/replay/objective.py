@@ -35,7 +35,7 @@ from lightning_sgdinf.replay.row_matching import expect_owners, match_batch
 from lightning_sgdinf.replay.row_owners import CONFIRMED, LossRows, RowOrders, RowOwners, checked_owners
 from lightning_sgdinf.replay.structure_audits import LossAudits
 from lightning_sgdinf.replay.training_step import Trace, TrainingStep
-from lightning_sgdinf.replay.untapped import WAYS_OUT
+from lightning_sgdinf.replay.untapped import WAYS_OUT, expect_twice_differentiable
 from lightning_sgdinf.replay.vanishing import VanishingGradient
 
 Result = TypeVar("Result")
@@ -98,7 +98,7 @@ class Objective(TrainingStep):
 
         Raises:
             UnsupportedRunError: If ``training_step`` returned no loss; with ``reduced``, if what a loss divides by is
-                not known.
+                not known; with weights to differentiate in, if an operation is differentiated once.
             UntappedLossError: If a term of the loss depends on the data and not on example weights.
             NonFiniteError: If the loss is NaN or infinite; names the step.
         """
@@ -113,8 +113,8 @@ class Objective(TrainingStep):
                 self._buffers.keep()
             # A step may change its batch in place, and may have to be taken twice.
             own = batch if weights is None else map_tensors(batch, torch.clone)
-            how: dict[str, Any] = {"statistics": statistics, "reduced": reduced, "owners": owners}
-            how |= {"ask": self.asker(step, micro, batch), "lossless": micro.without_loss}
+            how: dict[str, Any] = {"ask": self.asker(step, micro, batch), "lossless": micro.without_loss}
+            how |= {"statistics": statistics, "reduced": reduced, "owners": owners}
             return self.forward(step, micro.batch_idx, own, weights, **how)
 
         def taken() -> Trace:
@@ -140,6 +140,8 @@ class Objective(TrainingStep):
             structure = PassStructure.of(trace.taps, trace.owners, trace.loss, len(weights), trace.functions)
             if self.admit(step, micro, structure, again=again):
                 trace = taken()
+            if weights.requires_grad:
+                expect_twice_differentiable(trace.loss, step, micro)
             trace = replace(trace, structure=structure)
         if micro.rank and trace.statistics is not None:
             trace.statistics.updates.clear()
@@ -148,16 +150,14 @@ class Objective(TrainingStep):
         return trace
 
     def admit(self, step: Step, micro: MicroBatch, structure: PassStructure, *, again: Callable[[], None]) -> bool:
-        """Audit a pass with weights if that is due, as where its structure is new.
+        """Audit a pass with weights if that is due, as where its structure is new; return true if it was, and has to be
+        taken again.
 
         Args:
             step: The step it belongs to.
             micro: The pass of it.
             structure: What it is like.
             again: Undoes what it did.
-
-        Returns:
-            True if it was audited, and has to be taken again.
 
         Raises:
             UntappedLossError: A term of its loss depends on the data and does not follow the weights.

@@ -27,7 +27,6 @@ from lightning_sgdinf.replay.untapped import (
     expect_linear,
     expect_mean,
     expect_penalty,
-    expect_twice_differentiable,
     may_hide_data,
     refuse_without_taps,
 )
@@ -102,13 +101,11 @@ class LossAudits:
 
         Raises:
             UntappedLossError: A term of its loss depends on the data and does not follow the weights.
-            UnsupportedRunError: It calls a function that is differentiable once.
         """
         if structure in self.known:
             names = [name for name, _ in structure.calls]
             expect_penalty(objective, step, micro, names, others, self.scaled)
         else:
-            expect_twice_differentiable(objective, step, micro)
             outcome = _audit(objective, step, micro, structure, others)
             if structure.calls and objective.per_example_loss is None and objective.tap is None:
                 tolerance = COUPLED.get(objective.parameters[0].dtype, COARSE)

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction, once_differentiable
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.batch_structure import map_tensors
 from lightning_sgdinf.errors import UnsupportedRunError, UntappedLossError
+from lightning_sgdinf.kernels import WAYS_AROUND, once_differentiable_in
 from lightning_sgdinf.log import MicroBatch, Step
 from lightning_sgdinf.replay.example_weights import LossTap, Values
 from lightning_sgdinf.replay.pass_structure import nodes_beyond_taps
@@ -35,9 +35,6 @@ WAYS_OUT = (
     "the loss of each example, shape [B], or the runner a function of module, batch and index, "
     "InfluenceRunner(per_example_loss=...)."
 )
-
-_ONCE = once_differentiable(lambda *args: None).__code__
-"""The code of every backward that is marked as differentiable once."""
 
 Batches = Sequence[tuple[Step, MicroBatch]]
 
@@ -64,32 +61,21 @@ def expect_linear(objective: TrainingStep, step: Step, micro: MicroBatch) -> Non
         )
 
 
-def expect_twice_differentiable(objective: TrainingStep, step: Step, micro: MicroBatch) -> None:
-    """Make sure that a pass has no function that is differentiated once: torch takes its second derivative for zero.
+def expect_twice_differentiable(loss: Tensor, step: Step, micro: MicroBatch) -> None:
+    """Make sure that a pass has no operation that is differentiated once: of a marked function torch takes the second
+    derivative for zero.
 
     Args:
-        objective: The opened model, at the state to look at.
+        loss: Of the pass, with its graph.
         step: The step.
-        micro: A pass of it.
+        micro: The pass of it.
 
     Raises:
         UnsupportedRunError: It has; names it.
     """
-    nodes: set[Any] = set()
-    with _as_before(objective):
-        waiting = [_trace(objective, step, micro, objective.batch(step, micro), 1.0).loss.grad_fn]
-        while waiting:
-            if (node := waiting.pop()) is not None and node not in nodes:
-                nodes.add(node)
-                waiting.extend(following for following, _ in node.next_functions)
-    kinds = {getattr(type(node), "_forward_cls") for node in nodes if isinstance(node, BackwardCFunction)}  # noqa: B009
-    once = sorted(kind.__name__ for kind in kinds if kind.backward.__code__ is _ONCE)
-    if once:
+    if once := once_differentiable_in(loss):
         raise UnsupportedRunError(
-            f"{_pass(step, micro)} calls {', '.join(once)}, an autograd.Function whose backward is marked "
-            "once_differentiable, so that torch has no second derivative of it. Write what it does with torch's own "
-            "operations; of a loss, it is enough to give the runner what each example adds to it, "
-            "InfluenceRunner(per_example_loss=...)."
+            f"{_pass(step, micro)} calls {', '.join(once)}, of which torch has no second derivative. {WAYS_AROUND}."
         )
 
 

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_sgdinf.errors import UnsupportedRunError, UntappedLossError
+from lightning_sgdinf.errors import UntappedLossError
 from lightning_sgdinf.testing import relative_error
 from tests.certificate_remarks import lasting_notes
 from tests.runner.bent_situations import BENT, COUPLED, ScaledByALoss
 from tests.runner.call_situations import CALLS
 from tests.runner.row_situations import ROWS
-from tests.runner.situations import N, Params, Run, Situation, apply_linear, likelihoods
+from tests.runner.situations import N, Run, Situation
 
 
 @pytest.mark.parametrize("kind", [*ROWS, *CALLS], ids=lambda kind: kind.__name__)
@@ -282,56 +282,6 @@ def test_rows_that_nobody_owns_are_counted(result: str, tmp_path: Path) -> None:
         UntappedLossError, match=r"step \d+: smooth_l1_loss sees 3 rows for the 4 examples .* 3 of them"
     ):
         getattr(run, result)()
-
-
-class Doubled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return 2 * x
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        return 2 * grad
-
-
-class WithoutSecondDerivative(Situation):
-    """A function of one's own that is differentiated once."""
-
-    def outputs(self, net: nn.Module, x: Tensor) -> Tensor:
-        return Doubled.apply(net(x))  # type: ignore[no-untyped-call, no-any-return]
-
-    def loss(self, net: nn.Module, batch: Any, t: int) -> Tensor:
-        return F.cross_entropy(self.outputs(net, batch[0]), batch[1])
-
-    def summands(self, p: Params, ids: Tensor, t: int) -> Tensor:
-        x, y = (c[ids] for c in self.columns())
-        return likelihoods(2 * apply_linear(p, x), y) / len(ids)
-
-
-class InSegments(WithoutSecondDerivative):
-    """An operation of torch's that is differentiated once."""
-
-    def outputs(self, net: nn.Module, x: Tensor) -> Tensor:
-        twice = net(x).repeat_interleave(2, 0)
-        return torch.segment_reduce(twice, "sum", lengths=torch.full((len(x),), 2))
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        (WithoutSecondDerivative, "calls Doubled, an autograd"),
-        (InSegments, "derivative of segment_reduce, which"),
-    ],
-)
-def test_an_operation_without_a_second_derivative_is_named_with_a_way_out_that_works(
-    kind: type[Situation], name: str, tmp_path: Path
-) -> None:
-    run = Run(kind(), tmp_path)
-    with pytest.raises(UnsupportedRunError, match=rf"{name}.*per_example_loss="):
-        run.scores()
-    scores = run.scores(per_example_loss=lambda module, batch, i: likelihoods(2 * module.net(batch[0]), batch[1]))
-    assert relative_error(scores.values, run.unrolled()) < 1e-9
 
 
 class FewerInTraining(Situation):
