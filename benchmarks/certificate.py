@@ -328,11 +328,11 @@ def forced(outcomes: Sequence[Outcome], count: int, draws: int = 4) -> tuple[str
                 gaps.append(abs(said.correlation - outcome.truth))
     return (
         str(count),
-        f"{np.mean(covered):.1%}",
+        f"{100 * np.mean(covered):.1f} %",
         f"{np.median(widths):.2f}",
-        f"{len(gaps) / len(covered):.0%}",
+        f"{100 * len(gaps) / len(covered):.0f} %",
         f"{max(gaps, default=0):.2f}",
-        f"{np.mean(np.array(gaps) > OFF):.1%}" if gaps else "-",
+        f"{100 * np.mean(np.array(gaps) > OFF):.1f} %" if gaps else "-",
     )
 
 

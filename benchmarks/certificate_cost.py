@@ -237,13 +237,13 @@ def row(name: str, log: Path, rounds: int, *, quick: bool) -> tuple[tuple[str, .
     ask("record/resident")
     seconds = ask("times")
     title = f"{name}, {CASES[name].quick_steps if quick else CASES[name].steps} steps"
-    percent = lambda key: f"{seconds[key]:.1%}" if seconds[key] < 0.1 else f"{seconds[key]:.0%}"  # noqa: E731
+    percent = lambda key: f"{100 * seconds[key]:.1f} %" if seconds[key] < 0.1 else f"{100 * seconds[key]:.0f} %"  # noqa: E731
     bytes_of = {(w, h): ask(f"{w}/{h}") for w in ("fit", "walk", "checked") for h in ("tensors", "resident")}
     times_fit = lambda what, how: f"{bytes_of[what, how] / max(bytes_of['fit', how], 1e-3):.1f}"  # noqa: E731
     return (
         title,
         f"{seconds['walk']:.2f} s",
-        f"{seconds['share']:.0%}",
+        f"{100 * seconds['share']:.0f} %",
         *(percent(key) for key in ("per_step", "swaps", "gradient", "removals")),
         f"{seconds['left_out']} of {seconds['where']}, {seconds['at_once']} at once",
     ), (

@@ -47,7 +47,9 @@ def main() -> None:
     print(f"import lightning: {host:.2f} s of processor time")
     for name, runs in found.items():
         added = min(run[1] for run in runs)
-        print(f"{name}: adds {1000 * added:.1f} ms, {added / host:.1%} of import lightning, {runs[0][2]} modules")
+        print(
+            f"{name}: adds {1000 * added:.1f} ms, {100 * added / host:.1f} % of import lightning, {runs[0][2]} modules"
+        )
 
 
 if __name__ == "__main__":

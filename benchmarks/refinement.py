@@ -166,7 +166,7 @@ def table(found: Sequence[Points], budgets: Sequence[float]) -> str:
         cost, mean, error = values[:, :, 0].mean(0), values[:, :, 1].mean(0), values[:, :, 1].std(0)
         error = error / len(values) ** 0.5
         rows.append((name, *(f"{m:.2f} ± {e:.2f} ({c:.2f})" for m, e, c in zip(mean, error, cost, strict=True))))
-    return cases.table(("estimate and strategy", *(f"{budget:.0%}" for budget in budgets)), rows)
+    return cases.table(("estimate and strategy", *(f"{100 * budget:.0f} %" for budget in budgets)), rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> str:

@@ -37,10 +37,11 @@ def main() -> None:
     print(refined.most_harmful(5))
     for name, found in (("estimated", scores), ("with both ends verified", refined)):
         agreement = measure_agreement(found.values[:, 0], true.values[:, 0])
-        print(f"{name}: Kendall's tau {agreement.kendall:.2f}, of the 10 + 10 extremes {agreement.jaccard:.0%} shared")
+        shared = f"{100 * agreement.jaccard:.0f} % shared"
+        print(f"{name}: Kendall's tau {agreement.kendall:.2f}, of the 10 + 10 extremes {shared}")
     apart = true.values.view(-1, 2).sum(1) - pairs.values[:, 0]
     share = apart.abs().mean() / pairs.values.abs().mean()
-    print(f"two left out together differ from the sum of both alone by {share:.0%}")
+    print(f"two left out together differ from the sum of both alone by {100 * share:.0f} %")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def negative_part(squared: bool, decay: float) -> float:
 def main() -> None:
     print("error on the good examples:", ", ".join(f"{n} {e:.3f}" for n, e in toy().items()))
     for squared, name in ((True, "squared error"), (False, "cross entropy")):
-        parts = ", ".join(f"{negative_part(squared, decay):.0%} with penalty {decay}" for decay in (0.0, 0.1))
+        parts = ", ".join(f"{100 * negative_part(squared, decay):.0f} % with penalty {decay}" for decay in (0.0, 0.1))
         print(f"negative eigenvalues, {name}: {parts}")
 
 

@@ -33,9 +33,17 @@ Every message says what was expected, what was found and what to do.
 
 from __future__ import annotations
 
+from lightning_sgdinf.plain_text import printable
+
 
 class SgdInfluenceError(Exception):
-    """Root of all errors this package raises on purpose."""
+    """Root of all errors this package raises on purpose.
+
+    Messages hold texts of others, names of classes, labels, what a log says: shown, they steer no terminal.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigurationError(SgdInfluenceError, ValueError):

@@ -19,6 +19,7 @@ from lightning_sgdinf.baselines import Baseline
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.estimators import DirectEstimator, Estimator
 from lightning_sgdinf.extras import require
+from lightning_sgdinf.plain_text import printable
 from lightning_sgdinf.query import Query, require_query
 from lightning_sgdinf.record import TrajectoryRecorder
 from lightning_sgdinf.replay.recorded_state import RecordedState
@@ -163,7 +164,7 @@ class ScoreOnFitEnd(Callback):
         except Exception as error:  # of whatever code of the user's: training is done, and shall not be lost with it
             self.failure = f"{type(error).__name__}: {error}"
             done = "the fit is not scored" if self.scores is None else "the scores (.scores) are not reported"
-            rank_zero_warn(f"ScoreOnFitEnd: {done}. {self.failure}")
+            rank_zero_warn(printable(f"ScoreOnFitEnd: {done}. {self.failure}"))
 
     def _score(self, trainer: Any, module: Any, recorder: TrajectoryRecorder) -> Scores:
         runner = self._runner or InfluenceRunner(
@@ -186,7 +187,7 @@ class ScoreOnFitEnd(Callback):
             title=title, scores=scores, shown=self._shown, examples=self._examples(module, recorder, scores)
         )
         self.report = report.publish_report(data, folder, trainer.loggers, log=recorder.path)
-        rank_zero_info(f"ScoreOnFitEnd: {' '.join(report.said_first(data))} Report: {self.report}")
+        rank_zero_info(printable(f"ScoreOnFitEnd: {' '.join(report.said_first(data))} Report: {self.report}"))
 
     def _examples(self, module: nn.Module, recorder: TrajectoryRecorder, scores: Scores) -> dict[int, Any]:
         """Render the examples at both ends; none where the data set cannot be looked into."""

@@ -195,7 +195,7 @@ class Scores(_Tables):
             return (f"{len(self)} training examples, ranked by {name}: {most}.",)
         first = (
             f"{len(self)} training examples, by the predicted change of {name} had each been left out: {most}; "
-            f"{float((harm > 0).double().mean()):.0%} are predicted to harm it."
+            f"{100 * float((harm > 0).double().mean()):.0f} % are predicted to harm it."
         )
         return (first, *reach(self, query))
 

@@ -93,6 +93,7 @@ FACES = {
         "CleansingStrategy",
         "combined",
         "CounterfactualRetraining",
+        "default_grid",
         "evaluate_classifier",
         "Evaluation",
         "halve",

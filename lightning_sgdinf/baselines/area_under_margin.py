@@ -71,9 +71,9 @@ class AreaUnderMargin:
         indices = {int(stored[np.abs(stored - at).argmin()]) for at in wanted} if len(stored) else set()
         if len(indices) < 2:
             raise StateNotStoredError(
-                f"AreaUnderMargin: expected two recorded states or more in the last {self.share:.0%} of {end} steps, "
-                f"got {len(indices)}; record with keep='every_step' or another interval, give a larger share, or rank "
-                "by MarginBaseline, which looks at the final model alone"
+                f"AreaUnderMargin: expected two recorded states or more in the last {100 * self.share:.0f} % of {end} "
+                f"steps, got {len(indices)}; record with keep='every_step' or another interval, give a larger share, "
+                "or rank by MarginBaseline, which looks at the final model alone"
             )
         return tuple(sorted(indices))
 

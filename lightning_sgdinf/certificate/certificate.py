@@ -103,7 +103,7 @@ class Certificate:
                 else "That is rounding, in the precision of the run: a replay of the same steps in float64 agrees "
                 "with the differences. InfluenceRunner(precision='64-true') gives scores without it."
             )
-            warnings.append(f"Replay and central differences are {g.relative_error:.0%} apart. {cause}")
+            warnings.append(f"Replay and central differences are {100 * g.relative_error:.0f} % apart. {cause}")
         if (t := self.trust) is not None and t.is_low:
             warnings.append(self._low_trust(t))
         if (a := self.amplification) is not None and a.is_high and (t is None or not t.is_whole):

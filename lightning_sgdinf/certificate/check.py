@@ -104,7 +104,7 @@ class StepReplay:
         return Check(
             name="step replay",
             compared="the state that each step, taken again, leads to against the recorded one",
-            where=f"{count}, {self.bitwise} of them equal to the last digit",
+            where=count if self.bitwise == self.steps else f"{count}, {self.bitwise} of them equal to the last digit",
             precision=self.precision or "the precision of the run",
             deviation=self.largest_deviation,
             unit=f"of what the step moved (step {self.step}, {self.tensor})"

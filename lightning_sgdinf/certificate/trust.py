@@ -133,5 +133,5 @@ class Trust:
 
     def _details(self) -> str:
         slope = "" if self.slope is None else f"; true change per predicted {self.slope:.2g}"
-        signs = "" if self.right_signs is None else f", {self.right_signs:.0%} of signs right"
+        signs = "" if self.right_signs is None else f", {100 * self.right_signs:.0f} % of signs right"
         return slope + signs

@@ -14,6 +14,7 @@ from lightning_sgdinf.cleansing.evaluate import StateEvaluation as StateEvaluati
 from lightning_sgdinf.cleansing.evaluate import evaluate_classifier as evaluate_classifier
 from lightning_sgdinf.cleansing.evaluate import held_out_value as held_out_value
 from lightning_sgdinf.cleansing.evaluate import logits_and_labels as logits_and_labels
+from lightning_sgdinf.cleansing.grid import default_grid as default_grid
 from lightning_sgdinf.cleansing.infeasible import InfeasibleWarning as InfeasibleWarning
 from lightning_sgdinf.cleansing.infeasible import OnExcess as OnExcess
 from lightning_sgdinf.cleansing.infeasible import lost_classes as lost_classes

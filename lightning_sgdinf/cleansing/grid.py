@@ -21,7 +21,12 @@ def checked_grid(grid: Sequence[int] | None) -> tuple[int, ...] | None:
     if grid is None:
         return None
     counts = tuple(grid)
-    if not counts or counts[0] < 1 or any(a >= b for a, b in pairwise(counts)):
+    if not counts:
+        raise ConfigurationError(
+            "grid: expected at least one count to try, got none; leave grid out, or give null, for 3, 10, 30, 100 and "
+            "so on. To change nothing, take TopK(0): cleansing=top_k cleansing.k=0"
+        )
+    if counts[0] < 1 or any(a >= b for a, b in pairwise(counts)):
         raise ConfigurationError(
             f"grid: expected counts that increase from 1 or more, got {counts}; 0 is always tried."
         )

@@ -6,7 +6,6 @@ ranking with the same ones. Here each is trained once and measured on every data
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any, Literal, final
@@ -14,11 +13,12 @@ from typing import Any, Literal, final
 from torch import Tensor
 
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.plain_text import printable_logger
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.updates import Retraining
 
-logger = logging.getLogger(__name__)
+logger = printable_logger(__name__)
 
 Metric = Literal["loss", "error"]
 

@@ -42,7 +42,7 @@ class TopFraction:
         """
         count = count_of(self.fraction, len(scores))
         drop = most_harmful_ids(scores, count, query)
-        reason = f"the {count} most harmful examples, {self.fraction:.3%} of the training set"
+        reason = f"the {count} most harmful examples, {100 * self.fraction:.3f} % of the training set"
         return context.checked(Selection(drop=drop, reason=reason))
 
 

@@ -35,8 +35,8 @@ class Cost:
     def __str__(self) -> str:
         time = "" if self.seconds is None else f", about {self.seconds:.1f} s one after another"
         return (
-            f"{self.shards} of {self.of_shards} shards, {self.visits} example gradients, {self.share:.1%} of training "
-            f"the ensemble{time}"
+            f"{self.shards} of {self.of_shards} shards, {self.visits} example gradients, {100 * self.share:.1f} % of "
+            f"training the ensemble{time}"
         )
 
 

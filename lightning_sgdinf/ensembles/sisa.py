@@ -7,7 +7,6 @@ stage that saw one, and the others stay: bit for bit the ensemble that was train
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,12 +28,13 @@ from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.extras import require
 from lightning_sgdinf.foreign_files import read_document
 from lightning_sgdinf.log.batch_digest import batch_digest
+from lightning_sgdinf.plain_text import printable_logger
 from lightning_sgdinf.query import Query
 from lightning_sgdinf.runner import InfluenceRunner
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.scoring import Method
 
-logger = logging.getLogger(__name__)
+logger = printable_logger(__name__)
 
 _MOST_THREADS = 4096
 _LOOKED_AT = 16  # examples whose content tells one data set from another

@@ -23,7 +23,6 @@ References:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -48,10 +47,11 @@ from lightning_sgdinf.adjoint import (
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError, UnsupportedRunError
 from lightning_sgdinf.estimators.direct import Estimate
 from lightning_sgdinf.log import MicroBatch, Step, Trajectory
+from lightning_sgdinf.plain_text import printable_logger
 from lightning_sgdinf.replay import Objective, OpenedRun, Replayer, rebuild, refuse_changes, stored_at_or_before
 from lightning_sgdinf.state import ModelState
 
-logger = logging.getLogger(__name__)
+logger = printable_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

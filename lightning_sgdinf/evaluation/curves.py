@@ -24,6 +24,8 @@ class CleansingCurve:
         errors: ``[S, M]``: test error of run ``s`` without ``counts[m]`` examples; one run may be given as ``[M]``.
         metric: What the errors are, for the axis.
         percent: The errors are shares, to be shown in percent.
+        chosen: The number that was chosen without looking at these errors, 0 or more, and the mean error there;
+            ``None`` if none was. It need not be one of ``counts``.
 
     Raises:
         ConfigurationError: Shapes that do not fit, or counts that do not increase from 0 or more.
@@ -35,6 +37,7 @@ class CleansingCurve:
     errors: ArrayLike
     metric: str = "test error"
     percent: bool = True
+    chosen: tuple[int, float] | None = None
 
     def __post_init__(self) -> None:
         counts = tuple(int(count) for count in self.counts)
@@ -44,6 +47,10 @@ class CleansingCurve:
         if errors.ndim != 2 or errors.shape[1] != len(counts) or errors.shape[0] == 0:
             raise ConfigurationError(
                 f"errors of {self.method!r}: expected shape [runs, {len(counts)}], got {list(errors.shape)}"
+            )
+        if self.chosen is not None and (self.chosen[0] < 0 or not np.isfinite(self.chosen[1])):
+            raise ConfigurationError(
+                f"chosen of {self.method!r}: expected a number of examples and a finite error, got {self.chosen}"
             )
         if not np.isfinite(errors).all():
             run, column = np.argwhere(~np.isfinite(errors))[0].tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_sgdinf.errors import UnsupportedRunError
+from lightning_sgdinf.plain_text import printable
 
 
 class Diagnostics:
@@ -72,5 +73,5 @@ class Diagnostics:
         if message in self._told:
             return False
         self._told.add(message)
-        rank_zero_warn(message)
+        rank_zero_warn(printable(message))
         return True

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_sgdinf.errors import LogWriteError, SgdInfluenceError, UnsupportedRunError
+from lightning_sgdinf.plain_text import printable
 
 Result = TypeVar("Result")
 Hook = TypeVar("Hook", bound=Callable[..., Any])
@@ -81,12 +82,13 @@ class Guard:
         try:
             work(*args)
         except Exception as error:
-            rank_zero_warn(f"The record of this run could not be finished: {error}")
+            rank_zero_warn(printable(f"The record of this run could not be finished: {error}"))
 
     def _end(self, reason: str, *, told: bool) -> None:
         self._broken = True
         if told:
-            rank_zero_warn(f"{'Recording stops' if self.begun else 'Nothing is recorded'}: {reason}. Training goes on.")
+            what = "Recording stops" if self.begun else "Nothing is recorded"
+            rank_zero_warn(printable(f"{what}: {reason}. Training goes on."))
         if self.stop is not None:
             self.last(self.stop, reason)
 

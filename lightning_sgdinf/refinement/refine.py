@@ -197,8 +197,8 @@ def refine(
     count = int(refinement.verified.sum())
     cost = refinement.steps / max(1, int(plan.cost.sum()))
     note = (
-        f"{count} of {len(scores)} values were measured by training again without the example, at {cost:.0%} of the "
-        "cost of measuring all; the others are estimates."
+        f"{count} of {len(scores)} values were measured by training again without the example, at {100 * cost:.0f} % "
+        "of the cost of measuring all; the others are estimates."
     )
     certificate = scores.certificate
     if certificate is not None:

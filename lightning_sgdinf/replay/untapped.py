@@ -56,8 +56,8 @@ def expect_linear(objective: TrainingStep, step: Step, micro: MicroBatch) -> Non
         _refuse_bent_hooks(objective, step, micro, batch, bent)
         taps = _trace(objective, step, micro, batch, 1.0).taps
         raise UntappedLossError(
-            f"{_pass(step, micro)}: the gradient is not linear in the example weights (by {bent:.1%}): one loss "
-            f"function feeds another, so weights enter twice (tapped: {', '.join(taps)}). {WAYS_OUT}"
+            f"{_pass(step, micro)}: the gradient is not linear in the example weights (by {100 * bent:.1f} %): one "
+            f"loss function feeds another, so weights enter twice (tapped: {', '.join(taps)}). {WAYS_OUT}"
         )
 
 
@@ -101,9 +101,9 @@ def _refuse_bent_hooks(objective: TrainingStep, step: Step, micro: MicroBatch, b
         phase.hooks_act = True
     if without <= TOLERANCE:
         raise UntappedLossError(
-            f"{_pass(step, micro)}: the gradient is not linear in the example weights (by {bent:.1%}), because of "
-            f"a gradient hook on {', '.join(sorted(phase.hooks)[:3])}. Hooks must be linear in the gradient, as a mask "
-            "or a factor is; to clip, use the Trainer's gradient_clip_val and gradient_clip_algorithm."
+            f"{_pass(step, micro)}: the gradient is not linear in the example weights (by {100 * bent:.1f} %), because "
+            f"of a gradient hook on {', '.join(sorted(phase.hooks)[:3])}. Hooks must be linear in the gradient, as a "
+            "mask or a factor is; to clip, use the Trainer's gradient_clip_val and gradient_clip_algorithm."
         )
 
 
@@ -138,8 +138,8 @@ def expect_penalty(
     if not untapped <= TOLERANCE:
         seen = ", ".join(sorted(set(names)))
         raise UntappedLossError(
-            f"{_pass(step, micro)}: {untapped:.1%} of the gradient comes from a term of the loss that depends on the "
-            f"data but not on the weights of its {count} examples, which enter at {seen}. {WAYS_OUT}"
+            f"{_pass(step, micro)}: {100 * untapped:.1f} % of the gradient comes from a term of the loss that depends "
+            f"on the data but not on the weights of its {count} examples, which enter at {seen}. {WAYS_OUT}"
         )
 
 

@@ -70,6 +70,11 @@ def cleansing_curves(data: ReportData) -> Figure:
         axes.plot(curve.counts, scale * curve.mean, **look, markersize=4, linewidth=1.6, label=name)
         if curve.runs > 1:
             axes.fill_between(curve.counts, scale * low, scale * high, color=look["color"], alpha=0.1, linewidth=0)
+        if curve.chosen is not None:
+            count, error = curve.chosen
+            ring: dict[str, Any] = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "linestyle": "none"}
+            label = f"chosen without looking here: {count:,} left out"
+            axes.plot([count], [scale * error], **ring, color=INK, markeredgewidth=1.4, label=label, zorder=5)
     starts = [curve.mean[0] for curve in data.curves if curve.counts[0] == 0]
     if starts:
         axes.axhline(scale * float(np.mean(starts)), color=MUTED, linewidth=1, linestyle="--", label="nothing left out")

@@ -173,6 +173,8 @@ def _effect(data: ReportData, drawn: Mapping[str, str]) -> tuple[str, ...]:
         content.append(fragments.table(tables.before_after_table(data)))
     if data.curves:
         caption = "Re-trained without the examples each method ranks most harmful."
+        if any(curve.chosen is not None for curve in data.curves):
+            caption += " The ring: the number that was chosen on held-out data, before this curve was drawn."
         alternative = f"Curves of {data.curves[0].metric} against the number of examples left out, per method"
         charts.append(fragments.chart(drawn["cleansing-curves"], caption, alternative))
         content.append(fragments.folded("Every point of the curves", fragments.table(tables.curve_table(data))))

@@ -5,13 +5,13 @@ Nothing of TensorBoard is imported: Lightning's logger brings a writer along.
 
 from __future__ import annotations
 
-import html
 import io
 import re
 from typing import Any
 
 import numpy as np
 
+from lightning_sgdinf import plain_text
 from lightning_sgdinf.extras import require
 from lightning_sgdinf.report.brief import answer
 from lightning_sgdinf.report.drawn import DrawnReport
@@ -41,9 +41,9 @@ def log_to_tensorboard(report: DrawnReport, logger: Any) -> None:
         for count, error in zip(curve.counts, curve.mean, strict=True):
             writer.add_scalar(f"report/curve/{_tag(tag)}", float(error), global_step=count)
     said = [
-        f"**{_plain(answer(data))}**",
-        *map(_plain, said_of_trust(data)),
-        *(f"Warning: {_plain(warning)}" for warning in data.all_warnings),
+        f"**{plain_text.markdown(answer(data))}**",
+        *map(plain_text.markdown, said_of_trust(data)),
+        *(f"Warning: {plain_text.markdown(warning)}" for warning in data.all_warnings),
     ]
     writer.add_text("report/result", "\n\n".join(said))
     ranking = report.extremes.table
@@ -69,21 +69,8 @@ def log_merged_to_tensorboard(merged: ResultPage, logger: Any, *, curves: Curves
 
 def markdown(table: Table) -> str:
     """Return a table in Markdown, under its caption; text in it stays text."""
-    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-    cells = (" | ".join(_cell(cell) for cell in line) for line in lines)
-    return "\n".join((_plain(table.caption), "", *(f"| {line} |" for line in cells)))
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else _plain(str(value))
-
-
-def _plain(text: str) -> str:
-    """Return text without markup of HTML or Markdown and without line ends."""
-    safe = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", safe)
+    rows = ([f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row] for row in table.rows)
+    return f"{plain_text.markdown(table.caption)}\n\n{plain_text.markdown_table((table.columns, *rows))}"
 
 
 def _tag(text: str) -> str:

@@ -12,6 +12,8 @@ from lightning_sgdinf.atomic_write import locked, replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.foreign_files import read_document
 
+_SHOWN = {"trainer.enable_progress_bar"}
+"""Settings that an earlier release pinned though they change no result."""
 Json = Any
 """A value that JSON can hold."""
 
@@ -101,9 +103,9 @@ def check_settings(
     Raises:
         ConfigurationError: They differ; names the first that do.
     """
-    if written == settings:
+    old, new = ({k: v for k, v in flatten(one).items() if k not in _SHOWN} for one in (written, settings))
+    if old == new:
         return
-    old, new = flatten(written), flatten(settings)
     pairs = {key: (old.get(key, "nothing"), new.get(key, "nothing")) for key in {**old, **new}}
     differing = "; ".join(f"{key}: {a} there, {b} now" for key, (a, b) in pairs.items() if a != b)
     raise ConfigurationError(

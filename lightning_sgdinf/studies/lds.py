@@ -6,7 +6,6 @@ validation examples, and correlates it with the sums of the examples' scores.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,17 +18,19 @@ import numpy as np
 from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
 from lightning_sgdinf.evaluation import datamodelling_score, random_subsets
+from lightning_sgdinf.plain_text import markdown_table, printable_logger
 from lightning_sgdinf.query import ExampleLoss
 from lightning_sgdinf.record import TrajectoryRecorder
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.studies.cache import check_settings, load_or_compute, read_json
 from lightning_sgdinf.studies.console import Console, Table, plain
+from lightning_sgdinf.studies.definitions import pin_definitions
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts
 from lightning_sgdinf.truth import Truth
 from lightning_sgdinf.zoo import ImageData
 
 PAGE = "table.md"
-logger = logging.getLogger(__name__)
+logger = printable_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,9 @@ class LdsJob:
         data, file = parts.dataset, parts.folder / f"{model}_{optimizer}_{parts.seed}.json"
         settings = self._settings(parts, data)
         about = {"model": model, "optimizer": optimizer, "seed": parts.seed, "settings": settings}
+        # Beside the cells, which are all files that end in .json; seeds share it.
+        definitions = parts.folder / f"{model}_{optimizer}.definitions"
+        pin_definitions(definitions, parts, {"methods": self.methods})
         cell = load_or_compute(file, lambda: about | self._cell(parts, data))
         check_settings(file, cell["settings"], settings)
         page = parts.folder / PAGE
@@ -171,8 +175,8 @@ def markdown(cells: Sequence[Mapping[str, Any]]) -> str:
     for removal in dict.fromkeys(name for cell in cells for name in cell["scores"]):
         methods = list(dict.fromkeys(m for cell in cells for m in cell["scores"].get(removal, {})))
         about = next(c["settings"]["removals"][removal] for c in cells if removal in c["settings"]["removals"])
-        title = f"{removal}: {float(about['part']):.0%} left out, divisor {about.get('divisor', 'kept')}"
-        rows = [[title, *(f"{m}, {o}" for m, o in columns)], ["---"] * (1 + len(columns))]
+        title = f"{removal}: {100 * float(about['part']):.0f} % left out, divisor {about.get('divisor', 'kept')}"
+        rows = [[title, *(f"{m}, {o}" for m, o in columns)]]
         for method in methods:
             row = [method]
             for column in columns:
@@ -181,10 +185,10 @@ def markdown(cells: Sequence[Mapping[str, Any]]) -> str:
             rows.append(row)
         rows.append(["seeds", *(str(sum(_column(c) == column for c in cells)) for column in columns)])
         errors = [np.mean([c["validation_error"] for c in cells if _column(c) == column]) for column in columns]
-        rows.append(["validation error", *(f"{error:.1%}" for error in errors)])
+        rows.append(["validation error", *(f"{100 * error:.1f} %" for error in errors)])
         factors = [[f for c in cells if _column(c) == column and (f := c.get("amplification"))] for column in columns]
         rows.append(["amplification", *(f"{np.mean(own):.1f}" if own else "" for own in factors)])
-        parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
+        parts.append(markdown_table(rows))
     return "\n\n".join(parts) + "\n"
 
 

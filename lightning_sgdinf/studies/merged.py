@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
 from lightning_sgdinf.foreign_files import read_arrays
-from lightning_sgdinf.plain_text import printable
+from lightning_sgdinf.plain_text import printable, printable_logger
 from lightning_sgdinf.report import Bars, Example, Merged, Panel, Sheet, log_merged, write_merged
 from lightning_sgdinf.studies import merged_tables, summary
 from lightning_sgdinf.studies.cache import flatten
@@ -21,7 +20,7 @@ from lightning_sgdinf.studies.results import FILE, RunResults
 
 FOLDER = "merged"
 _HUGE = 1e100
-logger = logging.getLogger(__name__)
+logger = printable_logger(__name__)
 
 Cells = Mapping[str, Sequence[RunResults]]
 """Runs by the name of their cell, repeats by seed."""

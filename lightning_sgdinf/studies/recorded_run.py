@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,12 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_sgdinf.errors import LogError
 from lightning_sgdinf.log import RunLog, state_checksum
+from lightning_sgdinf.plain_text import printable_logger
 from lightning_sgdinf.record import TrajectoryRecorder
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.studies.cache import load_or_compute, read_json
 from lightning_sgdinf.zoo import Classifier, ImageData, VectorData
 
-logger = logging.getLogger(__name__)
+logger = printable_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,12 @@ from lightning_sgdinf.selection import Selection
 
 
 def removal_curves(
-    scores: Mapping[str, Scores], measure: Callable[[Selection], float], counts: Sequence[int], **labels: Any
+    scores: Mapping[str, Scores],
+    measure: Callable[[Selection], float],
+    counts: Sequence[int],
+    *,
+    chosen: Selection,
+    **labels: Any,
 ) -> tuple[CleansingCurve, ...]:
     """Return a curve per method; a number of examples without which training diverges is no point of it.
 
@@ -21,6 +26,7 @@ def removal_curves(
         scores: By name of the method.
         measure: After training again with a selection.
         counts: Numbers of examples to leave out; none for no curves.
+        chosen: What was chosen by the first ranking, for its curve to mark; nothing is marked if it has new labels.
         **labels: Further arguments of `CleansingCurve`.
     """
     curves = []
@@ -31,5 +37,8 @@ def removal_curves(
             for count in (0, *counts)
         }
         known = {count: value for count, value in tried.items() if value is not None}
-        curves.append(CleansingCurve(method=method, counts=tuple(known), errors=list(known.values()), **labels))
+        marked = None if curves or chosen.relabel else (len(chosen), measure(chosen))
+        curves.append(
+            CleansingCurve(method=method, counts=tuple(known), errors=list(known.values()), chosen=marked, **labels)
+        )
     return tuple(curves)

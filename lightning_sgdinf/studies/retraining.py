@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import nn
+from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from lightning_sgdinf.updates import FreshTraining, ModelUpdate
+from lightning_sgdinf.cleansing import default_grid
+from lightning_sgdinf.selection import Selection
+from lightning_sgdinf.updates import FreshTraining, ModelUpdate, Retraining
 
 
 @dataclass(frozen=True)
@@ -32,3 +38,42 @@ def model_update(retrain: Retrain, fit: Callable[[Any], nn.Module]) -> ModelUpda
         fit: Trains a new model on a data set, as the study trains.
     """
     return FreshTraining(fit) if isinstance(retrain, Scratch) else retrain
+
+
+@contextmanager
+def shown(retraining: Retraining, *, most: int | None, progress: bool) -> Iterator[Retraining]:
+    """Show a progress bar over trainings, with the time left, on standard error.
+
+    Args:
+        retraining: How to train again.
+        most: The number of trainings at most; ``None`` if nobody knows it.
+        progress: Show it.
+    """
+    if not progress:
+        yield retraining
+        return
+    look: dict[str, Any] = {"unit": " trainings", "dynamic_ncols": True, "file": sys.stderr, "leave": False}
+    said = "training again" if most is None else "training again, at most"
+    with logging_redirect_tqdm(), tqdm(total=most, desc=said, **look) as bar:
+
+        def counted(selection: Selection) -> Any:
+            result = retraining(selection)
+            bar.update()
+            return result
+
+        yield counted
+
+
+def trainings_at_most(strategy: object, counts: int, methods: int, total: int) -> int | None:
+    """Return how many times a cleansing job trains again at most; ``None`` if its strategy does not say.
+
+    Args:
+        strategy: One that tries the counts of a grid, or leaves out a number that is given.
+        counts: Numbers of examples on each curve.
+        methods: Number of curves.
+        total: Number of training examples.
+    """
+    if not hasattr(strategy, "grid"):
+        return None
+    grid = default_grid(total) if strategy.grid is None else strategy.grid
+    return 1 + len(grid) + counts * methods  # with nothing left out, for the choice, for the curves

@@ -8,7 +8,6 @@ and how far they are from the exact answer.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,17 +25,19 @@ from lightning_sgdinf import random_state
 from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.ensembles import Aggregation, Sisa, aggregate
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
+from lightning_sgdinf.plain_text import markdown_table, printable_logger
 from lightning_sgdinf.record import TrajectoryRecorder
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.studies.cache import load_or_compute, pin_settings, read_json
 from lightning_sgdinf.studies.console import Console, Table, plain
+from lightning_sgdinf.studies.definitions import pin_definitions
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts
 from lightning_sgdinf.updates import CounterfactualReplay, ExtrapolatedReplay, ModelUpdate, load_state
 from lightning_sgdinf.zoo import ImageData
 
 PAGE = "table.md"
-logger = logging.getLogger(__name__)
+logger = printable_logger(__name__)
 _WAYS: tuple[Aggregation, ...] = ("majority", "mean_softmax", "mean_logits")
 
 
@@ -99,6 +100,7 @@ class SisaJob:
             raise ConfigurationError(f"dataset: expected images, got {type(data).__name__}")
         folder, seed = parts.folder, parts.seed
         pin_settings(folder / "settings.json", self._settings(parts, data))
+        pin_definitions(folder / "definitions.json", parts, {})
         forgotten = _random_ids(len(data.train_set), max(1, round(self.part * len(data.train_set))), seed + 1)
         load_or_compute(folder / f"model_{seed}.json", lambda: self._one_model(parts, data, forgotten))
         cell: dict[str, Any] = {}
@@ -212,7 +214,7 @@ def markdown(ensembles: Sequence[Mapping[str, Any]], models: Sequence[Mapping[st
         "bit for bit",
         "seeds",
     ]
-    rows = [head, ["---"] * len(head)]
+    rows = [head]
     for shards, slices in dict.fromkeys((c["shards"], c["slices"]) for c in ensembles):
         own = [c for c in ensembles if (c["shards"], c["slices"]) == (shards, slices)]
         accuracies = [_mean([c["accuracy"][way] for c in own]) for way in ("one", *_WAYS)]
@@ -221,14 +223,14 @@ def markdown(ensembles: Sequence[Mapping[str, Any]], models: Sequence[Mapping[st
         row = [str(shards), str(slices), *accuracies, cost, f"{own[0]['formula']:.3f}"]
         rows.append([*row, _mean([c["cost_of_part"] for c in own]), exact, str(len(own))])
     head = ["one model", "accuracy", "cost", "seconds", "divergence from exact", "seeds"]
-    others = [head, ["---"] * len(head)]
+    others = [head]
     for name in dict.fromkeys(name for model in models for name in model["updates"]):
         own = [m["updates"][name] for m in models if name in m["updates"]]
         done = [u for u in own if "refused" not in u]
         refused = f"refused for {len(own) - len(done)}" if len(done) < len(own) else ""
         keys = ("accuracy", "cost", "seconds", "divergence")
         others.append([name, *(_mean([u[key] for u in done]) for key in keys), f"{len(done)} {refused}".strip()])
-    return "\n\n".join("\n".join("| " + " | ".join(row) + " |" for row in table) for table in (rows, others)) + "\n"
+    return f"{markdown_table(rows)}\n\n{markdown_table(others)}\n"
 
 
 def _epochs(parts: Parts) -> int:

@@ -7,6 +7,6 @@ from collections.abc import Collection
 
 
 def suggestion(name: str, known: Collection[str]) -> str:
-    """Return ``"; did you mean 'lr'?"``, or nothing if no known name is near."""
+    """Return the end of a sentence on an unknown name: ``"; did you mean 'lr'?"``, or a full stop if none is near."""
     near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {near[0]!r}?" if near else "."

@@ -9,19 +9,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.foreign_files import read_document
-from lightning_sgdinf.plain_text import csv_cell, encodable
+from lightning_sgdinf.plain_text import csv_cell, encodable, printable_logger
 
 ROW = "summary.json"
 TABLE = "summary.csv"
 
-logger = logging.getLogger(__name__)
+logger = printable_logger(__name__)
 
 Cell = str | int | float | bool | None
 

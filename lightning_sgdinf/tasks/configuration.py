@@ -9,7 +9,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
@@ -24,6 +23,8 @@ from lightning_sgdinf.studies.job import main_groups
 from lightning_sgdinf.studies.module_run import is_data_module, is_lightning_module
 from lightning_sgdinf.studies.recorded_run import classifier_training
 from lightning_sgdinf.studies.suggestion import suggestion
+from lightning_sgdinf.tasks.optimizers import check_module_optimizer, check_optimizer
+from lightning_sgdinf.tasks.refusals import refuse_no_steps
 from lightning_sgdinf.tasks.validation import TARGET, check_targets
 from lightning_sgdinf.zoo import ImageData, VectorData
 
@@ -97,6 +98,7 @@ def checked(config: DictConfig) -> DictConfig:
         first_line = str(error).splitlines()[0]
         raise ConfigurationError(f"{getattr(error, 'full_key', None) or 'configuration'}: {first_line}") from error
     check_targets(plain)
+    refuse_no_steps(plain["trainer"])
     assert isinstance(typed, DictConfig)
     return typed
 
@@ -151,7 +153,7 @@ def make_pipeline(config: DictConfig, choices: Mapping[str, str]) -> PipelinePar
     """
     network = build(config.model, "model")
     optimizer = build(config.optimizer, "optimizer")
-    _check_optimizer(optimizer)
+    check_optimizer(optimizer)
     data = build(config.dataset, "dataset")
     if not isinstance(data, (ImageData, VectorData)):
         raise ConfigurationError(_no_network_for(data, config))
@@ -202,8 +204,8 @@ def make_module_parts(config: DictConfig, choices: Mapping[str, str]) -> ModuleP
             )
         return model
 
-    with random_state.preserved():
-        new_model()  # what is wrong with its arguments is said before anything begins
+    with random_state.preserved():  # what is wrong with its arguments is said before anything begins
+        check_module_optimizer(new_model(), config.model)
     return ModuleParts(
         training=Training(seed=config.seed, new_model=new_model, new_trainer=_trainer_of(config)),
         data=data,
@@ -251,18 +253,6 @@ def _sweep_folder() -> str | None:
 
 
 OmegaConf.register_new_resolver("sweep_folder", _sweep_folder, replace=True)
-
-
-def _check_optimizer(optimizer: Callable[..., Any]) -> None:
-    """Make an optimizer of one number, to hear what it says of its settings before anything is trained.
-
-    Raises:
-        ConfigurationError: It refused them.
-    """
-    try:
-        optimizer([torch.nn.Parameter(torch.zeros(1))])
-    except Exception as error:  # whatever an optimizer of the caller's says
-        raise ConfigurationError(f"optimizer: {error}") from error
 
 
 def _no_network_for(data: Any, config: DictConfig) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -31,7 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lightning_sgdinf.errors import SgdInfluenceError
-from lightning_sgdinf.plain_text import printable
+from lightning_sgdinf.plain_text import printable, printable_logger
 from lightning_sgdinf.renamed import warn_renamed
 from lightning_sgdinf.report import finish_run
 from lightning_sgdinf.studies import run_module, run_pipeline, summary
@@ -49,11 +50,12 @@ from lightning_sgdinf.tasks.configuration import (
     make_pipeline,
 )
 from lightning_sgdinf.tasks.console import print_module_outcome, print_outcome
+from lightning_sgdinf.tasks.overrides import explained
 from lightning_sgdinf.tasks.progress import JobProgress
 from lightning_sgdinf.tasks.project import init
 from lightning_sgdinf.tasks.refusals import refuse_ignored_groups, refuse_processes_in_a_sweep
 
-logger = logging.getLogger(__name__)
+logger = printable_logger(__name__)
 UNWRITABLE: Mapping[int | None, str] = {
     errno.EROFS: "; give an output_dir that can be written to",
     errno.EACCES: "; give an output_dir that can be written to",
@@ -63,6 +65,8 @@ UNWRITABLE: Mapping[int | None, str] = {
 """Advice on a folder that takes no file, by the number of the system's error."""
 RENAMED_EXPERIMENTS: Mapping[str, str] = {"lie": "agreement"}
 """Old names of files in ``conf/experiment``, kept for one release."""
+_RAISES = "HYDRA_FULL_ERROR"
+"""The variable of the environment by which Hydra raises an error in place of printing it."""
 _SHOWS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}
 """Options that print something and do nothing."""
 
@@ -198,4 +202,19 @@ def main() -> None:
         sys.path.insert(0, here)  # modules of the caller's, beside the configuration that names them
     if any(argument in _SHOWS for argument in sys.argv[1:]) and hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever pipes a text into `head` has read enough
-    _job()
+    if _RAISES in os.environ:
+        _job()
+        return
+    os.environ[_RAISES] = "1"
+    try:
+        _job()
+    except CompactHydraException as error:
+        said = (
+            str(error)
+            if isinstance(error, JobRefused)
+            else f"ConfigurationError: {explained(error, sys.argv[1:], conf_dir())}"
+        )
+        print(printable(said), file=sys.stderr)
+        raise SystemExit(1) from error
+    finally:
+        del os.environ[_RAISES]

@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from omegaconf import DictConfig
 
 from lightning_sgdinf.errors import ConfigurationError
 
+NO_STEPS: Mapping[str, str] = {
+    "max_epochs": "set it to 1 or more",
+    "max_steps": "set it to 1 or more, or to -1 to stop by trainer.max_epochs",
+    "limit_train_batches": "set it to 1 or more batches, to a part of them in (0, 1], or leave it out",
+}
+"""Settings of the Trainer under which, at 0, no step is taken, and what to set."""
 STARTS_PROCESSES = ("ddp", "fsdp", "deepspeed")
 """Beginnings of the names of Lightning's strategies that start the command once per device ..."""
 STARTS_NONE = ("spawn", "fork", "notebook")
 """... but for those of them whose names end like this."""
+
+
+def refuse_no_steps(trainer: Mapping[str, Any]) -> None:
+    """Refuse a training without a step: it leaves nothing to rank by.
+
+    Args:
+        trainer: The arguments of the Trainer.
+
+    Raises:
+        ConfigurationError: Names the key that leads to it, and what to set.
+    """
+    for key, instead in NO_STEPS.items():
+        value = trainer.get(key)
+        if isinstance(value, (int, float)) and value == 0:
+            raise ConfigurationError(f"trainer.{key}={value}: no step is taken, so there is nothing to rank; {instead}")
+    if trainer.get("fast_dev_run"):
+        raise ConfigurationError(
+            f"trainer.fast_dev_run={trainer['fast_dev_run']}: nothing is recorded then, so there is nothing to rank; "
+            "for a quick try set trainer.max_epochs=1"
+        )
 
 
 def refuse_processes_in_a_sweep(config: DictConfig) -> None:

@@ -53,13 +53,13 @@ def _check_call(config: Mapping[str, Any], where: str) -> None:
         target: Callable[..., Any] = get_object(name)
     except Exception as error:  # whatever importing a third-party module raises
         raise ConfigurationError(f"{where}: cannot import {name!r} ({error}); correct {where}.{TARGET}") from error
-    parameters = _parameters(target)
+    parameters = arguments_of(target)
     given = [key for key in config if key not in OF_HYDRA]
     for key in given:
         if key not in parameters and not _takes_any(target):
             raise ConfigurationError(
                 f"{where}.{key}: {name} has no argument {key!r}{suggestion(key, parameters)} It takes: "
-                f"{', '.join(parameters) or 'none'}."
+                f"{', '.join(parameters) or 'none'}. ~{where}.{key} takes it out."
             )
     if not config.get("_partial_"):
         missing = [key for key, p in parameters.items() if p.default is p.empty and key not in given]
@@ -82,7 +82,8 @@ def _signature(target: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(lambda *args, **kwargs: None)
 
 
-def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def arguments_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the arguments that a class or function takes by name."""
     return {
         name: parameter
         for name, parameter in _signature(target).parameters.items()

@@ -50,8 +50,8 @@ class Forgotten:
         if before <= self.accuracy:
             raise ConfigurationError(
                 f"expected a set that the model knows, got one of {len(ids)} examples of which it classifies "
-                f"{before:.1%} as labelled: they count as forgotten already (at most {self.accuracy:.1%}). Check the "
-                "ids; CounterfactualReplay gives the run without them all the same."
+                f"{100 * before:.1f} % as labelled: they count as forgotten already (at most {100 * self.accuracy:.1f} "
+                "%). Check the ids; CounterfactualReplay gives the run without them all the same."
             )
         return watched
 

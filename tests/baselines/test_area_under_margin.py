@@ -103,7 +103,7 @@ def test_states_are_stored_ones_of_the_share(length: int, stored: set[int], stat
 def test_too_few_states_are_refused_with_the_way_out() -> None:
     run, _ = recorded([0, 30, 75])
     assert AreaUnderMargin(share=0.7).state_indices(run) == (30, 75)
-    with pytest.raises(StateNotStoredError, match=r"the last 30% of 75 steps, got 1; record with keep='every_step'"):
+    with pytest.raises(StateNotStoredError, match=r"the last 30 % of 75 steps, got 1; record with keep='every_step'"):
         rank(AreaUnderMargin(), record=run)
 
 

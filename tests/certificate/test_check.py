@@ -82,5 +82,5 @@ def test_certificates_of_earlier_files_are_read() -> None:
     }  # fmt: skip
     replay, gradient = Certificate.from_json(kept).summary()
     assert replay.startswith("Step replay passed: ")
-    assert "5 steps, 5 of them equal to the last digit, in the precision of the run; equal to the last digit" in replay
+    assert "5 steps, in the precision of the run; equal to the last digit" in replay
     assert "1 example, steps 2 on" in gradient

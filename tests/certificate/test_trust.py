@@ -34,7 +34,7 @@ def test_the_whole_run_gives_a_figure_with_its_interval_and_its_cost() -> None:
     assert WHOLE.headline == 0.97
     assert WHOLE.sentence() == (
         "Trust 0.97 (95 % interval 0.94 to 0.99): predicted and true changes over all 100 examples, by 3 examples "
-        "really left out of the whole run (300 steps); true change per predicted 1.1, 100% of signs right."
+        "really left out of the whole run (300 steps); true change per predicted 1.1, 100 % of signs right."
     )
     assert WHOLE.cost() == "Leaving out took 1.5 s and about 5 MiB, 3 models at once."
 

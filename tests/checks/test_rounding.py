@@ -179,7 +179,7 @@ def test_what_mixed_precision_does_to_the_check_is_said(tmp_path: Path) -> None:
     assert certificate.gradient_check is not None
     assert certificate.gradient_check.precision == "float32"
     coarse = replace(certificate, gradient_check=replace(certificate.gradient_check, relative_error=0.03))
-    assert any("3% apart. The run cannot be taken again in float64 (mixed precision" in w for w in coarse.warnings)
+    assert any("3 % apart. The run cannot be taken again in float64 (mixed precision" in w for w in coarse.warnings)
 
 
 class Instances(Attentive):

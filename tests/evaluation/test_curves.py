@@ -10,6 +10,7 @@ from lightning_sgdinf.evaluation import CleansingCurve
 def test_mean_and_interval_over_runs() -> None:
     curve = CleansingCurve(method="a", counts=(0, 10), errors=[[0.1, 0.4], [0.2, 0.4], [0.3, 0.4]])
     assert curve.runs == 3
+    assert curve.chosen is None
     assert curve.mean == pytest.approx([0.2, 0.4])
     low, high = curve.interval()
     half = (
@@ -58,3 +59,9 @@ def test_what_does_not_fit_is_refused(counts, errors, message: str) -> None:
 def test_an_error_that_is_not_finite_is_named() -> None:
     with pytest.raises(NonFiniteError, match="run 1 without 7 examples"):
         CleansingCurve(method="a", counts=(0, 7), errors=[[0, 0], [0, float("nan")]])
+
+
+@pytest.mark.parametrize("chosen", [(-1, 0.1), (3, float("nan"))])
+def test_a_choice_is_a_number_and_a_finite_error(chosen: tuple[int, float]) -> None:
+    with pytest.raises(ConfigurationError, match="chosen of 'a'"):
+        CleansingCurve(method="a", counts=(0, 7), errors=[0.1, 0.2], chosen=chosen)

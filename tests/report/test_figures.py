@@ -91,6 +91,16 @@ def test_an_axis_that_does_not_begin_at_zero_says_so(bare: ReportData) -> None:
     assert axes.get_ylim()[0] == 0
 
 
+def test_the_number_that_was_chosen_is_marked(bare: ReportData) -> None:
+    for chosen in ((3, 0.15), (0, 0.2)):
+        curve = CleansingCurve(method="a", counts=(0, 2, 4), errors=[0.2, 0.1, 0.3], chosen=chosen)
+        data = dataclasses.replace(bare, curves=(curve, dataclasses.replace(curve, method="b", chosen=None)))
+        (axes,) = figures.cleansing_curves(data).axes
+        (ring,) = [line for line in axes.lines if "chosen" in str(line.get_label())]
+        assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (chosen[0], pytest.approx(100 * chosen[1]))
+        assert f"{chosen[0]} left out" in ring.get_label()
+
+
 def test_curves_of_another_metric_are_not_in_percent(bare: ReportData) -> None:
     curve = CleansingCurve(method="a", counts=(1, 2), errors=[3.0, 2.0], metric="loss", percent=False)
     (axes,) = figures.cleansing_curves(dataclasses.replace(bare, curves=(curve,))).axes

@@ -5,13 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import re
+import traceback
 import xml.etree.ElementTree
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import lightning_sgdinf
+from lightning_sgdinf import errors
+from lightning_sgdinf.plain_text import markdown_table, printable_logger
+from lightning_sgdinf.record.diagnostics import Diagnostics
+from lightning_sgdinf.record.guard import Guard
 from lightning_sgdinf.report import ReportData, fragments
 from lightning_sgdinf.report.drawn import DrawnReport
 from lightning_sgdinf.report.sinks import _write
@@ -95,6 +102,69 @@ def test_tables(written: Written, tmp_path: Path) -> None:
         lines = markdown(table).splitlines()[2:]
         assert all(re.fullmatch(r"\|.*\|", line) for line in lines)
         assert "<" not in "".join(lines)
+
+
+def test_markdown(markdown_parser: Any) -> None:
+    """Read back by a parser of Markdown, a table has the cells it was given, and no markup or HTML of theirs."""
+    given = [["a|b", "\\| \\", HOSTILE], ["*x* _y_ __z__ [l](http://x) `c` ~~s~~ #", None, "two\nlines|"]]
+    tokens = markdown_parser.parse(markdown_table([["one", "two", "three"], *given]))
+    cells = [token for token in tokens if token.type == "inline"]
+    assert len(cells) == 9
+    assert {child.type for cell in cells for child in cell.children} <= {"text", "text_special"}
+    read = ["".join(child.content for child in cell.children) for cell in cells[3:]]
+    assert read[:2] == ["a|b", "\\| \\"]
+    assert read[3:] == ["*x* _y_ __z__ [l](http://x) `c` ~~s~~ #", "", "two lines|"]
+    assert "1+1" in read[2]
+    assert not STEERING.search(read[2])
+
+
+@pytest.fixture
+def markdown_parser() -> Any:
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"html": True})
+    return parser.enable(["table", "strikethrough"])
+
+
+def test_log_lines(caplog: pytest.LogCaptureFixture) -> None:
+    log = printable_logger("lightning_sgdinf.of_this_test")
+    with caplog.at_level("INFO"):
+        log.info("%s: %d of %s", HOSTILE, 3, Path(f"x{ESCAPE}"))
+        log.warning(HOSTILE)
+    assert len(caplog.messages) == 2
+    assert all("1+1" in said for said in caplog.messages)
+    assert not any(STEERING.search(said) for said in caplog.messages)
+
+
+def test_every_logger_of_the_package_is_such_a_one() -> None:
+    root = Path(lightning_sgdinf.__file__).parent
+    files = {file.relative_to(root).as_posix(): file.read_text() for file in root.rglob("*.py")}
+    made = {name: re.findall(r"getLogger\((.*?)\)", text) for name, text in files.items()}
+    assert sum(map(len, made.values())) > 2, "the test is degenerate"
+    own = {name: of for name, of in made.items() if set(of) - {'"lightning.pytorch"'}}
+    assert own == {"plain_text.py": ["name"]}
+
+
+ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_errors(kind: type[Exception]) -> None:
+    error = kind(HOSTILE)
+    for shown in (str(error), "".join(traceback.format_exception(error))):
+        assert "1+1" in shown
+        assert not STEERING.search(shown)
+    assert error.args == (HOSTILE,)
+
+
+def test_warnings_of_the_recorder() -> None:
+    def fail(text: str) -> None:
+        raise ValueError(text)
+
+    guard = Guard(strict=False)
+    says = (Diagnostics(strict=False).remark, lambda text: guard.run(fail, text), lambda text: guard.last(fail, text))
+    for say in says:
+        with pytest.warns(UserWarning, match="1.1") as told:
+            say(HOSTILE)
+        assert not STEERING.search(str(told[0].message))
 
 
 def test_parquet(written: Written, tmp_path: Path) -> None:

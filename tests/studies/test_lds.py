@@ -118,11 +118,11 @@ def test_the_table_has_means_over_seeds() -> None:
     adamw = {**cell(0, 0.25, 0.1), "optimizer": "adamw", "amplification": None}
     page = markdown([cell(0, 0.5, 0.03), cell(1, 0.7, 0.04), adamw])
     assert page.splitlines() == [
-        "| half: 50% left out, divisor kept | mlp, sgd | mlp, adamw |",
+        "| half: 50 % left out, divisor kept | mlp, sgd | mlp, adamw |",
         "| --- | --- | --- |",
         "| exact | 0.60 ± 0.03 | 0.25 ± 0.10 |",
         "| seeds | 2 | 1 |",
-        "| validation error | 15.0% | 10.0% |",
+        "| validation error | 15.0 % | 10.0 % |",
         "| amplification | 2.5 |  |",
     ]
 

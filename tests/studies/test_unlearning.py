@@ -93,6 +93,8 @@ def test_what_is_there_is_not_computed_again(
     assert str(value)[:10] in numbers
     with pytest.raises(ConfigurationError, match="other settings"):
         job(forget=ForgetClass(4), cosine=True).run(given)
+    with pytest.raises(ConfigurationError, match=r"epochs=1.* there, .*epochs=2.* now.*another name than replay_1"):
+        job(methods={**methods, "replay_1": CounterfactualReplay(2)}, cosine=True).run(given)
     assert not (folder / "seed_0" / "run.tlog").exists()
 
 

@@ -192,6 +192,16 @@ def test_a_folder_of_ones_own_is_written_and_runs(
         ([*OWN, "model._target_=cellar.Qality"], "model: cannot import 'cellar.Qality'"),
         ([*OWN, "optimizer.lr=-1"], "optimizer.lr=-1: this experiment does not read optimizer"),
         (["optimizer.lr=-1"], "optimizer: .*Invalid learning rate: -1"),
+        (
+            [*OWN, "model.lr=-1"],
+            r"Error: model.lr=-1: Quality.configure_optimizers: Invalid learning rate",
+        ),
+        ([*OWN, "cleansing.grid=[]"], "cleansing: grid: expected at least one count to try, got none; leave grid out"),
+        ([*OWN, "trainer.max_epochs=0"], "trainer.max_epochs=0: no step is taken, .*; set it to 1 or more"),
+        (["+trainer.max_steps=0"], "trainer.max_steps=0: no step is taken, .* or to -1 to stop by trainer.max_epochs"),
+        (["+trainer.limit_train_batches=0.0"], "trainer.limit_train_batches=0.0: no step .*a part of them in .0, 1."),
+        (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run=True: nothing is recorded then"),
+        (["experiment=unlearning", "trainer.max_epochs=0"], "trainer.max_epochs=0: no step is taken"),
     ],
 )
 def test_what_is_missing_is_said_before_anything_is_trained(
@@ -202,7 +212,7 @@ def test_what_is_missing_is_said_before_anything_is_trained(
     message: str,
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        run(monkeypatch, *arguments, *QUICK)
+        run(monkeypatch, *arguments, *QUICK[1:])  # no case gets as far as a first epoch
     assert ended.value.code == 1
     assert re.search(message, capsys.readouterr().err)
     assert not (cellar / "out" / "run.tlog").exists()

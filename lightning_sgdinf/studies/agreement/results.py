@@ -13,7 +13,7 @@ import numpy as np
 
 from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.evaluation import jaccard_of_extremes, kendall_tau
-from lightning_sgdinf.plain_text import csv_cell
+from lightning_sgdinf.plain_text import csv_cell, markdown_table
 from lightning_sgdinf.studies.agreement.cell import Repeat
 from lightning_sgdinf.studies.agreement.published import PUBLISHED
 from lightning_sgdinf.studies.cache import Json, read_json
@@ -168,17 +168,17 @@ def markdown(lines: Sequence[Line]) -> str:
         ("tau", "Kendall's tau"),
         ("jaccard", f"Jaccard index of the {EXTREMES} + {EXTREMES} extremes"),
     ):
-        rows = [[f"{title}: mean (std)", *heads], ["---"] * (1 + len(heads))]
+        rows = [[f"{title}: mean (std)", *heads]]
         for method in methods:
             cells = [by.get((d, m, method)) for d, m in columns]
             rows.append([name_of(method), *("" if c is None else str(getattr(c, measure)) for c in cells)])
             published = [PUBLISHED.get(column, {}).get(method) for column in columns]
             if any(published):
                 values = ["" if p is None else stated(getattr(p, measure)) for p in published]
-                rows.append(["*published*", *(f"*{v}*" if v else "" for v in values)])
+                rows.append(["published", *values])
         counts = [max(line.repeats for line in lines if (line.dataset, line.model) == column) for column in columns]
         rows.append(["repeats", *map(str, counts)])
-        parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
+        parts.append(markdown_table(rows, emphasised=["published"]))
     return "\n\n".join(parts) + "\n"
 
 

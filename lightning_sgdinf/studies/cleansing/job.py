@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import torch
 from lightning_sgdinf.atomic_write import locked, replace_bytes
 from lightning_sgdinf.cleansing import CleansingContext, CleansingStrategy, InfeasibleWarning, Selection
 from lightning_sgdinf.errors import ConfigurationError, NonFiniteError
+from lightning_sgdinf.plain_text import printable_logger
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.studies.cache import Json, digest, pin_settings
 from lightning_sgdinf.studies.cleansing import dashboard
@@ -25,6 +25,7 @@ from lightning_sgdinf.studies.cleansing.ranking import Method, rank
 from lightning_sgdinf.studies.cleansing.removals import Mode, Removals
 from lightning_sgdinf.studies.cleansing.repeat import Repeat
 from lightning_sgdinf.studies.console import Console, Table, plain
+from lightning_sgdinf.studies.definitions import OF_A_RUN, settings_of
 from lightning_sgdinf.studies.identity import identity_of
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts, cell_of
 from lightning_sgdinf.studies.job_logger import begin_run
@@ -34,11 +35,9 @@ from lightning_sgdinf.studies.retraining import Retrain
 from lightning_sgdinf.studies.suggestion import suggestion
 from lightning_sgdinf.zoo import ImageData
 
-logger = logging.getLogger(__name__)
-OF_A_CELL = ("dataset", "model", "optimizer", "query", "trainer")
-"""Groups of the configuration that repeats of one cell have in common ..."""
-NOT_OF_A_CELL = {"seed", "data_dir", "num_workers", "default_root_dir", "accelerator", "devices", "strategy"}
-"""... but for these keys."""
+logger = printable_logger(__name__)
+OF_A_CELL = (*OF_A_RUN, "query")
+"""Groups of the configuration that repeats of one cell have in common."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +143,7 @@ class CleansingJob:
                 f"job.grid: expected counts below the {total} training examples, got {self.grid[-1]}; shorten it"
             )
         cell = self.cell or cell_of(parts.choices)
-        settings = {"scored_on": self.scored_on, **_settings(parts)}
+        settings = {"scored_on": self.scored_on, **settings_of(parts.config, OF_A_CELL)}
         pin_settings(parts.folder / cell / "settings.json", settings, instead="another job.cell or output_dir")
         folder = parts.folder / cell / f"seed_{parts.seed:03d}"
         repeat = Repeat(parts=parts, data=data, folder=folder, keep=self.keep, scored_on=self.scored_on)
@@ -270,17 +269,6 @@ def _picked(what: str, names: Sequence[str] | None, known: Sequence[str]) -> tup
     if not chosen or len(set(chosen)) != len(chosen):
         raise ConfigurationError(f"{what}: expected one name or more, each once, got {list(chosen)}")
     return chosen
-
-
-def _settings(parts: Parts) -> dict[str, Json]:
-    """Return the settings that repeats of a cell share, without those that a seed or a machine changes."""
-    return {group: _without(parts.config[group]) for group in OF_A_CELL if group in parts.config}
-
-
-def _without(node: Json) -> Json:
-    if isinstance(node, Mapping):
-        return {key: _without(value) for key, value in node.items() if key not in NOT_OF_A_CELL}
-    return [_without(item) for item in node] if isinstance(node, list) else node
 
 
 def _add(result: RunResults, repeat: Repeat) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from lightning_sgdinf.baselines import Baseline, BaselineOfStates
 from lightning_sgdinf.errors import SgdInfluenceError
 from lightning_sgdinf.estimators import DirectEstimator
 from lightning_sgdinf.log import RunLog
+from lightning_sgdinf.plain_text import printable_logger
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.studies.cache import Json, load_or_compute
 from lightning_sgdinf.studies.cleansing.repeat import Repeat
@@ -22,7 +22,7 @@ from lightning_sgdinf.studies.detection import detect_wrong_labels
 from lightning_sgdinf.studies.recorded_run import StoredRun
 from lightning_sgdinf.studies.results import MethodCost
 
-logger = logging.getLogger(__name__)
+logger = printable_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.cleansing import ModelPredictions, Selection, StateEvaluation, lost_classes
+from lightning_sgdinf.plain_text import printable_logger
 from lightning_sgdinf.replay import OpenedRun
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.studies.cache import Json, digest, load_or_compute
@@ -27,7 +27,7 @@ from lightning_sgdinf.studies.results import Measured
 from lightning_sgdinf.studies.retraining import Retrain, model_update
 from lightning_sgdinf.updates import CounterfactualReplay, Updated, load_state
 
-logger = logging.getLogger(__name__)
+logger = printable_logger(__name__)
 NEW_SEED = 500 * SEEDS_APART
 """Added to a repeat's seed for training from scratch: none of its recorded runs has that one."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from lightning_sgdinf.cleansing import CleansingContext, ModelPredictions, RetrainingCache
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
 from lightning_sgdinf.evaluation import CleansingCurve
+from lightning_sgdinf.plain_text import printable_logger
 from lightning_sgdinf.query import ExampleLoss
 from lightning_sgdinf.replay import OpenedRun
 from lightning_sgdinf.report import BeforeAfter, Cost, Rendered, ReportData, publish_report
@@ -28,11 +28,12 @@ from lightning_sgdinf.studies import summary
 from lightning_sgdinf.studies.job import main_groups
 from lightning_sgdinf.studies.module_run.held_out import HeldOut, Measure, classes_of
 from lightning_sgdinf.studies.module_run.parts import ModuleParts
+from lightning_sgdinf.studies.pipeline.parts import CLEANSING, REPORT, TRAINING
 from lightning_sgdinf.studies.recorded_run import TrainedRun
 from lightning_sgdinf.studies.removal_curves import removal_curves
-from lightning_sgdinf.studies.retraining import model_update
+from lightning_sgdinf.studies.retraining import model_update, shown, trainings_at_most
 
-logger = logging.getLogger(__name__)
+logger = printable_logger(__name__)
 
 CHOOSING, EACH, MEASURED = "choosing", "each", "measured"
 """What is known of a retrained model: the query on the choosing half, the loss of each example there, and the query on
@@ -90,7 +91,7 @@ def run_module(parts: ModuleParts, command: str = "") -> tuple[ModuleResult, Pat
     Raises:
         ConfigurationError: Data or module do not offer what the job needs; says what.
     """
-    logger.info("training, recorded")
+    parts.announce(TRAINING)
     train_logger = parts.new_logger()
     trained = parts.training.fit(recorder=parts.recorder, data={"datamodule": parts.data}, logger=train_logger or False)
     with _opened(parts, trained) as run:
@@ -100,7 +101,7 @@ def run_module(parts: ModuleParts, command: str = "") -> tuple[ModuleResult, Pat
     (parts.folder / "scores").mkdir(parents=True, exist_ok=True)
     for name, ranking in scores.items():  # before anything else can go wrong: a walk may have taken hours
         ranking.save(parts.folder / "scores" / f"{name}.h5", overwrite=True)
-    logger.info("choosing what to leave out, and training again")
+    parts.announce(CLEANSING)
     began = perf_counter()
     outcome = _cleanse(parts, trained, held_out, scores)
     seconds["choosing, retraining and curves"] = perf_counter() - began
@@ -110,6 +111,7 @@ def run_module(parts: ModuleParts, command: str = "") -> tuple[ModuleResult, Pat
         warnings=(*warnings, *_reservations(held_out)),
         **outcome,
     )
+    parts.announce(REPORT)
     page = publish_report(
         _contents(parts, result, dataset, command), parts.folder / "report", train_logger, log=parts.recorder.path
     )
@@ -143,7 +145,7 @@ def _rank(
     seconds: dict[str, float] = {}
     warnings: list[str] = []
     for name, method in parts.methods.items():
-        logger.info("ranking by %s", name)
+        parts.announce(f"ranking by {name}")
         began = perf_counter()
         run = partial(parts.runner.run, trained.model, None, held_out.scoring, parts.data, log=parts.recorder.path)
         try:
@@ -163,13 +165,18 @@ def _cleanse(
 ) -> dict[str, Any]:
     """Choose what to leave out, train again, and measure."""
     ranking = next(iter(scores.values()))
-    with _opened(parts, trained, held_out.choosing) as run:
+    update = model_update(parts.retraining, lambda data: _fit(parts, data))
+    counts = parts.report.counts_below(len(ranking)) if held_out.test is not None else ()
+    most = trainings_at_most(parts.cleansing, len(counts), len(scores), len(ranking))
+    with (
+        _opened(parts, trained, held_out.choosing) as run,
+        shown(partial(update.update, run), most=most, progress=parts.runner.settings.progress) as retraining,
+    ):
         choosing = Measure(parts.runner.bind(run, parts.query))
         judged = ExampleLoss(range(len(held_out.choosing.dataset)))  # type: ignore[arg-type]
         measure = choosing if held_out.test is None else choosing.on(held_out.test)
-        update = model_update(parts.retraining, lambda data: _fit(parts, data))
         outcomes = RetrainingCache(
-            partial(update.update, run),
+            retraining,
             {CHOOSING: choosing, EACH: parts.runner.bind(run, judged).value, MEASURED: measure},
         )
         context = CleansingContext(
@@ -183,9 +190,8 @@ def _cleanse(
         selection = parts.cleansing.select(ranking, context)
         measured = lambda chosen: measure.sign * outcomes(chosen)[MEASURED]  # noqa: E731
         before, after = measured(Selection()), measured(selection)
-        counts = parts.report.counts_below(len(ranking)) if held_out.test is not None else ()
         metric = f"{'validation' if held_out.test is None else 'test'} {measure.name}"
-        curves = removal_curves(scores, measured, counts, metric=metric, percent=False)
+        curves = removal_curves(scores, measured, counts, chosen=selection, metric=metric, percent=False)
     return {
         "selection": selection,
         "metric": metric,

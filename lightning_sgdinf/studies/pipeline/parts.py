@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_sgdinf.cleansing import CleansingStrategy, OnExcess
+from lightning_sgdinf.cleansing import CleansingStrategy, OnExcess, default_grid
 from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.plain_text import printable_logger
 from lightning_sgdinf.query import Query
 from lightning_sgdinf.studies.recorded_run import Training
 from lightning_sgdinf.studies.retraining import Retrain
 from lightning_sgdinf.zoo import ImageData, VectorData
 
-logger = logging.getLogger(__name__)
+logger = printable_logger(__name__)
+
+
+TRAINING, CLEANSING = "training, recorded", "choosing what to leave out, and training again"
+REPORT = "writing the report"
+_MOST_LEFT_OUT = 300  # of curves whose counts nobody gave
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,8 @@ class ReportSettings:
         cases: For how many of these to print what is behind them; the list of all examples knows of all.
         causes: Training examples to name for each.
         curve_counts: Numbers of examples to leave out for the curve of each method, increasing; each costs one
-            retraining per method. Empty for no curves.
+            retraining per method. Empty for no curves, ``None`` for 10, 30, 100 and 300, fewer where those are
+            more than half of the training set.
 
     Raises:
         ConfigurationError: A number below its least value.
@@ -43,7 +49,7 @@ class ReportSettings:
     explained: int = 3
     cases: int = 3
     causes: int = 6
-    curve_counts: tuple[int, ...] = ()
+    curve_counts: Sequence[int] | None = ()
 
     def __post_init__(self) -> None:
         if self.shown < 1 or self.explained < 0 or self.cases < 0 or self.causes < 1:
@@ -53,7 +59,9 @@ class ReportSettings:
             )
 
     def counts_below(self, total: int) -> tuple[int, ...]:
-        """Return the counts of the curves that leave something to train on, and log those that do not."""
+        """Return the counts of the curves that leave something to train on, and log those asked for that do not."""
+        if self.curve_counts is None:
+            return tuple(count for count in default_grid(total) if count <= _MOST_LEFT_OUT)[-4:]
         if beyond := [count for count in self.curve_counts if count >= total]:
             logger.warning("report.curve_counts: %s are not drawn, there are %d training examples", beyond, total)
         return tuple(count for count in self.curve_counts if 0 < count < total)
@@ -97,6 +105,15 @@ class MainParts:
     def seed(self) -> int:
         """Return the seed of everything that is drawn."""
         return self.training.seed
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Return the names of the stages of the job, in their order."""
+        return (TRAINING, *(f"ranking by {name}" for name in self.methods), CLEANSING, REPORT)
+
+    def announce(self, stage: str) -> None:
+        """Log that a stage begins, and which of how many it is."""
+        logger.info("stage %d of %d: %s", self.stages.index(stage) + 1, len(self.stages), stage)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_sgdinf.report import publish_report
-from lightning_sgdinf.studies.pipeline.parts import PipelineParts
+from lightning_sgdinf.studies.pipeline.parts import REPORT, PipelineParts
 from lightning_sgdinf.studies.pipeline.report_contents import report_contents
 from lightning_sgdinf.studies.pipeline.run_results import results_of
 from lightning_sgdinf.studies.pipeline.stages import PipelineResult, cleanse, detections, rank, train
@@ -32,6 +32,7 @@ def run_pipeline(
         scores.save(parts.folder / "scores" / f"{name}.h5", overwrite=True)
     cleansed = cleanse(parts, trained, ranked)
     result = PipelineResult(trained=trained, ranked=ranked, cleansed=cleansed, detections=detections(parts, ranked))
+    parts.announce(REPORT)
     contents = report_contents(parts, result, command)
     page = publish_report(contents, parts.folder / "report", trained.logger, log=trained.log)
     results_of(parts, result, overrides or {}).save(parts.folder)

@@ -6,7 +6,6 @@ other, and the effect is measured on the test set, which nothing else looks at.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,12 +33,10 @@ from lightning_sgdinf.query import Query
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.studies.detection import detect_wrong_labels
 from lightning_sgdinf.studies.pipeline.explanations import JoinedQuery, explained_query, wrongly_classified
-from lightning_sgdinf.studies.pipeline.parts import PipelineParts
+from lightning_sgdinf.studies.pipeline.parts import CLEANSING, TRAINING, PipelineParts
 from lightning_sgdinf.studies.removal_curves import removal_curves
-from lightning_sgdinf.studies.retraining import model_update
+from lightning_sgdinf.studies.retraining import model_update, shown, trainings_at_most
 from lightning_sgdinf.zoo import Classifier, ImageData, VectorData
-
-log = logging.getLogger(__name__)
 
 CHOOSING, TEST = "choosing", "test"
 
@@ -126,7 +123,7 @@ class PipelineResult:
 
 def train(parts: PipelineParts) -> Trained:
     """Fit a new model with the recorder on."""
-    log.info("training, recorded")
+    parts.announce(TRAINING)
     logger = parts.new_logger()
     run = parts.training.fit(
         recorder=parts.recorder, data={"datamodule": parts.data}, logger=False if logger is None else logger
@@ -143,7 +140,7 @@ def rank(parts: PipelineParts, trained: Trained) -> Ranked:
     positions = [] if isinstance(own, Baseline) else wrongly_classified(trained.model, loader, parts.report.explained)
     scores, seconds, explained = {}, {}, None
     for name, method in parts.methods.items():
-        log.info("ranking by %s", name)
+        parts.announce(f"ranking by {name}")
         began = perf_counter()
         query: Query = parts.query
         if not scores and positions:
@@ -159,7 +156,7 @@ def rank(parts: PipelineParts, trained: Trained) -> Ranked:
 
 def cleanse(parts: PipelineParts, trained: Trained, ranked: Ranked) -> Cleansed:
     """Choose what to leave out, train again, and measure on the test set."""
-    log.info("choosing what to leave out, and training again")
+    parts.announce(CLEANSING)
     began = perf_counter()
     data = parts.data
     plain = data.train_set.unaugmented()
@@ -172,8 +169,14 @@ def cleanse(parts: PipelineParts, trained: Trained, ranked: Ranked) -> Cleansed:
     predictions = ModelPredictions(trained.model, plain)
     settings = parts.report
     update = model_update(parts.retraining, lambda dataset: parts.training.fit_dataset(dataset, data).model)
-    with parts.runner.open(trained.model, data.train_dataloader(), log=trained.log) as run:
-        outcomes = RetrainingCache(partial(update.update, run), {CHOOSING: on_choosing, TEST: on_test})
+    total = len(data.train_set)
+    counts = settings.counts_below(total)
+    most = trainings_at_most(parts.cleansing, len(counts), len(ranked.scores), total)
+    with (
+        parts.runner.open(trained.model, data.train_dataloader(), log=trained.log) as run,
+        shown(partial(update.update, run), most=most, progress=parts.runner.settings.progress) as retraining,
+    ):
+        outcomes = RetrainingCache(retraining, {CHOOSING: on_choosing, TEST: on_test})
         context = CleansingContext(
             labels=data.train_set.labels,
             predictions=predictions,
@@ -185,7 +188,7 @@ def cleanse(parts: PipelineParts, trained: Trained, ranked: Ranked) -> Cleansed:
         selection = parts.cleansing.select(ranked.main, context)
         after = outcomes(selection)[TEST]
         errors = outcomes.mean(TEST, "error")
-        curves = removal_curves(ranked.scores, errors, settings.counts_below(len(data.train_set)))
+        curves = removal_curves(ranked.scores, errors, counts, chosen=selection)
     return Cleansed(selection=selection, before=before, after=after, curves=curves, seconds=perf_counter() - began)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ import torch
 from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import SgdInfluenceError
 from lightning_sgdinf.evaluation import RepairJudge, detect
+from lightning_sgdinf.plain_text import printable_logger
 from lightning_sgdinf.record import TrajectoryRecorder
 from lightning_sgdinf.replay import OpenedRun
 from lightning_sgdinf.scores import Scores
@@ -40,7 +40,7 @@ DEPTHS = (100, 300, 1000)
 OF_TEST_DATA = ("test_loss", "test_accuracy")
 """Measures that need no half of the validation set that nobody looked at."""
 
-logger = logging.getLogger(__name__)
+logger = printable_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

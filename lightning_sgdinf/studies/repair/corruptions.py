@@ -96,7 +96,7 @@ class CorruptedInputs:
         return Corrupted(
             data=trained_on(data, images, data.train_set.labels),
             wrong=wrong,
-            about=f"{self.strength:.0%} of the pixels of {len(own)} of {len(wrong)} training images are noise",
+            about=f"{100 * self.strength:.0f} % of the pixels of {len(own)} of {len(wrong)} training images are noise",
         )
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lightning_sgdinf.atomic_write import locked, replace_bytes
+from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.report import log_merged, write_merged
 from lightning_sgdinf.report.repair import RepairPage
-from lightning_sgdinf.studies.cache import check_settings, flatten, pin_settings, read_json, replace_json
-from lightning_sgdinf.studies.console import Console, plain
-from lightning_sgdinf.studies.console import Table as ConsoleTable
+from lightning_sgdinf.studies.cache import pin_settings, read_json
+from lightning_sgdinf.studies.console import print_tables
+from lightning_sgdinf.studies.definitions import pin_definitions
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts, cell_of
 from lightning_sgdinf.studies.job_logger import begin_run
 from lightning_sgdinf.studies.repair.causes import Cause, with_components
@@ -121,7 +121,11 @@ class RepairJob:
         treated = list(dict.fromkeys([*(self.causes if self.identify is None else self.identify), RANDOM]))
         treatments = [*self.treatments, FRESH] if self.treat is None else list(self.treat)
         causes = with_components(self.causes, [*treated, *self.also_rank])
-        pin_definitions(parts, folder, {"causes": causes, "treatments": treatments})
+        named = {
+            "causes": {name: self.causes[name] for name in causes},
+            "treatments": {name: self.treatments.get(name) for name in treatments},
+        }
+        pin_definitions(folder / "definitions.json", parts, named)
         cell = RepairCell(
             parts=parts,
             corrupted=corrupted,
@@ -142,7 +146,7 @@ class RepairJob:
             folder / "table.md", "\n".join(markdown(table) for table in page.tables).encode("utf-8", "replace")
         )
         _log(parts, page, outcomes, cell.folder, folder.name, self.ignored_groups)
-        _print(page, folder)
+        print_tables(page.tables, folder / "page.html")
         first = outcomes[treated[0]].get(treatments[0], {}) if treatments else {}
         return float(first.get("measures", {}).get("test_loss", float("nan")))
 
@@ -168,29 +172,6 @@ class RepairJob:
             "part": self.part,
             "fresh_runs": self.fresh_runs,
         }
-
-
-def pin_definitions(parts: Parts, folder: Path, names: Mapping[str, Sequence[str]]) -> None:
-    """Pin what names stand for in the configuration, so that no result on disk is of another cause or treatment.
-
-    Args:
-        parts: What the configuration says.
-        folder: Of the results.
-        names: Of ``causes`` and ``treatments``.
-
-    Raises:
-        ConfigurationError: One was something else when there were results of it.
-    """
-    job, file = parts.config.get("job") or {}, folder / "definitions.json"
-    with locked(file):
-        pinned = read_json(file) if file.is_file() else {}
-        for kind, own in names.items():
-            for name in own:
-                settings = flatten((job.get(kind) or {}).get(name, {}))
-                settings = {key: value for key, value in settings.items() if key.rpartition(".")[2] != "seed"}
-                instead = f"another name than {name}, another output_dir"
-                check_settings(folder, pinned.setdefault(f"{kind}.{name}", settings), settings, instead=instead)
-        replace_json(file, pinned)
 
 
 def read_seeds(folder: Path, causes: Sequence[str], treatments: Sequence[str]) -> list[Seed]:
@@ -224,21 +205,3 @@ def _log(
         for name, value in row.get("measures", {}).items()
     }
     log_merged(page, logger, numbers=numbers, curves={})
-
-
-def _print(page: RepairPage, folder: Path) -> None:
-    console = Console(highlight=False)
-    for content in page.tables:
-        table = ConsoleTable(title=plain(content.name), title_justify="left")
-        columns = [place for place, column in enumerate(content.columns) if column not in ("runs", "refused")]
-        for place in columns:
-            table.add_column(
-                plain(content.columns[place]), justify="left" if place == 0 else "right", no_wrap=place == 0
-            )
-        for row in content.rows:
-            table.add_row(*("" if row[place] is None else plain(row[place]) for place in columns))
-        console.print(table)
-        for row in content.rows:
-            if row[-1]:
-                console.print(f"[dim]{plain(row[0])} {plain(row[1])} refused, {plain(row[-1])}[/]")
-    console.print(f"[bold]{plain(folder / 'page.html')}[/]", soft_wrap=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +17,7 @@ from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
 from lightning_sgdinf.evaluation import UnlearningJudge
 from lightning_sgdinf.foreign_files import read_tensors
+from lightning_sgdinf.plain_text import printable_logger
 from lightning_sgdinf.record import TrajectoryRecorder
 from lightning_sgdinf.replay import OpenedRun
 from lightning_sgdinf.state import ModelState
@@ -32,7 +32,7 @@ from lightning_sgdinf.zoo import ImageData
 FRESH_SEED = 77
 """Added to the seed of the run for the fresh training."""
 
-logger = logging.getLogger(__name__)
+logger = printable_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

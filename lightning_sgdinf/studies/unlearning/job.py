@@ -10,10 +10,9 @@ from typing import Any, ClassVar
 from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.report import write_merged
-from lightning_sgdinf.report.unlearning import ForgettingPage
 from lightning_sgdinf.studies.cache import pin_settings, read_json
-from lightning_sgdinf.studies.console import Console, plain
-from lightning_sgdinf.studies.console import Table as ConsoleTable
+from lightning_sgdinf.studies.console import print_tables
+from lightning_sgdinf.studies.definitions import pin_definitions
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts, cell_of
 from lightning_sgdinf.studies.unlearning.cell import UnlearningCell
 from lightning_sgdinf.studies.unlearning.dashboard import log_seed
@@ -95,6 +94,7 @@ class UnlearningJob:
             raise ConfigurationError(f"dataset: expected images, got {type(parts.dataset).__name__}")
         folder = parts.folder / self._cell(parts)
         pin_settings(folder / "settings.json", self._settings(parts, parts.dataset))
+        pin_definitions(folder / "definitions.json", parts, {"methods": self.chosen})
         cell = UnlearningCell(
             parts=parts,
             request=self.forget,
@@ -113,7 +113,7 @@ class UnlearningJob:
             folder / "table.md", "\n".join(markdown(table) for table in page.tables).encode("utf-8", "replace")
         )
         log_seed(parts, page, rows, folder=cell.folder, cell=folder.name, ignored=self.ignored_groups)
-        _print(page, folder)
+        print_tables(page.tables, folder / "page.html")
         first = rows[next(iter(self.chosen))].get("measures", {})
         return float(first.get("rest_divergence", first.get("divergence", float("nan"))))
 
@@ -141,21 +141,3 @@ def read_seeds(folder: Path, methods: Sequence[str]) -> list[Rows]:
         ordered = [*(n for n in methods if n in files), *(n for n in sorted(files) if n not in methods)]
         seeds.append({name: read_json(files[name]) for name in ordered})
     return seeds
-
-
-def _print(page: ForgettingPage, folder: Path) -> None:
-    console = Console(highlight=False)
-    for content in page.tables:
-        table = ConsoleTable(title=plain(content.name), title_justify="left")
-        columns = [place for place, column in enumerate(content.columns) if column not in ("runs", "refused")]
-        for place in columns:
-            table.add_column(
-                plain(content.columns[place]), justify="left" if place == 0 else "right", no_wrap=place == 0
-            )
-        for row in content.rows:
-            table.add_row(*("" if row[place] is None else plain(row[place]) for place in columns))
-        console.print(table)
-        for row in content.rows:
-            if row[-1]:
-                console.print(f"[dim]{plain(row[0])} refused, {plain(row[-1])}[/]")
-    console.print(f"[bold]{plain(folder / 'page.html')}[/]", soft_wrap=True)

@@ -96,7 +96,7 @@ class ForgetRandom:
         rest, forgotten = loader(data.test_set), loader(Subset(data.train_set.unaugmented(), own))
         return PreparedRequest(
             data=data,
-            selection=Selection(drop=tuple(own), reason=f"a random {self.part:.0%}"),
+            selection=Selection(drop=tuple(own), reason=f"a random {100 * self.part:.0f} %"),
             judge=lambda model, exact: UnlearningJudge(model, rest, forgotten, exact=exact),
         )
 

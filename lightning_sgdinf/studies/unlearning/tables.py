@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_sgdinf import plain_text
 from lightning_sgdinf.report import Table
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -59,9 +60,7 @@ def summary(seeds: Sequence[Rows], name: str) -> Table:
 
 def markdown(table: Table) -> str:
     """Return a table in Markdown, its caption first."""
-    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-    rows = ("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in lines)
-    return f"{table.caption}\n\n" + "\n".join(rows) + "\n"
+    return f"{plain_text.markdown(table.caption)}\n\n{plain_text.markdown_table((table.columns, *table.rows))}\n"
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:

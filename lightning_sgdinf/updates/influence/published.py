@@ -120,8 +120,8 @@ class PublishedInfluenceStep:
                 break
         if best is None:
             raise ForgettingError(
-                f"{self.steps} steps of norm {self.norm:g} leave an accuracy of {least:.1%} on held-out examples of "
-                "the set's classes; take more steps or a larger norm, or InfluenceStep, which needs neither"
+                f"{self.steps} steps of norm {self.norm:g} leave an accuracy of {100 * least:.1f} % on held-out "
+                "examples of the set's classes; take more steps or a larger norm, or InfluenceStep, which needs neither"
             )
         return best[1], best[2], taken
 

@@ -95,8 +95,8 @@ class StepToTheStop:
             if length is None:
                 raise ForgettingError(
                     f"no step up to {FARTHEST:g} times the norm of the parameters makes the model forget these "
-                    f"{len(selection.drop)} examples (accuracy on them at most {self.forgotten.accuracy:.1%}): the "
-                    "direction does not lead there. Take ExtrapolatedReplay, or NaturalStep() for a random subset."
+                    f"{len(selection.drop)} examples (accuracy on them at most {100 * self.forgotten.accuracy:.1f} %): "
+                    "the direction does not lead there. Take ExtrapolatedReplay, or NaturalStep() for a random subset."
                 )
         else:
             pair = self.corrected.on(run, selection)
