@@ -55,22 +55,27 @@ class OptimizerSteps:
         self._options_after = type(optimizer).__module__.startswith("torch.optim")
         self.opaque: set[str] = set()  # options recorded by their repr
         self._handles: list[Any] = []
+        self._hooks = (lambda *_: guard.run(self._post), lambda *_: guard.run(self._pre))
         self.other_hooks = len(getattr(optimizer, "_optimizer_step_post_hooks", ()))
 
     def attach(self) -> None:
         """Put the hooks on; `remove` takes them off."""
-        after_handle = self.optimizer.register_step_post_hook(lambda *_: self._guard.run(self._post))
+        after_handle = self.optimizer.register_step_post_hook(self._hooks[0])
         self._handles.append(after_handle)
         # The user's own post-hooks come later, so that what they change counts as changed by something else.
         hooks = getattr(self.optimizer, "_optimizer_step_post_hooks", None)
         if hooks is not None:
             hooks.move_to_end(after_handle.id, last=False)
-        self._handles.append(self.optimizer.register_step_pre_hook(lambda *_: self._guard.run(self._pre)))
+        self._handles.append(self.optimizer.register_step_pre_hook(self._hooks[1]))
 
     def remove(self) -> None:
         """Take the hooks off; harmless when done twice."""
         for handle in self._handles:
             handle.remove()
+        for name in ("_optimizer_step_post_hooks", "_optimizer_step_pre_hooks"):
+            hooks = getattr(self.optimizer, name, {})
+            for key in [key for key, hook in hooks.items() if any(hook is own for own in self._hooks)]:
+                del hooks[key]  # put on, but interrupted before its handle was kept
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Tell of another optimizer's steps from now on."""

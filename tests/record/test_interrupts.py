@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lightning_sgdinf.log import write_queue, writer_thread
 from lightning_sgdinf.log.reader import RunLog
 from lightning_sgdinf.log.writer import LogWriter
+from lightning_sgdinf.record.guard import Guard
+from lightning_sgdinf.record.optimizer_steps import OptimizerSteps
 from tests.log.cases import make_header, write_run
 from tests.log.faults.interrupts import (
     KINDS,
@@ -84,3 +88,25 @@ def test_a_writer_interrupted_while_it_is_made_keeps_nobody_waiting(
         with RunLog.open(path) as log:
             assert (len(log), log.finished) == (2, True), name_of(place)
     assert owned <= 2
+
+
+def test_hooks_whose_making_was_interrupted_can_be_taken_off() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
+
+    def steps() -> OptimizerSteps:
+        return OptimizerSteps(optimizer, guard=Guard(strict=True), names=dict, before=int, after=int)
+
+    every: list[Place] = []
+    recorded = steps()
+    with every_instruction(every.append):
+        recorded.attach()
+    recorded.remove()
+    within = [place for place in every if place[2] == "attach"]
+    assert len(within) > 20
+    for place in within:
+        recorded = steps()
+        with suppress(KeyboardInterrupt), every_instruction(at_place(place, raise_interrupt)):
+            recorded.attach()
+        recorded.remove()
+        assert not optimizer._optimizer_step_post_hooks, name_of(place)
+        assert not optimizer._optimizer_step_pre_hooks, name_of(place)
