@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_sgdinf.errors import UnsupportedRunError
 from lightning_sgdinf.log import CONTINUED, Json, MicroBatch, Trajectory, decode_attribute
 
 _MISSING: Any = object()
@@ -130,6 +131,36 @@ class RecordedAttributes:
 
 def _names(micros: tuple[MicroBatch, ...]) -> frozenset[str]:
     return frozenset(path for micro in micros for path in micro.attributes)
+
+
+@contextmanager
+def naming_attributes(module: nn.Module, attributes: RecordedAttributes | None, index: int) -> Iterator[None]:
+    """Say why a module lacks an attribute that a step reads.
+
+    Args:
+        module: The borrowed module.
+        attributes: What changed while it was recorded.
+        index: Number of the step.
+
+    Raises:
+        UnsupportedRunError: In the place of torch's own error.
+    """
+    try:
+        yield
+    except AttributeError as error:
+        name = str(error).rpartition("attribute ")[2].strip("'")
+        kinds = {f"'{type(part).__name__}' object" for part in module.modules()}
+        if isinstance(error, UnsupportedRunError) or not any(kind in str(error) for kind in kinds):
+            raise
+        known = {} if attributes is None else attributes.unknown()
+        unknown = [what for path, what in known.items() if path.rpartition(".")[2] == name]
+        if unknown:
+            reason = f"a {unknown[0]} that changes between steps and whose values are not recorded"
+            way_out = "Compute it within the step; if it is to last, as a buffer that training_step itself moves"
+        else:
+            reason = "which this module does not have: a hook made it in training"
+            way_out = "Pass the very module that was trained"
+        raise UnsupportedRunError(f"step {index}: the step reads self.{name}, {reason}. {way_out}.") from error
 
 
 def owner_of(module: nn.Module, path: str) -> tuple[dict[str, Any] | None, str]:

@@ -33,6 +33,7 @@ from lightning_sgdinf.kernels import (
 from lightning_sgdinf.log import Header, MicroBatch, Step
 from lightning_sgdinf.parameters import ParameterVector
 from lightning_sgdinf.query import call_step
+from lightning_sgdinf.replay.attributes import naming_attributes
 from lightning_sgdinf.replay.batches import BatchSource
 from lightning_sgdinf.replay.borrowed_module import containers_of, drop_graphs, empty_out, lasting_tensors, set_modes
 from lightning_sgdinf.replay.example_weights import LossTap, tapped_output
@@ -227,7 +228,7 @@ class TrainingStep:
             around.enter_context(torch.enable_grad())
             around.enter_context(self.host.step_context())
             around.enter_context(tensors_made_in(self.dtype))
-            around.enter_context(_naming_attributes(self, step))
+            around.enter_context(naming_attributes(self.module, self.host.attributes, step.index))
             around.enter_context(self.host.stand_in.naming())
             assigned = nullcontext() if stacked else assigned_in_place(self.passes.places)
             handling = _handling(self, held, watch, twins, tap, stacked)
@@ -283,30 +284,10 @@ class Passes:
         self.places = [(part, key) for part in module.modules() for key in part._buffers]
         self.containers = [pair for part in module.modules() for pair in containers_of(part)]
 
-
-@contextmanager
-def _naming_attributes(objective: TrainingStep, step: Step) -> Iterator[None]:
-    """Say why the module lacks an attribute that the step reads.
-
-    Raises:
-        UnsupportedRunError: In the place of torch's own error.
-    """
-    try:
-        yield
-    except AttributeError as error:
-        name = str(error).rpartition("attribute ")[2].strip("'")
-        kinds = {f"'{type(part).__name__}' object" for part in objective.module.modules()}
-        if isinstance(error, UnsupportedRunError) or not any(kind in str(error) for kind in kinds):
-            raise
-        known = {} if objective.host.attributes is None else objective.host.attributes.unknown()
-        unknown = [what for path, what in known.items() if path.rpartition(".")[2] == name]
-        if unknown:
-            reason = f"a {unknown[0]} that changes between steps and whose values are not recorded"
-            way_out = "Compute it within the step; if it is to last, as a buffer that training_step itself moves"
-        else:
-            reason = "which this module does not have: a hook made it in training"
-            way_out = "Pass the very module that was trained"
-        raise UnsupportedRunError(f"step {step.index}: the step reads self.{name}, {reason}. {way_out}.") from error
+    def versions(self) -> list[tuple[int, int]]:
+        """Return what differs once a buffer has been written to."""
+        present = [part._buffers.get(key) for part, key in self.places]
+        return [(id(b), b._version) for b in present if b is not None]
 
 
 @contextmanager
@@ -343,7 +324,7 @@ def _handling(
     elif stacked:
         handlers = {**ATTENTION, **WEIGHT_NORM, **VMAP_LAYERS}
     with ExitStack() as stack:
-        stack.enter_context(plain_checkpoints())
+        parts = stack.enter_context(plain_checkpoints(objective.passes.versions))
         if tap is not None and objective.tap is None:
             handlers.update(tap.handlers())
         if tap is not None and objective.tap is not None:
@@ -354,6 +335,7 @@ def _handling(
             interceptor = stack.enter_context(Interceptor(handlers, held))
         try:
             yield set() if interceptor is None else interceptor.called
+            parts.repeat()
         except RenormalisedEmbedding:
             raise UnsupportedRunError(
                 "an embedding has max_norm, with which the forward pass itself changes the weights, and that is not "

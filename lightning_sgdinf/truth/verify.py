@@ -8,7 +8,7 @@ replicas end up elsewhere, the gradients decide whether they compute the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -176,7 +176,8 @@ def _deviation(reached: ModelState, before: ModelState, after: ModelState, *, jo
 
 
 def _gradient_gap(run: OpenedRun, state: ModelState, step: Step) -> float:
-    """Return the difference of a replica's gradient from that of a model alone, as a part of its norm."""
+    """Return the difference of a replica's gradient from that of a model alone, as a part of its norm, or that of a
+    buffer, as a part of what the pass moved, whichever is larger."""
     objective = run.objective
     replicas = Replicas(run, state, torch.ones(2, run.examples, dtype=torch.bool))
     stacked = replicas.gradients(step)
@@ -191,7 +192,17 @@ def _gradient_gap(run: OpenedRun, state: ModelState, step: Step) -> float:
         return float("inf")
     gap = sum(float((_wide(stacked[n][1]) - _wide(g)).square().sum()) for n, g in alone.items()) ** 0.5
     size = sum(float(_wide(g).square().sum()) for g in alone.values()) ** 0.5
-    return gap / size if size else gap
+    objective.put_back()
+    return max(gap / size if size else gap, _buffer_gap(objective.buffers, replicas.state(1).buffers, state.buffers))
+
+
+def _buffer_gap(alone: Mapping[str, Tensor], stacked: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> float:
+    gaps = [0.0]
+    for name, value in alone.items():
+        if name in before and value.numel():
+            gap, moved = _wide(stacked[name]) - _wide(value), _wide(value) - _wide(before[name])
+            gaps.append(float(gap.norm() / moved.norm()) if bool(moved.any()) else float(gap.norm()))
+    return max(gaps)
 
 
 def _wide(value: Tensor) -> Tensor:
