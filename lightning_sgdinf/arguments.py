@@ -32,6 +32,23 @@ def whole_number(value: Any, name: str, *, least: int) -> int:
     return int(value)
 
 
+def one_of(value: Any, name: str, *allowed: Any) -> Any:
+    """Return a value that must be one of a few.
+
+    Args:
+        value: As given.
+        name: Of the argument, for the message.
+        allowed: The values that it can have, two at least.
+
+    Raises:
+        ConfigurationError: It is another.
+    """
+    if value not in allowed:
+        shown = [repr(one) for one in allowed]
+        raise ConfigurationError(f"{name}: expected {', '.join(shown[:-1])} or {shown[-1]}, got {value!r}")
+    return value
+
+
 def require_instance(value: Any, name: str, methods: Sequence[str], examples: Sequence[str]) -> None:
     """Refuse a class, a name or anything else that cannot be what an argument is for.
 

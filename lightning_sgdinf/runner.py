@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from lightning_sgdinf.adjoint import BoundQuery
-from lightning_sgdinf.arguments import require_instance, whole_number
+from lightning_sgdinf.arguments import one_of, require_instance, whole_number
 from lightning_sgdinf.certificate import Level
 from lightning_sgdinf.checkpointing import MEMORY_BYTES
 from lightning_sgdinf.checks import checking, remarks_on
@@ -72,6 +72,8 @@ class InfluenceRunner:
         memory_bytes: Memory for states that are rebuilt rather than read. With room for all states between two stored
             ones each is rebuilt once; with less, some steps are taken twice or more, never more than needed.
         progress: Show a progress bar on standard error.
+        rebuild: How states that were not stored are made again: ``"exact"``, to the last bit; ``"close"``, but for
+            rounding, with a bounded drift; ``"auto"``, exact where threads, torch and device are those of training.
         room_bytes: The earlier name of ``memory_bytes``.
 
     Raises:
@@ -99,12 +101,9 @@ class InfluenceRunner:
         per_epoch: bool = False,
         memory_bytes: int = MEMORY_BYTES,
         progress: bool = True,
+        rebuild: Literal["auto", "exact", "close"] = "auto",
         room_bytes: int | None = None,
     ) -> None:
-        if certificate not in ("fast", "full", "off"):
-            raise ConfigurationError(f"certificate: expected 'fast', 'full' or 'off', got {certificate!r}")
-        if precision not in (None, "64-true"):
-            raise ConfigurationError(f"precision: expected None (as recorded) or '64-true', got {precision!r}")
         if room_bytes is not None:
             warn_renamed("room_bytes=", "memory_bytes=")
             memory_bytes = room_bytes
@@ -113,8 +112,8 @@ class InfluenceRunner:
         self.accelerator, self.devices = accelerator, whole_number(devices, "devices", least=1)
         self.strategy = "ddp_spawn" if strategy == "auto" and devices > 1 else strategy
         self.settings = Settings(
-            precision=precision,
-            certificate=certificate,
+            precision=one_of(precision, "precision", None, "64-true"),
+            certificate=one_of(certificate, "certificate", "fast", "full", "off"),
             tap=tap,
             per_example_loss=per_example_loss,
             val_loader=val_loader,
@@ -123,6 +122,7 @@ class InfluenceRunner:
             memory_bytes=whole_number(memory_bytes, "memory_bytes", least=1),
             progress=progress,
             compile=compile,
+            rebuild=one_of(rebuild, "rebuild", "auto", "exact", "close"),
         )
 
     def run(
@@ -239,7 +239,7 @@ class InfluenceRunner:
             at: As for `run`.
             fabric: The Fabric of this process, if there are several.
         """
-        names = ("tap", "per_example_loss", "val_loader", "rows", "dtype", "memory_bytes", "progress")
+        names = ("tap", "per_example_loss", "val_loader", "rows", "dtype", "memory_bytes", "progress", "rebuild")
         settings: dict[str, Any] = {name: getattr(self.settings, name) for name in names}
         settings |= {"log": log, "at": at, "device": (fabric or self._fabric()).device}
         with open_run(model, train_dataloaders, val_dataloaders, datamodule, **settings) as run:

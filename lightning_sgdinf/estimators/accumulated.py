@@ -48,7 +48,14 @@ from lightning_sgdinf.errors import ConfigurationError, NonFiniteError, Unsuppor
 from lightning_sgdinf.estimators.direct import Estimate
 from lightning_sgdinf.log import MicroBatch, Step, Trajectory
 from lightning_sgdinf.plain_text import printable_logger
-from lightning_sgdinf.replay import Objective, OpenedRun, Replayer, rebuild, refuse_changes, stored_at_or_before
+from lightning_sgdinf.replay import (
+    Objective,
+    OpenedRun,
+    Rebuild,
+    Rebuilder,
+    refuse_changes,
+    stored_at_or_before,
+)
 from lightning_sgdinf.state import ModelState
 
 logger = printable_logger(__name__)
@@ -100,7 +107,7 @@ class AccumulatedInfluence:
         values = torch.zeros(run.examples, len(query.names), dtype=torch.float64)
         changes = evaluated_changes if self.evaluate else linear_changes
         for chunk in order.split(size):
-            values[chunk] = changes(run, query, displacements(log, objective, chunk, first[chunk]))
+            values[chunk] = changes(run, query, displacements(log, objective, chunk, first[chunk], run.rebuild))
         return Estimate(values, (note,))
 
     def _plan(self, run: OpenedRun, count: int) -> tuple[str, int]:
@@ -144,7 +151,9 @@ def evaluated_changes(run: OpenedRun, query: BoundQuery, moved: Tensor) -> Tenso
     return torch.stack(changes)
 
 
-def displacements(log: Trajectory, objective: Objective, examples: Tensor, first: Tensor) -> Tensor:
+def displacements(
+    log: Trajectory, objective: Objective, examples: Tensor, first: Tensor, rebuild: Rebuild = "exact"
+) -> Tensor:
     """Return the displacement of the linearised leave-one-out runs' final parameters from the recorded ones.
 
     Args:
@@ -152,6 +161,7 @@ def displacements(log: Trajectory, objective: Objective, examples: Tensor, first
         objective: The opened model.
         examples: Ids, int64 ``[J]``, in the order of their first steps.
         first: Their `first_steps`, increasing.
+        rebuild: How states that were not stored are rebuilt.
 
     Returns:
         ``[J, P]``.
@@ -162,7 +172,7 @@ def displacements(log: Trajectory, objective: Objective, examples: Tensor, first
     row_of = {int(j): row for row, j in enumerate(examples)}
     start = int(first[0])
     begun = 0
-    for step, before in _forwards(log, objective, start):
+    for step, before in _forwards(log, objective, start, rebuild):
         if step.index > start:
             refuse_changes(step)
         known, begun = begun, int((first <= step.index).sum())
@@ -262,14 +272,18 @@ def first_steps(log: Trajectory, examples: int) -> Tensor:
     return first
 
 
-def _forwards(log: Trajectory, objective: Objective, start: int) -> Iterator[tuple[Step, ModelState]]:
+def _forwards(log: Trajectory, objective: Objective, start: int, rebuild: Rebuild) -> Iterator[tuple[Step, ModelState]]:
     """Yield steps and the states they were taken from; states that are not stored are rebuilt."""
     stored = set(log.state_indices.tolist())
-    begin = stored_at_or_before(log, start)
-    replayer, state, previous = Replayer(log, objective), log.state(begin), None
+    begin = since = stored_at_or_before(log, start)
+    rebuilder, state, previous = Rebuilder(log, objective, rebuild), log.state(begin), None
     for step in log.steps(begin, len(log)):
-        if previous is not None:
-            state = log.state(step.index) if step.index in stored else rebuild(replayer, state, previous)
+        if previous is not None and step.index in stored:
+            if since < previous.index:
+                rebuilder.arrive(since, state, previous)
+            state, since = log.state(step.index), step.index
+        elif previous is not None:
+            state = rebuilder.advance(state, previous)
         previous = step
         if step.index >= start:
             yield step, state

@@ -21,7 +21,7 @@ Patterns = Mapping[str, np.ndarray]
 
 _FIRST = "delta"
 _TRIAL_STATES = 3  # give second differences
-_TRIAL_WORDS = 1 << 20
+_TRIAL_WORDS, _TRIAL_BLOCK = 1 << 20, 1 << 16
 _SAVES_AT_LEAST = 0.05
 
 
@@ -71,7 +71,11 @@ def best_codec(states: Sequence[Patterns]) -> Codec:
 
 
 def stored_bytes(codec: Codec, states: Sequence[Patterns]) -> float:
-    """Return the bytes per state that a codec makes of states, anchors aside; of large ones only a part is tried."""
+    """Return the bytes per state that a codec makes of states, anchors aside.
+
+    Of large ones only a part is tried, in blocks spread over all of it: layers compress differently, and an embedding
+    of which most rows are not drawn does so best.
+    """
     total = 0.0
     for dtype, first in states[0].items():
         if not len(first):
@@ -81,9 +85,17 @@ def stored_bytes(codec: Codec, states: Sequence[Patterns]) -> float:
             BufferRows.create(file, dtype, tried, codec)
             rows = BufferRows(file, dtype, codec.order, 1)
             for patterns in states:
-                rows.add(patterns[dtype][:tried])
+                rows.add(_spread(patterns[dtype], tried))
             rows.flush()
             file.flush()
             size = file[f"state/{dtype}"].id.get_storage_size()  # pyright: ignore[reportAttributeAccessIssue]
             total += size / rows.written * len(first) / tried  # from the part that was tried to all
     return total
+
+
+def _spread(patterns: np.ndarray, count: int) -> np.ndarray:
+    """Return so many words in blocks that lie evenly spread."""
+    if len(patterns) <= count:
+        return patterns
+    starts = np.linspace(0, len(patterns) - _TRIAL_BLOCK, count // _TRIAL_BLOCK).astype(int)
+    return np.concatenate([patterns[start : start + _TRIAL_BLOCK] for start in starts])

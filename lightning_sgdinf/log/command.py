@@ -1,4 +1,4 @@
-"""The command ``sgdinf-log``: look at logs, check them, mend them, watch them grow."""
+"""The command ``sgdinf-log``: look at logs, check them, mend them, watch them grow, forecast them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from lightning_sgdinf.errors import LogError
+from lightning_sgdinf.errors import ConfigurationError, LogError, UnsupportedRunError
+from lightning_sgdinf.extras import require
 from lightning_sgdinf.log.export import export
 from lightning_sgdinf.log.reader import RunLog
 from lightning_sgdinf.log.recovery import recover
@@ -31,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(_COMMANDS))
     for name, (purpose, _) in _COMMANDS.items():
         command = commands.add_parser(name, help=purpose, description=purpose)
+        if name == "plan":
+            _add_plan_arguments(command)
+            continue
         command.add_argument("path", metavar="PATH", help="the log, a directory")
         if name == "export":
             command.add_argument("target", metavar="FILE", help="HDF5 file to make")
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads, such as `head`, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush complains
         return 0
-    except LogError as error:
+    except (LogError, ConfigurationError, UnsupportedRunError) as error:
         print(printable(f"sgdinf-log: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -130,10 +134,36 @@ def _watch(chosen: argparse.Namespace) -> int:
     return 0 if latest.going_on or latest.ended else 1
 
 
+def _add_plan_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("path", metavar="MODULE:NAME|PATH", help="a LightningModule, or the log of a short run")
+    command.add_argument("--data", metavar="MODULE:NAME", help="its data module, or its training loader")
+    command.add_argument("--steps", type=int, required=True, help="optimizer steps of the run")
+    command.add_argument("--keep", action="append", default=[], help="a policy to show, too; may be repeated")
+    command.add_argument("--codec", default="delta", help="of the states (default: delta)")
+    command.add_argument("--timed-steps", type=int, default=5, help="steps of the trial, 0 for bytes only (default: 5)")
+
+
+def _plan(chosen: argparse.Namespace) -> int:
+    # By name: a trial needs the recorder and the replay, which stand above the log.
+    planning = require("lightning_sgdinf.planning.command", extra="")
+    plan = planning.plan_of(
+        chosen.path,
+        steps=chosen.steps,
+        data=chosen.data,
+        keeps=chosen.keep,
+        codec=chosen.codec,
+        timed_steps=chosen.timed_steps,
+    )
+    for line in str(plan).splitlines():
+        print(printable(line))
+    return 0
+
+
 _COMMANDS: Mapping[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "info": ("what the log holds", _info),
     "verify": ("read everything once, compare with checksums", _verify),
     "watch": ("how far the run is: step, rate, bytes, size at the end", _watch),
+    "plan": ("before a run: bytes, write rate, replay seconds and memory, for every policy", _plan),
     "recover": ("seal what a killed run has left; may be interrupted and repeated", _recover),
     "export": ("one plain HDF5 file with standard filters, for other tools", _export),
 }

@@ -258,6 +258,30 @@ def read_pages(file: ReadHdf5, path: Path, *, sealed: bool) -> Page:
     return whole
 
 
+def first_and_further(page: Page) -> tuple[int, float]:
+    """Return the bytes that the first step of a segment takes, and those of each further one, compressed.
+
+    The first brings what later ones only name again: names, settings, random states that have not moved.
+
+    Args:
+        page: All steps of a segment, as `read_pages` gives them.
+    """
+    new = max(page.strings_used[: page.string_counts[0]], default=-1) + 1
+    first = Page(
+        ids=[np.concatenate(page.ids)[: page.id_counts[0]]],
+        documents=[b"".join(page.documents)[: page.document_sizes[0]]],
+        strings_used=page.strings_used[: page.string_counts[0]],
+        kinds=page.kinds[:new],
+        strings=page.strings[:new],
+        **{name: getattr(page, name)[:1] for name in _PER_STEP},
+    )
+    size, steps = len(first.to_bytes()), len(page.crc)
+    return size, (len(page.to_bytes()) - size) / (steps - 1) if steps > 1 else float(size)
+
+
+_PER_STEP = ("stored", "state_crc", "crc", "id_counts", "document_sizes", "string_counts", "batch_ends")
+
+
 def _extend(whole: Page, page: Page) -> None:
     for name in Page.__slots__:
         getattr(whole, name).extend(getattr(page, name))

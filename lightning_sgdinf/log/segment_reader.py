@@ -15,6 +15,7 @@ from lightning_sgdinf.log.codecs import Codec, codec_named
 from lightning_sgdinf.log.directory import SEGMENT_FORMAT
 from lightning_sgdinf.log.documents import checked_run_id, header_from_json, layout_from_json, text
 from lightning_sgdinf.log.hdf5 import dataset, integer, open_file, read_document, reading
+from lightning_sgdinf.log.pages import first_and_further, read_pages
 from lightning_sgdinf.log.records import Header
 from lightning_sgdinf.log.state_table import StateTable
 from lightning_sgdinf.log.step_table import StepTable
@@ -137,6 +138,13 @@ class SegmentReader:
                 if isinstance(self._file.get(name, getlink=True), h5py.HardLink):
                     sizes[name] = int(dataset(self._file, name).id.get_storage_size())
         return sizes
+
+    def record_sizes(self) -> tuple[int, float, int]:
+        """Return the bytes of the first step's record, of each further one's, and of all batches."""
+        first, further = first_and_further(read_pages(self._file, self.path, sealed=self.sealed))
+        with reading(self.path, "batches"):
+            stored = isinstance(self._file.get("batch", getlink=True), h5py.HardLink)
+            return first, further, int(dataset(self._file, "batch").shape[0]) if stored else 0
 
     @property
     def plain_bytes(self) -> int:

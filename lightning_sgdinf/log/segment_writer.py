@@ -34,9 +34,22 @@ from lightning_sgdinf.log.pages import MAX_STEPS, PageWriter
 from lightning_sgdinf.log.step_documents import EncodedStep
 from lightning_sgdinf.state import Layout
 
+SEGMENT_BYTES = 256 << 20
+"""Bytes of uncompressed states per segment, unless somebody says otherwise."""
+
 _MIN_STORED = 16
 _MAX_SIDE_BYTES = 32 << 20
 _LOOK_ONLY = 0o444  # while it is written, who opens it with mode "w" would empty it, whatever HDF5 says then
+
+
+def most_states(state_bytes: int, segment_bytes: int) -> int:
+    """Return the largest number of states that a segment stores.
+
+    Args:
+        state_bytes: Of an uncompressed state.
+        segment_bytes: Bytes of uncompressed states after which it is full.
+    """
+    return min(MAX_STEPS, max(_MIN_STORED, segment_bytes // max(1, state_bytes)))
 
 
 class SegmentWriter:
@@ -71,8 +84,7 @@ class SegmentWriter:
         self.checksum = StateChecksum(layout)
         self._crcs: list[int] = []
         self._stored: list[int] = []
-        most = 0 if short else segment_bytes // max(1, row_bytes(layout))
-        self._max_stored = min(MAX_STEPS, max(_MIN_STORED, most))
+        self._max_stored = most_states(row_bytes(layout), 0 if short else segment_bytes)
         self._max_batch_bytes = max(segment_bytes, _MAX_SIDE_BYTES)
         self._documents = {"header": header, "layout": layout_to_json(layout)}
         with skeleton(path, SEGMENT_FORMAT) as file:

@@ -57,7 +57,7 @@ class Progress:
         if self.expected_bytes is not None:
             parts.append(f"about {readable_bytes(self.expected_bytes)} at the end")
         if self.going_on and self.seconds_left is not None:
-            parts.append(f"{_duration(self.seconds_left)} left")
+            parts.append(f"{readable_seconds(self.seconds_left)} left")
         return ", ".join(parts) + (
             "" if self.going_on else "; its writer is gone: `sgdinf-log recover` seals what it left"
         )
@@ -118,8 +118,9 @@ def readable_bytes(size: float) -> str:
     return f"{size:.4g} TB"
 
 
-def _duration(seconds: float) -> str:
+def readable_seconds(seconds: float) -> str:
+    """Return a time for people: ``5400`` -> ``"90 min"``."""
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.2g} s" if 0 < seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -19,6 +19,7 @@ from lightning_sgdinf.log.directory import WritableDirectory
 from lightning_sgdinf.log.end_mark import SegmentEntry
 from lightning_sgdinf.log.records import Header, Step
 from lightning_sgdinf.log.recovery import cut
+from lightning_sgdinf.log.segment_writer import SEGMENT_BYTES
 from lightning_sgdinf.log.store import LogSizes, LogStore
 from lightning_sgdinf.log.write_queue import Job, WriteQueue
 from lightning_sgdinf.log.writer_thread import WriterThread, let_go, living, watch_process
@@ -84,7 +85,7 @@ class LogWriter:
         continue_at: int | None = None,
         expected_steps: int | None = None,
         flush_every: int = 16,
-        segment_bytes: int = 256 << 20,
+        segment_bytes: int = SEGMENT_BYTES,
         queue_bytes: int = 512 << 20,
         durable: bool = False,
         when_full: Literal["raise", "stop_logging"] = "raise",

@@ -20,6 +20,7 @@ from lightning_sgdinf.record.guard import Guard, guarded, guarded_anew
 from lightning_sgdinf.record.keep import Keep, parse_keep
 from lightning_sgdinf.record.log_location import LogLocation
 from lightning_sgdinf.record.patches import Patches
+from lightning_sgdinf.record.planned import Planned
 from lightning_sgdinf.record.recorded_fit import COMPLETED, RecordedFit, Settings
 from lightning_sgdinf.record.resume import bookmarks_of, lost_bookmark
 from lightning_sgdinf.record.stored_batches import ExampleKey
@@ -27,7 +28,7 @@ from lightning_sgdinf.record.validation_watch import ValidationHooks
 from lightning_sgdinf.record.writer import Writer
 
 
-class TrajectoryRecorder(ValidationHooks):
+class TrajectoryRecorder(Planned, ValidationHooks):
     """Records a training run, so that it can be explained afterwards.
 
     Trained weights, random streams, logged metrics and checkpoints are bit for bit those of a run without it. Module,

@@ -28,6 +28,10 @@ from lightning_sgdinf.replay.objective import Objective as Objective
 from lightning_sgdinf.replay.objective import open_objective as open_objective
 from lightning_sgdinf.replay.opened import OpenedRun as OpenedRun
 from lightning_sgdinf.replay.per_example_loss import PerExampleLoss as PerExampleLoss
+from lightning_sgdinf.replay.rebuilding import Drift as Drift
+from lightning_sgdinf.replay.rebuilding import Rebuild as Rebuild
+from lightning_sgdinf.replay.rebuilding import Rebuilder as Rebuilder
+from lightning_sgdinf.replay.rebuilding import StretchEnd as StretchEnd
 from lightning_sgdinf.replay.recorded_gradients import recorded_gradients as recorded_gradients
 from lightning_sgdinf.replay.recorded_optimizer import RecordedOptimizer as RecordedOptimizer
 from lightning_sgdinf.replay.replayer import Divisor as Divisor
@@ -39,7 +43,6 @@ from lightning_sgdinf.replay.row_owners import LossRows as LossRows
 from lightning_sgdinf.replay.row_owners import RowOwners as RowOwners
 from lightning_sgdinf.replay.row_shards import RowShards as RowShards
 from lightning_sgdinf.replay.row_shards import rows_are_separate as rows_are_separate
-from lightning_sgdinf.replay.states import rebuild as rebuild
 from lightning_sgdinf.replay.states import retaken_backwards as retaken_backwards
 from lightning_sgdinf.replay.states import states_backwards as states_backwards
 from lightning_sgdinf.replay.training_step import validation_pass as validation_pass

@@ -24,6 +24,7 @@ from lightning_sgdinf.replay.examples import Examples
 from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.objective import Objective
 from lightning_sgdinf.replay.precision import precision_of
+from lightning_sgdinf.replay.rebuilding import Rebuild
 from lightning_sgdinf.replay.weight_audit import LossAudit, audit_loss
 from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.validation_data import KeptBatches
@@ -53,6 +54,7 @@ class OpenedRun:
             nobody can but who opened it.
         beside: Looks at the loss when it is audited, before anything is computed from it.
         remarks: What a reader of any result must know of the run.
+        rebuild: How states that were not stored are rebuilt.
     """
 
     log: Trajectory
@@ -65,6 +67,7 @@ class OpenedRun:
     reopen: Callable[[], AbstractContextManager[OpenedRun]] | None = None
     beside: Callable[[OpenedRun], None] | None = None
     remarks: tuple[str, ...] = ()
+    rebuild: Rebuild = "exact"
     _known: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -158,7 +161,7 @@ class OpenedRun:
 
         def compute() -> Examples:
             examples = self._examples(self.objective.source.loader())
-            self._compare_with_record()
+            _expect_recorded_batches(self)
             return examples
 
         return self.once("training", compute)
@@ -233,21 +236,22 @@ class OpenedRun:
             **more,
         }
 
-    def _compare_with_record(self) -> None:
-        """Make the last batches of training again, as many as hold each example once, and compare their checksums.
-
-        A ranking re-runs no recorded step, so that nothing else would show that a data module split its data anew.
-        """
-        left = self.examples
-        with random_state.preserved():
-            for step in self.log.steps(len(self.log), 0):
-                for micro in step.micro_batches:
-                    left -= len(micro.example_ids)
-                    of_data_set = len(micro.draws) == 1 and micro.draws[0].batch is None
-                    if of_data_set and micro.draws[0].digest is not None:
-                        self.objective.source.batch(micro, step=step.index)
-                if left <= 0:
-                    return
-
     def _examples(self, loader: Loader) -> Examples:
         return Examples(dataset=loader.dataset, collate=loader.collate_fn, bring=self.objective.bring)
+
+
+def _expect_recorded_batches(run: OpenedRun) -> None:
+    """Make the last batches of training again, as many as hold each example once, and compare their checksums.
+
+    A ranking re-runs no recorded step, so that nothing else would show that a data module split its data anew.
+    """
+    left = run.examples
+    with random_state.preserved():
+        for step in run.log.steps(len(run.log), 0):
+            for micro in step.micro_batches:
+                left -= len(micro.example_ids)
+                of_data_set = len(micro.draws) == 1 and micro.draws[0].batch is None
+                if of_data_set and micro.draws[0].digest is not None:
+                    run.objective.source.batch(micro, step=step.index)
+            if left <= 0:
+                return

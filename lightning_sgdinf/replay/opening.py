@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ from lightning_sgdinf.replay.loss_metrics import wake_loss_metrics
 from lightning_sgdinf.replay.objective import open_objective
 from lightning_sgdinf.replay.opened import OpenedRun
 from lightning_sgdinf.replay.per_example_loss import PerExampleLoss
+from lightning_sgdinf.replay.rebuilding import chosen_rebuild
 from lightning_sgdinf.replay.recorded_state import RecordedState, enable_rebuilding, expect_checkpoint, shorten
 from lightning_sgdinf.replay.row_owners import RowOwners
 
@@ -52,6 +53,7 @@ def open_run(
     rows: RowOwners | None = None,
     memory_bytes: int = MEMORY_BYTES,
     progress: bool = False,
+    rebuild: Literal["auto", "exact", "close"] = "auto",
 ) -> Iterator[OpenedRun]:
     """Open a recorded run; inside, the model is borrowed, and afterwards it is as it was.
 
@@ -70,6 +72,7 @@ def open_run(
         rows: Says whose the rows of a loss are.
         memory_bytes: How much memory methods may take for states.
         progress: Show progress bars on standard error.
+        rebuild: How states that were not stored are rebuilt, see `lightning_sgdinf.replay.rebuilding`.
 
     Raises:
         UnsupportedRunError: The run cannot be replayed, or holds no complete step.
@@ -80,6 +83,7 @@ def open_run(
     check_given(model, train_dataloaders, val_dataloaders, log)
     arguments: dict[str, Any] = {"device": device, "tap": tap, "dtype": dtype, "memory_bytes": memory_bytes}
     arguments |= {"per_example_loss": per_example_loss, "rows": rows, "val_loader": val_loader, "at": at}
+    arguments["rebuild"] = rebuild
     if isinstance(log, (str, Path)):
         with (
             RunLog.open(log) as read,
@@ -117,7 +121,8 @@ def open_run(
         host.stand_in.know(train_dataloader=loaders[0] if len(loaders) == 1 else loaders or None)
         arguments = {"tap": tap, "dtype": dtype, "per_example_loss": per_example_loss, "rows": rows}
         objective = stack.enter_context(open_objective(model, header, source, host, **arguments))
-        enable_rebuilding(shortened, log, objective)
+        how = chosen_rebuild(rebuild, log, device)
+        enable_rebuilding(shortened, log, objective, how)
         expect_checkpoint(checkpoint, log)
         last = log.step(len(log) - 1)
         wake_loss_metrics(objective, lambda: log.state(len(log)), last)
@@ -133,6 +138,7 @@ def open_run(
             progress=progress,
             reopen=reopen,
             remarks=remarks,
+            rebuild=how,
         )
 
 

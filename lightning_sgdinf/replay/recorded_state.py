@@ -14,8 +14,7 @@ from lightning_sgdinf.log import Trajectory
 from lightning_sgdinf.log.shortened import Shortened
 from lightning_sgdinf.plain_text import printable
 from lightning_sgdinf.replay.objective import Objective
-from lightning_sgdinf.replay.replayer import Replayer
-from lightning_sgdinf.replay.states import rebuild
+from lightning_sgdinf.replay.rebuilding import Rebuild, Rebuilder
 from lightning_sgdinf.state import ModelState
 
 RecordedState: TypeAlias = "int | Literal['best'] | str | Path"
@@ -72,13 +71,14 @@ def shorten(log: Trajectory, model: nn.Module, at: RecordedState | None) -> tupl
     return Shortened(log, at), tensors
 
 
-def enable_rebuilding(log: Trajectory, seen: Trajectory, objective: Objective) -> None:
+def enable_rebuilding(log: Trajectory, seen: Trajectory, objective: Objective, rebuild: Rebuild) -> None:
     """Let the last state of a shortened record be made by taking steps again, where it is not stored.
 
     Args:
         log: The record as `shorten` gave it.
         seen: The same, as it is replayed.
         objective: The opened model.
+        rebuild: How; no stored state follows that the drift of a close one could be measured at.
     """
     if not isinstance(log, Shortened):
         return
@@ -90,9 +90,9 @@ def enable_rebuilding(log: Trajectory, seen: Trajectory, objective: Objective) -
                 f"the log stores no state at or before step {len(seen)} (keep={seen.header.keep!r}), so the model "
                 "there cannot be made. Record with keep='every_step' or 'every(k)'"
             )
-        replayer, state = Replayer(seen, objective), seen.state(stored[-1])
+        rebuilder, state = Rebuilder(seen, objective, rebuild), seen.state(stored[-1])
         for step in seen.steps(stored[-1], len(seen)):
-            state = rebuild(replayer, state, step)
+            state = rebuilder.advance(state, step)
         return state
 
     log.rebuild = last_state

@@ -12,19 +12,19 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from lightning_sgdinf.checkpointing import held_in, next_held
-from lightning_sgdinf.dtypes import dtype_name
-from lightning_sgdinf.errors import ConfigurationError, StateNotStoredError, StepMismatchError
-from lightning_sgdinf.log import Step, Trajectory, recorded_part, state_checksum
-from lightning_sgdinf.replay.replayer import Replayer
-from lightning_sgdinf.replay.reproducibility import why_bits_differ
+from lightning_sgdinf.errors import StateNotStoredError
+from lightning_sgdinf.log import Trajectory
 from lightning_sgdinf.state import ModelState
 
 Advance = Callable[[ModelState, int], ModelState]
 """Takes state ``t`` and ``t`` to state ``t + 1``."""
+Arrive = Callable[[int, ModelState, int], None]
+"""Told of a stored state ``a``, and of the last state ``t`` that was rebuilt from it: ``(a, state t, t)``; state
+``t + 1`` is stored."""
 
 
 def states_backwards(
-    log: Trajectory, start: int, stop: int, advance: Advance, *, max_states: int
+    log: Trajectory, start: int, stop: int, advance: Advance, *, max_states: int, arrive: Arrive | None = None
 ) -> Iterator[tuple[int, ModelState]]:
     """Yield ``(t, state t)`` for ``t = start - 1, ..., stop``.
 
@@ -34,6 +34,7 @@ def states_backwards(
         stop: The last state to yield.
         advance: Takes one recorded step.
         max_states: How many states may be in memory at once, at least 3, beside the one that was yielded last.
+        arrive: Told of each stretch whose last state was rebuilt, before that is yielded.
 
     Raises:
         StateNotStoredError: If no state at or before ``stop`` is stored; says which ``keep=`` stores it.
@@ -49,38 +50,14 @@ def states_backwards(
                 "choose an estimator that needs the final state alone (final_parameters)."
             )
         lower = int(below[-1])
-        yield from retaken_backwards(log.state(lower), lower, upper, max(stop, lower), advance, held_in(max_states))
+        ends = arrive is not None and upper - 1 > lower and upper in stored
+        for t, state in retaken_backwards(
+            log.state(lower), lower, upper, max(stop, lower), advance, held_in(max_states)
+        ):
+            if ends and arrive is not None and t == upper - 1:
+                arrive(lower, state, t)
+            yield t, state
         upper = lower
-
-
-def rebuild(replayer: Replayer, state: ModelState, step: Step) -> ModelState:
-    """Take one recorded step and make sure that it leads to the recorded state.
-
-    Raises:
-        StepMismatchError: The next state has another checksum than the recorded one.
-        ConfigurationError: So it is, and the precision is not the recorded one.
-    """
-    after, log = replayer.advance(state, step), replayer.log
-    recorded = log.state_checksum(step.index + 1)
-    if recorded is not None and (checksum := state_checksum(recorded_part(log, step.index + 1, after))) != recorded:
-        _refuse_other_precision(replayer)
-        raise StepMismatchError(
-            f"state {step.index + 1}, rebuilt by taking step {step.index} again, differs from the recorded one "
-            f"(checksum {recorded:08x} recorded, {checksum:08x} now). {why_bits_differ(log.header)}"
-        )
-    return after
-
-
-def _refuse_other_precision(replayer: Replayer) -> None:
-    """Refuse to rebuild states in another precision than the recorded one: they would be other states."""
-    log, dtype = replayer.log, replayer.objective.dtype
-    recorded = {name for _, _, name in log.header.parameters}
-    if dtype is not None and {dtype_name(dtype)} != recorded:
-        raise ConfigurationError(
-            f"the run was recorded in {', '.join(sorted(recorded))} and the replay computes in {dtype_name(dtype)}, "
-            f"but not all states are stored (keep={log.header.keep!r}), and rebuilding them needs the recorded "
-            "precision. Leave out precision=, or record with keep='every_step'."
-        )
 
 
 def retaken_backwards(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -25,6 +26,7 @@ class Settings:
     memory_bytes: int = MEMORY_BYTES
     progress: bool = True
     compile: bool = False
+    rebuild: Literal["auto", "exact", "close"] = "auto"
 
     @property
     def dtype(self) -> torch.dtype | None:

@@ -24,11 +24,12 @@ from lightning_sgdinf.errors import NonFiniteError, StepMismatchError, UntappedL
 from lightning_sgdinf.estimators import Estimator
 from lightning_sgdinf.estimators.base import visited
 from lightning_sgdinf.log import Step
-from lightning_sgdinf.replay import OpenedRun, Replayer, RowShards, rebuild, refuse_changes, states_backwards
+from lightning_sgdinf.replay import Drift, OpenedRun, Rebuilder, RowShards, StretchEnd, refuse_changes, states_backwards
 from lightning_sgdinf.replay.pass_structure import PassStructure
 from lightning_sgdinf.replay.reproducibility import acting_hooks
 from lightning_sgdinf.replay.untapped import WAYS_OUT, expect_mean, expect_penalty
 from lightning_sgdinf.replay.weight_audit import LossAudit
+from lightning_sgdinf.scoring.both_ways import BothWays
 from lightning_sgdinf.state import ModelState
 
 UNREACHED = {"float64": 1e-8, "float32": 1e-3}
@@ -50,7 +51,8 @@ class Tally:
         growth: Of the adjoint so far.
         first: The step at which each example is first drawn from here on; ``T`` if it is not. int64 ``[N]``.
         comparison: Step replay so far.
-        rebuilt: States that were rebuilt and matched the recorded checksum.
+        drift: Of the states that were rebuilt.
+        both_ways: What close rebuilding does to the scores.
     """
 
     scores: Tensor
@@ -58,7 +60,8 @@ class Tally:
     growth: Growth
     first: Tensor
     comparison: StepComparison = field(default_factory=StepComparison)
-    rebuilt: int = 0
+    drift: Drift = field(default_factory=Drift)
+    both_ways: BothWays = field(default_factory=BothWays)
 
     def add(self, ids: Tensor, slopes: Tensor, epoch: int) -> None:
         """Accumulate the slopes ``[Q, B]`` of one step."""
@@ -123,13 +126,17 @@ class Walk:
         )
         total, first = len(log), self.estimator.first_step(log)
         frozen = total > first and self.estimator.state_for(total - 1, log) == total
-        states = self._frozen(total, first) if frozen else self._states(total, first, tally)
+        rebuilder = Rebuilder(log, objective, self.run.rebuild)
+        tally.drift = rebuilder.drift
+        states = self._frozen(total, first) if frozen else self._states(total, first, rebuilder)
         after = self.run.final if self.compare and not frozen else None
         following: Step | None = None
         rule, audit = rule_for(log.header.optimizer), self.run.audit(first)
         for step, (t, before) in zip(log.steps(total, first), states, strict=True):
             if following is not None and not frozen:
                 refuse_changes(following)
+            if after is not None and rebuilder.end is not None and rebuilder.end.index == t + 1:
+                after = rebuilder.end.state  # not the stored one, from which the rebuilt steps have drifted
             recorded, after = [] if after is None else [after], before if self.compare and not frozen else None
             at = AdjointStep(
                 step,
@@ -142,6 +149,8 @@ class Walk:
                 compiled=self.compiled,
                 settle=self._settle(step, before, recorded, tally.comparison),
             )
+            if rebuilder.end is not None and self.compare and self.shards is None:
+                self._walk_both_ways(rebuilder.end, at, before, adjoint, tally.both_ways)
             adjoint, structures = self._take(at, adjoint, recorded, tally, audit)
             if self.swaps is not None:
                 self.swaps.see(step, at.before, structures)
@@ -162,9 +171,30 @@ class Walk:
         self._expect_reached(pulled, at, audit)
         ids = torch.tensor(at.step.example_ids)
         tally.add(ids, pulled.slopes, at.step.epoch)
+        tally.both_ways.compare(at.step, pulled.slopes)
         tally.first[ids] = at.step.index
         tally.growth.see(pulled.adjoint, at.step.index)
         return pulled.adjoint, pulled.structures
+
+    def _walk_both_ways(
+        self, end: StretchEnd, at: AdjointStep, before: ModelState, adjoint: Adjoint, both_ways: BothWays
+    ) -> None:
+        """Walk a step from the other version of its rebuilt state, if it is one of the last of a stretch looked at."""
+        if end.index == at.step.index + 1:
+            both_ways.begin(end, self.run.log.state(end.index), adjoint)
+
+        def pull(moved: ModelState, other: Adjoint) -> PulledStep:
+            again = AdjointStep(
+                at.step,
+                _on(moved, self.run.host.device),
+                self.run.objective,
+                rule_for(self.run.log.header.optimizer),
+                self._query_at,
+                is_epoch_end=at.is_epoch_end,
+            )
+            return visited(self.estimator, again, other)
+
+        both_ways.see(at.step, before, pull)
 
     def _settle(
         self, step: Step, before: ModelState, recorded: list[ModelState], comparison: StepComparison
@@ -266,16 +296,16 @@ class Walk:
             comparison.add(pulled, at.step, at.before, after, vector, at.rounded)
         return pulled
 
-    def _states(self, start: int, stop: int, tally: Tally) -> Iterator[tuple[int, ModelState]]:
+    def _states(self, start: int, stop: int, rebuilder: Rebuilder) -> Iterator[tuple[int, ModelState]]:
         log = self.run.log
-        replayer = Replayer(log, self.run.objective)
-
-        def advance(state: ModelState, t: int) -> ModelState:
-            rebuilt = rebuild(replayer, state, log.step(t))
-            tally.rebuilt += 1
-            return rebuilt
-
-        return states_backwards(log, start, stop, advance, max_states=self.max_states)
+        return states_backwards(
+            log,
+            start,
+            stop,
+            lambda state, t: rebuilder.advance(state, log.step(t)),
+            max_states=self.max_states,
+            arrive=lambda begin, state, t: rebuilder.arrive(begin, state, log.step(t)),
+        )
 
 
 def _tolerance(allowed: Mapping[str, float], run: OpenedRun) -> float:

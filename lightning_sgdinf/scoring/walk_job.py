@@ -29,6 +29,7 @@ from lightning_sgdinf.checks import (
 )
 from lightning_sgdinf.estimators import Estimator
 from lightning_sgdinf.replay import OpenedRun, RowShards, find_vanishing, row_warnings, rows_are_separate
+from lightning_sgdinf.scoring.rebuilding_checks import rebuilding_checks
 from lightning_sgdinf.scoring.result import JobResult, answer_provenance
 from lightning_sgdinf.scoring.settings import Settings
 from lightning_sgdinf.scoring.walk import Tally, Walk
@@ -133,10 +134,9 @@ class WalkJob:
         tally = self._walk(start, epochs, part, findings)
         if findings.reached:
             self._measure_trust(clock(run.host.device) - began, findings)
-        if tally.rebuilt:
-            findings.notes.append(
-                f"{tally.rebuilt} states were rebuilt by taking recorded steps again; each matched its checksum."
-            )
+        checks, notes = rebuilding_checks(tally.drift, tally.both_ways, _precision(run))
+        findings.further.extend(checks)
+        findings.notes.extend(notes)
         return JobResult(
             values=part.join(tally.scores),
             queries=self.query.names,
