@@ -40,7 +40,6 @@ class OptimizerSteps:
         after: Callable[[], None],
     ) -> None:
         self.optimizer = optimizer
-        self._guard = guard
         self._names = names
         self._before = before
         self._after = after
