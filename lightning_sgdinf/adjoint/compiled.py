@@ -1,7 +1,8 @@
-"""The kernel of a replayed step as one compiled graph.
+"""The kernel of a replayed step as graphs of tensor operations.
 
-A step's forward pass, gradient and second derivative are traced once per batch shape into a graph of plain tensor
-operations, which ``torch``'s inductor compiles. Example weights enter as in the eager kernel, through the same taps.
+A step's forward pass, gradient and second derivative are traced once per batch shape. In a small model most of a
+step's time is python's, and most of that is saved by running the graph, with the same numbers; ``compile=True`` has it
+compiled by ``torch``'s inductor. Example weights enter as in the eager kernel, through the same taps.
 
 A graph cannot follow python: what ``training_step`` reads besides tensors would be frozen at its value while tracing.
 So tracing fails, and the eager kernel is used, if the step looks at the epoch, the global step or the batch index,
@@ -24,15 +25,18 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.adjoint.second_order import FirstOrder, Products, differentiate
+from lightning_sgdinf.adjoint.step_graph import Compiler, StepGraph, uncompiled
 from lightning_sgdinf.errors import NonFiniteError, UnsupportedRunError
 from lightning_sgdinf.held_tensors import call_with
 from lightning_sgdinf.log import MicroBatch, Step
 from lightning_sgdinf.replay import Objective
+from lightning_sgdinf.replay.pass_structure import PassStructure
 
 GRAPHS = 4
-"""Largest number of batch shapes that are compiled; each takes seconds to minutes."""
+"""Largest number of batch shapes that are traced or compiled; to compile takes seconds to minutes."""
 
-Compiler = Callable[[torch.fx.GraphModule, Sequence[Tensor]], Callable[..., Sequence[Tensor]]]
+WORTH_STEPS, SMALL = 256, 1 << 20
+"""From how many steps on, and up to how many parameters, tracing pays: it takes as long as some hundred eager steps."""
 
 
 def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
@@ -69,51 +73,91 @@ class _Signature:
 
 @dataclass(slots=True)
 class Kernel:
-    """One compiled graph of a step.
+    """The graphs of a step.
 
     Attributes:
-        function: Takes tensors, push rows and buffer adjoints; returns loss, gradients and products.
+        graph: First takes tensors and returns loss and gradients; then takes push rows and buffer adjoints, and returns
+            second derivatives.
         present: Which parameters have a gradient.
         statistics: Names of running statistics that are read.
         buffers: Names of buffer adjoints.
         checks: How often it was compared with the eager kernel.
+        structures: Of the pass, as the eager kernel saw it.
     """
 
-    function: Callable[..., Sequence[Tensor]]
+    graph: StepGraph
     present: tuple[bool, ...]
     statistics: tuple[str, ...]
     buffers: tuple[str, ...]
     checks: int = 0
+    structures: tuple[PassStructure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """Results of a kernel.
+class KernelPass:
+    """One pass by a kernel, up to the gradient.
 
     Attributes:
+        kernel: It.
         grads: Gradient per parameter; ``None`` where there is none.
-        products: Second derivatives.
+        kept: What the second derivatives need.
     """
 
+    kernel: Kernel
     grads: list[Tensor | None]
-    products: Products
+    kept: list[Tensor]
+
+    def products(self, push: Tensor, buffers: Mapping[str, Tensor]) -> Products:
+        """Differentiate it once more.
+
+        Args:
+            push: Adjoint of the gradient, ``[Q, P]``.
+            buffers: Adjoint of the buffers after the pass, ``[Q, *shape]`` by name.
+        """
+        kernel = self.kernel
+        with torch.no_grad():
+            flow = iter(kernel.graph.second(*self.kept, push, *buffers.values()))
+        slopes = next(flow)
+        hessian = [next(flow) for _ in kernel.present]
+        statistics = {n: next(flow) for n in kernel.statistics}
+        return Products(slopes, hessian, statistics, dict(zip(kernel.buffers, flow, strict=True)))
 
 
 @dataclass(slots=True)
 class CompiledSteps:
-    """Compiles the kernel of a walk's steps.
+    """Makes the kernels of a walk's steps.
 
     Attributes:
         objective: The opened model.
-        compiler: Turns a graph of tensor operations into a function.
+        compiler: Turns a graph of tensor operations into a function; `uncompiled` leaves its numbers as they are.
         note: Why the eager kernel is used instead; empty while it is not.
     """
 
     objective: Objective
-    compiler: Compiler = inductor
+    compiler: Compiler
     note: str = ""
     _kernels: dict[_Signature, Kernel] = field(default_factory=dict)
     _last: _Signature | None = None
+    _held: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def wanted(cls, objective: Objective, steps: int, *, compile: bool | None) -> CompiledSteps | None:
+        """Return what makes kernels for a walk of so many steps; ``None`` where the eager one is to be used.
+
+        Args:
+            objective: The opened model.
+            steps: Of the walk.
+            compile: As for the runner.
+        """
+        if compile:
+            return cls(objective, inductor)
+        pays = steps >= WORTH_STEPS and objective.vector.size <= SMALL
+        return cls(objective, uncompiled) if compile is None and pays else None
+
+    @property
+    def rounds_otherwise(self) -> bool:
+        """True if kernels round otherwise than the eager one."""
+        return not self.note and self.compiler is not uncompiled
 
     def give_up(self, why: str) -> None:
         """Use the eager kernel from now on."""
@@ -125,7 +169,7 @@ class CompiledSteps:
     ) -> Kernel | None:
         """Return the kernel for a batch; ``None`` if there is none for its shape.
 
-        A shape is compiled when two steps in a row have it, so the last, smaller batch of an epoch is not; and not
+        A shape is traced when two steps in a row have it, so the last, smaller batch of an epoch is not; and not
         before it is known whose the rows of the loss are; none is where every pass has to be looked at.
         """
         objective = self.objective
@@ -154,10 +198,8 @@ class CompiledSteps:
                 return None
         return kernel
 
-    def run(
-        self, kernel: Kernel, step: Step, micro: MicroBatch, batch: Any, push: Tensor, buffers: Mapping[str, Tensor]
-    ) -> Outcome:
-        """Run a step's kernel at the loaded state.
+    def begin(self, kernel: Kernel, step: Step, micro: MicroBatch, batch: Any) -> KernelPass:
+        """Run a step's kernel at the loaded state, up to the gradient.
 
         Raises:
             NonFiniteError: If the loss is NaN or infinite; names the step.
@@ -165,25 +207,19 @@ class CompiledSteps:
         random_state.restore(micro.stepped_with)
         leaves = [v for v in tree_flatten(batch)[0] if isinstance(v, Tensor)]
         with torch.no_grad():
-            loss, *rest = kernel.function(*self._inputs(leaves, len(micro.example_ids), push, buffers))
+            loss, *rest = kernel.graph.first(*self._tensors(), *leaves)
         if not torch.isfinite(loss):
             raise NonFiniteError(
                 f"the training loss of step {step.index} is {loss.item()}; replay stops here. Scores need a finite run."
             )
         flow = iter(rest)
-        grads = [next(flow) if there else None for there in kernel.present]
-        slopes = next(flow)
-        hessian = [next(flow) for _ in kernel.present]
-        statistics = {n: next(flow) for n in kernel.statistics}
-        return Outcome(grads, Products(slopes, hessian, statistics, dict(zip(kernel.buffers, flow, strict=True))))
+        return KernelPass(kernel, [next(flow) if there else None for there in kernel.present], list(flow))
 
-    def _inputs(
-        self, leaves: Sequence[Tensor], count: int, push: Tensor, buffers: Mapping[str, Tensor]
-    ) -> list[Tensor]:
-        objective = self.objective
-        weights = torch.ones(count, dtype=objective.parameters[0].dtype, device=objective.host.device)
-        tensors = [t.detach() for t in _tensors(objective).values()]
-        return [*tensors, *leaves, weights, push, *buffers.values()]
+    def _tensors(self) -> list[Tensor]:
+        """Return every parameter and buffer of the module, in the order of `_names`."""
+        if not self._held:
+            self._held = [p.detach() for p in self.objective.module.parameters()]
+        return [*self._held, *(b.detach() for b in self.objective.buffers.values())]
 
     def _compile(self, signature: _Signature, step: Step, micro: MicroBatch, leaves: Sequence[Any]) -> Kernel:
         objective = self.objective
@@ -192,18 +228,9 @@ class CompiledSteps:
         if objective.per_example_loss is not None:
             raise UnsupportedRunError("the losses of examples are computed by per_example_loss")
         recipe = _Recipe(objective, signature, step, leaves)
-        tensors = [v for v in leaves if isinstance(v, Tensor)]
-        shapes = {n: b.shape for n, b in objective.buffers.items()}
-        floating = objective.parameters[0].dtype
-        examples = self._inputs(
-            tensors,
-            len(micro.example_ids),
-            torch.zeros(signature.queries, objective.vector.size, dtype=floating, device=objective.host.device),
-            {
-                n: torch.zeros(signature.queries, *shapes[n], dtype=objective.buffers[n].dtype)
-                for n in signature.buffers
-            },
-        )
+        early = [*self._tensors(), *(v for v in leaves if isinstance(v, Tensor))]
+        weights, push, adjoints = self._examples_of_late(signature, len(micro.example_ids))
+        examples = [*early, weights, push, *adjoints]
         objective.prepare(step, micro)
         before = random_state.numpy_state(), random_state.python_state()
         with objective.host.stand_in.timeless(), warnings.catch_warnings():
@@ -212,8 +239,18 @@ class CompiledSteps:
         if before != (random_state.numpy_state(), random_state.python_state()):
             raise UnsupportedRunError("training_step draws from numpy's or python's generator")
         graph.graph.eliminate_dead_code()
-        graph.recompile()
-        return Kernel(self.compiler(graph, examples), recipe.present, recipe.statistics, recipe.buffers)
+        places = {"ones": len(early), "late": len(early) + 1, "early": 1 + sum(recipe.present)}
+        taken_apart = StepGraph.of(graph, examples, self.compiler, **places)
+        return Kernel(taken_apart, recipe.present, recipe.statistics, recipe.buffers)
+
+    def _examples_of_late(self, signature: _Signature, count: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return weights of a batch, and zeros in the place of a push and of the buffers' adjoints."""
+        objective, queries = self.objective, signature.queries
+        like = objective.parameters[0]
+        weights = torch.ones(count, dtype=like.dtype, device=objective.host.device)
+        push = torch.zeros(queries, objective.vector.size, dtype=like.dtype, device=objective.host.device)
+        buffers = objective.buffers
+        return weights, push, [buffers[n].new_zeros(queries, *buffers[n].shape) for n in signature.buffers]
 
 
 class _Recipe:
@@ -222,7 +259,7 @@ class _Recipe:
     def __init__(self, objective: Objective, signature: _Signature, step: Step, leaves: Sequence[Any]) -> None:
         self._objective, self._signature, self._step = objective, signature, step
         self._leaves = leaves
-        self._names = list(_tensors(objective))
+        self._names = _names(objective)
         self.present: tuple[bool, ...] = ()
         self.statistics: tuple[str, ...] = ()
         self.buffers: tuple[str, ...] = ()
@@ -261,6 +298,6 @@ class _Shell(nn.Module):
         return self._trace(batch, weights)
 
 
-def _tensors(objective: Objective) -> dict[str, Tensor]:
-    """Return every parameter and buffer of the module by name, each once."""
-    return {**dict(objective.module.named_parameters()), **objective.buffers}
+def _names(objective: Objective) -> list[str]:
+    """Return the name of every parameter and buffer of the module, each once."""
+    return [*dict(objective.module.named_parameters()), *objective.buffers]

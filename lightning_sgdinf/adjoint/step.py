@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from lightning_sgdinf.adjoint.adjoint import Adjoint
-from lightning_sgdinf.adjoint.compiled import CompiledSteps, Kernel
+from lightning_sgdinf.adjoint.compiled import CompiledSteps, Kernel, KernelPass
 from lightning_sgdinf.adjoint.optim.base import UpdateRule
 from lightning_sgdinf.adjoint.optim.step import TakenStep, take_step, touched_elements
 from lightning_sgdinf.adjoint.second_order import FirstOrder, Products, differentiate
@@ -110,6 +110,7 @@ class AdjointStep:
         self._shards = shards
         self._compiled = compiled if shards is None else None
         self._settle = settle
+        self._batch: Any = None
         self._reduced = False
 
     def query_gradient(self) -> Adjoint:
@@ -132,9 +133,12 @@ class AdjointStep:
         self._objective.passes.sparse_rows.clear()
         self._objective.load(self.before)
         self._reduced = reduced
-        compiled = curvature and self._compiled is not None and not reduced
-        pulled = self._pull_compiled(adjoint, curvature) if compiled else None
-        pulled = pulled or self._pull(adjoint, curvature)
+        self._batch = None
+        kernel = self._kernel(adjoint) if curvature and not reduced else None
+        if kernel is None:
+            pulled = self._pull(adjoint, curvature, settle=self._settle)
+        else:
+            pulled = self._pull_by(kernel, adjoint, curvature)
         if not bool(torch.isfinite(pulled.adjoint.params.sum() + pulled.slopes.sum())):
             raise NonFiniteError(
                 f"the adjoint is no longer finite at step {self.step.index}: the run amplifies small changes without "
@@ -170,13 +174,15 @@ class AdjointStep:
             taken.append(self._take(moved))
         return taken
 
-    def _pull(self, adjoint: Adjoint, curvature: float) -> PulledStep:
+    def _pull(
+        self, adjoint: Adjoint, curvature: float, kernel: Kernel | None = None, *, settle: Settle | None
+    ) -> PulledStep:
         micros, objective = self.step.micro_batches, self._objective
-        single: list[FirstOrder] = []
+        single: list[FirstOrder | KernelPass] = []
         traces: list[Trace] = []
         passes: list[tuple[MicroBatch, Any, dict[str, Tensor]]] = []
         if len(micros) == 1:
-            single.append(self._trace(micros[0], objective.batch(self.step, micros[0]), traces))
+            single.append(self._first(micros[0], traces, kernel))
             grads: Sequence[Tensor | None] = single[0].grads
         else:
             grads, passes = self._sum_gradients(micros)
@@ -184,7 +190,7 @@ class AdjointStep:
         grads = self._over_processes([_detached(g) for g in grads])
         taken = self._take(grads)
         settled: TakenStep | None = taken
-        if self._settle is not None and self._settle(taken, buffers_after):
+        if settle is not None and settle(taken, buffers_after):
             settled, taken = None, taken.only_pull()
         carry, state, push = taken.pull(adjoint)
         push = objective.vanishing.held(grads, push, objective.vector)
@@ -211,57 +217,33 @@ class AdjointStep:
             taken=settled,
             buffers=buffers_after,
             unreached=None if reached is None else _unreached(*reached, joined),
-            structures=tuple(t.structure for t in reversed(traces) if t.structure is not None),
-            loss=None if self._shards is not None else traces[0].loss.detach() * self.step.accumulation,
+            structures=_structures(traces) if kernel is None else kernel.structures,
+            loss=traces[0].loss.detach() * self.step.accumulation if traces and self._shards is None else None,
         )
 
-    def _pull_compiled(self, adjoint: Adjoint, curvature: float) -> PulledStep | None:
-        """Pull back as `_pull` with curvature, by a compiled kernel; return ``None`` if there is none."""
+    def _kernel(self, adjoint: Adjoint) -> Kernel | None:
+        """Return what takes the place of the eager kernel, if something does."""
         compiled, objective = self._compiled, self._objective
-        if compiled is None or len(self.step.micro_batches) != 1:
+        if compiled is None or compiled.note or len(self.step.micro_batches) != 1 or getattr(self._rule, "lazy", False):
             return None
         micro = self.step.micro_batches[0]
-        batch = objective.batch(self.step, micro)
-        kernel = compiled.kernel(self.step, micro, batch, adjoint.buffers, adjoint.queries)
-        if kernel is None:
-            return None
+        self._batch = objective.batch(self.step, micro)
+        return compiled.kernel(self.step, micro, self._batch, adjoint.buffers, adjoint.queries)
+
+    def _pull_by(self, kernel: Kernel, adjoint: Adjoint, curvature: float) -> PulledStep:
+        """Pull back by a kernel; compare it with the eager one if it is new, or an epoch has passed."""
         if kernel.checks >= CHECKS and not self.is_epoch_end:
-            return self._run_compiled(compiled, kernel, micro, batch, adjoint, curvature)
+            return self._pull(adjoint, curvature, kernel, settle=self._settle)
         kernel.checks += 1
-        expected = self._pull(adjoint, curvature)
-        objective.load_buffers(self.before.buffers)
-        pulled = self._run_compiled(compiled, kernel, micro, batch, adjoint, curvature)
-        if worst := _disagreement(pulled, expected, objective.parameters[0].dtype):
-            compiled.give_up(f"at step {self.step.index} the compiled kernel's {worst}")
+        expected = self._pull(adjoint, curvature, settle=None)
+        kernel.structures = expected.structures
+        self._objective.load_buffers(self.before.buffers)
+        pulled = self._pull(adjoint, curvature, kernel, settle=self._settle)
+        if worst := _disagreement(pulled, expected, self._objective.parameters[0].dtype):
+            assert self._compiled is not None
+            self._compiled.give_up(f"at step {self.step.index} the compiled kernel's {worst}")
             return expected
         return pulled
-
-    def _run_compiled(
-        self, compiled: CompiledSteps, kernel: Kernel, micro: MicroBatch, batch: Any, adjoint: Adjoint, curvature: float
-    ) -> PulledStep:
-        objective = self._objective
-        grads: list[Tensor | None] = [
-            torch.zeros_like(p) if there else None
-            for p, there in zip(objective.parameters, kernel.present, strict=True)
-        ]
-        if needed := self._rule.needs_gradient or self.step.clip is not None:
-            trace = objective.trace(self.step, micro, batch)
-            grads = objective.gradient(trace.loss, noted=True)
-            objective.load_buffers(self.before.buffers)
-        taken = self._take(grads)
-        carry, state, push = taken.pull(adjoint)
-        push = objective.vanishing.held(grads, push, objective.vector)
-        outcome = compiled.run(kernel, self.step, micro, batch, push, adjoint.buffers)
-        buffers_after = objective.read_buffers()
-        carry, buffers = self._add(outcome.products, carry, curvature)
-        reached = self._along(outcome.grads, push)
-        return PulledStep(
-            adjoint=replace(adjoint, params=carry, optimizer=state, buffers=buffers),
-            slopes=outcome.products.slopes,
-            taken=taken if needed else self._take(outcome.grads),
-            buffers=buffers_after,
-            unreached=None if reached is None else _unreached(*reached, outcome.products.slopes),
-        )
 
     def _along(self, grads: Sequence[Tensor | None], push: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return what slopes add up to (0 where losses divide by what is left) and ``|g| |push|``; not of shards."""
@@ -274,6 +256,14 @@ class AdjointStep:
         grads = self._objective.vanishing.restored(self.step, grads)
         touched = touched_elements(self._rule, self._objective, self._over_processes)
         return take_step(self._rule, self._objective.vector, self.before, grads, self.step, touched)
+
+    def _first(self, micro: MicroBatch, traces: list[Trace], kernel: Kernel | None) -> FirstOrder | KernelPass:
+        batch = self._objective.batch(self.step, micro) if self._batch is None else self._batch
+        if kernel is None:
+            return self._trace(micro, batch, traces)
+        assert self._compiled is not None
+        self._objective.prepare(self.step, micro)
+        return self._compiled.begin(kernel, self.step, micro, batch)
 
     def _trace(self, micro: MicroBatch, batch: Any, traces: list[Trace]) -> FirstOrder:
         objective = self._objective
@@ -312,7 +302,7 @@ class AdjointStep:
 
     def _differentiate(
         self,
-        first: FirstOrder,
+        first: FirstOrder | KernelPass,
         count: int,
         push: Tensor,
         carry: Tensor,
@@ -321,7 +311,10 @@ class AdjointStep:
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return carry with the scaled ``H push`` added, adjoints of the buffers before the pass, slopes ``[Q, B]``."""
         objective = self._objective
-        products = self._products(first, objective.vector.split(push), buffers, curvature != 0)
+        if isinstance(first, KernelPass):
+            products = first.products(push, buffers)
+        else:
+            products = self._products(first, objective.vector.split(push), buffers, curvature != 0)
         del first
         if self._shards is not None:
             names = list(products.statistics)
@@ -377,6 +370,10 @@ def _length(shards: RowShards | None, count: int) -> int:
         return count
     rows = shards.rows(count)
     return rows.stop - rows.start
+
+
+def _structures(traces: Sequence[Trace]) -> tuple[PassStructure, ...]:
+    return tuple(t.structure for t in reversed(traces) if t.structure is not None)
 
 
 def _detached(grad: Tensor | None) -> Tensor | None:

@@ -25,7 +25,7 @@ class Settings:
     per_epoch: bool = False
     memory_bytes: int = MEMORY_BYTES
     progress: bool = True
-    compile: bool = False
+    compile: bool | None = None
     rebuild: Literal["auto", "exact", "close"] = "auto"
 
     @property

@@ -200,7 +200,7 @@ class Walk:
         self, step: Step, before: ModelState, recorded: list[ModelState], comparison: StepComparison
     ) -> Settle | None:
         """Return what compares a step as soon as it is taken, and lets go of the recorded state."""
-        if self.compiled is not None or self.keeps_taken:
+        if self.keeps_taken:
             return None
         vector, device = self.run.objective.vector, self.run.host.device
 
@@ -283,9 +283,10 @@ class Walk:
             return pulled
         (after,) = recorded
         vector = self.run.objective.vector
-        by_kernel = self.compiled is not None and not self.compiled.note  # whose rounding eager passes do not tell
+        by_kernel = self.compiled is not None and not self.compiled.note
+        otherwise = self.compiled is not None and self.compiled.rounds_otherwise  # than eager passes tell
         try:
-            comparison.add(pulled, at.step, at.before, after, vector, tuple if by_kernel else at.rounded)
+            comparison.add(pulled, at.step, at.before, after, vector, tuple if otherwise else at.rounded)
         except StepMismatchError as mismatch:
             if self.compiled is None or not by_kernel:
                 if not (hooks := acting_hooks(self.run.log.header)):
@@ -293,7 +294,8 @@ class Walk:
                 raise StepMismatchError(f"{mismatch} {hooks}") from None
             self.compiled.give_up(f"step {at.step.index}, by the compiled kernel, leads elsewhere than recorded")
             pulled = visited(self.estimator, at, adjoint)
-            comparison.add(pulled, at.step, at.before, after, vector, at.rounded)
+            if pulled.taken is not None:
+                comparison.add(pulled, at.step, at.before, after, vector, at.rounded)
         return pulled
 
     def _states(self, start: int, stop: int, rebuilder: Rebuilder) -> Iterator[tuple[int, ModelState]]:

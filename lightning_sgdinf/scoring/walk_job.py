@@ -188,7 +188,8 @@ class WalkJob:
         """Walk from where ``start`` is, which is taken out of it: it should not last as long as the walk."""
         plan, total = self.plan(), len(self.run.log)
         kept = {self.first_step, *(total - length for length in window_lengths(total - self.first_step))}
-        compiled = CompiledSteps(self.run.objective) if self.settings.compile else None
+        steps = total - self.first_step
+        compiled = CompiledSteps.wanted(self.run.objective, steps, compile=self.settings.compile)
         shards = part.shards
         swaps = None if self.settings.certificate == "off" else SwapComparison(self.run)
         with self._progress() as bar:
@@ -221,7 +222,7 @@ class WalkJob:
             findings.unjudged.extend(swaps.unjudged)
             if (check := swaps.value()) is not None:
                 findings.further.append(check)
-        if compiled is not None and compiled.note:
+        if compiled is not None and compiled.note and self.settings.compile:
             findings.notes.append(compiled.note)
         return tally
 

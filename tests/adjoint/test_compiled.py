@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_sgdinf import InfluenceRunner
+from lightning_sgdinf.adjoint import compiled as adjoint_compiled
 from lightning_sgdinf.adjoint import step as adjoint_step
-from lightning_sgdinf.adjoint.compiled import CompiledSteps
 from lightning_sgdinf.errors import UnsupportedRunError
 from lightning_sgdinf.replay.stand_in import TrainerStandIn
 from lightning_sgdinf.scores import Scores
-from lightning_sgdinf.scoring import walk_job
 from lightning_sgdinf.testing import relative_error
 from tests.adjoint.cases import BY_NAME, Case, Recorded, record, unrolled
 from tests.adjoint.models import CLASSES, MODELS, Classifier, Model
@@ -29,11 +27,13 @@ runs: Counter[str] = Counter()
 
 
 def as_traced(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """The graph itself in place of what a compiler makes of it."""
+    """The graph itself in place of what a compiler makes of it: its first half, then its second one."""
     del inputs
+    half = ("first", "graph")[runs["halves"] % 2]
+    runs["halves"] += 1
 
     def function(*tensors: Tensor) -> Sequence[Tensor]:
-        runs["graph"] += 1
+        runs[half] += runs["halves"] % 2 == 0  # not while it is being made
         return graph(*tensors)
 
     return function
@@ -43,7 +43,7 @@ def as_traced(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Callable
 def _without_compiler(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     runs.clear()
     if "slow" not in request.keywords:
-        monkeypatch.setattr(walk_job, "CompiledSteps", partial(CompiledSteps, compiler=as_traced))
+        monkeypatch.setattr(adjoint_compiled, "inductor", as_traced)
 
 
 def scores(run: Recorded, *, compile: bool = True, certificate: Any = "off") -> Scores:
@@ -146,7 +146,7 @@ def test_the_epoch_is_hidden_while_a_graph_is_traced() -> None:
 
 
 def compiled_by(compiler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(walk_job, "CompiledSteps", partial(CompiledSteps, compiler=compiler))
+    monkeypatch.setattr(adjoint_compiled, "inductor", compiler)
 
 
 def test_a_compiler_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,16 +160,17 @@ def test_a_compiler_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(compiled.values, scores(run, compile=False).values)
 
 
-def wrong_from(call: int, part: int) -> Any:
+def wrong_from(call: int, part: tuple[str, int]) -> Any:
     """A compiler whose result is wrong in one output from a certain call on."""
 
     def compiler(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        half = ("first", "graph")[runs["halves"] % 2]
         right = as_traced(graph, inputs)
 
         def function(*tensors: Tensor) -> list[Tensor]:
             results = list(right(*tensors))
-            if runs["graph"] >= call:
-                results[part] = results[part] * 1.5
+            if half == part[0] and runs[half] >= call:
+                results[part[1]] = results[part[1]] * 1.5
             return results
 
         return function
@@ -177,11 +178,12 @@ def wrong_from(call: int, part: int) -> Any:
     return compiler
 
 
-LOSS, WEIGHT, BIAS, SLOPES, HESSIAN = range(5)
+LOSS, WEIGHT, BIAS = (("first", place) for place in range(3))
+SLOPES, HESSIAN = (("graph", place) for place in range(2))
 
 
 @pytest.mark.parametrize("part", [SLOPES, HESSIAN])
-def test_a_graph_that_is_wrong_is_found_at_once(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_is_wrong_is_found_at_once(part: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     compiled_by(wrong_from(1, part), monkeypatch)
     run = awkward(Awkward, monkeypatch)
     compiled = scores(run)

@@ -1,0 +1,144 @@
+"""A step taken apart into graphs: the same numbers to the last bit, with fewer operations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from lightning_sgdinf import InfluenceRunner
+from lightning_sgdinf.adjoint import compiled as adjoint_compiled
+from lightning_sgdinf.adjoint.step_graph import StepGraph, uncompiled
+from lightning_sgdinf.scores import Scores
+from tests.adjoint.cases import BY_NAME, record
+from tests.adjoint.test_compiled import SUITABLE
+
+COUNT = 5
+
+
+def taken_apart(
+    function: Callable[..., list[Tensor]], inputs: Sequence[Tensor], early: int
+) -> tuple[Callable[..., list[Tensor]], list[torch.fx.GraphModule]]:
+    """The two halves of a function of (x, weights, push), one after the other; and their graphs."""
+    halves: list[torch.fx.GraphModule] = []
+
+    def compiler(graph: torch.fx.GraphModule, given: Sequence[Tensor]) -> Any:
+        halves.append(graph)
+        return uncompiled(graph, given)
+
+    traced = make_fx(function, tracing_mode="fake")(*inputs)
+    graph = StepGraph.of(traced, inputs, compiler, ones=1, late=2, early=early)
+
+    def run(x: Tensor, push: Tensor) -> list[Tensor]:
+        first = list(graph.first(x))
+        return [*first[:early], *graph.second(*first[early:], push)]
+
+    return run, halves
+
+
+def operations(graph: torch.fx.GraphModule) -> Counter[str]:
+    return Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+
+
+def inputs() -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(COUNT, 3), torch.ones(COUNT), torch.randn(2, 3)]
+
+
+def weighted(x: Tensor, weights: Tensor, push: Tensor) -> list[Tensor]:
+    here = torch.arange(COUNT).clamp(0)
+    rows = torch.where(here == -2, torch.ones_like(weights), weights[here])
+    scaled = (x.tanh().exp() * rows.unsqueeze(1)).detach()
+    twice = x.tanh().exp() + torch.zeros_like(x)
+    slopes = torch.zeros(COUNT).index_put([here], (scaled @ push.T).sum(1), accumulate=True)
+    return [scaled.sum(), slopes, twice.t().t() @ push.T]
+
+
+def test_what_changes_no_number_is_left_out() -> None:
+    given = inputs()
+    run, (first, second) = taken_apart(weighted, given, early=1)
+    expected = weighted(*given)
+    for a, b in zip(run(given[0], given[2]), expected, strict=True):
+        assert torch.equal(a, b)
+    assert operations(first) == {"aten.tanh.default": 1, "aten.exp.default": 1, "aten.sum.default": 1}
+    assert not {"aten.index_put.default", "aten.arange.default"} & set(operations(second))
+
+
+def test_other_inputs_give_other_numbers() -> None:
+    run, _ = taken_apart(weighted, inputs(), early=1)
+    torch.manual_seed(1)
+    x, push = torch.randn(COUNT, 3), torch.randn(2, 3)
+    for a, b in zip(run(x, push), weighted(x, torch.ones(COUNT), push), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_random_numbers_are_drawn_anew_and_each_once() -> None:
+    def noisy(x: Tensor, weights: Tensor, push: Tensor) -> list[Tensor]:
+        return [(torch.rand(3) + torch.rand(3) + x * weights.unsqueeze(1)).sum(0), push * torch.rand(3)]
+
+    given = inputs()
+    run, _ = taken_apart(noisy, given, early=1)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        expected = noisy(*given)
+        torch.manual_seed(seed)
+        for a, b in zip(run(given[0], given[2]), expected, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_what_is_written_in_place_is_written_once_and_in_order() -> None:
+    def writing(x: Tensor, weights: Tensor, push: Tensor) -> list[Tensor]:
+        before = x * 1.0
+        x.add_(weights.unsqueeze(1))
+        total = torch.zeros(3)
+        total.add_(x.sum(0))
+        return [before.sum(), total, total * push]
+
+    given = inputs()
+    run, _ = taken_apart(writing, [t.clone() for t in given], early=2)
+    x, twin = given[0].clone(), given[0].clone()
+    for _ in range(2):
+        for a, b in zip(run(x, given[2]), writing(twin, given[1], given[2]), strict=True):
+            assert torch.equal(a, b)
+        assert torch.equal(x, twin)
+
+
+def test_constants_are_not_shared_with_results() -> None:
+    def constant(x: Tensor, weights: Tensor, push: Tensor) -> list[Tensor]:
+        return [x.sum(), torch.full((3,), 2.0), push + weights.sum()]
+
+    given = inputs()
+    run, _ = taken_apart(constant, given, early=2)
+    run(given[0], given[2])[1].zero_()
+    assert run(given[0], given[2])[1].tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize("name", SUITABLE)
+def test_scores_are_the_eager_ones_to_the_last_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = record(BY_NAME[name])
+    monkeypatch.setattr(adjoint_compiled, "WORTH_STEPS", 1)
+    steps = Counter[str]()
+    begin = adjoint_compiled.CompiledSteps.begin
+
+    def counted(*args: Any) -> Any:
+        steps["traced"] += 1
+        return begin(*args)
+
+    monkeypatch.setattr(adjoint_compiled.CompiledSteps, "begin", counted)
+
+    def scores(compile: bool | None) -> Scores:
+        runner = InfluenceRunner(accelerator="cpu", certificate="off", progress=False, compile=compile, per_epoch=True)
+        return runner.run(run.module, run.train, run.validation, log=run.log)
+
+    eager = scores(False)
+    assert not steps
+    traced = scores(None)
+    assert torch.equal(traced.values, eager.values)
+    assert torch.equal(traced.per_epoch, eager.per_epoch)
+    assert traced.certificate == eager.certificate
+    assert steps["traced"] > 2, "the test is degenerate"
