@@ -67,6 +67,23 @@ class ParameterVector:
             if tensor is not None:
                 total[place].add_(tensor.detach().reshape(-1), alpha=factor)
 
+    def plus_rows(self, rows: Tensor, tensors: list[Tensor], factor: float = 1.0) -> Tensor:
+        """Return rows ``[Q, P]`` plus tensors ``[Q, *shape]``, one per parameter, times a factor.
+
+        Args:
+            rows: Left as they are.
+            tensors: In the parameters' order; the list is emptied on the way, so that each can be let go of.
+            factor: Of the tensors.
+        """
+        if self.size <= JOINED:
+            joined = self.join_rows(tensors).to(rows.dtype)
+            return rows + (joined if factor == 1 else joined * factor)
+        total = rows.clone()
+        for place in self.slices.values():
+            moved = tensors.pop(0).reshape(len(total), -1).to(total.dtype)
+            total[:, place] += moved if factor == 1 else moved * factor
+        return total
+
     def join_rows(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return tensors ``[Q, *shape]``, one per parameter, as ``[Q, P]``."""
         return torch.cat([t.reshape(t.shape[0], -1) for t in tensors], dim=1)

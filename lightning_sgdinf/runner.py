@@ -55,10 +55,9 @@ class InfluenceRunner:
         strategy: As for Fabric; ``"auto"`` is ``"ddp_spawn"`` for several devices. ``"ddp"`` starts the whole script
             once per device, so use it only in a script that does nothing but score.
         precision: ``None`` computes as recorded; ``"64-true"`` in float64.
-        compile: ``True`` compiles the kernel of a step, which takes up to a minute and a C++ compiler and makes long
-            walks up to twice as fast. Checked against the eager kernel along the way; where it differs or cannot be
-            had, the eager one is used and the certificate has a note. ``None``: in long walks of small models, run the
-            traced kernel, which has the same numbers and the same checks. ``False``: the eager one.
+        compile: ``True`` compiles the kernel of a step (up to a minute, by a C++ compiler); long walks are up to twice
+            as fast. It is checked against the eager kernel on the way, which is used, with a note, where it differs.
+            ``None``: long walks of small models run the traced kernel, with the same numbers. ``False``: the eager one.
         certificate: ``"fast"`` checks within half of the walk's time or a second; ``"full"`` re-runs the whole run,
             with two dozen examples really left out; ``"off"`` checks nothing and says so.
         tap: Name of a sub-module at whose output example weights enter, for losses written by hand.

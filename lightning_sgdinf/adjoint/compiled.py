@@ -204,7 +204,8 @@ class CompiledSteps:
         Raises:
             NonFiniteError: If the loss is NaN or infinite; names the step.
         """
-        random_state.restore(micro.stepped_with)
+        if kernel.graph.draws:
+            random_state.restore(micro.stepped_with)
         leaves = [v for v in tree_flatten(batch)[0] if isinstance(v, Tensor)]
         with torch.no_grad():
             loss, *rest = kernel.graph.first(*self._tensors(), *leaves)

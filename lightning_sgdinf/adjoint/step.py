@@ -338,10 +338,7 @@ class AdjointStep:
 
     def _add(self, products: Products, carry: Tensor, curvature: float) -> tuple[Tensor, dict[str, Tensor]]:
         if products.hessian:
-            carry, places = carry.clone(), self._objective.vector.slices.values()
-            for place in places:
-                moved = products.hessian.pop(0).reshape(len(carry), -1).to(carry.dtype)
-                carry[:, place] += moved if curvature == 1 else moved * curvature
+            carry = self._objective.vector.plus_rows(carry, products.hessian, curvature)
         buffers = products.buffers
         for name, value in products.statistics.items():
             buffers[name] = buffers[name] + value if name in buffers else value

@@ -41,11 +41,13 @@ class StepGraph:
         first: Takes the inputs before ``late``; returns the early results, then what ``second`` needs of it.
         second: Takes what it needs of the first, then the late inputs; returns the other results.
         early: Number of results of the first.
+        draws: It draws random numbers.
     """
 
     first: Callable[..., Sequence[Tensor]]
     second: Callable[..., Sequence[Tensor]]
     early: int
+    draws: bool
 
     @classmethod
     def of(
@@ -85,7 +87,7 @@ class StepGraph:
             front = _Half.of(handed, before, first + between, constants).compiled(compiler, values)
             back = _Half.of(between + placeholders[late:], behind, second, constants)
             kept = list(front(*values))[early:]
-            return cls(front, back.compiled(compiler, [*kept, *inputs[late:]]), early)
+            return cls(front, back.compiled(compiler, [*kept, *inputs[late:]]), early, any(map(_draws, graph.nodes)))
 
 
 @dataclass(frozen=True, slots=True)
