@@ -47,6 +47,13 @@ class Products:
     statistics: dict[str, Tensor]
     buffers: dict[str, Tensor]
 
+    def buffers_before(self) -> dict[str, Tensor]:
+        """Return the adjoints of the buffers before the pass."""
+        buffers = dict(self.buffers)
+        for name, value in self.statistics.items():
+            buffers[name] = buffers[name] + value if name in buffers else value
+        return buffers
+
 
 def differentiate(
     first: FirstOrder,

@@ -268,7 +268,7 @@ class AdjointStep:
     def _trace(self, micro: MicroBatch, batch: Any, traces: list[Trace]) -> FirstOrder:
         objective = self._objective
         count = len(micro.example_ids)
-        own, fraction = self._own_rows(batch, count)
+        own, fraction = _own_rows(self._shards, batch, count)
         how: dict[str, Any] = {"dtype": objective.parameters[0].dtype, "device": objective.host.device}
         weights = torch.ones(_length(self._shards, count), requires_grad=True, **how)
         trace = objective.trace(self.step, micro, own, weights, statistics=True, reduced=self._reduced)
@@ -277,11 +277,6 @@ class AdjointStep:
         return FirstOrder(
             loss, weights, trace.statistics, objective.gradient(loss, create_graph=True, noted=True), trace.moved
         )
-
-    def _own_rows(self, batch: Any, count: int) -> tuple[Any, float]:
-        if self._shards is None:
-            return batch, 1.0
-        return self._shards.part(batch, count), self._shards.fraction(count)
 
     def _over_processes(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         return list(tensors) if self._shards is None else self._shards.sum(tensors)
@@ -295,7 +290,7 @@ class AdjointStep:
         for micro in micros:
             batch = objective.batch(self.step, micro)
             passes.append((micro, batch, objective.read_buffers()))
-            own, fraction = self._own_rows(batch, len(micro.example_ids))
+            own, fraction = _own_rows(self._shards, batch, len(micro.example_ids))
             grads = objective.gradient(objective.trace(self.step, micro, own).loss * fraction, noted=True)
             total = [b if a is None else a if b is None else a + b for a, b in zip(total, grads, strict=True)]
         return total, passes
@@ -322,7 +317,9 @@ class AdjointStep:
             summed = self._over_processes([*products.hessian, *products.statistics.values()])
             hessian, rest = summed[: len(products.hessian)], summed[len(products.hessian) :]
             products = Products(slopes, hessian, dict(zip(names, rest, strict=True)), products.buffers)  # type: ignore[arg-type]
-        return *self._add(products, carry, curvature), products.slopes
+        if products.hessian:
+            carry = objective.vector.plus_rows(carry, products.hessian, curvature)
+        return carry, products.buffers_before(), products.slopes
 
     def _products(
         self, first: FirstOrder, pushes: Sequence[Tensor], buffers: Mapping[str, Tensor], curvature: bool
@@ -335,14 +332,6 @@ class AdjointStep:
                 # An operation that cannot be vectorised, such as an autograd.Function of the user's.
                 objective.queries_together = False
         return differentiate(first, objective.parameters, pushes, buffers, curvature=curvature)
-
-    def _add(self, products: Products, carry: Tensor, curvature: float) -> tuple[Tensor, dict[str, Tensor]]:
-        if products.hessian:
-            carry = self._objective.vector.plus_rows(carry, products.hessian, curvature)
-        buffers = products.buffers
-        for name, value in products.statistics.items():
-            buffers[name] = buffers[name] + value if name in buffers else value
-        return carry, buffers
 
 
 def _disagreement(compiled: PulledStep, eager: PulledStep, dtype: torch.dtype) -> str:
@@ -360,6 +349,11 @@ def _unreached(along: Tensor, size: Tensor, slopes: Tensor) -> float:
     """See `PulledStep`."""
     gap = (along - slopes.sum(dim=1)).abs()
     return float((gap / size.clamp_min(torch.finfo(size.dtype).tiny)).max())
+
+
+def _own_rows(shards: RowShards | None, batch: Any, count: int) -> tuple[Any, float]:
+    """Return this process's part of a batch, and its share of the loss."""
+    return (batch, 1.0) if shards is None else (shards.part(batch, count), shards.fraction(count))
 
 
 def _length(shards: RowShards | None, count: int) -> int:
