@@ -90,10 +90,14 @@ def sureness(data: ReportData) -> Sureness:
 
 
 def chance(data: ReportData) -> str:
-    """Return whether what leaving out changed is more than chance, in one sentence; empty where nothing was tested."""
+    """Return whether what leaving out changed is more than chance, in one sentence; empty where nothing changed."""
     change = next(iter(data.before_after), None)
-    if data.headline or change is None or change.test is None:
+    if data.headline or change is None or change.removed == 0:
         return ""
+    if change.test is None:
+        return (
+            "" if len(change.before) > 1 else f"Whether the change of {change.metric} is beyond chance was not tested."
+        )
     verdict = "is beyond chance" if change.test.significant else "may be chance"
     return f"The change of {change.metric} {verdict} ({change.test.sentence()})."
 
@@ -141,6 +145,11 @@ def _of_value(data: ReportData) -> str:
 
 def _cleansing_result(change: BeforeAfter, total: int) -> str:
     before, after = change.means
+    if change.removed == 0:
+        why = f": {change.reason}" if change.reason else ""
+        on = f" on {change.where}" if change.where else ""
+        stays = f"{change.metric} stays {change.show(before)}{on}."
+        return f"Nothing was left out of the {total:,} training examples{why}. {stays[:1].upper()}{stays[1:]}"
     left_out = "" if change.removed is None else f"the {change.removed:,} most harmful of {total:,} training examples "
     moved = "left" if before == after else "lowered" if after < before else "raised"
     values = f"at {change.show(before)}" if before == after else f"from {change.show(before)} to {change.show(after)}"

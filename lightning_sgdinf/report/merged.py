@@ -113,6 +113,8 @@ class Merged:
         sheets: Found examples.
         tables: The main one first.
         notes: What a reader has to know before believing a number.
+        findings: What the runs found, in a few sentences.
+        sureness: And how sure that is, likewise.
     """
 
     title: str
@@ -122,6 +124,8 @@ class Merged:
     sheets: tuple[Sheet, ...] = ()
     tables: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
+    sureness: tuple[str, ...] = ()
 
     @cached_property
     def figure(self) -> tuple[str, bytes] | None:
@@ -229,18 +233,25 @@ def _render(merged: Merged) -> str:
             if merged.panels
             else "Every run, and the mean of each configuration."
         )
-        wide = fragments.chart(merged.figure[0], caption, "Test error of the runs").replace(
+        wide = fragments.chart(merged.figure[0], caption, "The runs, each and their means").replace(
             "<figure ", '<figure style="max-width:none" '
         )
-        sections.append(fragments.section("figure", "Test error", wide))
+        heading = merged.bars.metric if merged.bars is not None and not merged.panels else "test error"
+        sections.append(fragments.section("figure", f"{heading[:1].upper()}{heading[1:]}", wide))
     for table in merged.tables:
         title = table.name.replace("-", " ").capitalize()
         sections.append(fragments.section(table.name, title, fragments.table(table)))
     for number, sheet in enumerate(merged.sheets):
         rows = "".join(_row(method, examples) for method, examples in sheet.rows.items())
         sections.append(fragments.section(f"found-{number}", f"Found most harmful: {sheet.title}", rows))
+    asked = (
+        ("Did training again without what was chosen help, and is that more than chance?",) if merged.findings else ()
+    )
+    said = {"Asked": asked, "Found": merged.findings, "How sure": merged.sureness}
+    lines = "".join(f"<dt>{name}</dt><dd>{fragments.paragraphs(text)}</dd>" for name, text in said.items() if text)
+    brief = f'<dl class="brief">{lines}</dl>' if lines else ""
     body = (
-        f'<header><h1>{escape(merged.title)}</h1><p class="about">{escape(merged.about)}</p>'
+        f'<header><h1>{escape(merged.title)}</h1><p class="about">{escape(merged.about)}</p>{brief}'
         f"{fragments.aside(fragments.paragraphs(merged.notes))}</header>\n<main>{''.join(sections)}</main>\n"
     )
     return fragments.document(merged.title, body, style=fragments.resource("page.css"))

@@ -50,6 +50,7 @@ class BeforeAfter:
         measured_on: Number of examples that it was measured on; ``None`` if not known. Shares are then told in
             examples, too.
         noun: The name of these in the plural, e.g. ``"test images"``.
+        reason: Says why so many were left out, without a full stop.
     """
 
     metric: str
@@ -61,6 +62,7 @@ class BeforeAfter:
     percent: bool = True
     measured_on: int | None = None
     noun: str = "test examples"
+    reason: str = ""
 
     def __post_init__(self) -> None:
         if not self.before or not self.after:

@@ -16,6 +16,7 @@ from lightning_sgdinf.plain_text import printable, printable_logger
 from lightning_sgdinf.report import Bars, Example, Merged, Panel, Sheet, log_merged, write_merged
 from lightning_sgdinf.studies import merged_tables, summary
 from lightning_sgdinf.studies.cache import flatten
+from lightning_sgdinf.studies.merged_brief import brief
 from lightning_sgdinf.studies.results import FILE, RunResults
 
 FOLDER = "merged"
@@ -102,6 +103,7 @@ def merged_runs(cells: Cells, rows: Sequence[Mapping[str, Any]]) -> Merged:
         merged_tables.methods(cells),
     ]
     bars = None if panels else _bars(rows)
+    findings, sureness = brief(rows)
     seeds = {run.seed for runs in cells.values() for run in runs}
     numbers = [(len(cells), "cell"), (len(seeds), "seed"), (len(rows), "job")]
     counts = [f"{number} {name}{'s' if number > 1 else ''}" for number, name in numbers if number]
@@ -115,6 +117,8 @@ def merged_runs(cells: Cells, rows: Sequence[Mapping[str, Any]]) -> Merged:
         sheets=tuple(_sheets(cells)),
         tables=tuple(table for table in tables if table.rows),
         notes=(note,) if few else (),
+        findings=findings,
+        sureness=sureness,
     )
 
 
@@ -128,14 +132,16 @@ def _panels(cells: Cells) -> Iterator[Panel]:
 
 
 def _bars(rows: Sequence[Mapping[str, Any]]) -> Bars | None:
-    for metric in ("test_error_after", "result"):
+    for metric in ("test_error_after", "after", "result"):
         values: dict[str, list[float]] = defaultdict(list)
         for name, row in merged_tables.named(rows):
             value: Any = row.get(metric)
             if _is_number(value):
                 values[name].append(float(value))
         if values:
-            return Bars(metric=metric.replace("_", " "), values=values)
+            measured = {str(row["measured"]) for row in rows if "measured" in row}
+            what = f"{measured.pop()}, after" if metric == "after" and len(measured) == 1 else metric.replace("_", " ")
+            return Bars(metric=what, values=values)
     return None
 
 

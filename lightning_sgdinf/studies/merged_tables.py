@@ -181,7 +181,7 @@ def named(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str,
     differing = [key for key in keys if len({str(row.get(key)) for row in rows}) > 1]
     for row in rows:
         parts = [f"{key.removeprefix('override ')}={row[key]}" for key in differing if row.get(key) is not None]
-        yield ", ".join(parts) or "all", row
+        yield ", ".join(parts) or "all jobs", row
 
 
 def _is_metric(key: str, rows: Sequence[Mapping[str, Any]]) -> bool:

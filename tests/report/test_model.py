@@ -109,6 +109,14 @@ def test_the_result_of_detection_counts_what_was_found() -> None:
             "Leaving out the 5 most harmful of 1 training examples left test error at 25.0 % (one run).",
         ),
         (
+            BeforeAfter(metric="loss", before=(2.0,), after=(2.0,), removed=0, percent=False, measured_on=10),
+            "Nothing was left out of the 1 training examples. Loss stays 2 on 10 test examples.",
+        ),
+        (
+            BeforeAfter(metric="test error", before=(0.25,), after=(0.25,), removed=0, reason="none of 3 helps"),
+            "Nothing was left out of the 1 training examples: none of 3 helps. Test error stays 25.0 %.",
+        ),
+        (
             BeforeAfter(
                 metric="test error", before=(40 / 497,), after=(34 / 497,), measured_on=497, noun="test images"
             ),
@@ -137,6 +145,15 @@ def test_a_change_that_may_be_chance_is_called_so(p_value: float, doubted: bool)
     assert ("is beyond chance" in chance(data)) != doubted
     assert chance(data) in said_first(data)
     assert chance(dataclasses.replace(data, before_after=())) == ""
+
+
+@pytest.mark.parametrize(
+    ("removed", "runs", "says"),
+    [(5, 1, "Whether the change of loss is beyond chance was not tested."), (0, 1, ""), (5, 2, "")],
+)
+def test_a_change_that_nobody_tested_is_called_so(removed: int, runs: int, says: str) -> None:
+    change = BeforeAfter(metric="loss", before=(2.0,) * runs, after=(1.0,) * runs, removed=removed, percent=False)
+    assert chance(data_of([1.0], before_after=(change,))) == says
 
 
 def test_the_callers_own_headline_wins(full: ReportData) -> None:

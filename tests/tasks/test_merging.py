@@ -13,7 +13,7 @@ from scipy import stats
 
 from lightning_sgdinf.report.merged import Bars, Panel, dots, removal_curves
 from lightning_sgdinf.report.style import to_png
-from lightning_sgdinf.studies import merged, merged_tables, summary
+from lightning_sgdinf.studies import merged, merged_brief, merged_tables, summary
 from lightning_sgdinf.studies.results import Choice, Measured, MethodCost, Point, RunResults
 from lightning_sgdinf.tasks import merging
 
@@ -197,3 +197,38 @@ def test_by_hand(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "give the folder of a sweep" in capsys.readouterr().err
     assert merging.main([str(folder / "nowhere")]) == 1
     assert "no such folder" in capsys.readouterr().err
+
+
+SWEPT = [
+    {"job": str(j), "seed": j, "model": model, "measured": "mean loss, test data", "before": before, "after": after}
+    for j, (model, before, after) in enumerate(
+        [("a", 0.5, 0.4), ("a", 0.6, 0.45), ("a", 0.4, 0.45), ("b", 0.3, 0.2), ("b", float("nan"), 0.1)]
+    )
+]
+
+
+def test_the_head_says_what_cleansing_changed_and_how_sure_that_is() -> None:
+    found, sure = merged_brief.brief(SWEPT)
+    assert found == (
+        "model=b, mean loss, test data: 0.3 before, 0.2 after (one job).",
+        "model=a, mean loss, test data: 0.5 before, 0.4333 after (means of 3 jobs: lower in 2, higher in 1).",
+    )
+    p_value = stats.ttest_rel([0.4, 0.45, 0.45], [0.5, 0.6, 0.4]).pvalue
+    assert sure == (
+        "model=b: one job, so whether another seed would change likewise is not known.",
+        f"model=a: the change may be chance (paired t test over 3 runs: p = {p_value:.3f}).",
+    )
+    shown = merged.merged_runs({}, SWEPT)
+    assert shown.bars is not None
+    assert (shown.bars.metric, list(shown.bars.values)) == ("mean loss, test data, after", ["model=a", "model=b"])
+    for sentence in (*found, *sure):
+        assert sentence in shown.page
+
+
+def test_the_head_of_errors_is_in_percent_and_short() -> None:
+    rows = [{"model": str(j), "test_error_before": 0.1, "test_error_after": 0.05 + j / 100} for j in range(9)]
+    found, sure = merged_brief.brief(rows)
+    assert found[0] == "model=0, test error: 10 % before, 5 % after (one job)."
+    assert found[-1] == "3 more configurations are in the tables."
+    assert (len(found), len(sure)) == (7, 6)
+    assert merged_brief.brief([{"model": "a", "result": 0.5}]) == ((), ())

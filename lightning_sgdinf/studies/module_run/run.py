@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from lightning_sgdinf.cleansing import CleansingContext, ModelPredictions, RetrainingCache
 from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
-from lightning_sgdinf.evaluation import CleansingCurve
+from lightning_sgdinf.evaluation import CleansingCurve, Comparison, paired_t_test
 from lightning_sgdinf.plain_text import printable_logger
-from lightning_sgdinf.query import ExampleLoss
+from lightning_sgdinf.query import ExampleLoss, MeanLoss
 from lightning_sgdinf.replay import OpenedRun
 from lightning_sgdinf.report import BeforeAfter, Cost, Rendered, ReportData, publish_report
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.selection import Selection
+from lightning_sgdinf.state import ModelState
 from lightning_sgdinf.studies import summary
 from lightning_sgdinf.studies.job import main_groups
 from lightning_sgdinf.studies.module_run.held_out import HeldOut, Measure, classes_of
@@ -35,9 +36,11 @@ from lightning_sgdinf.studies.retraining import model_update, shown, trainings_a
 
 logger = printable_logger(__name__)
 
-CHOOSING, EACH, MEASURED = "choosing", "each", "measured"
+CHOOSING, EACH, MEASURED, TESTED = "choosing", "each", "measured", "tested"
 """What is known of a retrained model: the query on the choosing half, the loss of each example there, and the query on
-the data that the effect is measured on."""
+the data that the effect is measured on, and the loss of each example there, as far as it is needed for a test."""
+_MOST_TESTED = 1000
+"""Test examples up to which the loss of each is computed of every model: each takes a pass of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,7 @@ class ModuleResult:
         before: The query's value of the trained model.
         after: And after training again.
         better: The good direction of both.
+        test: Of the difference, over test examples; ``None`` if there was none.
         curves: The same against the number of examples left out, one per method; of test data only.
         seconds: Wall time of the parts, by name.
         warnings: What could not be done.
@@ -68,6 +72,7 @@ class ModuleResult:
     before: float
     after: float
     better: str
+    test: Comparison | None
     curves: tuple[CleansingCurve, ...]
     seconds: Mapping[str, float]
     warnings: tuple[str, ...]
@@ -175,10 +180,10 @@ def _cleanse(
         choosing = Measure(parts.runner.bind(run, parts.query))
         judged = ExampleLoss(range(len(held_out.choosing.dataset)))  # type: ignore[arg-type]
         measure = choosing if held_out.test is None else choosing.on(held_out.test)
-        outcomes = RetrainingCache(
-            retraining,
-            {CHOOSING: choosing, EACH: parts.runner.bind(run, judged).value, MEASURED: measure},
-        )
+        measures: dict[str, Any] = {CHOOSING: choosing, EACH: parts.runner.bind(run, judged).value, MEASURED: measure}
+        if held_out.test is not None and (each := _each_tested(parts, measure)) is not None:
+            measures[TESTED] = each
+        outcomes = RetrainingCache(retraining, measures)
         context = CleansingContext(
             labels=classes_of(run.dataset),
             predictions=_predictions(trained, run),
@@ -191,6 +196,7 @@ def _cleanse(
         measured = lambda chosen: measure.sign * outcomes(chosen)[MEASURED]  # noqa: E731
         before, after = measured(Selection()), measured(selection)
         metric = f"{'validation' if held_out.test is None else 'test'} {measure.name}"
+        tested = [outcomes(chosen).get(TESTED) for chosen in (Selection(), selection)]
         curves = removal_curves(scores, measured, counts, chosen=selection, metric=metric, percent=False)
     return {
         "selection": selection,
@@ -201,8 +207,18 @@ def _cleanse(
         "before": before,
         "after": after,
         "better": measure.bound.query.better,
+        "test": None if tested[0] is None else replace(paired_t_test(*tested), of="test examples"),
         "curves": curves,
     }
+
+
+def _each_tested(parts: ModuleParts, measure: Measure) -> Callable[[ModelState], Tensor] | None:
+    """Return what gives the loss of each test example; ``None`` where the measure is no mean of these, or they are
+    too many."""
+    count = len(measure.bound.data.loader.dataset)  # type: ignore[arg-type]
+    if not isinstance(parts.query, MeanLoss) or not 1 < count <= _MOST_TESTED:
+        return None
+    return replace(measure.bound, query=ExampleLoss(range(count), parts.query.step)).value
 
 
 def _fit(parts: ModuleParts, dataset: Any) -> Any:
@@ -256,6 +272,8 @@ def _contents(parts: ModuleParts, result: ModuleResult, dataset: Any, command: s
         percent=False,
         measured_on=result.measured_on,
         noun=result.noun,
+        test=result.test,
+        reason=result.selection.reason,
     )
     return ReportData(
         title=f"Training examples that helped and harmed: {subject or type(parts.data).__name__}",

@@ -53,7 +53,8 @@ def report_contents(parts: PipelineParts, result: PipelineResult, command: str) 
 
 def _changes(cleansed: Cleansed, *, noun: str) -> tuple[BeforeAfter, ...]:
     before, after = cleansed.before, cleansed.after
-    where = {"removed": len(cleansed.selection), "measured_on": before.count, "noun": noun}
+    where: dict[str, Any] = {"removed": len(cleansed.selection), "measured_on": before.count, "noun": noun}
+    where["reason"] = cleansed.selection.reason
     return (
         BeforeAfter(
             metric="test error",
