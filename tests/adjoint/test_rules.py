@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 
 from lightning_sgdinf import register_rule
+from lightning_sgdinf.adjoint.optim import AdamRule
 from lightning_sgdinf.adjoint.optim import base as rules
 from lightning_sgdinf.adjoint.optim.base import Pulled, Update, known_optimizers, rule_for
 from lightning_sgdinf.adjoint.optim.sgd import SgdRule
@@ -37,11 +41,15 @@ class TestAdamW(UpdateRuleSuite):
     options = ({"lr": 0.1}, {"lr": 0.1, "betas": (0.5, 0.7), "weight_decay": 0.4, "amsgrad": True})
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+ADAMS = (torch.optim.Adam, torch.optim.AdamW)
+
+
+@pytest.mark.parametrize("kind", ADAMS)
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("warm", [0, 2])
 def test_a_learning_rate_of_zero_moves_the_moments_only(
-    kind: type[torch.optim.Optimizer], amsgrad: bool, warm: int
+    kind: type[torch.optim.Optimizer], own: bool, amsgrad: bool, warm: int
 ) -> None:
     draw = torch.Generator().manual_seed(0)
     parameter = torch.nn.Parameter(torch.randn(5, dtype=torch.float64, generator=draw))
@@ -57,7 +65,8 @@ def test_a_learning_rate_of_zero_moves_the_moments_only(
     options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
     state = {k: v.clone() for k, v in optimizer.state[parameter].items()}
     theta, grad = parameter.detach().clone(), gradient()
-    update = TorchOptimRule(kind).take(theta, grad, state, options)
+    rule = TorchOptimRule(kind) if own else rule_for(f"{kind.__module__}.{kind.__qualname__}")
+    update = rule.take(theta, grad, state, options)
     parameter.grad = grad
     optimizer.step()
     assert torch.equal(update.params, parameter.detach())
@@ -71,6 +80,42 @@ def test_a_learning_rate_of_zero_moves_the_moments_only(
     if warm:
         torch.testing.assert_close(pulled.state["exp_avg"], beta1 * first, rtol=scale, atol=0)
         torch.testing.assert_close(pulled.state["exp_avg_sq"], beta2 * second, rtol=scale, atol=0)
+
+
+@pytest.mark.parametrize("kind", ADAMS)
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("more", [{}, {"weight_decay": 0.3}, {"maximize": True, "weight_decay": 0.3}], ids=str)
+def test_the_closed_form_of_adam_is_torchs_own_step_differentiated(
+    kind: type[torch.optim.Optimizer], amsgrad: bool, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the first step and later, with elements whose second moment is zero, in one part and in several."""
+    draw = torch.Generator().manual_seed(0)
+    dead = torch.tensor([0.0, 1, 1, 1, 1, 1, 1, 1, 1])
+    parameter = torch.nn.Parameter(torch.randn(9, dtype=torch.float64, generator=draw) * dead)
+    optimizer = kind([parameter], lr=0.1, amsgrad=amsgrad, betas=(0.8, 0.9), **more)  # type: ignore[call-arg]
+    closed, own = rule_for(f"{kind.__module__}.{kind.__qualname__}"), TorchOptimRule(kind)
+    assert isinstance(closed, AdamRule)
+    for _ in range(4):
+        options = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
+        state = {k: v.clone() for k, v in optimizer.state.get(parameter, {}).items()}
+        grad = torch.randn(9, dtype=torch.float64, generator=draw) * dead
+        one, other = (rule.take(parameter.detach().clone(), grad, state, options) for rule in (closed, own))
+        parameter.grad = grad.clone()
+        optimizer.step()
+        assert torch.equal(one.params, parameter.detach())
+        assert all(torch.equal(one.state[k], v) for k, v in optimizer.state[parameter].items())
+        u = torch.randn(2, 9, dtype=torch.float64, generator=draw)
+        keys = [k for k, v in one.state.items() if v.ndim]
+        for adjoint in ({}, {k: torch.randn(2, 9, dtype=torch.float64, generator=draw) for k in keys}):
+            right = other.pull(u, adjoint)
+            for part in (1 << 16, 4):
+                monkeypatch.setattr("lightning_sgdinf.adjoint.optim.adam.PART", part)
+                pulled = one.pull(u, adjoint)
+                close = partial(torch.testing.assert_close, rtol=1e-11, atol=1e-14)
+                close(pulled.params, right.params)
+                close(pulled.push, right.push)
+                for key in {*pulled.state, *right.state}:
+                    close(pulled.state[key], right.state.get(key, torch.zeros_like(u)))
 
 
 class TestNAdam(UpdateRuleSuite):
@@ -201,7 +246,7 @@ def test_a_step_of_many_elements_is_taken_in_parts(monkeypatch: pytest.MonkeyPat
     params, grad, u, of_moment = (torch.randn(n, 11, generator=generator, dtype=torch.float64) for n in (1, 1, 2, 2))
     state = {"step": torch.tensor(3.0), "exp_avg": grad[0] / 2, "exp_avg_sq": grad[0] ** 2}
     options = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
-    rule = rule_for("torch.optim.adam.Adam")
+    rule = TorchOptimRule(torch.optim.Adam)
 
     def taken() -> list[torch.Tensor]:
         update = rule.take(params[0], grad[0], state, options)

@@ -20,8 +20,6 @@ from lightning_sgdinf.adjoint.optim.base import Options, Pulled, Update, registe
 from lightning_sgdinf.kernels import Interceptor
 
 ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
-    torch.optim.Adam,
-    torch.optim.AdamW,
     torch.optim.NAdam,
     torch.optim.RAdam,
     torch.optim.Adamax,
@@ -30,7 +28,7 @@ ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
     torch.optim.RMSprop,
     torch.optim.ASGD,
 )
-"""Optimizers whose step is differentiable and works element by element.
+"""Optimizers whose step is differentiable and works element by element, but for those that have a rule of their own.
 
 Not ``Rprop``: its step follows the sign of the gradient alone, so its derivative in any example's weight is zero. Not
 ``LBFGS``, ``Adafactor``, ``Muon``: their steps are not differentiable or not elementwise. ``SparseAdam`` has a rule of
