@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,20 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_sgdinf import InfluenceRunner, ScoreOnFitEnd, Scores, TrajectoryRecorder
 from lightning_sgdinf.cleansing import TopK
 from lightning_sgdinf.errors import ConfigurationError, LogNotFoundError, SgdInfluenceError, UnsupportedRunError
-from lightning_sgdinf.estimators import LastEpochs
+from lightning_sgdinf.estimators import FisherLinear, KohLiang, LastEpochs
 from lightning_sgdinf.query import ExampleLoss, MeanLoss
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.updates import CounterfactualReplay
+from lightning_sgdinf.updates.influence import (
+    GeneralizedDirection,
+    OriginalDirection,
+    PublishedInfluenceStep,
+    SecondOrderDirection,
+)
+from lightning_sgdinf.updates.post_hoc import SelectiveDampening, Sgd
+from lightning_sgdinf.updates.repair import CertifiedRemoval, ElasticWeights, EnergyAlignment, FisherStep
+from lightning_sgdinf.valuation import BetaShapley
+from lightning_sgdinf.valuation.stopping import Settled
 
 DATA = TensorDataset(torch.arange(36.0).view(12, 3).sin(), torch.arange(12) % 2)
 
@@ -176,3 +187,28 @@ def test_a_notebook_shows_both_ends_and_what_is_known(recorded: Recorded) -> Non
     assert page.count("<table>") == 2
     for part in (*scores.summary(), "Most harmful", "Most helpful"):
         assert part.replace("'", "&#x27;") in page
+
+
+FINITE: dict[Callable[..., Any], tuple[str, ...]] = {
+    BetaShapley: ("alpha", "beta"),
+    CertifiedRemoval: ("penalty", "sigma", "epsilon", "delta"),
+    ElasticWeights: ("damping", "rate", "momentum"),
+    partial(EnergyAlignment, None): ("step_size",),
+    FisherLinear: ("damping",),
+    FisherStep: ("damping", "size"),
+    GeneralizedDirection: ("damping",),
+    KohLiang: ("damping",),
+    OriginalDirection: ("damping",),
+    PublishedInfluenceStep: ("norm",),
+    SecondOrderDirection: ("damping",),
+    SelectiveDampening: ("selection_weight", "dampening"),
+    Sgd: ("learning_rate", "momentum", "weight_decay"),
+    Settled: ("change",),
+}
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize(("make", "name"), [(make, name) for make, names in FINITE.items() for name in names])
+def test_numbers_that_are_none_are_refused(make: Callable[..., Any], name: str, value: float) -> None:
+    with pytest.raises(ConfigurationError, match="expected"):
+        make(**{name: value})

@@ -21,6 +21,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.curvature import Fisher, KroneckerFactors, TrainingCurvature
@@ -54,7 +55,7 @@ class FisherLinear:
     def __post_init__(self) -> None:
         if self.fisher is None:
             object.__setattr__(self, "fisher", KroneckerFactors())
-        if not self.damping > 0:
+        if not 0 < self.damping < inf:
             raise ConfigurationError(f"FisherLinear(damping): expected a value > 0, got {self.damping}")
         if self.batch_size < 1:
             raise ConfigurationError(

@@ -26,6 +26,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.curvature import ConjugateGradient, Solver, System, TrainingCurvature
@@ -65,7 +66,7 @@ class KohLiang:
     def __post_init__(self) -> None:
         if self.solver is None:
             object.__setattr__(self, "solver", ConjugateGradient())
-        if not self.damping >= 0:
+        if not 0 <= self.damping < inf:
             raise ConfigurationError(f"KohLiang(damping): expected a value >= 0, got {self.damping}")
         if self.curvature not in ("hessian", "gauss_newton"):
             raise ConfigurationError(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Literal
 
 import torch
@@ -137,7 +138,7 @@ class BetaShapley(Shapley):
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.alpha > 0 and self.beta > 0):
+        if not (0 < self.alpha < inf and 0 < self.beta < inf):
             raise ConfigurationError(f"BetaShapley: expected alpha and beta above 0, got {self.alpha} and {self.beta}")
         super().__post_init__()
 

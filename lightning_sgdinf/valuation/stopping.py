@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 import torch
@@ -69,7 +70,7 @@ class Settled:
     rounds: int = 100
 
     def __post_init__(self) -> None:
-        if not self.change > 0 or self.rounds < 1:
+        if not 0 < self.change < inf or self.rounds < 1:
             raise ConfigurationError(
                 f"Settled: expected a change above 0 and at least 1 round, got {self.change} and {self.rounds}"
             )

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,12 @@ class Protocol:
         object.__setattr__(self, "budgets", tuple(self.budgets))
         if not all(0 < budget <= 1 for budget in self.budgets):
             raise ConfigurationError(f"budgets: expected shares in (0, 1], got {list(self.budgets)}")
-        if not self.lr > 0 or self.epochs < 1 or self.batch_size < 1 or not (self.penalty is None or self.penalty >= 0):
+        if (
+            not 0 < self.lr < inf
+            or self.epochs < 1
+            or self.batch_size < 1
+            or not (self.penalty is None or 0 <= self.penalty < inf)
+        ):
             raise ConfigurationError(
                 f"expected lr > 0, epochs >= 1, batch_size >= 1 and a penalty >= 0 or null, got {self}"
             )

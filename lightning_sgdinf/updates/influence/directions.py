@@ -26,6 +26,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol
 
 from torch import Tensor
@@ -76,7 +77,7 @@ class _Damped:
     solver: Solver = field(default_factory=_solver)
 
     def __post_init__(self) -> None:
-        if not self.damping >= 0:
+        if not 0 <= self.damping < inf:
             raise ConfigurationError(f"{type(self).__name__}(damping): expected a value >= 0, got {self.damping}")
         if self.curvature not in ("hessian", "gauss_newton"):
             raise ConfigurationError(

@@ -14,6 +14,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from time import perf_counter
 
 import torch
@@ -63,7 +64,7 @@ class PublishedInfluenceStep:
     examples: int = 512
 
     def __post_init__(self) -> None:
-        if not self.norm > 0 or self.steps < 1 or self.examples < 1:
+        if not 0 < self.norm < inf or self.steps < 1 or self.examples < 1:
             raise ConfigurationError(
                 f"PublishedInfluenceStep: expected norm > 0, steps >= 1 and examples >= 1, got {self.norm}, "
                 f"{self.steps} and {self.examples}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class SelectiveDampening:
     sgd: Sgd = field(default_factory=Sgd)
 
     def __post_init__(self) -> None:
-        if not (self.selection_weight > 0 and self.dampening > 0):
+        if not (0 < self.selection_weight < inf and 0 < self.dampening < inf):
             raise ConfigurationError(
                 f"SelectiveDampening: expected weights > 0, got {self.selection_weight} and {self.dampening}"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -43,7 +44,7 @@ class Sgd:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.learning_rate > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0):
+        if not (0 < self.learning_rate < inf and 0 <= self.momentum < 1 and 0 <= self.weight_decay < inf):
             raise ConfigurationError(
                 f"expected learning_rate > 0, momentum in [0, 1) and weight_decay >= 0, got {self.learning_rate}, "
                 f"{self.momentum} and {self.weight_decay}"

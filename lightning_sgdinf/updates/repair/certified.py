@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from math import inf
 from time import perf_counter
 
 import numpy as np
@@ -151,7 +152,8 @@ class CertifiedRemoval:
         sigma: Standard deviation of the noise, > 0; more noise allows more removals, and costs accuracy.
         epsilon: > 0.
         delta: In ``(0, 1)``.
-        seed: Of the noise.
+        seed: Of the noise, which hides what was removed only from those who do not know the seed: draw one that
+            nobody can guess (``secrets.randbits(63)``), and keep it out of what is published.
         batch_size: Examples per pass.
     """
 
@@ -163,7 +165,7 @@ class CertifiedRemoval:
     batch_size: int = 1000
 
     def __post_init__(self) -> None:
-        if not (self.penalty > 0 and self.sigma > 0 and self.epsilon > 0 and 0 < self.delta < 1):
+        if not (all(0 < v < inf for v in (self.penalty, self.sigma, self.epsilon)) and 0 < self.delta < 1):
             raise ConfigurationError(
                 f"CertifiedRemoval: expected penalty, sigma and epsilon > 0 and delta in (0, 1), got {self.penalty}, "
                 f"{self.sigma}, {self.epsilon} and {self.delta}"

@@ -16,6 +16,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import inf
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ class ElasticWeights:
     fisher: ExactDiagonal = field(default_factory=ExactDiagonal)
 
     def __post_init__(self) -> None:
-        if not (self.damping > 0 and self.rate > 0 and 0 <= self.momentum < 1) or self.steps < 1:
+        if not (0 < self.damping < inf and 0 < self.rate < inf and 0 <= self.momentum < 1) or self.steps < 1:
             raise ConfigurationError(
                 f"ElasticWeights: expected damping and rate > 0, momentum in [0, 1) and steps >= 1, got "
                 f"{self.damping}, {self.rate}, {self.momentum} and {self.steps}"

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -96,7 +97,7 @@ class EnergyAlignment:
     batch_size: int = 500
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or not self.step_size > 0 or self.epochs < 1 or self.batch_size < 1:
+        if self.steps < 0 or not 0 < self.step_size < inf or self.epochs < 1 or self.batch_size < 1:
             raise ConfigurationError(
                 f"EnergyAlignment: expected steps >= 0, step_size > 0, epochs >= 1 and batch_size >= 1, got "
                 f"{self.steps}, {self.step_size}, {self.epochs} and {self.batch_size}"

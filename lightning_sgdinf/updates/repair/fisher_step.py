@@ -20,6 +20,7 @@ References:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from time import perf_counter
 
 import torch
@@ -64,7 +65,7 @@ class FisherStep:
     replace_labels: ReplaceLabels = replace_second
 
     def __post_init__(self) -> None:
-        if not (self.damping > 0 and self.size > 0) or self.examples < 1 or self.batch_size < 1:
+        if not (0 < self.damping < inf and 0 < self.size < inf) or self.examples < 1 or self.batch_size < 1:
             raise ConfigurationError(
                 f"FisherStep: expected damping and size > 0, examples and batch_size >= 1, got {self.damping}, "
                 f"{self.size}, {self.examples} and {self.batch_size}"
