@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.certificate import Trust, Window
 from lightning_sgdinf.checks.agreement import agreement, spread_sample
-from lightning_sgdinf.errors import NonFiniteError, StateNotStoredError
+from lightning_sgdinf.errors import NonFiniteError, StateNotStoredError, UnsupportedRunError
 from lightning_sgdinf.replay import OpenedRun
 from lightning_sgdinf.truth import MeasuredRemovals, Pace, Removals, clock
 
@@ -149,9 +149,7 @@ def check_trust(
     trial = _Trial(run, query, reached, allowance, column, seed)
     try:
         return trial.result()
-    except StateNotStoredError as error:
-        return None, (f"Trust was not measured: {error}",)
-    except NonFiniteError as error:
+    except (StateNotStoredError, NonFiniteError, UnsupportedRunError) as error:
         return None, (f"Trust was not measured: {error}",)
 
 

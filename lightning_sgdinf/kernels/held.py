@@ -109,6 +109,7 @@ class HeldConstants:
             Tensor.detach: self._detach,
             torch.detach: self._detach,
             Tensor.data.__get__: self._data,  # type: ignore[attr-defined]
+            Tensor.data.__set__: self._set_data,  # type: ignore[attr-defined]
             Tensor.register_hook: self._hook,
             **dict.fromkeys(_REAL, _without_graph),
         }
@@ -154,7 +155,19 @@ class HeldConstants:
 
     def _data(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         x = args[0]
+        if x.is_leaf and x.requires_grad:  # what is read of a parameter; what is written to it would be no step
+            self.used = True
+            with torch.enable_grad():
+                return self.keep(hold(x, self._phase).clone())
         return func(*args, **kwargs) if x.is_leaf else self._detach(Tensor.detach, (x,), kwargs)
+
+    def _set_data(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        x, value = args
+        if x.is_leaf or id(x) not in self._held:
+            return func(x, value.detach(), **kwargs)
+        with torch.enable_grad():
+            x.copy_(value)
+        return None
 
     def _hook(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         x, hook = args

@@ -18,6 +18,7 @@ from lightning_sgdinf.record.averaging import AveragingWatch
 from lightning_sgdinf.record.budget import Budget, make_plan
 from lightning_sgdinf.record.budgeted_keep import BudgetedKeep, prospect_of, remaining_steps
 from lightning_sgdinf.record.diagnostics import Diagnostics
+from lightning_sgdinf.record.follower_watch import FollowerWatch
 from lightning_sgdinf.record.guard import Guard
 from lightning_sgdinf.record.header import expected_steps, make_header
 from lightning_sgdinf.record.keep import Every, Keep
@@ -119,7 +120,8 @@ class RecordedFit:
             store=store,
         )
         self.watches = Watches(AttributeWatch(module), ValidationWatch(trainer, module, guard, patches))
-        self.tap = TrainerTap(guard, self._loaders, self.watches.attributes, OperationWatch(diagnostics.remark))
+        looks = OperationWatch(diagnostics.remark), FollowerWatch(module, diagnostics.remark)
+        self.tap = TrainerTap(guard, self._loaders, self.watches.attributes, *looks)
         self._writer: Writer | None = None
         self._ended: StateTracker | None = None  # the states of the recording that has ended
         guard.stop = self.stop
@@ -173,6 +175,7 @@ class RecordedFit:
             guard=self._guard,
             problem=diagnostics.problem,
             remark=diagnostics.remark,
+            known=self.tap.followers.names,
             after=None if continued is None else continued.bookmark,
         )
         recording.optimizer_steps.attach()

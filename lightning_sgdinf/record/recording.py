@@ -11,7 +11,7 @@ and whose recording was interrupted is recorded when the recording is closed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from lightning_sgdinf.record.compatibility import SEVERAL_EVALUATIONS, foreign_p
 from lightning_sgdinf.record.constant_watch import ConstantWatch
 from lightning_sgdinf.record.guard import Guard
 from lightning_sgdinf.record.keep import Keep
+from lightning_sgdinf.record.movements import Movements
 from lightning_sgdinf.record.optimizer_steps import OptimizerSteps, gradients_of, without_gradient
 from lightning_sgdinf.record.random_watch import RandomWatch
 from lightning_sgdinf.record.resume import Bookmark, tensor_checksums
@@ -48,6 +49,7 @@ class Recording:
         guard: Runs what the optimizer's hooks call.
         problem: Called with a sentence when something makes the run impossible to replay.
         remark: Called with a sentence about something to know.
+        known: Names of frozen parameters that were told to move.
         after: Bookmark of the steps that the log has, if it is continued.
 
     Attributes:
@@ -70,6 +72,7 @@ class Recording:
         guard: Guard,
         problem: Callable[[str], None],
         remark: Callable[[str], None],
+        known: Container[str] = (),
         after: Bookmark | None = None,
     ) -> None:
         self._trainer = trainer
@@ -77,12 +80,12 @@ class Recording:
         self._leads = trainer.global_rank == 0
         self._open_writer = open_writer
         self._problem = problem
-        self._remark = remark
         self._taken: int | None = None  # number of a step whose recording has begun
         self._evaluated = False  # the loss of the step under way
         self.reader = StateReader(module, trainer.optimizers[0], takes_states=self._leads)
         if after is not None:
             self.reader.include(after.parameters)
+        self._movements = Movements(known, problem=problem, remark=remark)
         self.constants = ConstantWatch(module, self.reader.params)
         self._finite = FiniteWatch(self.reader, problem)
         self.delivery = StepDelivery(
@@ -177,7 +180,7 @@ class Recording:
     def check_constants(self) -> None:
         """Check that what nothing trains has stayed what it was; the next step will name what has not."""
         if (moved := self.constants.look()) and self.delivery.steps:
-            self._problem(_moved(moved, self.delivery.steps))
+            self._movements.of_constants(moved, self.delivery.steps)
 
     def _begin_step(self) -> None:
         index = self.delivery.steps
@@ -186,7 +189,7 @@ class Recording:
         # The second look is at everything: what follows the model moves with the first step.
         moved = self.constants.moved(thorough=index == 1)
         if moved and index:
-            self._problem(_moved(moved, index))
+            self._movements.of_constants(moved, index)
             self.reader.include(moved)
             changed = self.states.begin_step(index)
             joined |= dict.fromkeys(self.constants.join(self.reader.params), False)
@@ -220,6 +223,7 @@ class Recording:
             idle = without_gradient(self.optimizer_steps.optimizer, self.reader.present_names())
             step = self.assembler.assemble(index, self.optimizer_steps.used_groups(), idle)
             delivery.hand_over()  # a step without a backward pass
+            self._movements.of_trained(step)
             if states.state(index + 1) is None:
                 states.take_after(index + 1)
             if not delivery.is_open:
@@ -244,7 +248,7 @@ def _change_optimizer(recording: Recording) -> None:
             f"the optimizer was replaced before step {recording.delivery.steps}: {reason}. To record what "
             "follows, train it in a fit of its own"
         )
-    recording._remark(
+    recording._movements.remark(
         f"the optimizer was replaced by another one of its class before step {recording.delivery.steps}; "
         "recording goes on with it"
     )
@@ -260,22 +264,12 @@ def _counts(recording: Recording) -> bool:
     if recording._automatic and recording.assembler.backward_passes == 0 and any(map(_is_some, gradients)):
         # Stochastic weight averaging does this after its last epoch, if nothing has set the gradients to None by
         # then. Zeros are what set_to_none=False leaves of a batch without a loss, and such a step is one.
-        recording._remark(
+        recording._movements.remark(
             f"after step {recording.delivery.steps - 1} the optimizer stepped on gradients left over from before, "
             "without a backward pass; that step is not recorded"
         )
         return False
     return True
-
-
-def _moved(names: Sequence[str], index: int) -> str:
-    """Return what it means that something other than the optimizer moved constants, without full stop."""
-    them = "them" if len(names) > 1 else "it"
-    return (
-        f"{', '.join(names[:5])} changed in training before step {index} although no optimizer holds {them}. "
-        f"What examples do to other weights by way of {them} is not known, so no replay goes back across that step; "
-        "estimators that look at the final model alone (FinalParameters, KohLiang) answer all the same"
-    )
 
 
 def _is_some(gradient: Tensor) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_sgdinf.log import Clip, Json
 from lightning_sgdinf.record.attributes import AttributeWatch
+from lightning_sgdinf.record.follower_watch import FollowerWatch
 from lightning_sgdinf.record.guard import Guard
 from lightning_sgdinf.record.loaders import LoaderTap
 from lightning_sgdinf.record.operation_watch import OperationWatch
@@ -22,16 +23,24 @@ class TrainerTap:
         loaders: Has the batch at hand.
         attributes: Of the module.
         operations: Looks at its losses.
+        followers: Looks at its frozen parameters.
 
     Attributes:
+        followers: The same.
         recording: Is told, while there is one.
         batch_idx: Of the batch at hand: ``training_step`` need not be given it.
     """
 
     def __init__(
-        self, guard: Guard, loaders: LoaderTap, attributes: AttributeWatch, operations: OperationWatch
+        self,
+        guard: Guard,
+        loaders: LoaderTap,
+        attributes: AttributeWatch,
+        operations: OperationWatch,
+        followers: FollowerWatch,
     ) -> None:
-        self._guard, self._loaders, self._attributes, self._operations = guard, loaders, attributes, operations
+        self._guard, self._loaders, self._attributes = guard, loaders, attributes
+        self._operations, self.followers = operations, followers
         self._before: Mapping[str, Json] = {}
         self.recording: Recording | None = None
         self.batch_idx = 0
@@ -56,10 +65,12 @@ class TrainerTap:
             self._before = self._attributes.read()
             told = self._before if recording.delivery.is_open else self._attributes.read_all()
             recording.begin_micro_batch(self.batch_idx, draws, transferred_with, told)
+            self.followers.before_step()
 
     def _end(self, output: Any) -> None:
         if self.recording is not None:
             self._operations.look(output, self.batch_idx)
+            self.followers.after_step()
             carried = self._attributes.carried(self._before)
             self.recording.assembler.end_micro_batch(output, self._loaders.take_fetched(), carried)
 

@@ -88,6 +88,8 @@ def assigned_in_place(places: Sequence[tuple[nn.Module, str]]) -> Iterator[None]
     finally:
         for (part, key), own in zip(places, there, strict=True):
             value = part._buffers[key]
+            if value is own and own is not None and own.grad_fn is not None:
+                own.detach_()  # it was written to by what is a constant in training
             if value is not own and _alike(value, own):  # one that grew stays
                 with torch.no_grad():
                     own.copy_(value)  # type: ignore[union-attr]

@@ -21,6 +21,7 @@ from lightning_sgdinf.renamed import warn_renamed
 from lightning_sgdinf.replay.batches import Loader
 from lightning_sgdinf.replay.carried import expect_no_memory
 from lightning_sgdinf.replay.examples import Examples
+from lightning_sgdinf.replay.followers import expect_no_followers
 from lightning_sgdinf.replay.host import Host
 from lightning_sgdinf.replay.objective import Objective
 from lightning_sgdinf.replay.precision import precision_of
@@ -122,10 +123,13 @@ class OpenedRun:
 
         Raises:
             UntappedLossError: A part of the loss depends on the data and not on example weights.
+            UnsupportedRunError: A step moves parameters that the optimizer does not.
         """
         steps = self.log.steps(len(self.log), 0)
         last = next((step.index for step in steps if not step.first_pass.without_loss), len(self.log) - 1)
         more = sorted({other, last // 2, last // 3, 2 * last // 3, max(last - 1, 0)})
+
+        self.once("followers", lambda: expect_no_followers(self.log))
 
         def compute() -> LossAudit:
             looks = sorted({last, *more, *range(0, last, max(1, last // LOOKS))})

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.certificate import Certificate, Trust
 from lightning_sgdinf.checks import Reached, check_beside, check_trust, direct_allowance, full_allowance
-from lightning_sgdinf.errors import NonFiniteError
+from lightning_sgdinf.errors import NonFiniteError, UnsupportedRunError
 from lightning_sgdinf.estimators import DirectEstimator
 from lightning_sgdinf.replay import OpenedRun, row_warnings
 from lightning_sgdinf.scoring.result import JobResult, answer_provenance
@@ -79,7 +79,11 @@ class DirectJob:
         if self.settings.certificate == "off":
             return None
         allowance = full_allowance() if self.settings.certificate == "full" else direct_allowance(elapsed)
-        first = torch.as_tensor(first_drawn(self.run.log, self.run.examples, first_step=0, last_step=len(self.run.log)))
-        trust, more = check_trust(self.run, self.query, {0: Reached(values[:, 0], first)}, allowance)
+        try:
+            first = first_drawn(self.run.log, self.run.examples, first_step=0, last_step=len(self.run.log))
+        except UnsupportedRunError as error:  # the run cannot be taken again from its beginning
+            notes.append(f"Trust was not measured: {error}")
+            return None
+        trust, more = check_trust(self.run, self.query, {0: Reached(values[:, 0], torch.as_tensor(first))}, allowance)
         notes += more
         return trust

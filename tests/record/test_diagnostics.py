@@ -264,7 +264,9 @@ def test_weights_edited_between_steps_are_named(lab, tmp_path):
                 self.trainer.optimizers[0].state[self.body[4].bias]["momentum_buffer"].mul_(2.0)
 
     recorder = TrajectoryRecorder(tmp_path / "run.tlog")
-    run = lab.train(ClampedNet(), callbacks=[recorder], epochs=2)
+    with pytest.warns(UserWarning, match=r"changed body\.0\.weight before step 2 .* no replay goes back") as warned:
+        run = lab.train(ClampedNet(), callbacks=[recorder], epochs=2)
+    assert len([w for w in warned if "About the record" in str(w.message)]) == 1
     lab.assert_faithful(recorder.path, run.net)
     with RunLog.open(recorder.path) as log:
         changed = {t: log.step(t).changed for t in range(len(log)) if log.step(t).changed}
@@ -274,6 +276,7 @@ def test_weights_edited_between_steps_are_named(lab, tmp_path):
     }
 
 
+@pytest.mark.filterwarnings("ignore:About the record of this run")
 def test_weights_edited_around_batches_that_lead_to_no_step(lab, tmp_path):
     def skip(net, loss, batch_idx):
         if batch_idx in (1, 2):
@@ -292,6 +295,7 @@ def test_weights_edited_around_batches_that_lead_to_no_step(lab, tmp_path):
         assert [step.changed for step in log.steps(0, 4)] == [(), edited, (), edited]
 
 
+@pytest.mark.filterwarnings("ignore:About the record of this run")
 def test_a_post_hook_of_the_user_counts_as_something_else(lab, tmp_path):
     class HookedNet(lab.Net):
         def configure_optimizers(self):
