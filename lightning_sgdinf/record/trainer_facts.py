@@ -57,6 +57,8 @@ def trainer_facts(trainer: Any) -> dict[str, Json]:
     return facts | {
         "strategy_class": _qualified(trainer.strategy),
         "logger_classes": [_qualified(logger) for logger in trainer.loggers],
+        "callback_classes": [_qualified(callback) for callback in trainer.callbacks],
+        "datamodule_class": "" if trainer.datamodule is None else _qualified(trainer.datamodule),
         "lr_schedulers": [
             {
                 "class": _qualified(config.scheduler),

@@ -62,7 +62,7 @@ def trainer_of(header: Header, last: Step, **known: Any) -> TrainerStandIn:
         "precision": header.precision,
         "optimizer_class": header.optimizer,
         **recorded,
-        **known,
+        **{name: value for name, value in known.items() if value is not None},
     }
     resumed = cast("list[dict[str, Any]]", header.extra.get(CONTINUED) or [])
     stand_in = TrainerStandIn(

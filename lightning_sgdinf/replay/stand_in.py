@@ -21,8 +21,10 @@ from lightning_sgdinf.replay.moment import Moment
 from lightning_sgdinf.replay.silent import Silent
 from lightning_sgdinf.replay.trainer_parts import (
     Metrics,
+    bases_of,
     fit_loop_of,
     optimizer_of,
+    part_of_kind,
     refuse,
     scheduler_config,
     strategy_of,
@@ -210,6 +212,13 @@ def _schedulers(moment: Moment, trainer: TrainerStandIn) -> list[Any] | None:
     return [scheduler_config(number, one, moment.groups) for number, one in enumerate(known)]
 
 
+def _callbacks(trainer: TrainerStandIn, base: str = "") -> list[Any]:
+    """Return what stands for the callbacks of the run, or for those whose class is derived from one of a name."""
+    kinds = list(enumerate(trainer.facts.get("callback_classes", [])))
+    named = [(n, k) for n, k in kinds if not base or base in (b.__name__ for b in bases_of(k))]
+    return [part_of_kind(f"trainer.callbacks[{number}]", kind) for number, kind in named]
+
+
 def _nothing(*args: Any, **kwargs: Any) -> None:
     del args, kwargs
 
@@ -228,13 +237,13 @@ _TIMELESS: Mapping[str, Callable[[TrainerStandIn], Any]] = {
     "interrupted": lambda t: False,
     "received_sigterm": lambda t: False,
     "model": lambda t: t.lightning_module,
-    "datamodule": lambda t: None,
-    "callbacks": lambda t: [],
-    "checkpoint_callback": lambda t: None,
-    "checkpoint_callbacks": lambda t: [],
-    "early_stopping_callback": lambda t: None,
-    "early_stopping_callbacks": lambda t: [],
-    "progress_bar_callback": lambda t: None,
+    "datamodule": lambda t: part_of_kind("trainer.datamodule", t.facts.get("datamodule_class", "")),
+    "callbacks": lambda t: _callbacks(t),
+    "checkpoint_callback": lambda t: next(iter(_callbacks(t, "Checkpoint")), None),
+    "checkpoint_callbacks": lambda t: _callbacks(t, "Checkpoint"),
+    "early_stopping_callback": lambda t: next(iter(_callbacks(t, "EarlyStopping")), None),
+    "early_stopping_callbacks": lambda t: _callbacks(t, "EarlyStopping"),
+    "progress_bar_callback": lambda t: next(iter(_callbacks(t, "ProgressBar")), None),
     "ckpt_path": lambda t: None,
     "logger": lambda t: next(iter(_loggers(t)), None),
     "loggers": _loggers,

@@ -49,6 +49,17 @@ class Part:
         refuse(f"{self.__dict__['_path']}.{name}")
 
 
+def part_of_kind(path: str, kind: str) -> Part | None:
+    """Return what stands for an object of a class of which nothing is known; ``None`` where there was none."""
+    return Part(path, kind) if kind else None
+
+
+def bases_of(kind: str) -> tuple[type, ...]:
+    """Return a class with its bases, where it is loaded."""
+    loaded = loaded_class(kind)
+    return () if loaded is None else loaded.__mro__
+
+
 class Metrics(Mapping[str, Any]):
     """Metrics that were logged, of which the record has no values: each name is there, and using its value is an error.
 
@@ -128,8 +139,15 @@ def scheduler_config(number: int, known: Mapping[str, Any], groups: Sequence[Par
     """
     path = f"trainer.lr_scheduler_configs[{number}]"
     rates = [g.options["lr"] for g in groups if "lr" in g.options]
-    scheduler = Part(f"{path}.scheduler", str(known.get("class", "")), get_last_lr=lambda: list(rates), _last_lr=rates)
+    scheduler = Part(
+        f"{path}.scheduler", str(known.get("class", "")), get_last_lr=lambda: list(rates), _last_lr=rates, step=_nothing
+    )
     return Part(path, scheduler=scheduler, **{k: v for k, v in known.items() if k != "class"})
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """Do nothing: the rates of every step are in the record."""
+    del args, kwargs
 
 
 def strategy_of(kind: str, *, world_size: int, **known: Any) -> Part:

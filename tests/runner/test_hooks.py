@@ -13,6 +13,7 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 
+from lightning_sgdinf import InfluenceRunner
 from lightning_sgdinf.errors import TrainerAttributeError, UnsupportedRunError
 from tests.runner.hook_situations import EPOCHS, STEPS, Data, Formula, Net, expect, train
 
@@ -211,6 +212,40 @@ def test_asking_whether_the_trainer_has_something_is_no_error(prying: Any) -> No
         hasattr(net.trainer, "no_such_thing") or getattr(net.trainer, "distributed_sampler_kwargs", None)
     )
     expect(prying.scores(module), Formula())
+
+
+class Scheduled(Prying):
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 100)]
+
+
+def look_around(net: Any) -> None:
+    trainer = net.trainer
+    assert sum(isinstance(callback, pl.callbacks.EarlyStopping) for callback in trainer.callbacks) == 1
+    assert isinstance(trainer.early_stopping_callback, pl.callbacks.EarlyStopping)
+    assert trainer.checkpoint_callback is None
+    assert isinstance(trainer.datamodule, Data)
+    assert not trainer.predicting
+    trainer.should_stop, trainer.max_epochs, trainer.fit_loop.max_epochs = True, 5, 5
+    trainer.save_checkpoint("nowhere.ckpt")
+    net.lr_schedulers().step()
+    net.optimizers().param_groups[0]["lr"] = 7.0
+    with pytest.raises(TrainerAttributeError, match=r"trainer\.callbacks\[\d\]\.best_score"):
+        print(trainer.early_stopping_callback.best_score)
+
+
+def test_callbacks_are_there_by_their_class_and_what_is_set_changes_nothing(tmp_path: Path) -> None:
+    stopping = pl.callbacks.EarlyStopping("val_loss", patience=9)
+    run = train(tmp_path, Scheduled(), callbacks=[stopping])
+    module = Scheduled()
+    module.ask = look_around
+    expect(run.scores(module), Formula())
+    loaders = Data()
+    module.ask = lambda net: net.trainer.datamodule.size
+    runner = InfluenceRunner(accelerator="cpu", progress=False)
+    with pytest.raises(TrainerAttributeError, match=r"reads trainer\.datamodule\.size"):
+        runner.run(module, loaders.train_dataloader(), loaders.val_dataloader(), log=run.path)
 
 
 PARTS = ("fit_loop", "fit_loop.epoch_loop", "fit_loop.epoch_loop.batch_progress", "strategy", "logger")
