@@ -3,9 +3,9 @@
     python examples/06_a_module_of_others.py
 
 Takes some seconds: four dozen short sequences of a made-up text, three of them scrambled. The module is not ours, and
-not changed. Its learning rate is so high that small changes of the run grow a hundredfold: the scores are the right
-derivative of this run, but no forecast of leaving a sequence out. The certificate says so beside every number; one who
-looked at the ranking alone would be misled.
+not changed. Its learning rate is so high that small changes of the run grow several hundredfold: the scores are the
+right derivative of this run, but no forecast of leaving a sequence out. The certificate says so beside every number;
+one who looked at the ranking alone would be misled.
 """
 
 import os

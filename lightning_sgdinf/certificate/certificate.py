@@ -26,6 +26,7 @@ from lightning_sgdinf.errors import ConfigurationError
 Level = Literal["fast", "full", "off"]
 AMPLIFIES = 2.0
 """Factor of amplification above which removal is often not what the derivative says: docs/results/lds.md."""
+NOTHING_CHECKED = "Nothing was checked (certificate='off')."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +93,7 @@ class Certificate:
         """Return the warnings for the top of a report; empty if all is well."""
         warnings: list[str] = []
         if self.level == "off":
-            warnings.append("Nothing was checked (certificate='off').")
+            warnings.append(NOTHING_CHECKED)
         warnings.extend(self.unjudged)
         if (g := self.gradient_check) is not None and g.relative_error > 1e-2:
             cause = (
@@ -159,7 +160,7 @@ class Certificate:
                 else "Amplification: none; a small change weighs most at the end of the run."
             )
         said = (*([self.meaning] if self.meaning else ()), *lines, *self.notes)
-        return said or ("Nothing was checked.",)
+        return (NOTHING_CHECKED, *said) if self.level == "off" else said or ("Nothing was checked.",)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for storing beside scores."""

@@ -53,6 +53,8 @@ def _print_certificate(scores: Scores, console: Console) -> None:
         for warning in scores.certificate.warnings:
             console.print(f"[bold red]Warning:[/] {plain(warning)}")
         for line in scores.certificate.summary():
+            if line in scores.certificate.warnings:
+                continue
             console.print(f"[dim]{plain(line)}[/]")
 
 

@@ -91,6 +91,9 @@ def test_what_belongs_beside_a_number() -> None:
     (other,) = Certificate(level="fast", trust=WHOLE).reach("margin")
     assert other.startswith("Trust was measured for validation loss, not for margin.")
     assert Certificate(level="fast").reach() == ("Trust is not known: no example was really left out.",)
+    unmeasured = Amplification(step=0, factor=0.5, first_step=0)
+    for off in (Certificate(level="off"), Certificate(level="off", amplification=unmeasured)):
+        assert off.summary()[0] == "Nothing was checked (certificate='off')."
     assert Certificate(level="off").reach() == ("Nothing was checked (certificate='off').",)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,11 @@ def test_a_job_leaves_record_scores_report_and_row(
     assert scores["sgd_influence"].certificate is not None
     assert scores["sgd_influence"].certificate.gradient_check is not None
     assert not torch.equal(scores["random"].order(), scores["sgd_influence"].order())
+    begun = re.findall(r"stage (\d) of (\d): (.*)", (out / "sgdinf.log").read_text())
+    ranked = ["ranking by sgd_influence", "ranking by loss", "ranking by random"]
+    cleansed = "choosing what to leave out, and training again"
+    assert [name for *_, name in begun] == ["training, recorded", *ranked, cleansed, "writing the report"]
+    assert [(first, of) for first, of, _ in begun] == [(str(k), "6") for k in range(1, 7)]
     row = json.loads((out / "summary.json").read_text())
     assert row["dataset"] == "digits"
     assert row["model"] == "logreg"

@@ -61,7 +61,7 @@ class ReportSettings:
     def counts_below(self, total: int) -> tuple[int, ...]:
         """Return the counts of the curves that leave something to train on, and log those asked for that do not."""
         if self.curve_counts is None:
-            return tuple(count for count in default_grid(total) if count <= _MOST_LEFT_OUT)[-4:]
+            return tuple(count for count in default_grid(total) if count <= min(_MOST_LEFT_OUT, total - 1))[-4:]
         if beyond := [count for count in self.curve_counts if count >= total]:
             logger.warning("report.curve_counts: %s are not drawn, there are %d training examples", beyond, total)
         return tuple(count for count in self.curve_counts if 0 < count < total)
