@@ -208,6 +208,7 @@ FACES = {
         "ATTENTION",
         "Axes",
         "CONVOLUTION_PARTS",
+        "DEVICE_LAYERS",
         "first_only",
         "formula_of",
         "Handler",

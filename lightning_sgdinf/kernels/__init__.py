@@ -4,6 +4,7 @@ from lightning_sgdinf.kernels.attention import ATTENTION as ATTENTION
 from lightning_sgdinf.kernels.channels_last import Twins as Twins
 from lightning_sgdinf.kernels.checkpointed import plain_checkpoints as plain_checkpoints
 from lightning_sgdinf.kernels.convolution_parts import CONVOLUTION_PARTS as CONVOLUTION_PARTS
+from lightning_sgdinf.kernels.device_layers import DEVICE_LAYERS as DEVICE_LAYERS
 from lightning_sgdinf.kernels.handlers import layer_handlers as layer_handlers
 from lightning_sgdinf.kernels.held import HeldConstants as HeldConstants
 from lightning_sgdinf.kernels.held import Phase as Phase

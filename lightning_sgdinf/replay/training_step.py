@@ -15,6 +15,7 @@ from lightning_sgdinf.dtypes import cast_floats, dtype_name, tensors_made_in
 from lightning_sgdinf.errors import ModelMismatchError, UnsupportedRunError
 from lightning_sgdinf.kernels import (
     ATTENTION,
+    DEVICE_LAYERS,
     LOSS_FORMULAS,
     VMAP_LAYERS,
     WEIGHT_NORM,
@@ -320,7 +321,8 @@ def _handling(
     handlers: dict[Callable[..., Any], Any] = {}
     if held is not None:
         lookups = lookup_handlers(objective.passes.phase, objective.passes.sparse_rows)
-        handlers = {**ATTENTION, **WEIGHT_NORM, **LOSS_FORMULAS, **lookups, **layer_handlers(twins), **held.handlers()}
+        handlers = {**ATTENTION, **DEVICE_LAYERS, **WEIGHT_NORM, **LOSS_FORMULAS, **lookups}
+        handlers |= {**layer_handlers(twins), **held.handlers()}
     elif stacked:
         handlers = {**ATTENTION, **WEIGHT_NORM, **VMAP_LAYERS}
     with ExitStack() as stack:
