@@ -5,6 +5,10 @@ torch, so that many seeds take minutes: runs that share their batches are traine
 fresh training has another initial network and another order; left-out examples have weight 0, and a batch's mean is
 over what is left. All causes of a seed are judged by the same fresh networks and orders: differences are paired.
 
+Of CIFAR-10's pixels such a network learns next to nothing. There it is trained on features that see no labels: patches
+of the training images, whitened, by their nearness to k-means centroids, summed over the quarters of an image (Coates,
+Lee and Ng, 2011).
+
     python benchmarks/repair_margins.py fashion-mnist symmetric 0.3 --seeds 10 --data-dir ...
 """
 
@@ -22,7 +26,9 @@ from torch import Tensor
 
 from lightning_sgdinf.zoo import AsymmetricNoise, Cifar10, Cifar10N, ImageData, Mnist, SymmetricNoise
 
-HIDDEN, EPOCHS, BATCH, RATE, MOMENTUM = 32, 8, 100, 0.05, 0.9
+HIDDEN, EPOCHS, BATCH, MOMENTUM = 32, 8, 100, 0.9
+RATE, RATE_OF_FEATURES = 0.05, 0.01
+PATCH, CENTROIDS = 6, 256
 FRACTIONS, THRESHOLDS, STATES, SHARE, ROUNDS = (0.03, 0.06, 0.1, 0.15, 0.22, 0.32), (0.5, 0.8, 0.95), 4, 0.3, 2
 
 
@@ -56,6 +62,7 @@ def train(
     params = [p.expand(count, *p.shape).clone().requires_grad_() for p in initial(x.shape[1], seed)]
     velocity = [torch.zeros_like(p) for p in params]
     generator = torch.Generator().manual_seed(seed)
+    rate = RATE_OF_FEATURES if x.shape[1] == 4 * CENTROIDS else RATE
     kept, step, steps = [], 0, EPOCHS * -(-len(x) // BATCH)
     for _ in range(EPOCHS):
         for ids in torch.randperm(len(x), generator=generator).split(BATCH):
@@ -65,7 +72,7 @@ def train(
             grads = torch.autograd.grad(((losses * own).sum(1) / divisor).sum(), params)
             with torch.no_grad():
                 for p, v, g in zip(params, velocity, grads, strict=True):
-                    p.sub_(v.mul_(MOMENTUM).add_(g), alpha=RATE)
+                    p.sub_(v.mul_(MOMENTUM).add_(g), alpha=rate)
             step += 1
             if step in (marks or (steps,)):
                 kept.append([p.detach().clone() for p in params])
@@ -78,13 +85,57 @@ def last_marks(count: int) -> tuple[int, ...]:
     return tuple(total - part + round(part * (k + 1) / STATES) for k in range(STATES))
 
 
+def normalised(images: Tensor) -> Tensor:
+    """All patches of images ``[N, 3, H, W]``, each without its mean and of unit contrast: ``[N, 3 * 36, L]``."""
+    patches = F.unfold(images, PATCH)
+    patches = patches - patches.mean(1, keepdim=True)
+    return patches / (patches.var(1, keepdim=True) + (10 / 255) ** 2).sqrt()
+
+
+def dictionary(images: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and whitening matrix of patches, and k-means centroids of whitened ones."""
+    generator = torch.Generator().manual_seed(seed)
+    some = normalised(images[:2000]).transpose(1, 2).reshape(-1, 3 * PATCH**2)
+    some = some[torch.randperm(len(some), generator=generator)[:60_000]]
+    mean = some.mean(0)
+    values, vectors = torch.linalg.eigh((some - mean).T @ (some - mean) / len(some))
+    whiten = vectors @ torch.diag((values + 0.1).rsqrt()) @ vectors.T
+    white = (some - mean) @ whiten
+    centroids = white[:CENTROIDS].clone()
+    for _ in range(15):
+        nearest = torch.cdist(white, centroids).argmin(1)
+        sums = torch.zeros_like(centroids).index_add_(0, nearest, white)
+        counts = torch.bincount(nearest, minlength=CENTROIDS)[:, None]
+        centroids = torch.where(counts > 0, sums / counts.clamp_min(1), centroids)
+    return mean, whiten, centroids
+
+
+def features(images: Tensor, mean: Tensor, whiten: Tensor, centroids: Tensor) -> Tensor:
+    """How near the patches of each quarter are to each centroid: ``[N, 4 * CENTROIDS]``."""
+    parts = []
+    for some in images.split(100):
+        white = (normalised(some).transpose(1, 2) - mean) @ whiten
+        far = torch.cdist(white, centroids.expand(len(some), -1, -1))
+        near = (far.mean(2, keepdim=True) - far).clamp_min(0)
+        side = some.shape[-1] - PATCH + 1
+        grid = near.transpose(1, 2).reshape(len(some), CENTROIDS, side, side)
+        parts.append(F.adaptive_avg_pool2d(grid, 2).flatten(1))
+    return torch.cat(parts)
+
+
 class Seed:
     """One data set of noisy labels, and the run on it."""
 
     def __init__(self, data: ImageData, seed: int) -> None:
         self.seed = seed
         parts = (data.train_set, data.val_set, data.test_set)
-        self.x, self.xv, self.xt = (torch.stack([part[j][0] for j in range(len(part))]).flatten(1) for part in parts)
+        images = [torch.stack([part[j][0] for j in range(len(part))]) for part in parts]
+        if images[0].shape[1] == 3:
+            learnt = dictionary(images[0], seed)
+            images = [features(part, *learnt) for part in images]
+            centre, scale = images[0].mean(0), images[0].std(0) + 0.01
+            images = [(part - centre) / scale for part in images]
+        self.x, self.xv, self.xt = (part.flatten(1) for part in images)
         self.y, self.yv, self.yt = (part.labels for part in parts)
         self.true, self.wrong = data.true_labels, data.flipped
         half = torch.randperm(len(self.yv), generator=torch.Generator().manual_seed(seed))[: len(self.yv) // 2]
