@@ -18,6 +18,7 @@ SAYS = {
     "05": "with both ends verified",
     "07": "extrapolated 1.",
     "08": "generalized 0.",
+    "09": "iterated margins, test images wrong: ",
     "06": "Warning: This run amplifies small changes",
 }
 
