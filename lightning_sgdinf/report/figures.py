@@ -73,7 +73,7 @@ def cleansing_curves(data: ReportData) -> Figure:
         if curve.chosen is not None:
             count, error = curve.chosen
             ring: dict[str, Any] = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "linestyle": "none"}
-            label = f"chosen without looking here: {count:,} left out"
+            label = f"chosen: {count:,}"
             axes.plot([count], [scale * error], **ring, color=INK, markeredgewidth=1.4, label=label, zorder=5)
     starts = [curve.mean[0] for curve in data.curves if curve.counts[0] == 0]
     if starts:

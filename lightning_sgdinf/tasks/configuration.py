@@ -23,7 +23,7 @@ from lightning_sgdinf.studies.job import main_groups
 from lightning_sgdinf.studies.module_run import is_data_module, is_lightning_module
 from lightning_sgdinf.studies.recorded_run import classifier_training
 from lightning_sgdinf.studies.suggestion import suggestion
-from lightning_sgdinf.tasks.optimizers import check_module_optimizer, check_optimizer
+from lightning_sgdinf.tasks.constructors import check_module_optimizer, check_optimizer
 from lightning_sgdinf.tasks.refusals import refuse_no_steps
 from lightning_sgdinf.tasks.validation import TARGET, check_targets
 from lightning_sgdinf.zoo import ImageData, VectorData

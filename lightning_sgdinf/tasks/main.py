@@ -50,6 +50,7 @@ from lightning_sgdinf.tasks.configuration import (
     make_pipeline,
 )
 from lightning_sgdinf.tasks.console import print_module_outcome, print_outcome
+from lightning_sgdinf.tasks.constructors import refusal
 from lightning_sgdinf.tasks.overrides import explained
 from lightning_sgdinf.tasks.progress import JobProgress
 from lightning_sgdinf.tasks.project import init
@@ -104,7 +105,7 @@ def _attempt(config: DictConfig) -> float:
             refuse_processes_in_a_sweep(config)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        result = _run(config, choices, context)
+        result = _run_told(config, choices, context)
     except (SgdInfluenceError, OSError) as error:
         advice = ""
         if not isinstance(error, SgdInfluenceError):
@@ -119,6 +120,18 @@ def _attempt(config: DictConfig) -> float:
     if in_sweep:
         summary.assemble(Path(context.sweep.dir))
     return result
+
+
+def _run_told(config: DictConfig, choices: Mapping[str, str], context: Any) -> float:
+    """Run the job; what loaders and optimizers in code of the caller's refuse is told with its key."""
+    try:
+        return _run(config, choices, context)
+    except (SgdInfluenceError, OSError):
+        raise
+    except Exception as error:
+        if (refused := refusal(error, config)) is None:
+            raise
+        raise refused from error
 
 
 def _run(config: DictConfig, choices: Mapping[str, str], context: Any) -> float:

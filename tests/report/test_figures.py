@@ -98,7 +98,7 @@ def test_the_number_that_was_chosen_is_marked(bare: ReportData) -> None:
         (axes,) = figures.cleansing_curves(data).axes
         (ring,) = [line for line in axes.lines if "chosen" in str(line.get_label())]
         assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (chosen[0], pytest.approx(100 * chosen[1]))
-        assert f"{chosen[0]} left out" in ring.get_label()
+        assert ring.get_label() == f"chosen: {chosen[0]}"
 
 
 def test_curves_of_another_metric_are_not_in_percent(bare: ReportData) -> None:

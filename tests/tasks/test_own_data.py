@@ -232,6 +232,8 @@ def wines_by_hand(job: Path) -> list[np.ndarray]:
             [*OWN, "model.lr=-1"],
             r"Error: model.lr=-1: Quality.configure_optimizers: Invalid learning rate",
         ),
+        ([*OWN, "+dataset.batch_size=0"], "dataset.batch_size=0: Wines.train_dataloader: batch_size should be a posi"),
+        (["dataset.batch_size=0"], "dataset.batch_size=0: ImageData.train_dataloader: batch_size should be a positive"),
         ([*OWN, "cleansing.grid=[]"], "cleansing: grid: expected at least one count to try, got none; leave grid out"),
         ([*OWN, "trainer.max_epochs=0"], "trainer.max_epochs=0: no step is taken, .*; set it to 1 or more"),
         (["+trainer.max_steps=0"], "trainer.max_steps=0: no step is taken, .* or to -1 to stop by trainer.max_epochs"),

@@ -1,4 +1,4 @@
-"""Optimizers of others, made once before anything is trained."""
+"""Settings that code of others passes on to optimizers and loaders."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from lightning_sgdinf import random_state
 from lightning_sgdinf.errors import ConfigurationError
-from lightning_sgdinf.tasks.optimizers import check_module_optimizer
+from lightning_sgdinf.tasks.constructors import check_module_optimizer, refusal
 
 
 class Module(L.LightningModule):
@@ -45,11 +46,15 @@ def sgd(module: L.LightningModule, **settings: Any) -> torch.optim.Optimizer:
 
 
 REFUSED = [
-    (lambda m: sgd(m, lr=-1), {"lr": -1}, r"^model\.lr=-1: Net\.configure_optimizers: Invalid learning rate: -1$"),
+    (lambda m: sgd(m, lr=-1), {"lr": -1}, r"^model\.lr=-1: Module\.configure_optimizers: Invalid learning rate: -1$"),
     (lambda m: sgd(m, lr=-1.5e-3), {"lr": -1.5e-3, "width": 4}, r"^model\.lr=-0\.0015: .*Invalid learning rate"),
     (lambda m: sgd(m, momentum=-2), {"lr": 0.1, "mu": -2}, r"^model\.mu=-2: .*Invalid momentum value: -2$"),
-    (lambda m: sgd(m, lr=-1), {"lr": -1, "other": -1.0}, r"^model: .*Invalid.*\(Net was given lr=-1, other=-1\.0\)$"),
-    (lambda m: sgd(m, nesterov=True), {"nesterov": True}, r"^model: .*Nesterov.*\(Net was given nesterov=True\)$"),
+    (
+        lambda m: sgd(m, lr=-1),
+        {"lr": -1, "other": -1.0},
+        r"^model: .*Invalid.*\(Module was given lr=-1, other=-1\.0\)$",
+    ),
+    (lambda m: sgd(m, nesterov=True), {"nesterov": True}, r"^model: .*Nesterov.*\(Module was given nesterov=True\)$"),
     (lambda m: torch.optim.Adam(m.parameters(), betas=(0.9, 2.0)), {"beta": 2}, r"^model\.beta=2: .*Invalid beta"),
     (lambda m: Picky(m.parameters(), 3.0), {"rate": 3}, r"^model\.rate=3: .*rate of 3\.0 is too bold$"),
     (
@@ -96,3 +101,52 @@ def test_what_it_draws_is_put_back_by_whoever_asks() -> None:
         check_module_optimizer(Module(draws), {"_target_": "mine.Net"})
         assert random_state.capture() != before, "the test is degenerate"
     assert random_state.capture() == before
+
+
+class Data(L.LightningDataModule):
+    """Its loaders are what it is given."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def train_dataloader(self) -> Any:
+        return self.make()
+
+
+def of_size(size: int) -> Callable[[], Any]:
+    return lambda: DataLoader(TensorDataset(torch.zeros(3)), batch_size=size)
+
+
+def fails() -> Any:
+    raise ValueError("batch_size=0 is a word in an error of another kind")
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "says"),
+    [
+        (
+            of_size(0),
+            {"batch_size": 0, "seed": 0},
+            r"^dataset\.batch_size=0: Data\.train_dataloader: batch_size",
+        ),
+        (of_size(-4), {"size": -4, "seed": 0}, r"^dataset\.size=-4: .* but got batch_size=-4$"),
+        (
+            lambda: RandomSampler(TensorDataset(torch.zeros(0))),
+            {"first": 0, "seed": 0},
+            r"^dataset: .*num_samples=0 \(Data was given first=0, seed=0\)$",
+        ),
+    ],
+)
+def test_settings_that_a_loader_refuses_are_named(make: Any, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match="should be a positive") as raised:
+        Data(make).train_dataloader()
+    told = refusal(raised.value, {"dataset": {"_target_": "mine.Data", **settings}, "model": {"batch_size": 0}})
+    assert re.search(says, str(told)), told
+
+
+@pytest.mark.parametrize("make", [Data(fails).train_dataloader, of_size(0), lambda: 1 / 0])
+def test_other_errors_stay_what_they_are(make: Callable[[], Any]) -> None:
+    with pytest.raises((ValueError, ZeroDivisionError)) as raised:
+        make()
+    assert refusal(raised.value, {"dataset": {"batch_size": 0}}) is None
