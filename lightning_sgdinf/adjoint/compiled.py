@@ -62,7 +62,7 @@ class _Unseen:
 class _Signature:
     """Everything that a graph was traced for."""
 
-    structure: TreeSpec
+    structure: str
     constants: tuple[Any, ...]
     tensors: tuple[Any, ...]
     eval_modules: tuple[str, ...]
@@ -179,10 +179,12 @@ class CompiledSteps:
             self.give_up(f"{', '.join(names[:3])} of the module may change from step to step")
             return None
         leaves, structure = tree_flatten(batch)
+        if not all(map(_can_be_told_apart, leaves)):
+            return None
         signature = _Signature(
-            structure,
-            tuple(v for v in leaves if not isinstance(v, Tensor)),
-            tuple((tuple(v.shape), v.stride(), v.dtype) for v in leaves if isinstance(v, Tensor)),
+            repr(structure),
+            tuple((type(v), v) for v in leaves if not isinstance(v, Tensor)),
+            tuple((type(v), tuple(v.shape), v.stride(), v.dtype) for v in leaves if isinstance(v, Tensor)),
             step.eval_modules,
             step.accumulation,
             tuple(buffers),
@@ -192,7 +194,7 @@ class CompiledSteps:
         kernel = self._kernels.get(signature)
         if kernel is None and repeated and len(self._kernels) < GRAPHS:
             try:
-                kernel = self._kernels[signature] = self._compile(signature, step, micro, leaves)
+                kernel = self._kernels[signature] = self._compile(signature, step, micro, leaves, structure)
             except Exception as error:  # whatever a compiler can fail with; the eager kernel does not need it
                 self.give_up(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
                 return None
@@ -222,13 +224,15 @@ class CompiledSteps:
             self._held = [p.detach() for p in self.objective.module.parameters()]
         return [*self._held, *(b.detach() for b in self.objective.buffers.values())]
 
-    def _compile(self, signature: _Signature, step: Step, micro: MicroBatch, leaves: Sequence[Any]) -> Kernel:
+    def _compile(
+        self, signature: _Signature, step: Step, micro: MicroBatch, leaves: Sequence[Any], structure: TreeSpec
+    ) -> Kernel:
         objective = self.objective
         if moving := sorted(objective.passes.moving):
             raise UnsupportedRunError(f"the pass moves buffers that the loss may read ({moving[0]})")
         if objective.per_example_loss is not None:
             raise UnsupportedRunError("the losses of examples are computed by per_example_loss")
-        recipe = _Recipe(objective, signature, step, leaves)
+        recipe = _Recipe(objective, signature, step, leaves, structure)
         early = [*self._tensors(), *(v for v in leaves if isinstance(v, Tensor))]
         weights, push, adjoints = self._examples_of_late(signature, len(micro.example_ids))
         examples = [*early, weights, push, *adjoints]
@@ -257,9 +261,11 @@ class CompiledSteps:
 class _Recipe:
     """The kernel as a function of plain tensors, to be traced; remembers what the order of its results means."""
 
-    def __init__(self, objective: Objective, signature: _Signature, step: Step, leaves: Sequence[Any]) -> None:
+    def __init__(
+        self, objective: Objective, signature: _Signature, step: Step, leaves: Sequence[Any], structure: TreeSpec
+    ) -> None:
         self._objective, self._signature, self._step = objective, signature, step
-        self._leaves = leaves
+        self._leaves, self._structure = leaves, structure
         self._names = _names(objective)
         self.present: tuple[bool, ...] = ()
         self.statistics: tuple[str, ...] = ()
@@ -275,7 +281,7 @@ class _Recipe:
         trained = {n: named[n].detach().requires_grad_() for n in objective.vector.names}
         parameters = list(trained.values())
         shell = _Shell(objective, self._step)
-        batch = tree_unflatten(leaves, signature.structure)
+        batch = tree_unflatten(leaves, self._structure)
         trace = call_with(shell, {f"module.{n}": v for n, v in {**named, **trained}.items()}, batch, weights)
         with objective.passes.phase.taking_gradient():
             grads = torch.autograd.grad(trace.loss, parameters, create_graph=True, allow_unused=True)
@@ -297,6 +303,16 @@ class _Shell(nn.Module):
 
     def forward(self, batch: Any, weights: Tensor) -> Any:
         return self._trace(batch, weights)
+
+
+_PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
+
+
+def _can_be_told_apart(leaf: Any) -> bool:
+    """Return true if it is known of a part of a batch whether a graph that was traced with another one fits it."""
+    if isinstance(leaf, Tensor):
+        return leaf.layout is torch.strided and not leaf.is_quantized
+    return type(leaf) in _PLAIN or leaf is True or leaf is False
 
 
 def _names(objective: Objective) -> list[str]:

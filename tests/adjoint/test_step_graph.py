@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, UserDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import lightning
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.data import DataLoader
 
-from lightning_sgdinf import InfluenceRunner
+from lightning_sgdinf import InfluenceRunner, TrajectoryRecorder
 from lightning_sgdinf.adjoint import compiled as adjoint_compiled
 from lightning_sgdinf.adjoint.step_graph import StepGraph, uncompiled
 from lightning_sgdinf.scores import Scores
@@ -142,3 +147,92 @@ def test_scores_are_the_eager_ones_to_the_last_bit(name: str, monkeypatch: pytes
     assert torch.equal(traced.per_epoch, eager.per_epoch)
     assert traced.certificate == eager.certificate
     assert steps["traced"] > 2, "the test is degenerate"
+
+
+class Record(NamedTuple):
+    x: Tensor
+    y: Tensor
+
+
+@dataclass
+class Sample:
+    x: Tensor
+    y: Tensor
+
+
+def as_lists(items: list[Any]) -> list[Tensor]:
+    return [torch.stack([x for x, _ in items]), torch.tensor([y for _, y in items])]
+
+
+FORMS: dict[str, tuple[Callable[[list[Any]], Any], Callable[[Any], tuple[Tensor, Tensor]], bool]] = {
+    "list": (as_lists, tuple, True),
+    "dict": (lambda items: dict(zip("xy", as_lists(items), strict=True)), lambda b: (b["x"], b["y"]), True),
+    "namedtuple": (lambda items: Record(*as_lists(items)), lambda b: (b.x, b.y), True),
+    "nested, with a word": (lambda items: {"w": "a", "b": as_lists(items)}, lambda b: tuple(b["b"]), True),
+    "another word each time": (
+        lambda items: (*as_lists(items), str(items[0][0])),
+        lambda b: (b[0], b[1]),
+        False,
+    ),
+    "dataclass": (lambda items: Sample(*as_lists(items)), lambda b: (b.x, b.y), False),
+    "UserDict": (lambda items: UserDict(zip("xy", as_lists(items), strict=True)), lambda b: (b["x"], b["y"]), False),
+    "with an array": (lambda items: (*as_lists(items), np.zeros(len(items))), lambda b: (b[0], b[1]), False),
+    "with numbers of numpy": (lambda items: (*as_lists(items), np.float64(2)), lambda b: (b[0], b[1]), False),
+    "sparse": (
+        lambda items: (as_lists(items)[0].to_sparse(), as_lists(items)[1]),
+        lambda b: (b[0].to_dense(), b[1]),
+        False,
+    ),
+}
+
+
+class OfAForm(lightning.LightningModule):
+    def __init__(self, read: Callable[[Any], tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.read, self.layer = read, torch.nn.Linear(3, 2)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = self.read(batch)
+        return torch.nn.functional.cross_entropy(self.layer(x).tanh(), y)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.training_step(batch, batch_idx)
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        return batch
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.5)
+
+
+@pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+@pytest.mark.parametrize("name", FORMS)
+def test_batches_of_any_form_are_traced_or_left_to_the_eager_kernel(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collate, read, is_traced = FORMS[name]
+    monkeypatch.setattr(adjoint_compiled, "WORTH_STEPS", 1)
+    torch.manual_seed(0)
+    items = [(x, int(x.sum() > 0)) for x in torch.randn(12, 3)]
+    loader = DataLoader(items, batch_size=3, collate_fn=collate, shuffle=True)  # type: ignore[arg-type]
+    module = OfAForm(read)
+    trainer = lightning.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[TrajectoryRecorder(tmp_path / "r.tlog")],
+    )  # fmt: skip
+    trainer.fit(module, loader, loader)
+
+    def scores(compile: bool | None) -> Scores:
+        runner = InfluenceRunner(accelerator="cpu", certificate="off", progress=False, compile=compile)
+        return runner.run(module, loader, loader, log=tmp_path / "r.tlog")
+
+    traced = Counter[str]()
+    begin = adjoint_compiled.CompiledSteps.begin
+
+    def counted(*args: Any) -> Any:
+        traced["steps"] += 1
+        return begin(*args)
+
+    monkeypatch.setattr(adjoint_compiled.CompiledSteps, "begin", counted)
+    assert torch.equal(scores(None).values, scores(False).values)
+    assert (traced["steps"] > 2) is is_traced
