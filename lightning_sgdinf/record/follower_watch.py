@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from torch import nn
 
+from lightning_sgdinf.log import is_recordable
+
 _LOOKS = 2  # batches of a fit that are looked at
 
 
@@ -51,4 +53,4 @@ class FollowerWatch:
 
     def _versions(self) -> dict[str, tuple[int, int]]:
         frozen = ((n, p) for n, p in self._module.named_parameters() if not p.requires_grad)
-        return {n: (p._version, p.untyped_storage().data_ptr()) for n, p in frozen}
+        return {n: (p._version, p.data_ptr() if is_recordable(p) else 0) for n, p in frozen}
