@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
-from torch import nn
+from torch import as_tensor, nn
 
 from lightning_sgdinf.adjoint import BoundQuery
 from lightning_sgdinf.arguments import one_of, require_instance, whole_number
@@ -359,6 +359,7 @@ class InfluenceRunner:
         divisor: Divisor = "kept",
         resume: str | Path | None = None,
         at: RecordedState | None = None,
+        jobs: int = 1,
     ) -> Truth:
         """Train again without each training example, or without each of some sets, many runs at once.
 
@@ -373,6 +374,7 @@ class InfluenceRunner:
             divisor: Number that the losses of a batch are divided by: of all its examples, or of those that are left.
             resume: A file that keeps what is done so far; a later call with it goes on from there.
             at: Train up to another state than the last, as for `run`.
+            jobs: Processes that train side by side, on joblib's backend: of this machine, or Dask's or Ray's.
 
         Returns:
             `Truth` with the measured changes ``[M, Q]``.
@@ -383,17 +385,14 @@ class InfluenceRunner:
         """
         arguments = (model, train_dataloaders, val_dataloaders, datamodule)
         with self.truth(*arguments, log=log, query=query, divisor=divisor, at=at) as truth:
-            return truth.measure(leave_out, resume=resume)
+            return truth.measure(leave_out, resume=resume, jobs=jobs)
 
     def _fabric(self) -> Fabric:
         return Fabric(accelerator=self.accelerator, devices=self.devices, strategy=self.strategy)
 
 
 def _team(fabric: Fabric) -> RowShards:
-    def all_sum(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.as_tensor(fabric.all_reduce(tensor, reduce_op="sum"))
-
-    return RowShards(fabric.global_rank, fabric.world_size, all_sum)
+    return RowShards(fabric.global_rank, fabric.world_size, lambda t: as_tensor(fabric.all_reduce(t, None, "sum")))
 
 
 def _labels(run: OpenedRun) -> tuple[str, ...] | None:

@@ -436,6 +436,7 @@ FACES = {
         "Pace",
         "Removals",
         "Truth",
+        "Workers",
     ),
     "updates": (
         "cleansed_dataset",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import tempfile
 import time
@@ -101,7 +102,10 @@ class Trial:
                 repeatable=repeatable(log.header),
             )
             sentence = of_bytes(known.log.codec, known.log.rows, log)
-        del state
+        del state, trainer  # with the optimizer's state
+        module.zero_grad(set_to_none=True)
+        module.trainer = None
+        gc.collect()
         replay = self._replay(module, datamodule, path, before)
         seconds = (
             f"Seconds and memory: {self.steps} steps trained, walked back and taken again on this machine ({device}, "

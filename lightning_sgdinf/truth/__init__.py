@@ -8,6 +8,7 @@ from lightning_sgdinf.truth.removals import MeasuredRemovals as MeasuredRemovals
 from lightning_sgdinf.truth.removals import Pace as Pace
 from lightning_sgdinf.truth.removals import Removals as Removals
 from lightning_sgdinf.truth.result import Truth as Truth
+from lightning_sgdinf.truth.workers import Workers as Workers
 
 __getattr__ = renamed(
     __name__,

@@ -15,17 +15,20 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_sgdinf.adjoint import BoundQuery
-from lightning_sgdinf.errors import SgdInfluenceError
+from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
+from lightning_sgdinf.query import Query
 from lightning_sgdinf.replay import CounterfactualRun, Divisor, OpenedRun, audit_steps, stored_at_or_before
 from lightning_sgdinf.truth.ledger import Ledger
 from lightning_sgdinf.truth.memory import Footprint, measure_footprint
@@ -34,6 +37,10 @@ from lightning_sgdinf.truth.result import Truth
 from lightning_sgdinf.truth.runs import Runs, SequentialRuns, StackedRuns
 from lightning_sgdinf.truth.stacked_query import StackedQuery, first_line
 from lightning_sgdinf.truth.verify import Verified, verify
+from lightning_sgdinf.truth.workers import Opening, Workers
+
+_Measured: TypeAlias = tuple[Sequence[int], Tensor, int, Tensor]
+"""Numbers of sets, their changes, the training steps it took, and how far the run beside them was from the recorded."""
 
 LOOP_CHUNK = 16
 """Runs between two looks at the recorded one, where they are taken one after another."""
@@ -85,6 +92,7 @@ class Counterfactuals:
         first_step: int = 0,
         last_step: int | None = None,
         resume: str | Path | None = None,
+        jobs: int = 1,
     ) -> Truth:
         """Train without each of some sets of examples.
 
@@ -93,6 +101,8 @@ class Counterfactuals:
             first_step: Leave them out from this step on only; before it the run is as recorded.
             last_step: Ask the query before this step; at the end of the run if ``None``.
             resume: A file that keeps what is done so far. Runs that it holds are not re-run.
+            jobs: Processes that train side by side, on the backend that joblib has been told to use; each opens the run
+                for itself, and may need ``memory_bytes``.
 
         Returns:
             The measured changes.
@@ -105,20 +115,22 @@ class Counterfactuals:
             NonFiniteError: A run diverges without its examples.
         """
         began = time.perf_counter()
+        workers = Workers(jobs)
         plan = make_plan(self.log, self.examples, leave_out, first_step=first_step, last_step=last_step)
         verified = self.verify(first_step)
         ledger = Ledger(resume, repr(self._key(plan)), len(plan.sets), len(self.stacked.names))
         ledger.done |= plan.first >= plan.stop  # never drawn, so nothing changes
         order = plan.ordered((~ledger.done).nonzero()[0])
         at_once = self.at_once(len(order), verified)
-        recorded = base = self._recorded(plan)
-        drift = torch.zeros_like(base)
+        recorded = self._recorded(plan)
+        drift = torch.zeros_like(recorded)
         with self.progress(int(plan.cost[order].sum())) as bar:
-            for runs in self._taken(plan, order, bar):
-                values, base = runs.values()
-                ledger.add(runs.numbers, values, runs.steps_taken)
-                drift = torch.maximum(drift, (base - recorded).abs())
-        ledger.save()
+            try:
+                for numbers, values, steps, apart in self._measured(plan, order, bar, workers, recorded):
+                    ledger.add(numbers, values, steps)
+                    drift = torch.maximum(drift, apart)
+            finally:
+                ledger.save()  # what was measured is not lost with a machine
         seconds = ledger.seconds + time.perf_counter() - began
         return Truth(
             values=ledger.values,
@@ -168,6 +180,43 @@ class Counterfactuals:
                 divisor=self.divisor,
                 queries_at_once=self._memory().queries(self.run.memory_bytes),
             )
+
+    def _measured(
+        self, plan: Plan, order: Sequence[int], bar: Any, workers: Workers, recorded: Tensor
+    ) -> Iterator[_Measured]:
+        """Yield changes as they come: here, or from as many processes as there are, some runs for each at a time."""
+        if not workers.apart or len(order) < 2 * workers.jobs:
+            for runs in self._taken(plan, order, bar):
+                values, base = runs.values()
+                yield runs.numbers, values, runs.steps_taken, (base - recorded).abs()
+            return
+        key, opening = self._reopen()
+        verified = self.verify(plan.start)
+        size = self.at_once(len(order), verified) if verified.stackable else LOOP_CHUNK
+        size = min(size, -(-len(order) // workers.jobs))
+        chunks = [order[start : start + size] for start in range(0, len(order), size)]
+        with workers.kept():
+            for start in range(0, len(chunks), workers.jobs):
+                wave = chunks[start : start + workers.jobs]
+                parts = [([plan.sets[i] for i in chunk], plan.start, plan.stop) for chunk in wave]
+                answers = workers.map(_measure_there, key, opening, parts)
+                for chunk, (values, steps, apart) in zip(wave, answers, strict=True):
+                    bar.update(int(plan.cost[chunk].sum()))
+                    yield chunk, values, steps, apart
+
+    def _reopen(self) -> tuple[Any, Opening]:
+        """Return what tells this from others, and a function that opens it in another process.
+
+        Raises:
+            ConfigurationError: The run was opened from a log that has no path.
+        """
+        if self.run.reopen is None:
+            raise ConfigurationError(
+                "jobs: other processes open the run for themselves, and this one cannot be opened again; use jobs=1"
+            )
+        query, divisor = self.query.query, self.divisor
+        key = (self.log.digest, repr(query), divisor, self._precision, self.run.objective.tap)
+        return key, partial(_open_there, self.run.reopen, query, divisor)
 
     def _taken(self, plan: Plan, numbers: Sequence[int], bar: Any) -> Iterator[Runs]:
         """Yield runs taken to the end; one after another from where they cannot be taken at once."""
@@ -246,3 +295,18 @@ class Counterfactuals:
             self._precision,
             self.run.objective.tap,
         )
+
+
+def _open_there(reopen: Callable[[], Any], query: Query, divisor: Divisor, stack: ExitStack) -> Counterfactuals:
+    """Open run and query in another process."""
+    torch.set_num_threads(1)  # as many processes as there are cores do the work side by side
+    run = stack.enter_context(reopen())
+    bound = BoundQuery.of(run, query, dtype=run.objective.dtype)
+    return Counterfactuals(run, bound, divisor=divisor, progress=False)
+
+
+def _measure_there(opened: Counterfactuals, part: Any) -> tuple[Tensor, int, Tensor]:
+    """Measure some sets in another process."""
+    sets, first_step, last_step = part
+    truth = opened.measure(sets, first_step=first_step, last_step=last_step)
+    return truth.values, truth.steps_taken, truth.drift
