@@ -227,6 +227,8 @@ class AdjointStep:
         if compiled is None or compiled.note or len(self.step.micro_batches) != 1 or getattr(self._rule, "lazy", False):
             return None
         micro = self.step.micro_batches[0]
+        if micro.without_loss:
+            return None
         self._batch = objective.batch(self.step, micro)
         return compiled.kernel(self.step, micro, self._batch, adjoint.buffers, adjoint.queries)
 

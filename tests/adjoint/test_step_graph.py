@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter, UserDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from lightning_sgdinf import InfluenceRunner, TrajectoryRecorder
 from lightning_sgdinf.adjoint import compiled as adjoint_compiled
+from lightning_sgdinf.adjoint import step as adjoint_step
 from lightning_sgdinf.adjoint.step_graph import StepGraph, uncompiled
 from lightning_sgdinf.scores import Scores
 from tests.adjoint.cases import BY_NAME, record
@@ -211,11 +213,19 @@ def test_batches_of_any_form_are_traced_or_left_to_the_eager_kernel(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collate, read, is_traced = FORMS[name]
+    traced, eager, steps = both_ways(OfAForm(read), collate, tmp_path, monkeypatch)
+    assert torch.equal(traced.values, eager.values)
+    assert (steps > 2) is is_traced
+
+
+def both_ways(
+    module: lightning.LightningModule, collate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Scores, Scores, int]:
+    """Scores of a fit by the traced kernel and by the eager one, and the number of steps that were traced ones."""
     monkeypatch.setattr(adjoint_compiled, "WORTH_STEPS", 1)
     torch.manual_seed(0)
     items = [(x, int(x.sum() > 0)) for x in torch.randn(12, 3)]
     loader = DataLoader(items, batch_size=3, collate_fn=collate, shuffle=True)  # type: ignore[arg-type]
-    module = OfAForm(read)
     trainer = lightning.Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[TrajectoryRecorder(tmp_path / "r.tlog")],
@@ -234,5 +244,66 @@ def test_batches_of_any_form_are_traced_or_left_to_the_eager_kernel(
         return begin(*args)
 
     monkeypatch.setattr(adjoint_compiled.CompiledSteps, "begin", counted)
-    assert torch.equal(scores(None).values, scores(False).values)
-    assert (traced["steps"] > 2) is is_traced
+    return scores(None), scores(False), traced["steps"]
+
+
+class ReadsPython(OfAForm):
+    """A step with a number that changes from step to step, and not by its inputs."""
+
+    number: Callable[[Any, int], float]
+
+    def __init__(self) -> None:
+        super().__init__(tuple)
+        self.weight, self.seen = 1.0, 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx) * type(self).number(self, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 0.5)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9), "interval": "step"}]
+
+
+class SetByAHook(ReadsPython):
+    number = staticmethod(lambda self, k: self.weight)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.weight = 1.0 / (1 + self.trainer.global_step)
+
+
+class Counts(ReadsPython):
+    @staticmethod
+    def number(self: Any, k: int) -> float:
+        self.seen += 1
+        return 1.0 / self.seen
+
+
+NUMBERS: dict[str, type[ReadsPython]] = {
+    "set by a hook": SetByAHook,
+    "counted in the step": Counts,
+    "learning rate": type(
+        "Rate", (ReadsPython,), {"number": staticmethod(lambda m, k: m.optimizers().param_groups[0]["lr"])}
+    ),
+    "scheduler": type(
+        "Scheduler", (ReadsPython,), {"number": staticmethod(lambda m, k: m.lr_schedulers().get_last_lr()[0])}
+    ),
+    "epoch": type("Epoch", (ReadsPython,), {"number": staticmethod(lambda m, k: 1.0 + m.current_epoch)}),
+    "last batch": type(
+        "LastBatch", (ReadsPython,), {"number": staticmethod(lambda m, k: 1.0 + m.trainer.is_last_batch)}
+    ),
+    "progress": type(
+        "Progress",
+        (ReadsPython,),
+        {"number": staticmethod(lambda m, k: 1.0 + m.trainer.fit_loop.epoch_loop.batch_progress.current.ready)},
+    ),
+    "numpy": type("Numpy", (ReadsPython,), {"number": staticmethod(lambda m, k: float(np.random.rand()))}),
+    "random": type("Random", (ReadsPython,), {"number": staticmethod(lambda m, k: random.random())}),
+}
+
+
+@pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_python_are_not_frozen(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adjoint_step, "CHECKS", 0)  # so that a comparison does not hide it
+    traced, eager, _ = both_ways(NUMBERS[name](), None, tmp_path, monkeypatch)
+    assert torch.equal(traced.values, eager.values)
