@@ -79,8 +79,9 @@ def test_mistakes_end_with_one_line(
     assert f"ConfigurationError: {says}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("retrain", "recorder"), [("last_epochs", "last_epoch"), ("scratch", "every_10")])
-@pytest.mark.parametrize("cleansing", ["top_k", "relabel"])
+@pytest.mark.parametrize(
+    ("retrain", "recorder", "cleansing"), [("last_epochs", "last_epoch", "relabel"), ("scratch", "every_10", "top_k")]
+)
 @pytest.mark.filterwarnings("ignore:without 20 examples")
 def test_other_ways_to_cleanse_and_to_train_again(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch, retrain: str, recorder: str, cleansing: str

@@ -16,13 +16,11 @@ CASES = [
     (["cleansing=top_k", "cleansing.kk=3"], "cleansing.kk: no such key; did you mean 'k'? Known in cleansing: k."),
     (["sed=3"], "sed: no such key; did you mean 'seed'? Known: "),
     (["modl=mlp"], "modl: no such key; did you mean 'model'? Known: "),
-    (["hydra.run.dri=x"], "hydra.run.dri: no such key."),
     (
         ["trainer.max_steps=5"],
         "trainer.max_steps: it is in none of the configuration's files, only",
     ),
     (["model=mpl"], "model=mpl: no such file; did you mean 'mlp'? Known: cifarnet, cnn, "),
-    (["experiment=dmeo"], "experiment=dmeo: no such file; did you mean 'demo'?"),
     (["model=[mlp"], "model=[mlp: expected key=value; quote what has blanks, commas or brackets"),
     (["~nothing"], "Could not delete from config. 'nothing' does not exist."),
     (["--config-dir", "mine", "model=own", "model.lrr=1"], "model.lrr: no such key; did you mean 'lr'? Known in model"),

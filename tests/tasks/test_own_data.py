@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -254,6 +255,25 @@ def test_what_is_missing_is_said_before_anything_is_trained(
     assert ended.value.code == 1
     assert re.search(message, capsys.readouterr().err)
     assert not (cellar / "out" / "run.tlog").exists()
+
+
+def test_the_recorded_run_is_that_of_lightning_alone(cellar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though its optimizer, which draws a random number, was made once before."""
+    rate = "self.lr * (0.5 + float(torch.rand(())))"
+    (cellar / "cellar.py").write_text(
+        QUALITY.replace("Adam(self.parameters(), self.lr)", f"Adam(self.parameters(), {rate})")
+    )
+    few = ["report=short", "cleansing=top_k", "cleansing.k=1", "runner.certificate=off", "report.curve_counts=[]"]
+    run(monkeypatch, *OWN, *QUICK[:-1], *few, "~estimator@compare.loss", "~estimator@compare.random")
+    with RunLog.open(cellar / "out" / "run.tlog") as log:
+        recorded = log.state(len(log)).params
+    L.seed_everything(0, verbose=False)
+    model, data = sys.modules["cellar"].Quality(0.05), sys.modules["cellar"].Wines("wines.csv")
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    L.Trainer(max_epochs=2, accelerator="cpu", **quiet).fit(model, datamodule=data)
+    assert {name: value.tolist() for name, value in model.named_parameters()} == {
+        name: value.tolist() for name, value in recorded.items()
+    }
 
 
 def test_training_anew_moves_batches_as_the_recorded_run_did(cellar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
