@@ -104,6 +104,6 @@ def test_scores_are_those_of_training_again(tmp_path: Path, accumulation: int) -
 
 def test_in_float32(tmp_path: Path) -> None:
     module = fit(tmp_path / "run", precision="32-true")
-    runner = InfluenceRunner(accelerator="cpu", progress=False)
+    runner = InfluenceRunner(accelerator="cpu", progress=False, certificate="off")
     scores = runner.run(module, *loaders(torch.float32), log=tmp_path / "run")
     assert relative_error(scores.values, definition(1)) < 1e-4
