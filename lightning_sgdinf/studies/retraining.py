@@ -64,7 +64,7 @@ def shown(retraining: Retraining, *, most: int | None, progress: bool) -> Iterat
         yield counted
 
 
-def trainings_at_most(strategy: object, counts: int, methods: int, total: int) -> int | None:
+def trainings_at_most(strategy: Any, counts: int, methods: int, total: int) -> int | None:
     """Return how many times a cleansing job trains again at most; ``None`` if its strategy does not say.
 
     Args:

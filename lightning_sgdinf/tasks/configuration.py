@@ -98,8 +98,8 @@ def checked(config: DictConfig) -> DictConfig:
         first_line = str(error).splitlines()[0]
         raise ConfigurationError(f"{getattr(error, 'full_key', None) or 'configuration'}: {first_line}") from error
     check_targets(plain)
-    refuse_no_steps(plain["trainer"])
     assert isinstance(typed, DictConfig)
+    refuse_no_steps(typed.trainer)
     return typed
 
 

@@ -196,7 +196,7 @@ def _cleanse(
         measured = lambda chosen: measure.sign * outcomes(chosen)[MEASURED]  # noqa: E731
         before, after = measured(Selection()), measured(selection)
         metric = f"{'validation' if held_out.test is None else 'test'} {measure.name}"
-        tested = [outcomes(chosen).get(TESTED) for chosen in (Selection(), selection)]
+        tested: list[Any] = [outcomes(chosen).get(TESTED) for chosen in (Selection(), selection)]
         curves = removal_curves(scores, measured, counts, chosen=selection, metric=metric, percent=False)
     return {
         "selection": selection,
