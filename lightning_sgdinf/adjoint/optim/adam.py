@@ -91,10 +91,8 @@ class _Before:
 
     def part(self, here: slice) -> _Before:
         """Return some of the elements."""
-        return _Before(*(None if v is None else v[here] for v in self._values()))
-
-    def _values(self) -> tuple[Tensor | None, ...]:
-        return self.params, self.grad, self.first, self.second, self.largest
+        moments = (None if v is None else v[here] for v in (self.first, self.second, self.largest))
+        return _Before(self.params[here], self.grad[here], *moments)
 
 
 class AdamRule:
