@@ -8,7 +8,7 @@ from lightning_sgdinf.replay import Drift
 from lightning_sgdinf.replay.rebuilding import DRIFT
 from lightning_sgdinf.scoring.both_ways import BothWays
 
-SCORES = 0.1
+SCORES = 1e-2
 """Largest difference of scores, over the largest of them, that drift may make."""
 
 
@@ -21,7 +21,7 @@ def rebuilding_checks(drift: Drift, both_ways: BothWays, precision: str) -> tupl
         precision: What the steps were taken in.
 
     Raises:
-        CertificateError: The drift changes scores by more than a tenth of the largest.
+        CertificateError: The drift changes scores by more than a hundredth of the largest.
     """
     if not drift.stretches:
         note = f"{drift.rebuilt} states were rebuilt by taking recorded steps again; each matched its checksum."

@@ -108,7 +108,7 @@ def test_drift_and_its_effect_are_measured(memory: int, run: Recorded, monkeypat
     """Against the drift written out, and scores from all states: the effect is of the size of the true one."""
     exact = score(run, run.log, "off").values
     sparse = thinned(run.log, range(0, len(run.log), K))
-    machine = Elsewhere(monkeypatch, 1e-5)
+    machine = Elsewhere(monkeypatch, 1e-8)
     scores = score(run, sparse, rebuild="close", memory_bytes=memory)
     check = check_named(scores, "close rebuilding")
     if memory > 1:  # otherwise a state is rebuilt several times, each time rounded otherwise
@@ -133,15 +133,15 @@ def test_too_much_drift_is_an_error_with_the_number(run: Recorded, monkeypatch: 
 def test_accumulated_influence_rebuilds_closely(run: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = score(run, run.log, "off", AccumulatedInfluence()).values
     sparse = thinned(run.log, range(0, len(run.log), K))
-    Elsewhere(monkeypatch, 1e-6)
+    Elsewhere(monkeypatch, 1e-8)
     with pytest.raises(StepMismatchError, match=r"differs from the recorded one"):
         score(run, sparse, "off", AccumulatedInfluence(), rebuild="exact")
     assert 0 < apart(score(run, sparse, "off", AccumulatedInfluence(), rebuild="close").values, exact) < 1e-3
 
 
 def test_too_much_effect_is_an_error_with_the_number(run: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
-    Elsewhere(monkeypatch, 1e-5)
-    monkeypatch.setattr(rebuilding_checks, "SCORES", 1e-12)
+    Elsewhere(monkeypatch, 1e-8)
+    monkeypatch.setattr(rebuilding_checks, "SCORES", 1e-15)
     with pytest.raises(CertificateError, match=r"scores differ by \d\.\de-\d\d of the largest.*amplifies"):
         score(run, thinned(run.log, range(0, len(run.log), K)), rebuild="close")
 
