@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning_sgdinf.atomic_write import locked, replace_bytes
-from lightning_sgdinf.errors import ConfigurationError
+from lightning_sgdinf.errors import ConfigurationError, SgdInfluenceError
 from lightning_sgdinf.foreign_files import read_document
 
 _SHOWN = {"trainer.enable_progress_bar"}
@@ -34,6 +35,24 @@ def read_json(path: Path) -> Json:
         ConfigurationError: The file is something else.
     """
     return read_document(path)
+
+
+@contextmanager
+def results_of(folder: Path) -> Iterator[None]:
+    """Put tables and pages together inside, from results that a study has written below a folder.
+
+    Raises:
+        ConfigurationError: Some of them are documents of another form: another version wrote them, or somebody else.
+    """
+    try:
+        yield
+    except SgdInfluenceError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{folder}: expected results as this study writes them, got others ({type(error).__name__}: {error}). "
+            "Another version wrote them, or they were changed; move them away, and they are computed anew"
+        ) from error
 
 
 def digest(*content: Json) -> str:

@@ -22,7 +22,7 @@ from lightning_sgdinf.plain_text import markdown_table, printable_logger
 from lightning_sgdinf.query import ExampleLoss
 from lightning_sgdinf.record import TrajectoryRecorder
 from lightning_sgdinf.scores import Scores
-from lightning_sgdinf.studies.cache import check_settings, load_or_compute, read_json
+from lightning_sgdinf.studies.cache import check_settings, load_or_compute, read_json, results_of
 from lightning_sgdinf.studies.console import Console, Table, plain
 from lightning_sgdinf.studies.definitions import pin_definitions
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts
@@ -97,14 +97,14 @@ class LdsJob:
         definitions = parts.folder / f"{model}_{optimizer}.definitions"
         pin_definitions(definitions, parts, {"methods": self.methods})
         cell = load_or_compute(file, lambda: about | self._cell(parts, data))
-        check_settings(file, cell["settings"], settings)
         page = parts.folder / PAGE
-        replace_bytes(
-            page, markdown([read_json(file) for file in sorted(parts.folder.glob("*.json"))]).encode("utf-8", "replace")
-        )
-        _print(cell, page)
-        first = next(iter(cell["scores"].values()))
-        return next(iter(first.values()))["mean"]
+        with results_of(parts.folder):
+            check_settings(file, cell["settings"], settings)
+            cells = [read_json(file) for file in sorted(parts.folder.glob("*.json"))]
+            replace_bytes(page, markdown(cells).encode("utf-8", "replace"))
+            _print(cell, page)
+            first = next(iter(cell["scores"].values()))
+            return next(iter(first.values()))["mean"]
 
     def _settings(self, parts: Parts, data: ImageData) -> dict[str, Any]:
         """Return the settings that results of one file share."""

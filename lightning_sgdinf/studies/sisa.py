@@ -29,7 +29,7 @@ from lightning_sgdinf.plain_text import markdown_table, printable_logger
 from lightning_sgdinf.record import TrajectoryRecorder
 from lightning_sgdinf.selection import Selection
 from lightning_sgdinf.state import ModelState
-from lightning_sgdinf.studies.cache import load_or_compute, pin_settings, read_json
+from lightning_sgdinf.studies.cache import load_or_compute, pin_settings, read_json, results_of
 from lightning_sgdinf.studies.console import Console, Table, plain
 from lightning_sgdinf.studies.definitions import pin_definitions
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts
@@ -112,9 +112,10 @@ class SisaJob:
         page = folder / PAGE
         ensembles = [read_json(file) for file in sorted(folder.glob("ensemble_*.json"))]
         models = [read_json(file) for file in sorted(folder.glob("model_*.json"))]
-        replace_bytes(page, markdown(ensembles, models).encode("utf-8", "replace"))
-        _print(ensembles, seed, page)
-        return cell["accuracy"]["mean_softmax"]
+        with results_of(folder):
+            replace_bytes(page, markdown(ensembles, models).encode("utf-8", "replace"))
+            _print(ensembles, seed, page)
+            return cell["accuracy"]["mean_softmax"]
 
     def _settings(self, parts: Parts, data: ImageData) -> dict[str, Any]:
         config = {group: parts.config.get(group) for group in ("dataset", "model", "optimizer")}

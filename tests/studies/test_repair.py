@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -289,3 +290,14 @@ def test_a_judge_counts_by_predictions_of_its_own(data: ImageData) -> None:
     assert measures.test_loss == pytest.approx(
         float(torch.nn.functional.cross_entropy(other(xt).detach(), yt)), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("kind", ["before/run", "causes/aum", "causes/known", "treated/known__replay"])
+@pytest.mark.parametrize("content", ["[]", "3", '{"measures": 3, "selection": []}'])
+def test_results_of_another_form_are_named(
+    done: tuple[Path, float], data: ImageData, tmp_path: Path, kind: str, content: str
+) -> None:
+    folder = Path(shutil.copytree(done[0], tmp_path / done[0].name))
+    (folder / "seed_0" / f"{kind}.json").write_text(content)
+    with pytest.raises(ConfigurationError, match="expected results as this study writes them"):
+        job().run(parts(tmp_path, dataset=data))

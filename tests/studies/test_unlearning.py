@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -218,3 +219,14 @@ def test_a_mistyped_class_is_named(request_: Any, name: str, label: Any, data: I
 def test_mistyped_numbers_are_named(make: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", ["replay_1", "exact"])
+@pytest.mark.parametrize("content", ['["a"]', "3", '{"measures": 3}'])
+def test_results_of_another_form_are_named(
+    done: tuple[Path, float], data: ImageData, tmp_path: Path, name: str, content: str
+) -> None:
+    folder = Path(shutil.copytree(done[0], tmp_path / done[0].name))
+    (folder / "seed_0" / f"{name}.json").write_text(content)
+    with pytest.raises(ConfigurationError, match="expected results as this study writes them"):
+        job(methods={**job().methods, "peeking": Peeking()}, cosine=True).run(parts(tmp_path, dataset=data))

@@ -16,7 +16,7 @@ from lightning_sgdinf.evaluation import jaccard_of_extremes, kendall_tau
 from lightning_sgdinf.plain_text import csv_cell, markdown_table
 from lightning_sgdinf.studies.agreement.cell import Repeat
 from lightning_sgdinf.studies.agreement.published import PUBLISHED
-from lightning_sgdinf.studies.cache import Json, read_json
+from lightning_sgdinf.studies.cache import Json, read_json, results_of
 
 SETTINGS, TABLE, PAGE = "cell.json", "table.csv", "table.md"
 EXTREMES = 10
@@ -114,7 +114,8 @@ def file_of(folder: Path, seed: int) -> Path:
 
 def repeats(folder: Path) -> list[Repeat]:
     """Return all repeats of a cell, by seed."""
-    return [from_json(read_json(file)) for file in sorted(folder.glob("seed_*.json"))]
+    with results_of(folder):
+        return [from_json(read_json(file)) for file in sorted(folder.glob("seed_*.json"))]
 
 
 def judge(dataset: str, model: str, repeats: Sequence[Repeat]) -> list[Line]:
@@ -151,9 +152,10 @@ def cells(folder: Path) -> Iterator[tuple[str, str, Path]]:
 
 def assemble(folder: Path) -> list[Line]:
     """Assemble the table anew from all cells of a folder, and write it as CSV and as Markdown."""
-    lines = [line for dataset, model, cell in cells(folder) for line in judge(dataset, model, repeats(cell))]
-    replace_bytes(folder / TABLE, _csv(lines).encode("utf-8", "replace"))
-    replace_bytes(folder / PAGE, markdown(lines).encode("utf-8", "replace"))
+    with results_of(folder):
+        lines = [line for dataset, model, cell in cells(folder) for line in judge(dataset, model, repeats(cell))]
+        replace_bytes(folder / TABLE, _csv(lines).encode("utf-8", "replace"))
+        replace_bytes(folder / PAGE, markdown(lines).encode("utf-8", "replace"))
     return lines
 
 

@@ -11,7 +11,7 @@ from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.report import log_merged, write_merged
 from lightning_sgdinf.report.repair import RepairPage
-from lightning_sgdinf.studies.cache import pin_settings, read_json
+from lightning_sgdinf.studies.cache import pin_settings, read_json, results_of
 from lightning_sgdinf.studies.console import print_tables
 from lightning_sgdinf.studies.definitions import pin_definitions
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts, cell_of
@@ -140,15 +140,16 @@ class RepairJob:
         )
         suspects, outcomes = cell.measure([n for n in self.also_rank if n not in treated], treated, treatments)
         seeds = read_seeds(folder, list(self.causes), [*self.treatments, FRESH])
-        page = repair_page(corrupted, {"causes": suspects, "treated": outcomes}, seeds, folder.name)
-        write_merged(page, folder)
-        replace_bytes(
-            folder / "table.md", "\n".join(markdown(table) for table in page.tables).encode("utf-8", "replace")
-        )
+        with results_of(folder):
+            page = repair_page(corrupted, {"causes": suspects, "treated": outcomes}, seeds, folder.name)
+            write_merged(page, folder)
+            text = "\n".join(markdown(table) for table in page.tables)
+            first = outcomes[treated[0]].get(treatments[0], {}) if treatments else {}
+            loss = float(first.get("measures", {}).get("test_loss", float("nan")))
+        replace_bytes(folder / "table.md", text.encode("utf-8", "replace"))
         _log(parts, page, outcomes, cell.folder, folder.name, self.ignored_groups)
         print_tables(page.tables, folder / "page.html")
-        first = outcomes[treated[0]].get(treatments[0], {}) if treatments else {}
-        return float(first.get("measures", {}).get("test_loss", float("nan")))
+        return loss
 
     def _cell(self, parts: Parts) -> str:
         corruption = parts.choices.get("corruption", type(self.corruption).__name__)

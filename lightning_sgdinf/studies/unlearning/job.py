@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from lightning_sgdinf.atomic_write import replace_bytes
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.report import write_merged
-from lightning_sgdinf.studies.cache import pin_settings, read_json
+from lightning_sgdinf.studies.cache import pin_settings, read_json, results_of
 from lightning_sgdinf.studies.console import print_tables
 from lightning_sgdinf.studies.definitions import pin_definitions
 from lightning_sgdinf.studies.job import PIPELINE_GROUPS, Parts, cell_of
@@ -107,15 +107,16 @@ class UnlearningJob:
         )
         rows = cell.measure(self.chosen)
         seeds = read_seeds(folder, (*OTHERS, *self.methods))
-        page = forgetting_page(self.forget.prepare(parts.dataset, parts.seed), rows, seeds, folder.name)
-        write_merged(page, folder)
-        replace_bytes(
-            folder / "table.md", "\n".join(markdown(table) for table in page.tables).encode("utf-8", "replace")
-        )
+        with results_of(folder):
+            page = forgetting_page(self.forget.prepare(parts.dataset, parts.seed), rows, seeds, folder.name)
+            write_merged(page, folder)
+            text = "\n".join(markdown(table) for table in page.tables)
+            first = rows[next(iter(self.chosen))].get("measures", {})
+            divergence = float(first.get("rest_divergence", first.get("divergence", float("nan"))))
+        replace_bytes(folder / "table.md", text.encode("utf-8", "replace"))
         log_seed(parts, page, rows, folder=cell.folder, cell=folder.name, ignored=self.ignored_groups)
         print_tables(page.tables, folder / "page.html")
-        first = rows[next(iter(self.chosen))].get("measures", {})
-        return float(first.get("rest_divergence", first.get("divergence", float("nan"))))
+        return divergence
 
     def _cell(self, parts: Parts) -> str:
         schedule = "cosine" if self.cosine else "constant"
