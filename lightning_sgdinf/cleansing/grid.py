@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from lightning_sgdinf.cleansing.base import CleansingContext, CleansingStrategy
-from lightning_sgdinf.cleansing.infeasible import report_infeasible
+from lightning_sgdinf.cleansing.infeasible import InfeasibleError, InfeasibleWarning, report_infeasible
 from lightning_sgdinf.errors import ConfigurationError
 from lightning_sgdinf.scores import Scores
 from lightning_sgdinf.selection import Selection
@@ -56,7 +57,8 @@ def selections(
         query: To go by.
 
     Raises:
-        ConfigurationError: A count leaves too little, and that is refused.
+        ConfigurationError: A count of ``grid`` leaves too little, and that is refused. One of `default_grid`, for which
+            nobody has asked, is not tried then, with a warning.
     """
     total = len(scores)
     counts = default_grid(total) if grid is None else tuple(grid)
@@ -64,4 +66,14 @@ def selections(
         report_infeasible(
             f"grid: expected counts below {total}, the size of the training set, got {beyond}", context.on_excess
         )
-    return {count: treatment(count).select(scores, context, query) for count in counts if count < total}
+    chosen: dict[int, Selection] = {}
+    for count in counts:
+        if count >= total:
+            continue
+        try:
+            chosen[count] = treatment(count).select(scores, context, query)
+        except InfeasibleError as error:
+            if grid is not None:
+                raise
+            warnings.warn(f"{count} examples changed: not tried, smaller counts are. {error}", InfeasibleWarning, 3)
+    return chosen

@@ -19,16 +19,22 @@ class InfeasibleWarning(UserWarning):
     """More was to be removed than can be, or a class is gone."""
 
 
+class InfeasibleError(ConfigurationError):
+    """More is to be removed than can be, or a class would be gone."""
+
+
 def report_infeasible(message: str, on_excess: OnExcess) -> None:
     """Say that too much is to be removed.
 
     Raises:
-        ConfigurationError: If that is refused, or ``on_excess`` is neither ``"refuse"`` nor ``"warn"``.
+        InfeasibleError: If that is refused.
+        ConfigurationError: ``on_excess`` is neither ``"refuse"`` nor ``"warn"``.
     """
     if on_excess not in ("refuse", "warn"):
         raise ConfigurationError(f"on_excess: expected 'refuse' or 'warn', got {on_excess!r}")
     if on_excess == "refuse":
-        raise ConfigurationError(f"{message}; take fewer, or on_excess='warn' to go on with a warning.")
+        way_out = "take fewer, or on_excess='warn' (on the command line on_excess=warn) to go on with a warning"
+        raise InfeasibleError(f"{message}; {way_out}.")
     warnings.warn(f"{message}.", InfeasibleWarning, stacklevel=3)
 
 

@@ -93,7 +93,7 @@ class Stable:
                 "the held-out loss or error of every example after training again with it."
             )
         candidates = selections(self.grid, self.treatment, scores, context, query)
-        level = 1 - (1 - self.confidence) / (len(candidates) if self.simultaneous else 1)
+        level = 1 - (1 - self.confidence) / (max(1, len(candidates)) if self.simultaneous else 1)
         if (1 - level) * self.resamples < 1:
             raise ConfigurationError(
                 f"resamples: expected {int(1 / (1 - level)) + 1} or more for a bound of confidence {level:.6g}, got "

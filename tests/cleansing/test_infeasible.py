@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from lightning_sgdinf.cleansing import (
     Negative,
     Relabel,
     Selection,
+    Stable,
     TopFraction,
     TopK,
     Validated,
@@ -124,3 +127,20 @@ def test_curves() -> None:
 def test_only_the_two_ways_are_known() -> None:
     with pytest.raises(ConfigurationError, match="expected 'refuse' or 'warn', got 'ignore'"):
         TopK(6).select(SCORES, context("ignore"))
+
+
+@pytest.mark.parametrize("strategy", [Validated, partial(Stable, simultaneous=True)])
+def test_a_count_that_nobody_asked_for_is_not_tried_where_it_leaves_too_little(strategy: Any) -> None:
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    scores = Scores(values=torch.arange(-8.0, 0.0).double()[:, None], queries=("loss",))
+    measures: dict[str, Any] = {
+        "evaluate": lambda selection: 1.0 - 0.1 * len(selection.drop),
+        "evaluate_each": lambda selection: torch.full((5,), 1.0 - 0.1 * len(selection.drop)),
+    }
+    both = CleansingContext(labels=labels, **measures)
+    assert strategy().select(scores, both).drop == (0, 1, 2)
+    few = replace(both, labels=torch.tensor([0, 0, 0, 1, 1, 1, 1, 1]))
+    with pytest.warns(InfeasibleWarning, match="3 examples changed: not tried, .* nothing is left of class 0"):
+        assert strategy().select(scores, few).drop == ()
+    with pytest.raises(ConfigurationError, match="nothing is left of class 0"):
+        strategy(grid=(2, 3)).select(scores, few)

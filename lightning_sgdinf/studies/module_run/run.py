@@ -127,7 +127,7 @@ def row_of(parts: ModuleParts, result: ModuleResult) -> dict[str, summary.Cell]:
     """Return the row in the table of a sweep."""
     return {
         "seed": parts.seed,
-        **main_groups(parts.choices),
+        **main_groups(parts.groups_read),
         "measured": result.measured,
         "before": result.before,
         "after": result.after,
@@ -278,7 +278,7 @@ def _contents(parts: ModuleParts, result: ModuleResult, dataset: Any, command: s
     return ReportData(
         title=f"Training examples that helped and harmed: {subject or type(parts.data).__name__}",
         scores=result.main,
-        asked={name: parts.choices[name] for name in sorted(parts.choices) if not name.startswith("hydra")},
+        asked={name: choice for name, choice in sorted(parts.groups_read.items()) if not name.startswith("hydra")},
         command=command,
         config=parts.config_text,
         examples=_examples(dataset),
