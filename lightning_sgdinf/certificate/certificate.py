@@ -122,10 +122,17 @@ class Certificate:
         interval = f"{trust.low:.2f} to {trust.high:.2f}"
         known = trust.headline is not None or not trust.is_whole
         correlate = f"only at {trust.correlation:.2f} (95 % interval {interval})" if known else f"at {interval} only"
+        amplified = ""
+        if (a := self.amplification) is not None and a.is_high and trust.is_whole:
+            amplified = (
+                f" The run amplifies small changes (one before step {a.step} weighs {a.factor:.1f} times one at the "
+                "end); a damped replay, SgdInfluence(curvature_scale=0.3), ranks better in such runs."
+            )
         return (
-            f"Low trust: for {len(trust.example_ids)} examples really left out of {trust.where}, predicted and true "
-            f"changes correlate {correlate}. {right} is not smooth enough for them to predict removal; smaller steps "
-            "or smoother activations help, and the largest scores should be verified by re-training (refine)."
+            f"Low trust{'' if known else ', though not known well'}: for {len(trust.example_ids)} examples really left "
+            f"out of {trust.where}, predicted and true changes correlate {correlate}. {right} is not smooth enough for "
+            "them to predict removal; smaller steps or smoother activations help, and the largest scores should be "
+            f"verified by re-training (lightning_sgdinf.refinement.refine).{amplified}"
         )
 
     def reach(self, query: str = "") -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 CERTAIN = 0.07
@@ -86,8 +87,8 @@ class Trust:
 
     @property
     def is_low(self) -> bool:
-        """Return whether a reader should be warned: correlation below 0.9."""
-        return not self.correlation >= 0.9
+        """Return whether a reader should be warned: correlation below 0.9, where there is something to correlate."""
+        return not self.correlation >= 0.9 and not _is_nothing(self.slope)
 
     @property
     def where(self) -> str:
@@ -132,6 +133,13 @@ class Trust:
         return f"Leaving out took {self.seconds:.2g} s and about {max(1, self.memory_bytes >> 20)} MiB, {ways}{dear}."
 
     def _details(self) -> str:
+        if _is_nothing(self.slope):
+            return "; nothing was predicted to change, or nothing did"
         slope = "" if self.slope is None else f"; true change per predicted {self.slope:.2g}"
         signs = "" if self.right_signs is None else f", {100 * self.right_signs:.0f} % of signs right"
         return slope + signs
+
+
+def _is_nothing(slope: float | None) -> bool:
+    """Return true for a true change per predicted that is none: nothing was predicted to change, or nothing did."""
+    return slope is not None and not math.isfinite(slope)

@@ -114,7 +114,7 @@ def _by_trust(trust: Trust) -> Sureness:
         )
     if trust.headline is None:
         return Sureness(
-            "Not known well.",
+            "Low, and not known well." if trust.high < 0.9 else "Not known well.",
             f"{really}: predicted and true effects correlate between {trust.low:.2f} and {trust.high:.2f} (95 % "
             "interval; 1 is perfect).",
         )

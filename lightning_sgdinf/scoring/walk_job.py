@@ -91,6 +91,13 @@ class Part:
         return self.team.all_sum(whole)
 
 
+NOTHING_MOVED = (
+    "All scores are zero: no example's weight changes the query. Look whether training moved the parameters (a "
+    "learning rate of 0, frozen weights), and whether the query depends on them."
+)
+"""Warning of a walk that has found nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WalkJob:
     """Scores of one run and query by an `Estimator`.
@@ -132,6 +139,8 @@ class WalkJob:
         start.append(end.columns(part.columns))
         del end  # of the size of the model
         tally = self._walk(start, epochs, part, findings)
+        if not bool(tally.scores.any()):
+            findings.unjudged.append(NOTHING_MOVED)
         if findings.reached:
             self._measure_trust(clock(run.host.device) - began, findings)
         checks, notes = rebuilding_checks(tally.drift, tally.both_ways, _precision(run))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_sgdinf import Certificate, InfluenceRunner
+from lightning_sgdinf import Certificate, InfluenceRunner, TrajectoryRecorder
 from lightning_sgdinf.adjoint.adjoint import Adjoint
 from lightning_sgdinf.adjoint.step import AdjointStep, PulledStep
 from lightning_sgdinf.errors import CertificateError, DataMismatchError, StepMismatchError
@@ -345,3 +347,36 @@ def test_a_step_without_its_clipping_is_found() -> None:
     run = record(BY_NAME["sgd-repeats-clip"])
     with pytest.raises(StepMismatchError, match="step 4, taken again"):
         certificate(run, edited(run.log, steps={4: replace(run.log.step(4), clip=None)}), level="fast")
+
+
+def test_a_run_that_moved_nothing_is_called_that(tmp_path: Path) -> None:
+    data = DataLoader(TensorDataset(torch.randn(12, 3), torch.randn(12, 1)), batch_size=4)
+    module = Still()
+    trainer = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[TrajectoryRecorder(tmp_path / "r.tlog")],
+    )  # fmt: skip
+    trainer.fit(module, data, data)
+    scores = InfluenceRunner(accelerator="cpu", progress=False, certificate="full").run(
+        module, data, data, log=tmp_path / "r.tlog"
+    )
+    assert not scores.values.any()
+    (warning,) = scores.certificate.warnings
+    assert warning.startswith("All scores are zero")
+    assert "learning rate of 0" in warning
+    assert "nan" not in " ".join([*scores.certificate.summary(), *scores.certificate.reach()])
+
+
+class Still(lightning.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return torch.nn.functional.mse_loss(self.layer(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.training_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.0)
