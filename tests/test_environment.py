@@ -90,4 +90,5 @@ def test_without_the_variable_it_costs_no_import(repository: Path) -> None:
     completed = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=repository, check=True
     )
-    assert completed.stdout.split() == ["lightning_sgdinf", "lightning_sgdinf.environment", "lightning_sgdinf.errors"]
+    own = ("environment", "errors", "plain_text")
+    assert completed.stdout.split() == ["lightning_sgdinf", *(f"lightning_sgdinf.{part}" for part in own)]
