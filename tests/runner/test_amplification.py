@@ -89,7 +89,11 @@ def test_trust_of_the_whole_run_says_more(tmp_path: Path) -> None:
     assert checked.amplification.is_high
     assert checked.trust is not None
     assert checked.trust.first_step == 0
-    assert not any("amplifies" in line for line in checked.warnings)
+    assert not any(line.startswith("This run amplifies") for line in checked.warnings)
+    if checked.trust.is_low:
+        (low,) = (line for line in checked.warnings if line.startswith("Low trust"))
+        assert "The run amplifies small changes" in low
+        assert "SgdInfluence(curvature_scale=0.3)" in low
 
 
 @pytest.mark.parametrize("estimator", [NoHessian(), SgdInfluence(curvature_scale=0.3)])

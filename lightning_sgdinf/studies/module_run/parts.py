@@ -29,6 +29,11 @@ class ModuleParts(MainParts):
 
     data: LightningDataModule
 
+    @property
+    def groups_read(self) -> dict[str, str]:
+        """Return which file of each configuration group was taken, but for groups that this job does not read."""
+        return {group: choice for group, choice in self.choices.items() if group not in IGNORED_GROUPS}
+
 
 def is_data_module(data: Any) -> bool:
     """Tell if something is a LightningDataModule."""
@@ -38,8 +43,3 @@ def is_data_module(data: Any) -> bool:
 def is_lightning_module(model: Any) -> bool:
     """Tell if something is a LightningModule."""
     return isinstance(model, LightningModule)
-
-    @property
-    def groups_read(self) -> dict[str, str]:
-        """Return which file of each configuration group was taken, but for groups that this job does not read."""
-        return {group: choice for group, choice in self.choices.items() if group not in IGNORED_GROUPS}
