@@ -139,7 +139,8 @@ class WalkJob:
         start.append(end.columns(part.columns))
         del end  # of the size of the model
         tally = self._walk(start, epochs, part, findings)
-        if not bool(tally.scores.any()):
+        joined = part.join(tally.scores)  # a process's own part may be zero where the whole is not
+        if not bool(joined.any()):
             findings.unjudged.append(NOTHING_MOVED)
         if findings.reached:
             self._measure_trust(clock(run.host.device) - began, findings)
@@ -147,7 +148,7 @@ class WalkJob:
         findings.further.extend(checks)
         findings.notes.extend(notes)
         return JobResult(
-            values=part.join(tally.scores),
+            values=joined,
             queries=self.query.names,
             better=(self.query.query.better,) * part.queries,
             per_epoch=None if tally.per_epoch is None else part.join(tally.per_epoch),
